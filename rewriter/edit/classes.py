@@ -1,0 +1,157 @@
+"""Generated subclasses: how one module object gets other behaviour and stays the same object of the same class.
+
+``torch.nn.utils.parametrize`` and FSDP2 do the same: the instance's ``__class__`` becomes a subclass of its own class,
+with the same name. ``isinstance``, attributes, parameters, hooks and ``state_dict`` keys do not notice. Unlike theirs,
+these classes can be pickled: an instance is saved as its original class and the declarative edit of that class, and the
+edit is carried out again when it is loaded. No code is ever stored.
+"""
+
+from __future__ import annotations
+
+import copyreg
+import functools
+import types
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from rewriter.edit import source
+from rewriter.edit.operations import Operation, edited_text
+from rewriter.errors import PlanError
+from rewriter.layers import layer_class
+
+
+@dataclass(frozen=True)
+class MethodEdit:
+    """Operations on the source of one method.
+
+    Attributes:
+        owner: the class that defines the method, as ``module.Class``; a base class reached through ``super()`` is fine.
+        method: the method's name.
+        digest: of the source that the operations were planned for.
+        operations: what to do to the text; none re-emits the method as it is.
+    """
+
+    owner: str
+    method: str
+    digest: str
+    operations: tuple[Operation, ...] = ()
+
+
+@dataclass(frozen=True)
+class ClassEdit:
+    """What a generated subclass does differently: behaviours put in front, and methods re-emitted."""
+
+    behaviours: tuple[str, ...] = ()
+    methods: tuple[MethodEdit, ...] = ()
+
+
+def class_name(cls: type) -> str:
+    """``module.Class``, the same for a generated subclass and its original."""
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def is_generated(cls: type) -> bool:
+    """Whether ``cls`` itself was made by :func:`derive`."""
+    return "_rewriter_edit" in cls.__dict__
+
+
+def original_class(cls: type) -> type:
+    """The class the user wrote, below all generated ones."""
+    while is_generated(cls):
+        cls = cls._rewriter_base  # type: ignore[attr-defined]
+    return cls
+
+
+@functools.lru_cache(maxsize=None)
+def derive(base: type[nn.Module], edit: ClassEdit) -> type[nn.Module]:
+    """The subclass of ``base`` that carries out ``edit``; the same class for the same arguments.
+
+    Raises:
+        SourceError: a method has no source, or another source than the edit was planned for.
+        PlanError: the edit names a class, method or behaviour that ``base`` does not have.
+    """
+    namespace: dict[str, Any] = {}
+    inserted: list[type] = []
+    for method in edit.methods:
+        owner = _find_owner(base, method)
+        function = _edited(owner, method)
+        first = next(cls for cls in base.__mro__ if method.method in cls.__dict__)
+        if first is owner:
+            namespace[method.method] = function
+        else:  # reached through super(): slip an edited subclass of the owner in behind the overriding class
+            inserted.append(_named(owner, (owner,), {method.method: function}))
+    behaviours = tuple(layer_class(name) for name in edit.behaviours)
+    namespace |= {"_rewriter_base": base, "_rewriter_edit": edit}
+    cls = _named(base, (*behaviours, base, *inserted), namespace)
+    cls.__reduce_ex__ = _reduce_as(cls, base, edit)  # type: ignore[assignment, method-assign]
+    return cls
+
+
+def method_source(module_class: type, code: types.CodeType) -> tuple[type, str, source.FunctionSource] | None:
+    """The class, method name and source of the function of ``module_class`` that runs ``code``; None if there is none.
+
+    Raises:
+        SourceError: the function exists but has no usable source.
+    """
+    for cls in module_class.__mro__:
+        for name, attribute in cls.__dict__.items():
+            for function in source.undecorated(attribute):
+                if source.contains_code(function.__code__, code):
+                    return cls, name, source.read_source(function)
+    return None
+
+
+def re_emittable_methods(cls: type[nn.Module]) -> Iterator[tuple[type, str, types.FunctionType]]:
+    """Every plain method of ``cls`` and its bases up to ``nn.Module``: (class that defines it, name, function)."""
+    for owner in cls.__mro__[: cls.__mro__.index(nn.Module)]:
+        for name, attribute in owner.__dict__.items():
+            if isinstance(attribute, types.FunctionType) and not (name.startswith("__") and name.endswith("__")):
+                yield owner, name, attribute
+
+
+def _named(like: type, bases: tuple[type, ...], namespace: dict[str, Any]) -> type[nn.Module]:
+    cls = types.new_class(like.__name__, bases, exec_body=lambda body: body.update(namespace))
+    cls.__qualname__, cls.__module__, cls.__doc__ = like.__qualname__, like.__module__, like.__doc__
+    return cls
+
+
+def _find_owner(base: type, method: MethodEdit) -> type:
+    for cls in base.__mro__:
+        if class_name(cls) == method.owner and method.method in cls.__dict__:
+            return cls
+    raise PlanError(
+        f"{class_name(base)} has no method {method.method!r} of {method.owner}; "
+        "the plan was made for another class. Make a new plan for this model."
+    )
+
+
+def _edited(owner: type, method: MethodEdit) -> types.FunctionType:
+    attribute = owner.__dict__[method.method]
+    for function in source.undecorated(attribute):
+        found = source.read_source(function)
+        if found.digest == method.digest:
+            return source.redecorate(attribute, function, source.re_emit(found, edited_text(found, method.operations)))
+    raise PlanError(
+        f"{method.owner}.{method.method} has another source than the plan was made for "
+        "(another version of the library?). Make a new plan for this model."
+    )
+
+
+def _reduce_as(cls: type[nn.Module], base: type[nn.Module], edit: ClassEdit) -> Callable[[nn.Module, Any], Any]:
+    """Pickle as (original class, edit) instead of a class that no other process has."""
+
+    def __reduce_ex__(self: nn.Module, protocol: Any) -> Any:
+        reduced = super(cls, self).__reduce_ex__(protocol)
+        if isinstance(reduced, tuple) and reduced[0] is copyreg.__newobj__ and reduced[1][0] is cls:  # type: ignore[attr-defined]
+            return (_rebuild, (base, edit, *reduced[1][1:]), *reduced[2:])
+        return reduced
+
+    return __reduce_ex__
+
+
+def _rebuild(base: type[nn.Module], edit: ClassEdit, *arguments: Any) -> nn.Module:
+    cls = derive(base, edit)
+    return cls.__new__(cls, *arguments)

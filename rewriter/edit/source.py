@@ -1,0 +1,349 @@
+"""Edit one Python method in its own source text, and prove first that the text is the code that runs.
+
+A method is re-emitted, not re-traced: the text between two expressions of the user's own method is moved, wrapped or
+removed, and the result is compiled into a new function. Everything else in the method, its branches, its loops, the
+attributes it reads, its gradient checkpointing, stays the user's code and keeps behaving as it did.
+
+Positions are those of the byte code (PEP 657): the instruction that issued an operation names the exact expression.
+"""
+
+from __future__ import annotations
+
+import __future__
+
+import ast
+import functools
+import hashlib
+import inspect
+import itertools
+import linecache
+import types
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from rewriter.errors import SourceError
+
+_FUTURE_FLAGS = functools.reduce(
+    lambda flags, name: flags | getattr(__future__, name).compiler_flag, __future__.all_feature_names, 0
+)
+
+
+@dataclass(frozen=True, order=True)
+class Span:
+    """A stretch of a function's text. Lines count from the function's first line (0); columns are UTF-8 bytes."""
+
+    line: int
+    column: int
+    end_line: int
+    end_column: int
+
+
+@dataclass(frozen=True)
+class FunctionSource:
+    """The text of one function, with the tree that belongs to it.
+
+    ``text`` keeps the original indentation; ``tree`` is parsed from ``text`` behind ``header_lines`` lines that restore
+    the class and the closure around the function.
+    """
+
+    function: types.FunctionType
+    text: str
+    header: str
+    tree: ast.FunctionDef = field(repr=False)
+
+    @property
+    def header_lines(self) -> int:
+        return self.header.count("\n")
+
+    @property
+    def first_line(self) -> int:
+        return self.function.__code__.co_firstlineno
+
+    @property
+    def digest(self) -> str:
+        """Changes when the text changes, so that a plan made for other code is noticed."""
+        return hashlib.sha256(self.text.encode()).hexdigest()[:16]
+
+    def span(self, node: ast.AST) -> Span:
+        """Where ``node`` of :attr:`tree` lies in :attr:`text`."""
+        positioned: Any = node
+        return Span(
+            positioned.lineno - 1 - self.header_lines,
+            positioned.col_offset,
+            positioned.end_lineno - 1 - self.header_lines,
+            positioned.end_col_offset,
+        )
+
+    def segment(self, span: Span) -> str:
+        """The text of ``span``."""
+        start, stop = _offsets(self.text, span)
+        return self.text.encode()[start:stop].decode()
+
+    def nodes(self) -> Iterator[ast.AST]:
+        """Every node that has a position."""
+        return (node for node in ast.walk(self.tree) if hasattr(node, "end_col_offset"))
+
+    def find(self, span: Span, kinds: tuple[type[ast.AST], ...] = (ast.expr, ast.stmt)) -> ast.AST:
+        """The node at ``span``.
+
+        A call is recognised by where it ends: for a method call that spans several lines the byte code points at the
+        attribute, not at the start of the expression.
+        """
+        calls = None
+        for node in self.nodes():
+            if not isinstance(node, kinds):
+                continue
+            found = self.span(node)
+            if found == span and not isinstance(node, ast.Expr):
+                return node
+            if isinstance(node, ast.Call) and (found.end_line, found.end_column) == (span.end_line, span.end_column):
+                calls = node
+        if calls is not None:
+            return calls
+        raise SourceError(
+            f"{describe(self.function)}: no expression at line {self.first_line + span.line}, column {span.column}. "
+            "The source does not fit the running code; restart Python if the file was edited."
+        )
+
+
+def describe(function: types.FunctionType) -> str:
+    """``module.Class.method (file:line)`` for messages."""
+    code = function.__code__
+    return f"{function.__module__}.{function.__qualname__} ({code.co_filename}:{code.co_firstlineno})"
+
+
+def code_span(code: types.CodeType, instruction: int, first_line: int) -> Span | None:
+    """Where byte-code ``instruction`` (a frame's ``f_lasti``) lies, counted from ``first_line``; None if unknown."""
+    line, end_line, column, end_column = next(itertools.islice(code.co_positions(), instruction // 2, None))
+    if line is None or end_line is None or column is None or end_column is None:
+        return None
+    return Span(line - first_line, column, end_line - first_line, end_column)
+
+
+def contains_code(outer: types.CodeType, inner: types.CodeType) -> bool:
+    """Whether ``inner`` is ``outer`` or a function, lambda or comprehension written inside it."""
+    return outer is inner or any(contains_code(c, inner) for c in outer.co_consts if isinstance(c, types.CodeType))
+
+
+@functools.lru_cache(maxsize=4096)
+def read_source(function: types.FunctionType) -> FunctionSource:
+    """The source of ``function``, checked against its byte code.
+
+    Raises:
+        SourceError: there is no source (typed at a prompt, generated by ``exec``), it is not a ``def``, or it compiles
+            to something else than what runs (the file was edited after the import).
+    """
+    code = function.__code__
+    lines = linecache.getlines(code.co_filename, function.__globals__)
+    if not 0 < code.co_firstlineno <= len(lines):
+        raise SourceError(
+            f"{describe(function)}: its source is not available, so it cannot be edited. "
+            "Put the class into a file (not a prompt or exec) and import it."
+        )
+    text = "".join(inspect.getblock(lines[code.co_firstlineno - 1 :]))
+    for imports in (_left_aligned_imports, _module_imports):
+        header = imports(tuple(lines)) + _enclosing_scopes(function, text)
+        try:
+            source = FunctionSource(function, text, header, _definition(ast.parse(header + text), code.co_name))
+        except SyntaxError as error:
+            raise SourceError(f"{describe(function)}: its source cannot be parsed ({error.msg}).") from error
+        if _same_code(_compile(source, text, code.co_filename), code):
+            return source
+    raise SourceError(
+        f"{describe(function)}: the source file does not compile to the code that is running. "
+        "It was edited after the import, or a tool rewrote the function; restart Python and try again."
+    )
+
+
+def re_emit(source: FunctionSource, text: str) -> types.FunctionType:
+    """A new function with ``text`` for a body; globals, defaults and closure are those of ``source``."""
+    original = source.function
+    filename = f"<rewriter {original.__module__}.{original.__qualname__} {hashlib.sha256(text.encode()).hexdigest()[:8]}>"
+    code = _compile(source, text, filename)
+    linecache.cache[filename] = (len(text), None, text.splitlines(keepends=True), filename)
+    cells = dict(zip(original.__code__.co_freevars, original.__closure__ or (), strict=True))
+    function = types.FunctionType(
+        code,
+        original.__globals__,
+        original.__name__,
+        original.__defaults__,
+        tuple(cells[name] for name in code.co_freevars),
+    )
+    functools.update_wrapper(function, original)
+    del function.__wrapped__
+    function.__kwdefaults__ = original.__kwdefaults__
+    return function
+
+
+@dataclass(frozen=True)
+class Splice:
+    """Replace the bytes ``start:stop`` of a function's text by ``text``; ``start == stop`` inserts.
+
+    Among insertions at one place, a lower ``order`` comes first.
+    """
+
+    start: int
+    stop: int
+    text: str = ""
+    order: int = 0
+
+
+def splice(text: str, splices: Sequence[Splice]) -> str:
+    """Apply all ``splices`` to ``text`` at once; they must not overlap."""
+    data, pieces, position = text.encode(), [], 0
+    for item in sorted(splices, key=lambda s: (s.start, s.stop != s.start, s.order, s.stop)):
+        if item.start < position:
+            raise SourceError(f"two edits overlap at {data[item.start : item.stop].decode()!r}")
+        pieces += [data[position : item.start], item.text.encode()]
+        position = item.stop
+    return b"".join([*pieces, data[position:]]).decode()
+
+
+def undecorated(function: Any) -> Iterator[types.FunctionType]:
+    """``function`` and the functions that its decorators hold in their closures, outermost first."""
+    pending, seen = [function], set()
+    while pending:
+        candidate = pending.pop(0)
+        if isinstance(candidate, types.FunctionType) and id(candidate) not in seen:
+            seen.add(id(candidate))
+            yield candidate
+            pending += [getattr(candidate, "__wrapped__", None), *_cell_contents(candidate)]
+
+
+def redecorate(function: types.FunctionType, old: types.FunctionType, new: types.FunctionType) -> types.FunctionType:
+    """``function`` with ``old`` replaced by ``new``, wherever its decorators hold it."""
+    if function is old:
+        return new
+    cells = []
+    for cell, content in zip(function.__closure__ or (), _cell_contents(function), strict=True):
+        holds = isinstance(content, types.FunctionType) and old in undecorated(content)
+        cells.append(types.CellType(redecorate(content, old, new)) if holds else cell)
+    copy = types.FunctionType(
+        function.__code__, function.__globals__, function.__name__, function.__defaults__, tuple(cells)
+    )
+    functools.update_wrapper(copy, function)
+    copy.__kwdefaults__ = function.__kwdefaults__
+    if hasattr(function, "__wrapped__"):
+        copy.__wrapped__ = redecorate(function.__wrapped__, old, new)
+    else:
+        del copy.__wrapped__
+    return copy
+
+
+def _cell_contents(function: types.FunctionType) -> list[Any]:
+    contents = []
+    for cell in function.__closure__ or ():
+        try:
+            contents.append(cell.cell_contents)
+        except ValueError:  # a cell that was never filled
+            contents.append(None)
+    return contents
+
+
+def _offsets(text: str, span: Span) -> tuple[int, int]:
+    starts = list(itertools.accumulate((len(line.encode()) for line in text.splitlines(keepends=True)), initial=0))
+    return starts[span.line] + span.column, starts[span.end_line] + span.end_column
+
+
+def offsets(source: FunctionSource, node: ast.AST) -> tuple[int, int]:
+    """Byte offsets of ``node`` in ``source.text``."""
+    return _offsets(source.text, source.span(node))
+
+
+@functools.lru_cache(maxsize=256)
+def _left_aligned_imports(lines: tuple[str, ...]) -> str:
+    """The import statements of a file that begin a line; the compiler calls functions of imported names differently."""
+    statements, pending = [], ""
+    for line in lines:
+        if not pending and not line.startswith(("import ", "from ")):
+            continue
+        pending += line
+        try:
+            tree = ast.parse(pending)
+        except SyntaxError:
+            continue
+        statements += tree.body
+        pending = ""
+    return _import_text(statements)
+
+
+@functools.lru_cache(maxsize=256)
+def _module_imports(lines: tuple[str, ...]) -> str:
+    """All import statements of a file's module scope, those inside ``try`` and ``if`` too."""
+    pending: list[ast.AST] = [ast.parse("".join(lines))]
+    statements: list[ast.stmt] = []
+    while pending:
+        node = pending.pop()
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            statements.append(node)
+        elif not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.expr)):
+            pending += ast.iter_child_nodes(node)
+    return _import_text(statements)
+
+
+def _import_text(statements: Sequence[ast.stmt]) -> str:
+    future = [s for s in statements if isinstance(s, ast.ImportFrom) and s.module == "__future__"]
+    return "".join(f"{ast.unparse(s)}\n" for s in statements if s not in future)
+
+
+def _enclosing_scopes(function: types.FunctionType, text: str) -> str:
+    """Lines that restore what the function's text needs around it: its closure, and the class that mangles names."""
+    if not text[:1].isspace():
+        return ""
+    scope = function.__qualname__.split(".")[-2:-1]
+    in_class = bool(scope) and scope[0].isidentifier()
+    free = [name for name in function.__code__.co_freevars if not (in_class and name == "__class__")]
+    header = f"def _closure({', '.join(free)}):\n"
+    return f"{header} class {scope[0]}:\n" if in_class else header
+
+
+def _definition(tree: ast.Module, name: str) -> ast.FunctionDef:
+    body: list[ast.stmt] = tree.body
+    while body and isinstance(body[-1], (ast.FunctionDef, ast.ClassDef)):
+        found = body[-1]
+        if isinstance(found, ast.FunctionDef) and found.name == name and not found.name.startswith("_closure"):
+            return found
+        body = found.body
+    raise SourceError(f"expected one plain `def {name}`; a lambda, generator or async function cannot be edited")
+
+
+def _compile(source: FunctionSource, text: str, filename: str) -> types.CodeType:
+    name = source.function.__code__.co_name
+    tree = ast.parse(source.header + text)
+    definition = _definition(tree, name)
+    definition.decorator_list = []
+    ast.increment_lineno(tree, -source.header_lines)
+    for node in ast.walk(tree):  # the header lines of the wrapper must not have numbers below one
+        if hasattr(node, "lineno"):
+            node.lineno, node.end_lineno = max(node.lineno, 1), max(node.end_lineno or 1, 1)
+    flags = source.function.__code__.co_flags & _FUTURE_FLAGS
+    module = compile(tree, filename, "exec", flags=flags, dont_inherit=True)
+    pending = [module]
+    while pending:
+        code = pending.pop()
+        if code.co_name == name and code is not module:
+            return code
+        pending += [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
+    raise SourceError(f"{describe(source.function)}: compiled to nothing")
+
+
+def _same_code(a: types.CodeType, b: types.CodeType) -> bool:
+    if any(name.startswith("@py") for name in (*b.co_names, *b.co_varnames)):
+        return True  # pytest rewrote the assertions of this function; there is nothing comparable left
+    if (a.co_code, a.co_names, a.co_varnames, a.co_freevars, a.co_cellvars, len(a.co_consts)) != (
+        b.co_code,
+        b.co_names,
+        b.co_varnames,
+        b.co_freevars,
+        b.co_cellvars,
+        len(b.co_consts),
+    ):
+        return False
+    for x, y in zip(a.co_consts, b.co_consts, strict=True):
+        if isinstance(x, types.CodeType) and isinstance(y, types.CodeType):
+            if not _same_code(x, y):
+                return False
+        elif type(x) is not type(y) or (x != y and repr(x) != repr(y)):
+            return False
+    return True

@@ -1,0 +1,47 @@
+"""Every error that this package raises on purpose.
+
+All of them derive from :class:`RewriterError`, so one ``except`` catches them. A message says where (module path,
+source line), what was expected, what was found, and what to do about it.
+"""
+
+from __future__ import annotations
+
+
+class RewriterError(Exception):
+    """Base class of every error raised on purpose by this package."""
+
+
+class ModelError(RewriterError, TypeError):
+    """The object given is not a model that can be rewritten (not a module, wrapped, compiled, scripted, lazy)."""
+
+
+class InputError(RewriterError, ValueError):
+    """No usable example input: none was found, or the one given does not fit the model."""
+
+
+class TraceError(RewriterError, RuntimeError):
+    """The model could not be run and recorded."""
+
+
+class SelectorError(RewriterError, ValueError):
+    """An ``only``/``skip`` selector, a pass name or a pass option matched nothing."""
+
+
+class SourceError(RewriterError, RuntimeError):
+    """A method's source is missing, or is not the code that is running, so it cannot be edited."""
+
+
+class PlanError(RewriterError, ValueError):
+    """A plan file is damaged, of another format, or made for another model."""
+
+
+class ContractError(RewriterError, AssertionError):
+    """A pass changed something that it declares to preserve; the model has been restored."""
+
+
+class UndoError(RewriterError, RuntimeError):
+    """There is nothing to undo, or undoing is no longer possible."""
+
+
+class StorageError(RewriterError, OSError):
+    """A saved directory is incomplete, damaged or does not fit the model."""
