@@ -19,7 +19,7 @@ from torch import nn
 
 from rewriter.edit import source
 from rewriter.edit.operations import Operation, edited_text
-from rewriter.errors import PlanError
+from rewriter.errors import PlanError, SourceError
 from rewriter.layers import layer_class
 
 
@@ -104,6 +104,15 @@ def method_source(module_class: type, code: types.CodeType) -> tuple[type, str, 
     return None
 
 
+def readable_sources(attribute: Any) -> Iterator[source.FunctionSource]:
+    """The sources of a method and of the functions that its decorators hold, as far as they can be read."""
+    for function in source.undecorated(attribute):
+        try:
+            yield source.read_source(function)
+        except SourceError:
+            continue
+
+
 def re_emittable_methods(cls: type[nn.Module]) -> Iterator[tuple[type, str, types.FunctionType]]:
     """Every plain method of ``cls`` and its bases up to ``nn.Module``: (class that defines it, name, function)."""
     for owner in cls.__mro__[: cls.__mro__.index(nn.Module)]:
@@ -130,10 +139,10 @@ def _find_owner(base: type, method: MethodEdit) -> type:
 
 def _edited(owner: type, method: MethodEdit) -> types.FunctionType:
     attribute = owner.__dict__[method.method]
-    for function in source.undecorated(attribute):
-        found = source.read_source(function)
+    for found in readable_sources(attribute):
         if found.digest == method.digest:
-            return source.redecorate(attribute, function, source.re_emit(found, edited_text(found, method.operations)))
+            new = source.re_emit(found, edited_text(found, method.operations))
+            return source.redecorate(attribute, found.function, new)
     raise PlanError(
         f"{method.owner}.{method.method} has another source than the plan was made for "
         "(another version of the library?). Make a new plan for this model."

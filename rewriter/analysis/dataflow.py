@@ -1,0 +1,122 @@
+"""The dataflow of a recording: which tensor reaches which operation, and through what every path must pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
+
+import networkx as nx
+from torch import fx
+
+from rewriter.tracing.kinds import Kind
+
+WEIGHT_KINDS = frozenset({Kind.CONV, Kind.LINEAR, Kind.ATTENTION})
+"""Operations that multiply by a weight."""
+
+
+class Dataflow:
+    """A directed acyclic graph over the nodes of one recording.
+
+    Constants (weights, buffers) are left out: an edge means that data of the input can flow along it.
+    """
+
+    def __init__(self, graph: fx.Graph) -> None:
+        self.inputs = [node for node in graph.nodes if node.op == "placeholder"]
+        self.output = next(node for node in reversed(graph.nodes) if node.op == "output")
+        self.graph = nx.DiGraph()
+        self._order = {node: index for index, node in enumerate(graph.nodes)}
+        reached = set(self.inputs)
+        self.graph.add_nodes_from(self.inputs)
+        for node in graph.nodes:
+            if node.meta["kind"] is Kind.FACTORY:  # new_empty, zeros_like: they read a shape, no data
+                continue
+            for source in (*node.all_input_nodes, *node.meta.get("after", ())):
+                if source in reached:
+                    self.graph.add_edge(source, node)
+                    reached.add(node)
+
+    def __contains__(self, node: fx.Node) -> bool:
+        return node in self.graph
+
+    def sources(self, node: fx.Node) -> list[fx.Node]:
+        """Data inputs of ``node``, in the order of its arguments; constants are not among them."""
+        return [source for source in node.all_input_nodes if source in self.graph]
+
+    def users(self, node: fx.Node) -> list[fx.Node]:
+        """Operations that read ``node``, in the order they ran."""
+        return sorted(self.graph.successors(node), key=self._order.__getitem__)
+
+    def nodes(self, *kinds: Kind) -> Iterator[fx.Node]:
+        """Nodes that depend on the input, of the given kinds, in the order they ran."""
+        return (n for n in sorted(self.graph, key=self._order.__getitem__) if not kinds or n.meta["kind"] in kinds)
+
+    @cached_property
+    def _dominators(self) -> dict[fx.Node, fx.Node]:
+        root = self.inputs[0]
+        graph = self.graph
+        if len(self.inputs) > 1:
+            graph = self.graph.copy()
+            root = _Root()
+            graph.add_edges_from((root, node) for node in self.inputs)
+        return dict(nx.immediate_dominators(graph, root))
+
+    def fork(self, node: fx.Node) -> fx.Node | None:
+        """The last node that every path from the input to ``node`` passes through; None if only the input itself."""
+        found = self._dominators.get(node)
+        return found if isinstance(found, fx.Node) and found is not node else None
+
+    def dominates(self, node: fx.Node, later: fx.Node) -> bool:
+        """Whether every path from the input to ``later`` passes through ``node``."""
+        current: fx.Node | None = later
+        while current is not None:
+            if current is node:
+                return True
+            current = self.fork(current)
+        return False
+
+    def region(self, start: fx.Node, end: fx.Node) -> set[fx.Node]:
+        """Nodes on some path from ``start`` to ``end``: ``end`` included, ``start`` not."""
+        found: set[fx.Node] = set()
+        pending = [end]
+        while pending:
+            node = pending.pop()
+            if node is not start and node not in found and self._order[node] > self._order[start]:
+                found.add(node)
+                pending += self.graph.predecessors(node)
+        return {node for node in found if self._reaches(start, node, found)}
+
+    def is_ancestor(self, node: fx.Node, later: fx.Node) -> bool:
+        """Whether ``later`` depends on ``node``."""
+        return node is later or later in self.reachable(node)
+
+    def reachable(self, node: fx.Node, stop: Callable[[fx.Node], bool] = lambda _: False) -> set[fx.Node]:
+        """Everything that depends on ``node``; operations for which ``stop`` holds are included but not passed."""
+        found: set[fx.Node] = set()
+        pending = list(self.graph.successors(node))
+        while pending:
+            current = pending.pop()
+            if current not in found:
+                found.add(current)
+                if not stop(current):
+                    pending += self.graph.successors(current)
+        return found
+
+    def in_order(self, nodes: Iterable[fx.Node]) -> list[fx.Node]:
+        """``nodes`` in the order they ran."""
+        return sorted(nodes, key=self._order.__getitem__)
+
+    def _reaches(self, start: fx.Node, node: fx.Node, within: set[fx.Node]) -> bool:
+        pending, seen = [node], set()
+        while pending:
+            current = pending.pop()
+            for source in self.graph.predecessors(current):
+                if source is start:
+                    return True
+                if source in within and source not in seen:
+                    seen.add(source)
+                    pending.append(source)
+        return False
+
+
+class _Root:
+    """Stands before several inputs, so that there is one place where every path begins."""

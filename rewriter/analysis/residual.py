@@ -1,0 +1,185 @@
+"""Residual blocks and dense layers: joins whose operands share a fork.
+
+A *residual block* is a sum of two tensors that come from one fork. The operand that reaches the fork without a weight
+(or through pooling, one 1x1 weight and a norm only) is the shortcut; the other is the branch. A *dense layer* joins by
+concatenation: it appends to its input what it computed from it (DenseNet).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from torch import fx, nn
+
+from rewriter.analysis.dataflow import WEIGHT_KINDS, Dataflow
+from rewriter.tracing.kinds import Kind
+
+PASS_THROUGH = frozenset({Kind.VIEW, Kind.IDENTITY, Kind.SELECT})
+"""Operations that hand values on as they are."""
+
+
+@dataclass(frozen=True)
+class WalkBack:
+    """The way back from the end of a branch to its last weight.
+
+    Attributes:
+        weight: the last operation with a weight; None if paths merge before one is found.
+        passed: what lies after it, from the join backwards.
+        stopped_at: where the walk ended.
+    """
+
+    weight: fx.Node | None
+    passed: tuple[fx.Node, ...]
+    stopped_at: fx.Node
+
+
+@dataclass(eq=False)
+class Branch:
+    """The branch of a residual block or dense layer.
+
+    Attributes:
+        form: ``"residual"`` (joined by a sum) or ``"dense"`` (joined by a concatenation).
+        fork: where branch and shortcut begin; ``join`` where they meet.
+        operand: the last operation of the branch.
+        shortcut: the last operation of the shortcut.
+    """
+
+    flow: Dataflow
+    form: str
+    fork: fx.Node
+    join: fx.Node
+    operand: fx.Node
+    shortcut: fx.Node
+
+    @cached_property
+    def nodes(self) -> set[fx.Node]:
+        """Operations on the branch."""
+        return self.flow.region(self.fork, self.operand)
+
+    @cached_property
+    def end(self) -> WalkBack:
+        """The last weight and what follows it."""
+        return walk_back(self.flow, self.operand, self.fork)
+
+    @property
+    def norm_after_last_weight(self) -> fx.Node | None:
+        return next((node for node in self.end.passed if node.meta["kind"] is Kind.NORM), None)
+
+    @property
+    def norms_before_last_weight(self) -> list[fx.Node]:
+        after = set(self.end.passed)
+        return self.flow.in_order(n for n in self.nodes if n.meta["kind"] is Kind.NORM and n not in after)
+
+
+def find_branches(flow: Dataflow, model: nn.Module) -> list[Branch]:
+    """Every residual branch and dense layer, in the order their joins ran."""
+    branches: list[Branch] = []
+    streams: dict[fx.Node, fx.Node] = {}
+    for join in flow.nodes(Kind.ADD, Kind.CONCAT):
+        branch = (
+            _residual(flow, model, join, streams) if join.meta["kind"] is Kind.ADD else _dense_layer(flow, join)
+        )
+        if branch is not None:
+            branches.append(branch)
+            streams[join] = branch.fork
+    return branches
+
+
+def walk_back(flow: Dataflow, node: fx.Node, fork: fx.Node) -> WalkBack:
+    """From ``node`` back to the last weight, through everything that follows one input.
+
+    Gates are seen through: of ``x * gate(x)`` the walk follows ``x``. Stochastic depth and layer scale multiply by
+    something that holds no data, so they have one input.
+    """
+    passed: list[fx.Node] = []
+    while node is not fork:
+        if has_weight(node, flow):
+            return WalkBack(node, tuple(passed), node)
+        following = _followed(flow, node)
+        if following is None:
+            break
+        passed.append(node)
+        node = following
+    return WalkBack(None, tuple(passed), node)
+
+
+def has_weight(node: fx.Node, flow: Dataflow) -> bool:
+    """Whether ``node`` multiplies data by a weight (a convolution, a linear layer, a matmul with a parameter)."""
+    kind = node.meta["kind"]
+    if kind is Kind.MATMUL:
+        return len(flow.sources(node)) == 1 and any(n.op == "get_attr" for n in node.all_input_nodes)
+    return kind in WEIGHT_KINDS
+
+
+def _followed(flow: Dataflow, node: fx.Node) -> fx.Node | None:
+    sources = flow.sources(node)
+    if len(sources) == 1:
+        return sources[0]
+    if node.meta["kind"] is Kind.MULTIPLY and len(sources) == 2:
+        first, second = sources
+        if flow.is_ancestor(first, second):
+            return first
+        if flow.is_ancestor(second, first):
+            return second
+    return None
+
+
+def _residual(flow: Dataflow, model: nn.Module, join: fx.Node, streams: dict[fx.Node, fx.Node]) -> Branch | None:
+    fork, sources = flow.fork(join), flow.sources(join)
+    if fork is None or len(sources) != 2:
+        return None
+    reach = [_reach(flow, model, fork, source, streams) for source in sources]
+    if reach[0] == reach[1] or "branch" not in reach:
+        return None
+    branch, shortcut = sources if reach[0] == "branch" else reversed(sources)
+    return Branch(flow, "residual", fork, join, branch, shortcut)
+
+
+def _reach(flow: Dataflow, model: nn.Module, fork: fx.Node, operand: fx.Node, streams: dict[fx.Node, fx.Node]) -> str:
+    """How ``operand`` comes from ``fork``: as the ``"shortcut"``, by a ``"projection"`` or as a ``"branch"``."""
+    source: fx.Node | None = operand
+    while source is not None and source is not fork:  # a sum over the same fork carries the shortcut: x + f(x) + g(x)
+        if streams.get(source) is fork:
+            return "shortcut"
+        source = flow.sources(source)[0] if source.meta["kind"] in PASS_THROUGH else None
+    nodes = flow.region(fork, operand) if operand is not fork else set()
+    weights = [node for node in nodes if has_weight(node, flow)]
+    if not weights:
+        return "shortcut"
+    simple = not any(n.meta["kind"] in (Kind.ACTIVATION, Kind.SOFTMAX, Kind.MATMUL) for n in nodes)
+    return "projection" if simple and len(weights) == 1 and _is_pointwise(weights[0], model) else "branch"
+
+
+def _is_pointwise(node: fx.Node, model: nn.Module) -> bool:
+    if node.op == "call_module":
+        kernel = getattr(model.get_submodule(str(node.target)), "kernel_size", (1,))
+        return all(size == 1 for size in (kernel if isinstance(kernel, tuple) else (kernel,)))
+    constants = [n for n in node.all_input_nodes if n.op == "get_attr"]
+    return bool(constants) and all(size == 1 for size in (constants[0].meta["shape"] or ())[2:])
+
+
+def _dense_layer(flow: Dataflow, join: fx.Node) -> Branch | None:
+    """A concatenation whose last new part was computed from all the other parts."""
+    sources = flow.sources(join)
+    for operand in reversed(sources):
+        others = [source for source in sources if source is not operand]
+        if not others or not all(flow.is_ancestor(other, operand) for other in others):
+            continue
+        fork = _fork_of_dense_layer(flow, operand, others)
+        if fork is None:
+            return None
+        branch = Branch(flow, "dense", fork, join, operand, others[0])
+        return branch if branch.end.weight is not None else None
+    return None
+
+
+def _fork_of_dense_layer(flow: Dataflow, operand: fx.Node, others: list[fx.Node]) -> fx.Node | None:
+    if len(others) == 1:
+        return others[0] if flow.dominates(others[0], operand) else None
+    fork: fx.Node | None = operand
+    while fork is not None:
+        if fork.meta["kind"] is Kind.CONCAT:
+            return fork if set(others) <= set(flow.sources(fork)) else None
+        fork = flow.fork(fork)
+    return None

@@ -1,0 +1,221 @@
+"""The edits a plan is made of, and how they are carried out and taken back: all of them, or none.
+
+Every edit is plain data and reversible. Module objects are never replaced: a module keeps its identity, and with it its
+parameters, hooks and place; what changes is an attribute, a child, or the class of that one object.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, ClassVar
+
+from torch import nn
+
+from rewriter.edit.classes import ClassEdit, MethodEdit, derive, is_generated
+from rewriter.edit.operations import Move, Operation, Remove, Wrap
+from rewriter.edit.source import Span
+from rewriter.errors import PlanError
+from rewriter.layers import layer_class
+
+
+@dataclass(frozen=True)
+class Edit:
+    """Base of the edits; ``path`` is the module it is made on ("" is the model itself)."""
+
+    kind: ClassVar[str]
+    path: str
+
+
+@dataclass(frozen=True)
+class SetAttribute(Edit):
+    """Set a hyper-parameter: ``module.name = value``."""
+
+    kind: ClassVar[str] = "set"
+    name: str
+    value: Any
+
+
+@dataclass(frozen=True)
+class AddModule(Edit):
+    """Add a child module: a registered layer, made with ``options`` and with the modules at ``references``."""
+
+    kind: ClassVar[str] = "add"
+    name: str
+    layer: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    references: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class AddBehaviour(Edit):
+    """Put a registered behaviour in front of the module's own class."""
+
+    kind: ClassVar[str] = "behave"
+    behaviour: str
+
+
+@dataclass(frozen=True)
+class EditMethod(Edit):
+    """Carry out one operation on the source of one method of the module."""
+
+    kind: ClassVar[str] = "edit"
+    owner: str
+    method: str
+    digest: str
+    operation: Operation
+
+
+_EDITS: dict[str, type[Edit]] = {cls.kind: cls for cls in (SetAttribute, AddModule, AddBehaviour, EditMethod)}
+_OPERATIONS: dict[str, type[Operation]] = {cls.kind: cls for cls in (Move, Remove, Wrap)}
+
+
+def class_edits(edits: Sequence[Edit]) -> dict[str, ClassEdit]:
+    """All changes of classes, one for each module: generated code is compiled once, not once an edit."""
+    behaviours: dict[str, dict[str, None]] = {}
+    methods: dict[str, dict[tuple[str, str, str], list[Operation]]] = {}
+    for edit in edits:
+        if isinstance(edit, AddBehaviour):
+            behaviours.setdefault(edit.path, {})[edit.behaviour] = None
+        elif isinstance(edit, EditMethod):
+            key = (edit.owner, edit.method, edit.digest)
+            operations = methods.setdefault(edit.path, {}).setdefault(key, [])
+            if edit.operation not in operations:
+                operations.append(edit.operation)
+    return {
+        path: ClassEdit(
+            tuple(behaviours.get(path, ())),
+            tuple(MethodEdit(*key, tuple(operations)) for key, operations in methods.get(path, {}).items()),
+        )
+        for path in {**behaviours, **methods}
+    }
+
+
+@dataclass(frozen=True)
+class Applied:
+    """What was done to a model, enough to take it back. Plain data: it is copied and pickled with the model."""
+
+    edits: tuple[Edit, ...]
+    previous: tuple[tuple[str, str, Any], ...]
+    edited_classes: tuple[str, ...]
+
+
+def apply_edits(model: nn.Module, edits: Sequence[Edit]) -> Applied:
+    """Carry out ``edits`` on ``model`` itself; if one fails, all are taken back before the error is raised.
+
+    Raises:
+        PlanError: an edit does not fit the model.
+        SourceError: a method cannot be edited.
+    """
+    undo: list[Callable[[], None]] = []
+    previous: list[tuple[str, str, Any]] = []
+    try:
+        for edit in edits:
+            module = find_module(model, edit.path)
+            if isinstance(edit, AddModule):
+                _add(model, module, edit)
+                undo.append(lambda module=module, name=edit.name: delattr(module, name))  # type: ignore[misc]
+            elif isinstance(edit, SetAttribute):
+                old = getattr(module, edit.name)
+                previous.append((edit.path, edit.name, old))
+                setattr(module, edit.name, edit.value)
+                undo.append(lambda module=module, name=edit.name, old=old: setattr(module, name, old))  # type: ignore[misc]
+        by_path = class_edits(edits)
+        for path, edit_of_class in by_path.items():
+            module = find_module(model, path)
+            old_class = type(module)
+            module.__class__ = derive(old_class, edit_of_class)
+            undo.append(lambda module=module, old=old_class: setattr(module, "__class__", old))  # type: ignore[misc]
+    except BaseException:
+        for step in reversed(undo):
+            step()
+        raise
+    return Applied(tuple(edits), tuple(previous), tuple(by_path))
+
+
+def take_back(model: nn.Module, applied: Applied) -> None:
+    """Undo ``applied``; what the user has replaced since (a new classifier, say) is left as it is."""
+    for path in applied.edited_classes:
+        module = _module_or_none(model, path)
+        if module is not None and is_generated(type(module)):
+            module.__class__ = type(module)._rewriter_base  # type: ignore[attr-defined]
+    for path, name, value in reversed(applied.previous):
+        module = _module_or_none(model, path)
+        if module is not None:
+            setattr(module, name, value)
+    for edit in applied.edits:
+        module = _module_or_none(model, edit.path)
+        if isinstance(edit, AddModule) and module is not None and edit.name in module._modules:
+            delattr(module, edit.name)
+
+
+def find_module(model: nn.Module, path: str) -> nn.Module:
+    """The module at ``path``.
+
+    Raises:
+        PlanError: there is none.
+    """
+    found = _module_or_none(model, path)
+    if found is None:
+        raise PlanError(f"the plan names module {path!r}, which {type(model).__name__} does not have")
+    return found
+
+
+def edit_to_data(edit: Edit) -> dict[str, Any]:
+    """JSON-ready form of an edit."""
+    data = {"kind": edit.kind, **asdict(edit)}
+    if isinstance(edit, EditMethod):
+        operation = {"kind": edit.operation.kind, **asdict(edit.operation)}
+        for name in ("call", "target"):
+            if name in operation:
+                operation[name] = list(operation[name].values())
+        data["operation"] = operation
+    return data
+
+
+def edit_from_data(data: Any) -> Edit:
+    """The edit that :func:`edit_to_data` described.
+
+    Raises:
+        PlanError: the data is not such a description.
+    """
+    values = dict(data) if isinstance(data, dict) else {}
+    cls = _EDITS.get(values.pop("kind", ""))
+    if cls is EditMethod:
+        values["operation"] = _operation_from_data(values.get("operation"))
+    if cls is None or set(values) != {f.name for f in fields(cls)}:
+        raise PlanError(f"not an edit: {data!r}")
+    texts = [values[name] for name in ("path", "name", "layer", "behaviour", "owner", "method") if name in values]
+    if not all(isinstance(text, str) for text in texts):
+        raise PlanError(f"not an edit: {data!r}")
+    return cls(**values)
+
+
+def _operation_from_data(data: Any) -> Operation:
+    values = dict(data) if isinstance(data, dict) else {}
+    cls = _OPERATIONS.get(values.pop("kind", ""))
+    if cls is None or set(values) != {f.name for f in fields(cls)}:
+        raise PlanError(f"not an operation: {data!r}")
+    for name in ("call", "target"):
+        if name in values:
+            span = values[name]
+            if not isinstance(span, list) or len(span) != 4 or not all(isinstance(v, int) for v in span):
+                raise PlanError(f"not a place in a function: {span!r}")
+            values[name] = Span(*span)
+    return cls(**values)
+
+
+def _add(model: nn.Module, module: nn.Module, edit: AddModule) -> None:
+    if hasattr(module, edit.name):
+        raise PlanError(f"module {edit.path!r} already has an attribute {edit.name!r}")
+    references = {name: find_module(model, path) for name, path in edit.references.items()}
+    child = layer_class(edit.layer)(**edit.options, **references)
+    child.train(module.training)
+    module.add_module(edit.name, child)
+
+
+def _module_or_none(model: nn.Module, path: str) -> nn.Module | None:
+    module: nn.Module | None = model
+    for name in path.split(".") if path else ():
+        module = module._modules.get(name) if module is not None else None
+    return module

@@ -1,0 +1,240 @@
+"""From a place in the graph to the edit of the model that changes it, by the least invasive means that is right.
+
+Passes say *move this call before that operation*, *remove this call*, *put a layer before that operation*; here it is
+decided whether that is a change of one module's class or of the source of the method that owns the dataflow.
+"""
+
+from __future__ import annotations
+
+import ast
+import types
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from rewriter.analysis.residual import PASS_THROUGH
+from rewriter.edit.classes import class_name, method_source
+from rewriter.edit.edits import AddBehaviour, AddModule, Edit, EditMethod
+from rewriter.edit.operations import RECEIVER, Move, Remove, Wrap, operands, why_not_movable
+from rewriter.edit.source import FunctionSource, Span, code_span
+from rewriter.errors import SourceError
+from rewriter.reasons import Reason, Refused
+from rewriter.tracing.frames import Frame
+from rewriter.tracing.recorder import ModuleCall
+from rewriter.tracing.trace import Recording
+
+
+@dataclass(frozen=True)
+class Position:
+    """One expression on the way from the model down to an operation.
+
+    Attributes:
+        frame: the frame that evaluates the expression, in ``call``.
+        direct: whether the expression issues the operation itself, not a function or module that contains it.
+        arguments: what the expression passes on, as nodes, where it is not direct.
+    """
+
+    frame: Frame
+    call: ModuleCall
+    direct: bool
+    arguments: tuple[fx.Node | None, ...]
+
+
+@dataclass(frozen=True)
+class Expression:
+    """An expression in the source of a method."""
+
+    path: str
+    owner: type
+    method: str
+    source: FunctionSource
+    span: Span
+    node: ast.AST
+
+    def edit(self, operation: Any) -> EditMethod:
+        return EditMethod(self.path, class_name(self.owner), self.method, self.source.digest, operation)
+
+
+class Placement:
+    """Turns operations of one recording into edits of the model."""
+
+    def __init__(self, model: nn.Module, recording: Recording) -> None:
+        self._model = model
+        self._recording = recording
+        self._flow = recording.dataflow
+
+    def move_before(self, call: fx.Node, consumer: fx.Node, operand: fx.Node) -> list[Edit]:
+        """Move the call ``call`` so that it is applied to ``operand`` where ``consumer`` reads it.
+
+        Raises:
+            Refused: the two are not in the same function, or the call cannot be moved within it.
+        """
+        where = next((p for p in positions(call) if p.direct), None)
+        for target in positions(consumer):
+            if where is None or target.frame.invocation != where.frame.invocation:
+                continue
+            self._refuse_repeated(where, call)
+            self._refuse_repeated(target, consumer)
+            moved, expression = self._expression(where), self._expression(target)
+            number = self._operand_number(target, expression, consumer, operand)
+            why_not = why_not_movable(moved.source, moved.span, 0, expression.span)
+            if why_not is not None:
+                raise Refused(Reason.NOT_MOVABLE, f"`{moved.source.segment(moved.span)}` cannot be moved: {why_not}")
+            return [moved.edit(Move(moved.span, 0, expression.span, number))]
+        raise Refused(
+            Reason.DIFFERENT_METHODS, f"{call.meta['owner']} and {consumer.meta['owner']} are not in one method"
+        )
+
+    def remove(self, call: fx.Node) -> list[Edit]:
+        """Replace the call by its data input, in the source of the method that makes it.
+
+        Raises:
+            Refused: the call is made in a loop, by a helper function, or in a method without source.
+        """
+        where = next(p for p in positions(call) if p.direct)
+        self._refuse_repeated(where, call)
+        expression = self._expression(where)
+        return [expression.edit(Remove(expression.span, 0))]
+
+    def insert_before(
+        self, consumer: fx.Node, operand: fx.Node, name: str, layer: str, behaviour: str, **add: Any
+    ) -> list[Edit]:
+        """Pass ``operand`` through a new layer where ``consumer`` reads it.
+
+        A module that is called once gets the layer as a child and ``behaviour``, which applies it to the input; for
+        anything else the method that issues the operation is edited.
+
+        Raises:
+            Refused: neither is possible.
+        """
+        if consumer.op == "call_module" and self.calls_of(str(consumer.target)) == 1:
+            path = str(consumer.target)
+            return [AddModule(path, self.free_name(path, name), layer, **add), AddBehaviour(path, behaviour)]
+        where = next(p for p in positions(consumer) if p.direct)
+        self._refuse_repeated(where, consumer)
+        expression = self._expression(where)
+        number = self._operand_number(where, expression, consumer, operand)
+        child = self.free_name(expression.path, name)
+        return [
+            AddModule(expression.path, child, layer, **add),
+            expression.edit(Wrap(expression.span, number, child)),
+        ]
+
+    def calls_of(self, path: str) -> int:
+        """How often the module at ``path`` was called, under any of its names."""
+        return self._calls[id(self._model.get_submodule(path))]
+
+    def free_name(self, path: str, name: str) -> str:
+        """``name``, or ``name_1``, …: the first that the module at ``path`` does not use."""
+        module = self._model.get_submodule(path)
+        candidates = (name, *(f"{name}_{index}" for index in range(1, 100)))
+        return next(candidate for candidate in candidates if not hasattr(module, candidate))
+
+    @cached_property
+    def _calls(self) -> Counter[int]:
+        leaves = [str(node.target) for node in self._recording.graph.nodes if node.op == "call_module"]
+        paths = [*leaves, *(call.path for call in self._recording.calls)]
+        return Counter(id(self._model.get_submodule(path)) for path in paths)
+
+    @cached_property
+    def _evaluations(self) -> Counter[tuple[int, int]]:
+        """How often each expression was evaluated in one call of its function."""
+        seen: dict[tuple[int, int], set[Any]] = {}
+        for node in self._recording.graph.nodes:
+            if node.op in ("call_module", "call_function"):
+                _note_evaluations(seen, node.meta["frames"], node)
+        for call in self._recording.calls:
+            _note_evaluations(seen, call.frames, call)
+        return Counter({key: len(what) for key, what in seen.items()})
+
+    def _refuse_repeated(self, position: Position, node: fx.Node) -> None:
+        frame = position.frame
+        if position.direct and self._evaluations[frame.invocation, frame.instruction] > 1:
+            raise Refused(Reason.IN_A_LOOP, f"{node.meta['owner']} evaluates one expression for several operations")
+        if self.calls_of(position.call.path) > 1:
+            raise Refused(Reason.SHARED_MODULE, f"module {position.call.path!r} is called more than once")
+
+    def _expression(self, position: Position) -> Expression:
+        frame, path = position.frame, position.call.path
+        module = self._model.get_submodule(path)
+        if "forward" in module.__dict__:
+            raise Refused(Reason.NO_SOURCE, f"module {path!r} has a forward of its own, set on the instance")
+        try:
+            found = method_source(type(module), frame.code)
+            if found is None:
+                raise Refused(
+                    Reason.HELPER_FUNCTION, f"the operation is issued by the function {frame.code.co_qualname}"
+                )
+            owner, method, source = found
+            span = code_span(frame.code, frame.instruction, source.first_line)
+            if span is None:
+                raise Refused(Reason.NO_SOURCE, "Python runs without column positions (-X no_debug_ranges)")
+            return Expression(path, owner, method, source, span, source.find(span))
+        except SourceError as error:
+            raise Refused(Reason.NO_SOURCE, str(error)) from error
+
+    def _operand_number(self, position: Position, expression: Expression, consumer: fx.Node, operand: fx.Node) -> int:
+        """Which operand of the expression carries ``operand`` to ``consumer``."""
+        if position.direct:
+            index = _argument_index(consumer, operand)
+            if index == 0 and _is_tensor_method(consumer) and isinstance(expression.node, ast.Call):
+                index = RECEIVER
+            elif index is not None and _is_tensor_method(consumer) and isinstance(expression.node, ast.Call):
+                index -= 1
+        else:
+            index = None
+            for source in self._same_values(operand):
+                if source in position.arguments:
+                    index = position.arguments.index(source)
+                    break
+        if index is None or index not in operands(expression.node):
+            raise Refused(
+                Reason.NOT_MOVABLE,
+                f"`{expression.source.segment(expression.source.span(expression.node))}` does not take the tensor "
+                "as a plain argument",
+            )
+        return index
+
+    def _same_values(self, node: fx.Node) -> Iterator[fx.Node]:
+        """``node`` and what it is only a view or a selection of."""
+        yield node
+        while node.meta["kind"] in PASS_THROUGH and len(sources := self._flow.sources(node)) == 1:
+            node = sources[0]
+            yield node
+
+
+def positions(node: fx.Node) -> Iterator[Position]:
+    """The expressions that lead to ``node``, innermost first."""
+    frames, call = node.meta["frames"], node.meta["call"]
+    inner: ModuleCall | None = None
+    while call is not None:
+        for index, frame in enumerate(frames):
+            direct = inner is None and index == 0
+            if index > 0:
+                arguments = frames[index - 1].arguments
+            else:
+                arguments = inner.arguments if inner is not None else ()
+            yield Position(frame, call, direct, arguments)
+        inner, frames, call = call, call.frames, call.parent
+
+
+def _note_evaluations(seen: dict[tuple[int, int], set[Any]], frames: tuple[Frame, ...], what: Any) -> None:
+    for index, frame in enumerate(frames):
+        inner = what if index == 0 else frames[index - 1].invocation
+        seen.setdefault((frame.invocation, frame.instruction), set()).add(inner)
+
+
+def _argument_index(consumer: fx.Node, operand: fx.Node) -> int | None:
+    return next((index for index, argument in enumerate(consumer.args) if argument is operand), None)
+
+
+def _is_tensor_method(node: fx.Node) -> bool:
+    target = node.target
+    if isinstance(target, (types.MethodDescriptorType, types.WrapperDescriptorType)):
+        return True
+    return isinstance(target, types.FunctionType) and getattr(torch.Tensor, target.__name__, None) is target

@@ -1,0 +1,72 @@
+"""Which objects can be rewritten, and what to tell the owner of one that cannot."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parameter import UninitializedTensorMixin
+
+from rewriter.errors import ModelError
+
+_ORDER = "Rewrite first, then build optimizer and EMA, then compile and wrap."
+
+
+def check_model(model: Any) -> None:
+    """Refuse what is not a plain, initialised ``nn.Module``.
+
+    Raises:
+        ModelError: with the way to unwrap, and when in a script to rewrite.
+    """
+    if isinstance(model, type) and issubclass(model, nn.Module):
+        raise ModelError(f"expected a model, found the class {model.__name__}; call it first: {model.__name__}(...)")
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"expected a torch.nn.Module, found {type(model).__name__}")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ModelError(f"the model is a {type(model).__name__}: its Python code is gone. Rewrite, then script it.")
+    for path, module in model.named_modules():
+        where = f"module {path!r}" if path else "the model"
+        name = type(module).__name__
+        if isinstance(module, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
+            raise ModelError(f"{where} is wrapped in {name}; give its .module instead. {_ORDER}")
+        if hasattr(module, "_orig_mod"):
+            raise ModelError(f"{where} was compiled by torch.compile(); give its ._orig_mod instead. {_ORDER}")
+        if getattr(module, "_compiled_call_impl", None) is not None:
+            raise ModelError(f"{where} was compiled in place by .compile(). {_ORDER}")
+        if _is_fsdp(module):
+            raise ModelError(f"{where} is sharded by FSDP, its parameters are not whole. {_ORDER}")
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ModelError(f"{where} is a {name}: its Python code is gone. Rewrite, then script it.")
+        for tensor_name, tensor in (*module._parameters.items(), *module._buffers.items()):
+            if isinstance(tensor, UninitializedTensorMixin):
+                raise ModelError(
+                    f"{where}: {tensor_name!r} of the lazy {name} is not initialised yet. "
+                    "Run the model once on an input, then rewrite."
+                )
+
+
+@contextlib.contextmanager
+def random_state_kept() -> Iterator[None]:
+    """Leave torch's, Python's and numpy's generators as they were."""
+    torch_state, python_state = torch.get_rng_state(), random.getstate()
+    numpy = sys.modules.get("numpy")
+    numpy_state = numpy.random.get_state() if numpy else None
+    devices = [torch.cuda.get_rng_state_all()] if torch.cuda.is_available() and torch.cuda.is_initialized() else []
+    try:
+        yield
+    finally:
+        torch.set_rng_state(torch_state)
+        random.setstate(python_state)
+        if numpy:
+            numpy.random.set_state(numpy_state)
+        for states in devices:
+            torch.cuda.set_rng_state_all(states)
+
+
+def _is_fsdp(module: nn.Module) -> bool:
+    return any(cls.__module__.startswith("torch.distributed.fsdp") for cls in type(module).__mro__)

@@ -1,0 +1,40 @@
+"""Why a place that looks right is left alone."""
+
+from __future__ import annotations
+
+import enum
+
+
+class Reason(enum.StrEnum):
+    """Enumerated reasons; a sentence with the particulars goes with each."""
+
+    ALREADY_DONE = "already-done"
+    FILTERED = "filtered"
+    HELD_BACK = "held-back"
+    NOTHING_TO_MOVE = "nothing-to-move"
+    POST_ACTIVATION = "post-activation"
+    NO_NORM = "no-norm"
+    NO_SINGLE_LAST_WEIGHT = "no-single-last-weight"
+    FUSED_ATTENTION = "fused-attention"
+    ATTENTION_DROPOUT = "attention-dropout"
+    WEIGHT_BETWEEN = "weight-between"
+    CLASS_TOKEN = "class-token"
+    MAX_POOLING = "max-pooling"
+    NO_GLOBAL_POOLING = "no-global-pooling"
+    OUTSIDE = "outside"
+    IN_PLACE = "in-place"
+    IN_A_LOOP = "in-a-loop"
+    SHARED_MODULE = "shared-module"
+    HELPER_FUNCTION = "helper-function"
+    DIFFERENT_METHODS = "different-methods"
+    NOT_MOVABLE = "not-movable"
+    NO_SOURCE = "no-source"
+
+
+class Refused(Exception):
+    """An edit that cannot be made, with the reason; passes turn it into a skipped site."""
+
+    def __init__(self, reason: Reason, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+        self.detail = detail

@@ -1,0 +1,91 @@
+"""Which Python frames, of which modules, led to an operation."""
+
+from __future__ import annotations
+
+import os
+import types
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import fx, nn
+
+_TORCH_ROOT = os.path.dirname(torch.__file__) + os.sep
+_CALL_MACHINERY = {nn.Module._wrapped_call_impl.__code__, nn.Module._call_impl.__code__}
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One Python frame on the way from a module call down to an operation.
+
+    Attributes:
+        path: path of the module whose method this is; None for a helper function.
+        code: the code that was running, and ``instruction`` where in it (``f_lasti``).
+        invocation: equal for two frames only if they are the same call of the same function.
+        arguments: the function's positional parameters as nodes (None for what is not a tensor), without ``self``.
+    """
+
+    path: str | None
+    code: types.CodeType
+    instruction: int
+    line: int
+    invocation: int
+    arguments: tuple[fx.Node | None, ...] = ()
+
+
+@dataclass(frozen=True)
+class Owner:
+    """The innermost module method that issued an operation."""
+
+    path: str
+    method: str
+    file: str
+    line: int
+
+    def __str__(self) -> str:
+        return f"{self.path or '(root)'}.{self.method} ({os.path.basename(self.file)}:{self.line})"
+
+
+class FrameReader:
+    """Reads the stack above an operation, up to the call of the module it belongs to."""
+
+    def __init__(self, paths: dict[int, str], node_of: Callable[[object], fx.Node | None]) -> None:
+        self.boundaries: set[types.CodeType] = set()
+        self._paths = paths
+        self._node_of = node_of
+        self._seen: dict[int, tuple[types.FrameType, int, str | None, tuple[fx.Node | None, ...]]] = {}
+
+    def read(self, frame: types.FrameType | None) -> tuple[Frame, ...]:
+        """Frames from ``frame`` outwards, innermost first; torch's own machinery is left out."""
+        found = []
+        while frame is not None and frame.f_code not in self.boundaries:
+            if frame.f_code not in _CALL_MACHINERY:
+                _, invocation, path, arguments = self._identify(frame)
+                if path is not None or not frame.f_code.co_filename.startswith(_TORCH_ROOT):
+                    found.append(Frame(path, frame.f_code, frame.f_lasti, frame.f_lineno, invocation, arguments))
+            frame = frame.f_back
+        return tuple(found)
+
+    def _identify(self, frame: types.FrameType) -> tuple[types.FrameType, int, str | None, tuple[fx.Node | None, ...]]:
+        key = id(frame)
+        if key not in self._seen:  # the frame is kept, so that its id is not given to another one
+            code, local = frame.f_code, frame.f_locals
+            values = [local.get(name) for name in code.co_varnames[: code.co_argcount]]
+            path = self._paths.get(id(values[0])) if values and isinstance(values[0], nn.Module) else None
+            nodes = tuple(self._node_of(value) for value in values[path is not None :])
+            self._seen[key] = (frame, len(self._seen), path, nodes)
+        return self._seen[key]
+
+    def clear(self) -> None:
+        """Let go of the frames, and with them of every local variable in them."""
+        self._seen.clear()
+
+
+def owner_of(frames: tuple[Frame, ...], default_path: str) -> Owner:
+    """The innermost module method among ``frames``."""
+    for frame in frames:
+        if frame.path is not None:
+            return Owner(frame.path, frame.code.co_name, frame.code.co_filename, frame.line)
+    if frames:
+        return Owner(default_path, frames[-1].code.co_name, frames[-1].code.co_filename, frames[-1].line)
+    return Owner(default_path, "forward", "", 0)

@@ -1,0 +1,142 @@
+"""What an operation means, whether it came as a module, a function or a method of a tensor.
+
+Passes ask for kinds, never for spellings.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.modules.padding import _ConstantPadNd, _ReflectionPadNd, _ReplicationPadNd
+from torch.nn.modules.pooling import (
+    _AdaptiveAvgPoolNd,
+    _AdaptiveMaxPoolNd,
+    _AvgPoolNd,
+    _LPPoolNd,
+    _MaxPoolNd,
+)
+
+
+class Kind(enum.StrEnum):
+    """The kinds of operation that passes tell apart."""
+
+    INPUT = "input"
+    OUTPUT = "output"
+    CONSTANT = "constant"
+    CONV = "conv"
+    LINEAR = "linear"
+    MATMUL = "matmul"
+    ATTENTION = "attention"
+    EMBEDDING = "embedding"
+    NORM = "norm"
+    ACTIVATION = "activation"
+    SOFTMAX = "softmax"
+    DROPOUT = "dropout"
+    FACTORY = "factory"
+    AVG_POOL = "avg_pool"
+    MAX_POOL = "max_pool"
+    MEAN = "mean"
+    INTERPOLATE = "interpolate"
+    CONCAT = "concat"
+    ADD = "add"
+    MULTIPLY = "multiply"
+    IDENTITY = "identity"
+    VIEW = "view"
+    SELECT = "select"
+    OPAQUE = "opaque"
+    OTHER = "other"
+
+
+_MODULE_KINDS: tuple[tuple[tuple[type, ...], Kind], ...] = (
+    ((_ConvNd, _ConvTransposeNd), Kind.CONV),
+    ((nn.Linear, nn.Bilinear), Kind.LINEAR),
+    ((nn.MultiheadAttention,), Kind.ATTENTION),
+    ((nn.Embedding, nn.EmbeddingBag), Kind.EMBEDDING),
+    ((_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm, nn.CrossMapLRN2d), Kind.NORM),
+    ((_DropoutNd,), Kind.DROPOUT),
+    ((_AdaptiveAvgPoolNd, _AvgPoolNd), Kind.AVG_POOL),
+    ((_AdaptiveMaxPoolNd, _MaxPoolNd, _LPPoolNd), Kind.MAX_POOL),
+    ((nn.Softmax, nn.LogSoftmax, nn.Softmax2d), Kind.SOFTMAX),
+    ((nn.Upsample,), Kind.INTERPOLATE),
+    ((nn.Identity,), Kind.IDENTITY),
+    ((nn.Flatten, nn.Unflatten), Kind.VIEW),
+    ((nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle, nn.Fold, nn.Unfold, nn.RNNBase), Kind.OTHER),
+    ((_ConstantPadNd, _ReflectionPadNd, _ReplicationPadNd), Kind.OTHER),
+)
+
+_ACTIVATIONS = (
+    nn.Threshold, nn.ReLU, nn.RReLU, nn.Hardtanh, nn.ReLU6, nn.Sigmoid, nn.Hardsigmoid, nn.Tanh, nn.SiLU, nn.Mish,
+    nn.Hardswish, nn.ELU, nn.CELU, nn.SELU, nn.GLU, nn.GELU, nn.Hardshrink, nn.LeakyReLU, nn.LogSigmoid, nn.Softplus,
+    nn.Softshrink, nn.PReLU, nn.Softsign, nn.Tanhshrink,
+)  # fmt: skip
+
+_FUNCTION_KINDS: dict[Kind, str] = {
+    Kind.CONV: "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d",
+    Kind.LINEAR: "linear bilinear addmm",
+    Kind.MATMUL: "matmul bmm mm rmatmul einsum baddbmm scaled_dot_product_attention",
+    Kind.ATTENTION: "multi_head_attention_forward",
+    Kind.EMBEDDING: "embedding",
+    Kind.NORM: "batch_norm layer_norm group_norm instance_norm rms_norm local_response_norm",
+    Kind.ACTIVATION: (
+        "relu relu6 leaky_relu prelu elu celu selu gelu silu mish hardswish hardsigmoid hardtanh sigmoid tanh "
+        "softplus softsign logsigmoid hardshrink softshrink tanhshrink glu rrelu threshold clamp clamp_min square"
+    ),
+    Kind.SOFTMAX: "softmax log_softmax",
+    Kind.DROPOUT: "dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout feature_dropout",
+    Kind.FACTORY: (
+        "new_empty new_zeros new_ones new_full new_tensor empty_like zeros_like ones_like full_like rand_like "
+        "randn_like randint_like"
+    ),
+    Kind.AVG_POOL: "avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d",
+    Kind.MAX_POOL: (
+        "max_pool1d max_pool2d max_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d "
+        "boolean_dispatch amax lp_pool1d lp_pool2d"
+    ),
+    Kind.MEAN: "mean",
+    Kind.INTERPOLATE: "interpolate upsample grid_sample upsample_bilinear upsample_nearest",
+    Kind.CONCAT: "cat concat concatenate hstack vstack",
+    Kind.ADD: "add iadd radd",
+    Kind.MULTIPLY: "mul multiply imul rmul div truediv true_divide itruediv divide",
+    Kind.IDENTITY: "contiguous to float half bfloat16 double type type_as detach clone cuda cpu identity copy",
+    Kind.VIEW: (
+        "view reshape flatten unflatten permute transpose swapaxes swapdims movedim t T mT squeeze unsqueeze expand "
+        "expand_as view_as reshape_as roll flip"
+    ),
+    Kind.SELECT: "getitem select narrow split chunk tensor_split unbind split_with_sizes index_select take_along_dim",
+}
+
+_BY_NAME = {name: kind for kind, names in _FUNCTION_KINDS.items() for name in names.split()}
+
+
+def module_kind(module: nn.Module) -> Kind | None:
+    """The kind of a leaf module; None for a module to look into.
+
+    A subclass that adds modules of its own (timm's ``BatchNormAct2d`` is a norm, a dropout and an activation in one) is
+    looked into; a parametrization does not count as such an addition.
+    """
+    if any(name != "parametrizations" for name in module._modules) and not isinstance(module, nn.MultiheadAttention):
+        return None
+    for classes, kind in _MODULE_KINDS:
+        if isinstance(module, classes):
+            return kind
+    if isinstance(module, _ACTIVATIONS):
+        return Kind.ACTIVATION
+    if {"running_mean", "running_var"} <= module._buffers.keys():
+        return Kind.NORM  # frozen batch norms are written as plain modules
+    return None
+
+
+def function_kind(function: Callable[..., Any]) -> Kind:
+    """The kind of a torch function or tensor method, in place or not."""
+    return _BY_NAME.get(function_name(function), Kind.OTHER)
+
+
+def function_name(function: Callable[..., Any]) -> str:
+    """``add`` for ``torch.add``, ``Tensor.add_`` and ``Tensor.__iadd__``."""
+    return getattr(function, "__name__", type(function).__name__).strip("_")

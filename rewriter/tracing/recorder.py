@@ -1,0 +1,294 @@
+"""Record one run of a model as a flat ``torch.fx.Graph``.
+
+The model runs as Python runs it; every torch call passes through a ``TorchFunctionMode`` and every module call through
+a wrapper on the instances of the skeleton. Nothing global is patched, so other threads and other models never notice.
+"""
+
+from __future__ import annotations
+
+import operator
+import sys
+import types
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.overrides import TorchFunctionMode
+
+from rewriter.tracing import shapes
+from rewriter.tracing.frames import Frame, FrameReader, owner_of
+from rewriter.tracing.kinds import Kind, function_kind, module_kind
+
+
+@dataclass(eq=False)
+class ModuleCall:
+    """One call of a module that was looked into.
+
+    Attributes:
+        path: the module's path; "" for the model itself.
+        parent: the call that it was made in; None for the model itself.
+        frames: where in the parent's code it was made, innermost first.
+        arguments: positional arguments as nodes (None for what is not a tensor).
+        outputs: nodes of the tensors that it returned.
+    """
+
+    path: str
+    parent: ModuleCall | None
+    frames: tuple[Frame, ...]
+    arguments: tuple[fx.Node | None, ...]
+    outputs: list[fx.Node] = field(default_factory=list)
+
+    def chain(self) -> Iterable[ModuleCall]:
+        """This call and those around it, innermost first."""
+        call: ModuleCall | None = self
+        while call is not None:
+            yield call
+            call = call.parent
+
+
+class Recorder(TorchFunctionMode):
+    """Runs a skeleton once and builds :attr:`graph`."""
+
+    def __init__(self, model: nn.Module, *, predict_shapes: bool, real_device: torch.device) -> None:
+        super().__init__()
+        self.graph = fx.Graph()
+        self.calls: list[ModuleCall] = []
+        self.failed_in: str | None = None
+        self._model = model
+        self._predict_shapes = predict_shapes
+        self._real_device = real_device
+        self._paused = False
+        self._nodes: dict[int, fx.Node] = {}
+        self._alive: list[torch.Tensor] = []
+        self._views: dict[int, list[torch.Tensor]] = {}
+        self._stack: list[ModuleCall] = []
+        paths = {id(module): path for path, module in model.named_modules(remove_duplicate=False)}
+        self._frames = FrameReader(paths, lambda value: self._nodes.get(id(value)))
+        self._attributes = {id(t): name for name, t in _named_tensors(model)}
+
+    def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call the model and record it; returns what the model returned."""
+        self._instrument()
+        for index, value in enumerate(args):
+            self._placeholder(f"input_{index}", value)
+        for name, value in kwargs.items():
+            self._placeholder(name, value)
+        with torch.no_grad(), self:
+            result = self._model(*args, **kwargs)
+        output = self.graph.output(self._arguments(result))
+        self._describe(output, Kind.OUTPUT, (), result)
+        self._frames.clear()
+        self._alive.clear()
+        self._views.clear()
+        return result
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if self._paused or not self._stack:
+            return func(*args, **kwargs)
+        inputs = list(_tensors((args, kwargs)))
+        versions = [t._version for t in inputs]
+        result = func(*args, **kwargs)
+        changed = [t for t, version in zip(inputs, versions, strict=True) if t._version != version]
+        if not changed and not any(True for _ in _tensors(result)):
+            return result
+        if isinstance(result, torch.Tensor) and any(result is t for t in inputs) and not changed:
+            result = result.detach()  # a no-op hands its input back; give the result an identity of its own
+        node = self._call_function(func, args, kwargs)
+        self._describe(node, function_kind(node.target), self._frames.read(sys._getframe(1)), result)
+        self._bind(result, node)
+        for tensor in changed:
+            self._rebind(tensor, node)
+        return result
+
+    def _instrument(self) -> None:
+        """Put a wrapper on every module of the skeleton; hooks and compiled calls are thereby bypassed."""
+        for path, module in self._model.named_modules():
+            kind = module_kind(module)
+            original = module.forward
+            wrapper = self._leaf(path, module, kind, original) if kind else self._inner(path, original)
+            self._frames.boundaries.add(wrapper.__code__)
+            module.__dict__["forward"] = wrapper
+            module.__dict__["_compiled_call_impl"] = wrapper
+
+    def _inner(self, path: str, original: Callable[..., Any]) -> types.FunctionType:
+        def call_module(*args: Any, **kwargs: Any) -> Any:
+            if self._paused:
+                return original(*args, **kwargs)
+            parent = self._stack[-1] if self._stack else None
+            frames = self._frames.read(sys._getframe(1)) if parent else ()
+            call = ModuleCall(path, parent, frames, tuple(self._maybe_node(a) for a in args))
+            self._stack.append(call)
+            self.calls.append(call)
+            try:
+                result = original(*args, **kwargs)
+            except Exception:
+                self.failed_in = self.failed_in or path
+                raise
+            finally:
+                self._stack.pop()
+            call.outputs = [self._node(t) for t in _tensors(result)]
+            return result
+
+        return call_module
+
+    def _leaf(self, path: str, module: nn.Module, kind: Kind, original: Callable[..., Any]) -> types.FunctionType:
+        def call_leaf(*args: Any, **kwargs: Any) -> Any:
+            if self._paused:
+                return original(*args, **kwargs)
+            root = not self._stack  # the model is itself a leaf
+            if root:
+                self._stack.append(ModuleCall("", None, (), ()))
+            nodes = self._arguments(args), self._arguments(kwargs)
+            inputs = list(_tensors((args, kwargs)))
+            versions = [t._version for t in inputs]
+            self._paused = True
+            try:
+                result = None
+                if self._predict_shapes and len(args) == 1 and isinstance(args[0], torch.Tensor) and not kwargs:
+                    result = shapes.predict(module, kind, args[0])
+                predicted_in_place = result is not None and result is args[0]
+                if result is None:
+                    result = original(*args, **kwargs)
+                changed = [t for t, version in zip(inputs, versions, strict=True) if t._version != version]
+                if any(result is t for t in inputs) and not changed and not predicted_in_place:
+                    result = result.detach()
+            except Exception:
+                self.failed_in = self.failed_in or path
+                raise
+            finally:
+                self._paused = False
+            node = self.graph.create_node("call_module", path, *nodes)
+            self._describe(node, kind, self._frames.read(sys._getframe(1)), result)
+            self._bind(result, node)
+            for tensor in changed:
+                self._rebind(tensor, node)
+            if root:
+                self._stack.pop()
+            return result
+
+        return call_leaf
+
+    def _call_function(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Node:
+        if getattr(func, "__name__", "") == "__get__":  # x.T, x.mT, x.real
+            return self.graph.call_function(getattr, (self._node(args[0]), func.__self__.__name__))
+        return self.graph.call_function(func, self._arguments(args), self._arguments(kwargs))
+
+    def _placeholder(self, name: str, value: Any) -> None:
+        node = self.graph.placeholder(name)
+        self._describe(node, Kind.INPUT, (), value)
+        self._bind(value, node)
+
+    def _describe(self, node: fx.Node, kind: Kind, frames: tuple[Frame, ...], result: Any) -> None:
+        call = self._stack[-1] if self._stack else None
+        path = call.path if call else ""
+        first = next(_tensors(result), None)
+        node.meta.update(
+            kind=kind,
+            shape=tuple(first.shape) if first is not None else None,
+            dtype=first.dtype if first is not None else None,
+            module_path=str(node.target) if node.op == "call_module" else path,
+            module_stack=tuple(c.path for c in reversed(list(call.chain()))) if call else (),
+            owner=owner_of(frames, path),
+            frames=frames,
+            call=call,
+            after=(),
+        )
+
+    def _bind(self, value: Any, node: fx.Node) -> None:
+        """Remember ``node`` as the source of the tensors in ``value``."""
+        if isinstance(value, torch.Tensor):
+            self._nodes[id(value)] = node
+            self._alive.append(value)
+            if value._is_view() and value._base is not None:
+                self._views.setdefault(id(value._base), []).append(value)
+        elif isinstance(value, (list, tuple, dict)):
+            items = value.items() if isinstance(value, dict) else enumerate(value)
+            for key, item in items:
+                if any(True for _ in _tensors(item)):
+                    element = self.graph.call_function(operator.getitem, (node, key))
+                    self._describe(element, Kind.SELECT, node.meta["frames"], item)
+                    self._bind(item, element)
+
+    def _rebind(self, tensor: torch.Tensor, node: fx.Node) -> None:
+        """``tensor`` was written to by ``node``: from now on it, its base and its other views depend on ``node``."""
+        previous = self._nodes.get(id(tensor))
+        base = tensor._base if tensor._is_view() else tensor
+        for other in [base, *self._views.get(id(base), ())]:
+            known = self._nodes.get(id(other))
+            if known is None or other is tensor or known is node:
+                continue
+            alias = self.graph.call_function(torch.Tensor.view_as, (known, known))
+            self._describe(alias, Kind.IDENTITY, node.meta["frames"], other)
+            alias.meta["after"] = (node,)
+            self._nodes[id(other)] = alias
+        if previous is not node:
+            self._nodes[id(tensor)] = node
+            self._alive.append(tensor)
+
+    def _maybe_node(self, value: Any) -> fx.Node | None:
+        return self._node(value) if isinstance(value, torch.Tensor) else None
+
+    def _node(self, tensor: torch.Tensor) -> fx.Node:
+        node = self._nodes.get(id(tensor))
+        if node is None:
+            name = self._attributes.get(id(tensor))
+            if name is not None:
+                node = self.graph.create_node("get_attr", name)
+                self._describe(node, Kind.CONSTANT, (), tensor)
+            else:  # made where no torch call was seen: numpy, a scripted function, an autograd.Function
+                node = self._opaque(tensor)
+            self._bind(tensor, node)
+        return node
+
+    def _opaque(self, tensor: torch.Tensor) -> fx.Node:
+        call = self._stack[-1] if self._stack else None
+        sources = tuple(n for n in call.arguments if n is not None) if call else ()
+        node = self.graph.call_function(unseen, sources)
+        self._describe(node, Kind.OPAQUE, (), tensor)
+        return node
+
+    def _arguments(self, value: Any) -> Any:
+        """``value`` with tensors replaced by their nodes."""
+        if isinstance(value, torch.Tensor):
+            return self._node(value)
+        if isinstance(value, (tuple, list)):
+            return type(value)(self._arguments(v) for v in value) if type(value) in (tuple, list) else tuple(
+                self._arguments(v) for v in value
+            )
+        if isinstance(value, dict):
+            return {str(k): self._arguments(v) for k, v in value.items()}
+        if isinstance(value, slice):
+            return slice(*(self._arguments(v) for v in (value.start, value.stop, value.step)))
+        if isinstance(value, torch.device) and value.type == "meta":
+            return self._real_device
+        return value
+
+
+def unseen(*sources: Any) -> Any:
+    """Stands in a graph for code that torch could not observe; it cannot be run."""
+    raise RuntimeError("this part of the model runs outside torch's sight and is not part of the graph")
+
+
+def _tensors(value: Any) -> Iterable[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _tensors(item)
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _tensors(item)
+
+
+def _named_tensors(model: nn.Module) -> Iterable[tuple[str, torch.Tensor]]:
+    yield from model.named_parameters(remove_duplicate=False)
+    yield from model.named_buffers(remove_duplicate=False)
+    for path, module in model.named_modules():
+        for name, value in module.__dict__.items():
+            if isinstance(value, torch.Tensor):
+                yield f"{path}.{name}" if path else name, value

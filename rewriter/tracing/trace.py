@@ -1,0 +1,157 @@
+"""Trace a model by running a skeleton of it, in both modes."""
+
+from __future__ import annotations
+
+import contextlib
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from rewriter.analysis.dataflow import Dataflow
+from rewriter.errors import TraceError
+from rewriter.guard import random_state_kept
+from rewriter.inputs import Inputs
+from rewriter.skeleton import meta_twin, skeleton
+from rewriter.tracing.recorder import ModuleCall, Recorder
+
+
+@dataclass(eq=False)
+class Recording:
+    """One run of the model in one mode: the graph, the module calls, and the structure of the result."""
+
+    graph: fx.Graph
+    calls: list[ModuleCall]
+    training: bool
+    result: Any
+
+    @cached_property
+    def dataflow(self) -> Dataflow:
+        """The graph as passes analyse it; computed once and shared by all of them."""
+        return Dataflow(self.graph)
+
+
+@dataclass(eq=False)
+class Trace:
+    """What running a model showed: one recording a mode.
+
+    Attributes:
+        model: the model that was traced; it was not touched.
+        inputs: what it was run on.
+        train: the recording in training mode, ``eval`` the one in evaluation mode.
+        backend: ``"meta"``, ``"fake"`` or ``"cpu"``: what the tensors of the run were.
+        notes: why the backends before it could not be used.
+    """
+
+    model: nn.Module
+    inputs: Inputs
+    train: Recording
+    eval: Recording
+    backend: str
+    notes: tuple[str, ...] = ()
+
+    @property
+    def graph(self) -> fx.Graph:
+        """The flat graph of the mode that the model is in.
+
+        Every node's ``meta`` carries ``kind``, ``shape``, ``dtype``, ``module_path``, ``module_stack`` and ``owner``.
+        """
+        return (self.train if self.model.training else self.eval).graph
+
+
+def trace_model(model: nn.Module, inputs: Inputs) -> Trace:
+    """Run a skeleton of ``model`` in both modes and record it.
+
+    On meta tensors if the model allows, then on fake tensors, then on real CPU tensors with the model's own weights.
+
+    Raises:
+        TraceError: the model does not run on ``inputs``; names the module and the source line.
+    """
+    notes: list[str] = []
+    for backend, (prepare, context) in _BACKENDS.items():
+        try:
+            with random_state_kept(), context() as mode:
+                train = _record(model, inputs, prepare(mode), training=True)
+                evaluation = _record(model, inputs, prepare(mode), training=False)
+            return Trace(model, inputs, train, evaluation, backend, tuple(notes))
+        except TraceError as error:
+            notes.append(f"{backend}: {error}")
+            failure = error
+    raise failure
+
+
+def _record(
+    model: nn.Module, inputs: Inputs, twin: Callable[[torch.Tensor], torch.Tensor], *, training: bool
+) -> Recording:
+    copy = skeleton(model, twin)
+    copy.train(training)
+    reference = next(iter(model.parameters()), torch.empty(0))
+    twins = inputs.map(lambda t: twin(t.detach()))
+    recorder = Recorder(copy, predict_shapes=twin is meta_twin, real_device=reference.device)
+    try:
+        result = recorder.run(twins.args, twins.kwargs)
+    except Exception as error:
+        raise _explained(error, recorder.failed_in, model) from error
+    return Recording(recorder.graph, recorder.calls, training, result)
+
+
+def _explained(error: Exception, path: str | None, model: nn.Module) -> TraceError:
+    torch_root = torch.__path__[0]
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(torch_root)]
+    frames = [f for f in frames if "/rewriter/tracing/" not in f.filename.replace("\\", "/")]
+    where = f" at {frames[-1].filename}:{frames[-1].lineno} (`{frames[-1].line}`)" if frames else ""
+    module = f"module {path!r} ({type(model.get_submodule(path)).__name__})" if path else type(model).__name__
+    message = str(error).strip().splitlines()[0] if str(error).strip() else ""
+    return TraceError(
+        f"the model could not be run: {type(error).__name__}: {message} in {module}{where}. "
+        "Check that the model runs on this input; give input_size= or example_inputs= if it needs another."
+    )
+
+
+@contextlib.contextmanager
+def _meta_context() -> Iterator[None]:
+    with torch.device("meta"):
+        yield None
+
+
+@contextlib.contextmanager
+def _fake_context() -> Iterator[Any]:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        yield mode
+
+
+@contextlib.contextmanager
+def _cpu_context() -> Iterator[None]:
+    yield None
+
+
+def _fake_twin(mode: Any) -> Callable[[torch.Tensor], torch.Tensor]:
+    def twin(tensor: torch.Tensor) -> torch.Tensor:
+        fake = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
+        return nn.Parameter(fake, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else fake
+
+    return twin
+
+
+def _cpu_twin(_: Any) -> Callable[[torch.Tensor], torch.Tensor]:
+    def twin(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.device.type == "meta":
+            real = torch.zeros(tensor.shape, dtype=tensor.dtype)
+        else:
+            real = tensor.detach().to("cpu", copy=not isinstance(tensor, nn.Parameter))
+        return nn.Parameter(real, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else real
+
+    return twin
+
+
+_BACKENDS: dict[str, tuple[Callable[[Any], Callable[[torch.Tensor], torch.Tensor]], Any]] = {
+    "meta": (lambda _: meta_twin, _meta_context),
+    "fake": (_fake_twin, _fake_context),
+    "cpu": (_cpu_twin, _cpu_context),
+}
