@@ -1,0 +1,35 @@
+"""Apply published training guidelines to the vision model you already have.
+
+    import rewriter
+
+    plan = rewriter.plan(model)        # what would be done, where, and why
+    model = rewriter.rewrite(model)    # the same model, edited and verified
+    print(rewriter.report(model))
+"""
+
+from rewriter.api import original_state_dict, plan, report, rewrite, to_graph_module, trace, undo
+from rewriter.errors import (
+    ContractError,
+    InputError,
+    ModelError,
+    PlanError,
+    RewriterError,
+    SelectorError,
+    SourceError,
+    StorageError,
+    TraceError,
+    UndoError,
+)
+from rewriter.guideline import Contract, Pass, Site, Skipped
+from rewriter.planning import Plan
+from rewriter.reasons import Reason
+from rewriter.record import Report
+from rewriter.tracing.trace import Trace
+
+__all__ = [
+    "Contract", "ContractError", "InputError", "ModelError", "Pass", "Plan", "PlanError", "Reason", "Report",
+    "RewriterError", "SelectorError", "Site", "Skipped", "SourceError", "StorageError", "Trace", "TraceError",
+    "UndoError", "original_state_dict", "plan", "report", "rewrite", "to_graph_module", "trace", "undo",
+]  # fmt: skip
+
+__version__ = "0.1.0"

@@ -29,8 +29,11 @@ class Inputs:
         return Inputs(map_tensors(self.args, change), map_tensors(self.kwargs, change), self.origin)
 
 
-def find_inputs(model: nn.Module, example_inputs: Any = None, input_size: Any = None) -> Inputs:
-    """Arguments to run ``model`` on, on the model's device and in its floating-point type.
+def candidate_inputs(model: nn.Module, example_inputs: Any = None, input_size: Any = None) -> list[Inputs]:
+    """Arguments to run ``model`` on, on the model's device and in its floating-point type; the likeliest first.
+
+    There are two candidates where the model's configuration and its first convolution disagree on the channels: either
+    may be right (a model made with ``in_chans=1``, a stem that rearranges pixels before it convolves them).
 
     Args:
         model: the model.
@@ -45,17 +48,10 @@ def find_inputs(model: nn.Module, example_inputs: Any = None, input_size: Any = 
     if example_inputs is not None and input_size is not None:
         raise InputError("give example_inputs or input_size, not both")
     if example_inputs is not None:
-        return _from_examples(example_inputs)
-    if input_size is not None:
-        size, origin = _normalise(input_size, _input_channels(model)), "input_size"
-    else:
-        size, origin = _from_configuration(model)
-    reference = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
-    generator = torch.Generator().manual_seed(0)
-    image = torch.randn(BATCH, *size, generator=generator) if reference.device.type != "meta" else None
-    if image is None:
-        return Inputs((torch.empty(BATCH, *size, dtype=reference.dtype, device="meta"),), {}, origin)
-    return Inputs((image.to(reference.device, reference.dtype),), {}, origin)
+        return [_from_examples(example_inputs)]
+    sizes, origin = ([input_size], "input_size") if input_size is not None else _from_configuration(model)
+    normalised = [_normalise(size, _input_channels(model)) for size in sizes]
+    return [Inputs((_image(model, size),), {}, origin) for size in dict.fromkeys(normalised)]
 
 
 def map_tensors(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
@@ -103,21 +99,27 @@ def _input_channels(model: nn.Module) -> int:
     return next((m.in_channels for m in model.modules() if isinstance(m, _ConvNd)), 3)
 
 
-def _from_configuration(model: nn.Module) -> tuple[tuple[int, int, int], str]:
-    channels = _input_channels(model)
+def _image(model: nn.Module, size: tuple[int, int, int]) -> torch.Tensor:
+    reference = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    if reference.device.type == "meta":
+        return torch.empty(BATCH, *size, dtype=reference.dtype, device="meta")
+    image = torch.randn(BATCH, *size, generator=torch.Generator().manual_seed(0))
+    return image.to(reference.device, reference.dtype)
+
+
+def _from_configuration(model: nn.Module) -> tuple[list[Any], str]:
     built_for = getattr(getattr(model, "patch_embed", None), "img_size", None)
     for name in ("pretrained_cfg", "default_cfg"):
         size = (getattr(model, name, None) or {}).get("input_size")
         if size is not None:
             sides = tuple(built_for) if isinstance(built_for, (tuple, list)) else tuple(size)[-2:]
-            return _normalise(sides, channels), f"model.{name}"
-    size = getattr(getattr(model, "config", None), "image_size", None)
-    if size is not None:
-        sides = size if isinstance(size, int) else tuple(size)
-        return _normalise(sides, getattr(model.config, "num_channels", channels)), "model.config"  # type: ignore[arg-type, union-attr]
-    image_size = getattr(model, "image_size", None)
-    if isinstance(image_size, int):
-        return _normalise(image_size, channels), "model.image_size"
+            return [(size[0], *sides), sides], f"model.{name}"
+    config = getattr(model, "config", None)
+    size = getattr(config, "image_size", None) or getattr(model, "image_size", None)
+    if isinstance(size, (int, tuple, list)):
+        sides = (size, size) if isinstance(size, int) else tuple(size)
+        channels = getattr(config, "num_channels", None)
+        return [(channels, *sides) if channels else sides], "model.config" if config else "model.image_size"
     raise InputError(
         f"no input size found: {type(model).__name__} has no pretrained_cfg, default_cfg or config.image_size. "
         "Give input_size=224, input_size=(H, W) or example_inputs=."

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -63,7 +64,7 @@ class Trace:
         return (self.train if self.model.training else self.eval).graph
 
 
-def trace_model(model: nn.Module, inputs: Inputs) -> Trace:
+def trace_model(model: nn.Module, inputs: Inputs, backends: Sequence[str] = ("meta", "fake", "cpu")) -> Trace:
     """Run a skeleton of ``model`` in both modes and record it.
 
     On meta tensors if the model allows, then on fake tensors, then on real CPU tensors with the model's own weights.
@@ -72,7 +73,8 @@ def trace_model(model: nn.Module, inputs: Inputs) -> Trace:
         TraceError: the model does not run on ``inputs``; names the module and the source line.
     """
     notes: list[str] = []
-    for backend, (prepare, context) in _BACKENDS.items():
+    for backend in backends:
+        prepare, context = _BACKENDS[backend]
         try:
             with random_state_kept(), context() as mode:
                 train = _record(model, inputs, prepare(mode), training=True)
@@ -122,8 +124,14 @@ def _meta_context() -> Iterator[None]:
 def _fake_context() -> Iterator[Any]:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        yield mode
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)  # it logs the traceback of what we go on from
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+            yield mode
+    finally:
+        logger.setLevel(level)
 
 
 @contextlib.contextmanager

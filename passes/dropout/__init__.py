@@ -1,0 +1,65 @@
+"""Where dropout belongs in a network with normalisation layers.
+
+Rule (Kim et al., *How to Use Dropout Correctly on Residual Networks with Batch Normalization*, UAI 2023,
+arXiv:2302.06112, abstract): one dropout in a residual branch, after its last normalisation and before its last weight;
+in the head, dropout before global average pooling and not after it.
+
+Why, in short (our derivation): dropout keeps the mean and raises the variance, so a normalisation layer behind it
+collects statistics in training that do not hold at test time; and a mask on the feature map is averaged away by the
+pooling where a mask on the pooled features is not.
+
+Ours, not the paper's: the verdict on post-activation blocks (no compliant place, nothing is done), DenseNet layers,
+transformer branches, token-mean heads, and that attention dropout (on attention weights, not on activations) is kept.
+
+Dataflow::
+
+    x ─┬─ … norm ─ act ─[dropout]─ last weight ─ … ─ add          features ─[dropout]─ global average pool ─ classifier
+       └────────────────── shortcut ───────────────┘
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from passes.dropout import layers as layers
+from passes.dropout.branches import find_in_branches
+from passes.dropout.drops import Drops
+from passes.dropout.heads import find_in_heads
+from rewriter.guideline import Contract, Pass, Site, Skipped
+from rewriter.reasons import Reason
+from rewriter.tracing.trace import Trace
+
+NAME = "dropout"
+
+
+@dataclass(frozen=True)
+class Dropout(Pass):
+    """Move dropout to where it helps; insert it there when asked.
+
+    Attributes:
+        p: drop rate of a dropout to insert in every residual branch, dense layer and pooled head that has a compliant
+            place and no dropout; None inserts nothing.
+        head_p: the same for heads; None takes ``p``.
+    """
+
+    name = NAME
+    summary = "one dropout before the last weight of a residual branch; in the head before pooling, not after"
+    paper = "Kim et al., How to Use Dropout Correctly on Residual Networks with Batch Normalization, UAI 2023"
+    contract = Contract(eval_output=True, state_dict=True, gradients=True)
+
+    p: float | None = None
+    head_p: float | None = None
+
+    def __post_init__(self) -> None:
+        for option in ("p", "head_p"):
+            rate = getattr(self, option)
+            if rate is not None and not (isinstance(rate, (int, float)) and 0 <= rate < 1):
+                raise ValueError(f"dropout: {option} is a drop rate, expected 0 <= {option} < 1, found {rate!r}")
+
+    def find(self, trace: Trace) -> Iterator[Site | Skipped]:
+        drops = Drops(trace)
+        yield from find_in_heads(drops, self.p if self.head_p is None else self.head_p)
+        yield from find_in_branches(drops, self.p)
+        for node in drops.unclaimed():
+            yield Skipped(NAME, drops.path(node), "dropout", Reason.OUTSIDE, "in no residual branch and no pooled head")

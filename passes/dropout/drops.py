@@ -1,0 +1,124 @@
+"""The dropouts of a model, what their rates are, and how one is moved, removed or inserted."""
+
+from __future__ import annotations
+
+from torch import fx, nn
+
+from rewriter.analysis.residual import PASS_THROUGH
+from rewriter.edit.edits import AddBehaviour, Edit
+from rewriter.edit.placement import Placement
+from rewriter.reasons import Reason, Refused
+from rewriter.tracing.kinds import Kind
+from rewriter.tracing.trace import Trace
+
+
+class Drops:
+    """The dropouts that ran in training mode. Every one is claimed by the place that decided about it."""
+
+    def __init__(self, trace: Trace) -> None:
+        self.model = trace.model
+        self.flow = trace.train.dataflow
+        self.place = Placement(trace.model, trace.train)
+        self._nodes = list(self.flow.nodes(Kind.DROPOUT))
+        self._claimed: set[fx.Node] = set()
+
+    def claim(self, nodes: set[fx.Node]) -> list[fx.Node]:
+        """The dropouts among ``nodes`` that no inner place has claimed, in the order they ran."""
+        found = [n for n in self._nodes if n in nodes and n not in self._claimed and not self.is_bypassed(n)]
+        self._claimed.update(found)
+        return found
+
+    def unclaimed(self) -> list[fx.Node]:
+        """Dropouts that belong to no place."""
+        return [n for n in self._nodes if n not in self._claimed and not self.is_bypassed(n)]
+
+    def module(self, node: fx.Node) -> nn.Module | None:
+        """The dropout's module; None for a function call."""
+        return self.model.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+    def path(self, node: fx.Node) -> str:
+        """Where the user finds it: the module's path, or the module whose method calls the function."""
+        return str(node.target) if node.op == "call_module" else node.meta["owner"].path
+
+    def rate(self, node: fx.Node) -> float:
+        """Its drop rate during the trace."""
+        module = self.module(node)
+        if module is not None:
+            return float(module.p)  # type: ignore[arg-type]
+        rate = node.kwargs.get("p", node.args[1] if len(node.args) > 1 else 0.5)
+        return float(rate) if isinstance(rate, (int, float)) else 0.5
+
+    def rate_at(self, node: fx.Node) -> str:
+        """Where the rate is read from, in words."""
+        module = self.module(node)
+        return f"{self.path(node)}.p" if module is not None else f"as before, read in {node.meta['owner'].method}()"
+
+    def is_bypassed(self, node: fx.Node) -> bool:
+        """Whether an earlier rewrite has already taken the effect of this dropout away."""
+        from passes.dropout.layers import Bypassed
+
+        return isinstance(self.module(node), Bypassed)
+
+    def on_attention(self, node: fx.Node) -> bool:
+        """Whether it drops attention weights: what it reads comes straight from a softmax."""
+        while node.meta["kind"] in PASS_THROUGH or node.meta["kind"] is Kind.DROPOUT:
+            sources = self.flow.sources(node)
+            if len(sources) != 1:
+                return False
+            node = sources[0]
+        return node.meta["kind"] is Kind.SOFTMAX
+
+    def feeds_directly(self, node: fx.Node, operand: fx.Node) -> bool:
+        """Whether ``operand`` is the output of dropout ``node``, or only a view of it."""
+        while operand is not node and operand.meta["kind"] in PASS_THROUGH:
+            sources = self.flow.sources(operand)
+            if len(sources) != 1:
+                return False
+            operand = sources[0]
+        return operand is node
+
+    def move(self, node: fx.Node, consumer: fx.Node, operand: fx.Node) -> list[Edit]:
+        """Edits that make ``node`` act on ``operand`` where ``consumer`` reads it.
+
+        Within one method the call itself is moved. Otherwise the module stays as the holder of its rate, does nothing,
+        and a dropout that reads that rate is put before the consumer.
+
+        Raises:
+            Refused: neither is possible.
+        """
+        module = self.module(node)
+        in_place = node.kwargs.get("inplace", False) if module is None else getattr(module, "inplace", False)
+        try:
+            if in_place:
+                raise Refused(Reason.IN_PLACE, "it works in place; the tensor before the new place has other readers")
+            return self.place.move_before(node, consumer, operand)
+        except Refused as refused:
+            if module is None or self.place.calls_of(self.path(node)) > 1:
+                raise
+            if refused.reason is Reason.SHARED_MODULE:
+                raise
+            return [
+                AddBehaviour(self.path(node), "dropout/bypassed"),
+                *self._put(consumer, operand, "dropout/moved", references={"origin": self.path(node)}),
+            ]
+
+    def remove(self, node: fx.Node) -> list[Edit]:
+        """Edits that take the effect of ``node`` away.
+
+        Raises:
+            Refused: it is a function call in a place that cannot be edited.
+        """
+        if node.op == "call_module" and self.place.calls_of(self.path(node)) == 1:
+            return [AddBehaviour(self.path(node), "dropout/bypassed")]
+        return self.place.remove(node)
+
+    def insert(self, rate: float, consumer: fx.Node, operand: fx.Node) -> list[Edit]:
+        """Edits that put a new dropout before ``consumer``.
+
+        Raises:
+            Refused: the place cannot be edited.
+        """
+        return self._put(consumer, operand, "dropout/dropout", options={"p": rate})
+
+    def _put(self, consumer: fx.Node, operand: fx.Node, layer: str, **add: object) -> list[Edit]:
+        return self.place.insert_before(consumer, operand, "dropout", layer, "dropout/drops-input", **add)

@@ -1,0 +1,83 @@
+"""The rule for heads: dropout before global average pooling, not after it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import fx
+
+from passes.dropout.branches import NAME, _inserted_rate_at, _name
+from passes.dropout.drops import Drops
+from rewriter.analysis.heads import Head, find_heads
+from rewriter.guideline import Site, Skipped
+from rewriter.reasons import Reason, Refused
+from rewriter.tracing.kinds import Kind
+
+PATTERN = "head"
+
+
+def find_in_heads(drops: Drops, p: float | None) -> Iterator[Site | Skipped]:
+    """A site or a reason for every pooled head, and for a dropout before a classifier without one."""
+    heads = find_heads(drops.flow)
+    for head in heads:
+        yield from _one_head(drops, head, p)
+    if not heads:
+        yield from _without_average_pooling(drops)
+
+
+def _one_head(drops: Drops, head: Head, p: float | None) -> Iterator[Site | Skipped]:
+    path = head.pool.meta["owner"].path
+    for node in drops.claim(set(head.later)):
+        detail = f"{_name(head.classifier)} lies between the pooling and the dropout" if head.classifier else ""
+        yield Skipped(NAME, drops.path(node), PATTERN, Reason.WEIGHT_BETWEEN, detail)
+    before, after = drops.claim(set(head.before)), drops.claim(set(head.after))
+    if not after and before:
+        yield Skipped(NAME, path, PATTERN, Reason.ALREADY_DONE, f"{_name(before[-1])} is before the pooling")
+        return
+    if not after and p is None:
+        return
+    try:
+        yield _move_or_insert(drops, head, before, after, p)
+    except Refused as refused:
+        yield Skipped(NAME, drops.path(after[0]) if after else path, PATTERN, refused.reason, refused.detail)
+
+
+def _move_or_insert(
+    drops: Drops, head: Head, before: list[fx.Node], after: list[fx.Node], p: float | None
+) -> Site:
+    reason = "the pooling averages the noise of a mask on the feature map; a mask on pooled features stays"
+    if not after:
+        assert p is not None
+        edits = drops.insert(p, head.pool, head.source)
+        path, action = head.pool.meta["owner"].path, f"insert dropout before {_name(head.pool)}"
+        return Site(NAME, path, PATTERN, action, reason, tuple(edits), _inserted_rate_at(edits))
+    moved = max(after, key=drops.rate)
+    edits = [] if before else drops.move(moved, head.pool, head.source)
+    for node in after:
+        if before or node is not moved:
+            edits += drops.remove(node)
+    verb = "remove" if before else "move"
+    action = f"{verb} {_name(moved)}" + ("" if before else f" before {_name(head.pool)}")
+    kept = before[-1] if before else moved
+    return Site(NAME, moved.meta["owner"].path, PATTERN, action, reason, tuple(edits), drops.rate_at(kept))
+
+
+def _without_average_pooling(drops: Drops) -> Iterator[Skipped]:
+    """Why a dropout in front of the outputs has no pooling to go before."""
+    flow = drops.flow
+    for output in flow.sources(flow.output):
+        node, passed = output, []
+        while len(flow.sources(node)) == 1:
+            passed.append(node)
+            node = flow.sources(node)[0]
+            if node.meta["kind"] in (Kind.CONCAT, Kind.ADD):
+                break
+        kinds = [n.meta["kind"] for n in passed]
+        if Kind.MAX_POOL in kinds:
+            reason, detail = Reason.MAX_POOLING, "the head pools by the maximum"
+        elif Kind.SELECT in kinds:
+            reason, detail = Reason.CLASS_TOKEN, "the head reads a class token; there is no pooling"
+        else:
+            reason, detail = Reason.NO_GLOBAL_POOLING, "no global average pooling before the output"
+        for dropout in drops.claim(set(passed)):
+            yield Skipped(NAME, drops.path(dropout), PATTERN, reason, detail)

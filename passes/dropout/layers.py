@@ -1,0 +1,56 @@
+"""What the dropout pass puts into models."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from rewriter.layers import register_layer
+
+register_layer("dropout/dropout")(nn.Dropout)
+
+
+@register_layer("dropout/moved")
+class MovedDropout(nn.Dropout):
+    """Element-wise dropout that takes its rate from the dropout it was moved from.
+
+    The rate stays where the user looks for it: ``origin.p`` and ``self.p`` are one number. Active in training only.
+    Never in place: other operations may read the tensor.
+    """
+
+    def __init__(self, origin: nn.Module) -> None:
+        object.__setattr__(self, "_origin", (origin,))  # a tuple, so that the origin is not registered as a child
+        super().__init__(origin.p)  # type: ignore[arg-type]
+
+    @property  # type: ignore[override]
+    def p(self) -> float:
+        """The origin's drop rate."""
+        return self._origin[0].p
+
+    @p.setter
+    def p(self, rate: float) -> None:
+        self._origin[0].p = rate
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return F.dropout(input, self.p, self.training)
+
+
+@register_layer("dropout/bypassed")
+class Bypassed(nn.Module):
+    """Behaviour of a dropout that no longer drops anything where it is; it keeps the rate for where it acts now."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return input
+
+
+@register_layer("dropout/drops-input")
+class DropsInput(nn.Module):
+    """Behaviour of a layer whose child ``dropout`` acts on its input."""
+
+    dropout: nn.Dropout
+
+    def forward(self, input: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        return super().forward(self.dropout(input), *args, **kwargs)

@@ -1,0 +1,306 @@
+"""The public verbs."""
+
+from __future__ import annotations
+
+import copy
+import time
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.overrides import TorchFunctionMode
+
+from rewriter.edit.edits import Applied, apply_edits, take_back
+from rewriter.errors import ContractError, InputError, PlanError, SelectorError, UndoError
+from rewriter.freshness import carries_trained_weights
+from rewriter.guard import check_model
+from rewriter.guideline import Pass, Site, Skipped
+from rewriter.inputs import Inputs, candidate_inputs
+from rewriter.manager import installed_passes, resolve_passes
+from rewriter.planning import Plan, fingerprint
+from rewriter.reasons import Reason
+from rewriter.record import Record, Report, Verdict, make_report, records_of, set_records
+from rewriter.edit.classes import class_name, original_class
+from rewriter.selection import Selection, select, selector_texts
+from rewriter.tracing.trace import Trace, trace_model
+from rewriter.verification import compare as compare_observations
+from rewriter.verification import observe
+
+_PRESERVE = ("auto", "eval", "nothing")
+
+
+def rewrite(
+    model: nn.Module,
+    passes: Any = None,
+    *,
+    example_inputs: Any = None,
+    input_size: Any = None,
+    only: Any = None,
+    skip: Any = None,
+    preserve: str = "auto",
+    inplace: bool = False,
+    verify: bool = True,
+) -> nn.Module:
+    """Apply guidelines to ``model`` and return it, an object of the same class.
+
+    Rewrite before the optimizer, EMA, ``torch.compile`` and DDP are built: with ``inplace=False`` the result is a copy
+    with parameters of its own.
+
+    Args:
+        model: any ``nn.Module`` that runs on the input; its mode, device and data types are kept.
+        passes: None for all installed passes, ``()`` for none, or names, instances and one-key dicts with options.
+        example_inputs: a tensor, a tuple of positional arguments, a dict of keyword arguments, or a list of tensors.
+        input_size: instead of examples: an int, ``(H, W)`` or ``(C, H, W)``. If neither is given the size is read from
+            the model's own configuration.
+        only, skip: module paths, globs, ``"re:…"`` patterns or classes that limit where edits are made.
+        preserve: ``"auto"`` holds back passes that change the eval output if the model carries trained weights;
+            ``"eval"`` always, ``"nothing"`` never.
+        inplace: edit ``model`` itself instead of a copy.
+        verify: check each pass's contract by running the model before and after.
+
+    Raises:
+        RewriterError: every refusal; the model given is then exactly as it was.
+    """
+    started = time.perf_counter()
+    made, inputs, seconds = _plan(
+        model, passes, example_inputs=example_inputs, input_size=input_size, only=only, skip=skip, preserve=preserve
+    )
+    seconds["plan"] = time.perf_counter() - started - seconds["trace"]
+    return apply_plan(made, model, inplace=inplace, verify=verify, inputs=inputs, seconds=seconds)
+
+
+def plan(
+    model: nn.Module,
+    passes: Any = None,
+    *,
+    example_inputs: Any = None,
+    input_size: Any = None,
+    only: Any = None,
+    skip: Any = None,
+    preserve: str = "auto",
+) -> Plan:
+    """What :func:`rewrite` would do, without doing it. The arguments are those of :func:`rewrite`."""
+    return _plan(
+        model, passes, example_inputs=example_inputs, input_size=input_size, only=only, skip=skip, preserve=preserve
+    )[0]
+
+
+def apply_plan(
+    made: Plan,
+    model: nn.Module,
+    *,
+    inplace: bool = False,
+    verify: bool = True,
+    inputs: Inputs | None = None,
+    seconds: dict[str, float] | None = None,
+) -> nn.Module:
+    """Carry a plan out; see :meth:`rewriter.Plan.apply`."""
+    check_model(model)
+    seconds = dict(seconds or {})
+    made.check_fits(model)
+    contracts = [installed_passes()[n].contract for n in {s.pass_name for s in made.sites} if n in installed_passes()]
+    if verify and inputs is None:
+        inputs = _inputs_for_verification(made, model)
+    started = time.perf_counter()
+    target = model if inplace else copy_model(model)
+    seconds["copy"] = time.perf_counter() - started
+
+    started = time.perf_counter()
+    before = observe(target, inputs, contracts) if verify and inputs is not None and made.sites else None
+    seconds["verify"] = time.perf_counter() - started
+
+    started = time.perf_counter()
+    applied = apply_edits(target, made.edits)
+    seconds["apply"] = time.perf_counter() - started
+
+    verdict = None
+    if before is not None and inputs is not None:
+        started = time.perf_counter()
+        try:
+            verdict = compare_observations(before, observe(target, inputs, contracts), contracts)
+        except BaseException:
+            take_back(target, applied)
+            raise
+        seconds["verify"] += time.perf_counter() - started
+        if verdict.failed:
+            take_back(target, applied)
+            raise ContractError(_broken(made, target, inputs, verdict))
+    elif verify and not made.sites:
+        verdict = Verdict((("model", True, "unchanged"),))
+    previous = records_of(target)
+    if made.sites or not previous:
+        set_records(target, (*previous, Record(made, applied, verdict, seconds)))
+    return target
+
+
+def undo(model: nn.Module, inplace: bool = False) -> nn.Module:
+    """Take every rewrite of ``model`` back: classes, structure, hyper-parameters and forward; values stay.
+
+    Raises:
+        UndoError: the model was not rewritten.
+    """
+    check_model(model)
+    if not records_of(model):
+        raise UndoError(f"{type(model).__name__} was not rewritten, or is only a part of a model that was")
+    target = model if inplace else copy_model(model)
+    for record in reversed(records_of(target)):
+        take_back(target, record.applied)
+    set_records(target, ())
+    return target
+
+
+def report(model: nn.Module) -> Report:
+    """What was done to a rewritten model, what was skipped and why, what was verified, and what is stale by now."""
+    check_model(model)
+    return make_report(model)
+
+
+def trace(model: nn.Module, example_inputs: Any = None, input_size: Any = None) -> Trace:
+    """Run a skeleton of ``model`` and record it; the model itself is not touched.
+
+    Raises:
+        ModelError, InputError, TraceError: with the module, the source line and the remedy.
+    """
+    check_model(model)
+    candidates = candidate_inputs(model, example_inputs, input_size)
+    for inputs in candidates[:-1]:
+        try:
+            return trace_model(model, inputs, backends=("meta",))
+        except Exception:  # the model reads another number of channels than its configuration says
+            continue
+    return trace_model(model, candidates[-1])
+
+
+def to_graph_module(model: nn.Module, example_inputs: Any = None, input_size: Any = None) -> fx.GraphModule:
+    """The model as one flat ``fx.GraphModule`` that shares its parameters.
+
+    It is fixed to the mode, batch size and resolution that it was traced with.
+
+    Raises:
+        TraceError: part of the model runs outside torch's sight.
+    """
+    from rewriter.tracing.export import graph_module
+
+    return graph_module(trace(model, example_inputs, input_size))
+
+
+def original_state_dict(model: nn.Module) -> dict[str, Any]:
+    """A state dict that the model loads with ``strict=True`` as it was before the rewrite."""
+    check_model(model)
+    state = model.state_dict()
+    if not records_of(model):
+        return state
+    added = [f"{e.path}.{e.name}.".lstrip(".") for r in records_of(model) for e in r.applied.edits if e.kind == "add"]  # type: ignore[attr-defined]
+    return type(state)((key, value) for key, value in state.items() if not key.startswith(tuple(added)))
+
+
+def copy_model(model: nn.Module) -> nn.Module:
+    """``deepcopy`` that also copies tensors cached during a forward pass, which plain ``deepcopy`` refuses."""
+    with _DetachedCopies():
+        return copy.deepcopy(model)
+
+
+class _DetachedCopies(TorchFunctionMode):
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.Tensor.__deepcopy__ and not args[0].is_leaf:
+            args = (args[0].detach(), *args[1:])
+        return func(*args, **(kwargs or {}))
+
+
+def _plan(
+    model: nn.Module,
+    passes: Any,
+    *,
+    example_inputs: Any,
+    input_size: Any,
+    only: Any,
+    skip: Any,
+    preserve: str,
+) -> tuple[Plan, Inputs | None, dict[str, float]]:
+    check_model(model)
+    if preserve not in _PRESERVE:
+        raise SelectorError(f"preserve: expected one of {', '.join(map(repr, _PRESERVE))}, found {preserve!r}")
+    resolved = resolve_passes(passes)
+    selection = select(model, only, skip)
+    held_back, notes = _held_back(model, resolved, preserve, named=passes is not None)
+    started = time.perf_counter()
+    traced = trace(model, example_inputs, input_size) if resolved else None
+    seconds = {"trace": time.perf_counter() - started}
+    sites: list[Site] = []
+    skipped: list[Skipped] = []
+    if traced is not None and traced.backend != "meta":
+        notes.append(f"traced on {traced.backend} tensors: {traced.notes[-1].split(': ', 1)[-1]}")
+    for item in resolved:
+        for found in item.find(traced) if traced is not None else ():
+            found = _filtered(found, selection, held_back)
+            (sites if isinstance(found, Site) else skipped).append(found)  # type: ignore[arg-type]
+    request = {
+        "input": traced.inputs.origin if traced else "none",
+        "only": selector_texts(only),
+        "skip": selector_texts(skip),
+        "preserve": preserve,
+    }
+    made = Plan(
+        class_name(original_class(type(model))),
+        fingerprint(model),
+        tuple((item.name, item.options()) for item in resolved),
+        tuple(sites),
+        tuple(skipped),
+        tuple(notes),
+        request,
+    )
+    return made, traced.inputs if traced else None, seconds
+
+
+def _held_back(model: nn.Module, passes: list[Pass], preserve: str, *, named: bool) -> tuple[set[str], list[str]]:
+    """Names of passes that may not be applied because they change the eval output, and a note that says so."""
+    changing = [item.name for item in passes if not item.contract.eval_output]
+    if preserve == "nothing" or not changing or (preserve == "auto" and not carries_trained_weights(model)):
+        return set(), []
+    if preserve == "auto" and named:
+        return set(), [f"{', '.join(changing)} changes the output of trained weights, as asked for by name"]
+    why = "preserve='eval'" if preserve == "eval" else "the model carries trained weights"
+    return set(changing), [f"held back: {', '.join(changing)}, because {why}; preserve='nothing' applies them"]
+
+
+def _filtered(found: Site | Skipped, selection: Selection, held_back: set[str]) -> Site | Skipped:
+    if not isinstance(found, Site):
+        return found
+    if found.pass_name in held_back:
+        detail = f"{found.action}: would change the eval output"
+        return Skipped(found.pass_name, found.path, found.pattern, Reason.HELD_BACK, detail)
+    outside = [path for path in {found.path, *(e.path for e in found.edits)} if not selection.allows(path)]
+    if outside:
+        return Skipped(found.pass_name, found.path, found.pattern, Reason.FILTERED, f"{found.action}: not selected")
+    return found
+
+
+def _inputs_for_verification(made: Plan, model: nn.Module) -> Inputs | None:
+    try:
+        return trace(model).inputs if made.sites else None
+    except InputError:
+        return None
+
+
+def _broken(made: Plan, model: nn.Module, inputs: Inputs, verdict: Verdict) -> str:
+    """Name the pass that broke its contract, by applying each alone."""
+    culprits = []
+    names = list(dict.fromkeys(site.pass_name for site in made.sites))
+    for name in names:
+        contract = installed_passes()[name].contract
+        before = observe(model, inputs, [contract])
+        applied: Applied = apply_edits(model, [e for s in made.sites if s.pass_name == name for e in s.edits])
+        after = observe(model, inputs, [contract])
+        take_back(model, applied)
+        if compare_observations(before, after, [contract]).failed:
+            culprits.append(name)
+    return (
+        f"pass {', '.join(culprits or names)} broke its contract ({'; '.join(verdict.failed)}). "
+        "The model is as it was; leave the pass out with passes=, or the place with skip=."
+    )
+
+
+__all__ = [
+    "PlanError", "apply_plan", "copy_model", "original_state_dict", "plan", "report", "rewrite", "to_graph_module",
+    "trace", "undo",
+]  # fmt: skip

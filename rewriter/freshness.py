@@ -1,0 +1,26 @@
+"""Does a model carry trained weights, or the ones it was created with?"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from rewriter.tracing.kinds import Kind, module_kind
+
+
+def carries_trained_weights(model: nn.Module) -> bool:
+    """Whether norm statistics or affine parameters have left their initial values.
+
+    A model without any norm counts as trained: nothing in it tells. Tensors without values (meta) count as fresh.
+    Layers that are created with other values (a zero-initialised last gamma) are fresh as long as each tensor is
+    constant: training makes the entries of a tensor differ.
+    """
+    norms = [module for module in model.modules() if module_kind(module) is Kind.NORM]
+    tensors = [t for norm in norms for t in (*norm._parameters.values(), *norm._buffers.values()) if t is not None]
+    if not tensors:
+        return True
+    return any(_varies(t.detach()) for t in tensors if t.device.type != "meta")
+
+
+def _varies(tensor: torch.Tensor) -> bool:
+    return tensor.numel() > 1 and bool((tensor != tensor.flatten()[0]).any())

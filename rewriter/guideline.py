@@ -1,0 +1,96 @@
+"""What a pass is: a guideline as a frozen dataclass whose fields are its options."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+from rewriter.edit.edits import Edit
+from rewriter.reasons import Reason
+from rewriter.tracing.trace import Trace
+
+
+@dataclass(frozen=True)
+class Contract:
+    """What a pass promises to leave as it is; ``verify=True`` checks it on every rewritten model.
+
+    Attributes:
+        eval_output: whether the output in evaluation mode stays equal bit for bit.
+        state_dict: whether keys, shapes and values of the state dict stay equal.
+        gradients: whether every parameter that received a gradient still does.
+    """
+
+    eval_output: bool = True
+    state_dict: bool = True
+    gradients: bool = True
+
+    def __str__(self) -> str:
+        promises = {
+            "eval output bit for bit": self.eval_output,
+            "state dict": self.state_dict,
+            "every parameter's gradient": self.gradients,
+        }
+        return ", ".join(promise for promise, holds in promises.items() if holds)
+
+
+@dataclass(frozen=True)
+class Site:
+    """One place where a pass applies, and the edits that carry it out.
+
+    Attributes:
+        pass_name: the pass.
+        path: the module that the change belongs to.
+        pattern: what was recognised, such as ``"residual branch"``.
+        action: what will be done, in words.
+        reason: why.
+        edits: how.
+        rate_at: where the user finds and changes the rate afterwards, if there is one.
+    """
+
+    pass_name: str
+    path: str
+    pattern: str
+    action: str
+    reason: str
+    edits: tuple[Edit, ...]
+    rate_at: str = ""
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A place that looks right and is left alone, and why."""
+
+    pass_name: str
+    path: str
+    pattern: str
+    reason: Reason
+    detail: str
+
+
+@dataclass(frozen=True)
+class Pass(abc.ABC):
+    """A guideline. Subclass as a frozen dataclass; every field is an option of the same name on the command line.
+
+    Attributes:
+        name: how users call it.
+        summary: one line.
+        paper: where the rule comes from.
+        contract: what it promises to preserve.
+        after: names of passes that must come before this one, when both are asked for.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    paper: ClassVar[str]
+    contract: ClassVar[Contract] = Contract()
+    after: ClassVar[tuple[str, ...]] = ()
+
+    @abc.abstractmethod
+    def find(self, trace: Trace) -> Iterator[Site | Skipped]:
+        """Every place in ``trace`` where the guideline applies, or nearly does."""
+
+    def options(self) -> dict[str, Any]:
+        """The options as plain data."""
+        return asdict(self)

@@ -1,0 +1,257 @@
+"""A plan: every edit known, explained and printed before it is made. A plan is data."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import re
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import nn
+
+from rewriter.edit.classes import class_name, original_class, readable_sources
+from rewriter.edit.edits import AddBehaviour, AddModule, Edit, EditMethod, edit_from_data, edit_to_data, find_module
+from rewriter.edit.operations import edited_text
+from rewriter.errors import PlanError
+from rewriter.guideline import Site, Skipped
+from rewriter.reasons import Reason
+
+FORMAT = 1
+"""Version of the JSON form."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Sites and edits for one structure of model.
+
+    Attributes:
+        model: class of the model, and ``structure`` a fingerprint of its tree of modules; weights do not matter.
+        passes: names and options of the passes, in their order.
+        sites: where they apply, with the edits.
+        skipped: where they nearly do, with the reason.
+        notes: what else the user should know, the most important first.
+        request: how the plan was asked for (``input``, ``only``, ``skip``, ``preserve``).
+    """
+
+    model: str
+    structure: str
+    passes: tuple[tuple[str, dict[str, Any]], ...]
+    sites: tuple[Site, ...]
+    skipped: tuple[Skipped, ...]
+    notes: tuple[str, ...] = ()
+    request: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def edits(self) -> tuple[Edit, ...]:
+        """All edits, in the order they are made."""
+        return tuple(edit for site in self.sites for edit in site.edits)
+
+    def apply(self, model: nn.Module, inplace: bool = False, verify: bool = True) -> nn.Module:
+        """Carry the plan out on ``model``, or on a copy of it, and check the passes' contracts.
+
+        Raises:
+            PlanError: the plan was made for another model.
+            ContractError: a contract does not hold; the model is as it was.
+        """
+        from rewriter.api import apply_plan
+
+        return apply_plan(self, model, inplace=inplace, verify=verify)
+
+    def check_fits(self, model: nn.Module) -> None:
+        """Refuse a model of another structure.
+
+        Raises:
+            PlanError: naming the first module that differs.
+        """
+        for edit in self.edits:
+            find_module(model, edit.path)
+        found = fingerprint(model)
+        if found != self.structure:
+            raise PlanError(
+                f"the plan was made for another {self.model} (structure {self.structure}, found {found} in "
+                f"{class_name(original_class(type(model)))}). Make a new plan for this model."
+            )
+
+    def diff(self, model: nn.Module) -> str:
+        """The change of source, method by method, as a unified diff; methods with the same change are shown once."""
+        changes: dict[str, list[str]] = {}
+        for path, operations in _method_operations(self.edits).items():
+            text = _method_diff(find_module(model, path[0]), *path[1:], operations)
+            changes.setdefault(text, []).append(path[0] or "(root)")
+        return "\n".join(f"# {', '.join(paths)}\n{text}" for text, paths in changes.items())
+
+    def to_json(self) -> str:
+        """The plan as JSON text."""
+        data = {
+            "format": FORMAT,
+            "model": self.model,
+            "structure": self.structure,
+            "request": self.request,
+            "passes": [{name: options} for name, options in self.passes],
+            "notes": list(self.notes),
+            "sites": [
+                {
+                    "pass": s.pass_name,
+                    "path": s.path,
+                    "pattern": s.pattern,
+                    "action": s.action,
+                    "reason": s.reason,
+                    "rate_at": s.rate_at,
+                    "edits": [edit_to_data(edit) for edit in s.edits],
+                }
+                for s in self.sites
+            ],
+            "skipped": [
+                {"pass": s.pass_name, "path": s.path, "pattern": s.pattern, "reason": str(s.reason), "detail": s.detail}
+                for s in self.skipped
+            ],
+        }
+        return json.dumps(data, indent=2)
+
+    @staticmethod
+    def from_json(text: str) -> Plan:
+        """The plan that :meth:`to_json` wrote. Nothing in the text is executed or imported.
+
+        Raises:
+            PlanError: the text is not a plan, or of another format.
+        """
+        try:
+            data = json.loads(text)
+        except (json.JSONDecodeError, TypeError) as error:
+            raise PlanError(f"the plan is damaged: not JSON ({error})") from error
+        if not isinstance(data, dict) or data.get("format") != FORMAT:
+            found = data.get("format") if isinstance(data, dict) else type(data).__name__
+            raise PlanError(f"expected a plan of format {FORMAT}, found {found!r}. Make a new plan.")
+        try:
+            return Plan(
+                model=str(data["model"]),
+                structure=str(data["structure"]),
+                passes=tuple((str(name), dict(options)) for item in data["passes"] for name, options in item.items()),
+                sites=tuple(_site_from_data(item) for item in data["sites"]),
+                skipped=tuple(
+                    Skipped(s["pass"], s["path"], s["pattern"], Reason(s["reason"]), s["detail"])
+                    for s in data["skipped"]
+                ),
+                notes=tuple(data["notes"]),
+                request=dict(data["request"]),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise PlanError(f"the plan is damaged: {type(error).__name__}: {error}") from error
+
+    def __str__(self) -> str:
+        lines = [f"plan for {self.model.rsplit('.', 1)[-1]}: {', '.join(name for name, _ in self.passes) or 'no passes'}"]
+        lines += [f"  note: {note}" for note in self.notes]
+        for name, _ in self.passes:
+            sites = [s for s in self.sites if s.pass_name == name]
+            skipped = [s for s in self.skipped if s.pass_name == name]
+            lines.append(f"{name}: {_count(len(sites), 'site')}, {len(skipped)} skipped")
+            for paths, site in group(sites):
+                lines.append(f"  + {paths}: {site.pattern}")
+                lines.append(f"      {site.action}")
+                lines.append(f"      because {site.reason}")
+                if site.rate_at:
+                    lines.append(f"      rate: {site.rate_at}")
+            for paths, skip in group(skipped):
+                lines.append(f"  - {paths}: {skip.pattern} [{skip.reason}]")
+                lines.append(f"      {skip.detail}")
+        return "\n".join(lines)
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Changes with the tree of modules (paths and classes), not with weights or shapes."""
+    digest = hashlib.sha256()
+    for path, module in model.named_modules():
+        digest.update(f"{path}:{class_name(original_class(type(module)))}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def group(items: Any) -> list[tuple[str, Any]]:
+    """Items that differ only in numbers, as one: ``layer{1,2}.{0,1}`` and the first of them with ``*`` for numbers."""
+    groups: dict[Any, list[Any]] = {}
+    for item in items:
+        texts = [item.path, *(getattr(item, name, "") for name in ("pattern", "action", "reason", "detail", "rate_at"))]
+        groups.setdefault(tuple(_NUMBER.sub("#", str(text)) for text in texts), []).append(item)
+    return [(_joined([item.path for item in found]), _generalised(found)) for found in groups.values()]
+
+
+_NUMBER = re.compile(r"\d+")
+
+
+def _generalised(found: list[Any]) -> Any:
+    """The first item, with ``*`` for the numbers that the others do not share."""
+    changes = {}
+    for name in ("action", "reason", "detail", "rate_at"):
+        texts = [str(getattr(item, name)) for item in found if hasattr(item, name)]
+        if len(set(texts)) > 1:
+            columns = zip(*(re.split(r"(\d+)", text) for text in texts), strict=True)
+            changes[name] = "".join(column[0] if len(set(column)) == 1 else "*" for column in columns)
+    return replace(found[0], **changes)
+
+
+def _joined(paths: list[str]) -> str:
+    """Paths that differ only in numbers: ``blocks.{0-11}.attn (12)``."""
+    unique = list(dict.fromkeys(paths))
+    if len(unique) == 1:
+        return unique[0] or "(root)"
+    columns = zip(*(re.split(r"(\d+)", path) for path in unique), strict=True)
+    parts = [column[0] if len(set(column)) == 1 else _number_set({int(n) for n in column}) for column in columns]
+    return f"{''.join(parts)} ({len(unique)})"
+
+
+def _number_set(numbers: set[int]) -> str:
+    ordered = sorted(numbers)
+    runs: list[list[int]] = []
+    for number in ordered:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return "{" + ",".join(f"{run[0]}-{run[-1]}" if len(run) > 2 else ",".join(map(str, run)) for run in runs) + "}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _site_from_data(data: Any) -> Site:
+    texts = [data[name] for name in ("pass", "path", "pattern", "action", "reason", "rate_at")]
+    if not all(isinstance(text, str) for text in texts):
+        raise PlanError(f"the plan is damaged: not a site: {data!r}")
+    pass_name, path, pattern, action, reason, rate_at = texts
+    edits = tuple(edit_from_data(edit) for edit in data["edits"])
+    return Site(pass_name, path, pattern, action, reason, edits, rate_at)
+
+
+def _method_operations(edits: tuple[Edit, ...]) -> dict[tuple[str, str, str, str], list[Any]]:
+    found: dict[tuple[str, str, str, str], list[Any]] = {}
+    for edit in edits:
+        if isinstance(edit, EditMethod):
+            operations = found.setdefault((edit.path, edit.owner, edit.method, edit.digest), [])
+            if edit.operation not in operations:
+                operations.append(edit.operation)
+    return found
+
+
+def _method_diff(module: nn.Module, owner: str, method: str, digest: str, operations: list[Any]) -> str:
+    for cls in type(module).__mro__:
+        if class_name(cls) == owner and method in cls.__dict__:
+            for source in readable_sources(cls.__dict__[method]):
+                if source.digest == digest:
+                    new = edited_text(source, tuple(operations))
+                    old_lines, new_lines = source.text.splitlines(keepends=True), new.splitlines(keepends=True)
+                    return "".join(difflib.unified_diff(old_lines, new_lines, f"{owner}.{method}", "rewritten", n=2))
+    raise PlanError(f"{owner}.{method} has another source than the plan was made for. Make a new plan.")
+
+
+def describe_edit(edit: Edit) -> str:
+    """One edit in words."""
+    where = edit.path or "(root)"
+    if isinstance(edit, AddModule):
+        return f"{where}: new child {edit.name!r} ({edit.layer})"
+    if isinstance(edit, AddBehaviour):
+        return f"{where}: {edit.behaviour}"
+    if isinstance(edit, EditMethod):
+        return f"{where}: {edit.operation.kind} in {edit.method}()"
+    return f"{where}: {edit.kind}"

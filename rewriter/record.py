@@ -1,0 +1,134 @@
+"""What a rewritten model carries about its rewrite, and the report made from it."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from rewriter.edit.classes import is_generated
+from rewriter.edit.edits import Applied, EditMethod
+from rewriter.planning import Plan, group
+
+_ATTRIBUTE = "_rewriter_records"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What verification found: per check, whether it held, and a sentence."""
+
+    checks: tuple[tuple[str, bool | None, str], ...] = ()
+
+    @property
+    def failed(self) -> list[str]:
+        return [f"{name}: {detail}" for name, held, detail in self.checks if held is False]
+
+    def __str__(self) -> str:
+        words = {True: "holds", False: "BROKEN", None: "not decidable"}
+        return "; ".join(f"{name} {words[held]}" + (f" ({detail})" if detail else "") for name, held, detail in self.checks)
+
+
+@dataclass(frozen=True)
+class Record:
+    """One rewrite of a model: its plan, what was applied, what was verified, how long each step took (seconds)."""
+
+    plan: Plan
+    applied: Applied
+    verdict: Verdict | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Record:
+        return self
+
+
+def records_of(model: nn.Module) -> tuple[Record, ...]:
+    """The rewrites that ``model`` went through, oldest first."""
+    return model.__dict__.get(_ATTRIBUTE, ())
+
+
+def set_records(model: nn.Module, records: tuple[Record, ...]) -> None:
+    """Store ``records`` on ``model``; none removes every trace of them."""
+    if records:
+        model.__dict__[_ATTRIBUTE] = records
+    else:
+        model.__dict__.pop(_ATTRIBUTE, None)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was done to a model, what was left alone and why.
+
+    Attributes:
+        records: one for each rewrite.
+        stale: sites whose modules were replaced after the rewrite; rewriting again mends them.
+    """
+
+    records: tuple[Record, ...]
+    stale: tuple[str, ...]
+
+    @property
+    def applied(self) -> tuple[Any, ...]:
+        """Every site that was edited."""
+        return tuple(site for record in self.records for site in record.plan.sites)
+
+    @property
+    def skipped(self) -> tuple[Any, ...]:
+        """Every place that was left alone, with its reason."""
+        return tuple(skip for record in self.records for skip in record.plan.skipped)
+
+    @property
+    def verified(self) -> bool | None:
+        """Whether every contract held; None if a rewrite was not verified or could not be decided."""
+        held = [check[1] for r in self.records for check in (r.verdict.checks if r.verdict else ((0, None, 0),))]
+        return None if not held or None in held else all(held)
+
+    def to_json(self) -> str:
+        """The report as JSON text."""
+        return json.dumps(
+            [
+                {
+                    "plan": json.loads(record.plan.to_json()),
+                    "verified": [list(check) for check in record.verdict.checks] if record.verdict else None,
+                    "milliseconds": {name: round(1000 * value, 1) for name, value in record.seconds.items()},
+                    "stale": list(self.stale),
+                }
+                for record in self.records
+            ],
+            indent=2,
+        )
+
+    def __str__(self) -> str:
+        if not self.records:
+            return "not rewritten"
+        lines = []
+        for record in self.records:
+            lines += list(record.plan.notes)
+            for name, _ in record.plan.passes:
+                sites = [s for s in record.plan.sites if s.pass_name == name]
+                skipped = [s for s in record.plan.skipped if s.pass_name == name]
+                reasons = Counter(str(s.reason) for s in skipped)
+                why = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()))
+                lines.append(f"{name}: {len(sites)} applied, {len(skipped)} skipped{f' ({why})' if why else ''}")
+                lines += [f"  + {paths}: {site.action}" for paths, site in group(sites)]
+            lines.append(f"verified: {record.verdict or 'no'}")
+            lines.append("time: " + ", ".join(f"{name} {1000 * s:.0f} ms" for name, s in record.seconds.items()))
+        lines += [f"stale: {path} was replaced after the rewrite; rewrite again to mend it" for path in self.stale]
+        return "\n".join(lines)
+
+
+def make_report(model: nn.Module) -> Report:
+    """The report of a rewritten model; an empty one for a model that was not rewritten."""
+    records = records_of(model)
+    modules = dict(model.named_modules(remove_duplicate=False))
+    stale = []
+    for record in records:
+        for path in record.applied.edited_classes:
+            if path not in modules or not is_generated(type(modules[path])):
+                stale.append(path or "(root)")
+        for edit in record.applied.edits:
+            if isinstance(edit, EditMethod) and "forward" in getattr(modules.get(edit.path), "__dict__", {}):
+                stale.append(edit.path or "(root)")
+    return Report(records, tuple(dict.fromkeys(stale)))

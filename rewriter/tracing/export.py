@@ -1,0 +1,27 @@
+"""A recording as a runnable, flat ``fx.GraphModule``."""
+
+from __future__ import annotations
+
+from torch import fx
+
+from rewriter.errors import TraceError
+from rewriter.tracing.kinds import Kind
+from rewriter.tracing.trace import Trace
+
+
+def graph_module(trace: Trace) -> fx.GraphModule:
+    """The recording of the mode that the model is in, over the model's own parameters.
+
+    Raises:
+        TraceError: part of the model ran where torch could not observe it.
+    """
+    for node in trace.graph.nodes:
+        if node.meta["kind"] is Kind.OPAQUE:
+            path = node.meta["module_path"] or type(trace.model).__name__
+            raise TraceError(
+                f"module {path!r} makes a tensor outside torch's sight (numpy, a scripted function, an "
+                "autograd.Function); a flat graph cannot hold it. Use the model itself, or torch.export."
+            )
+    result = fx.GraphModule(trace.model, trace.graph, type(trace.model).__name__)
+    result.train(trace.model.training)
+    return result
