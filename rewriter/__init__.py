@@ -1,10 +1,10 @@
 """Apply published training guidelines to the vision model you already have.
 
-    import rewriter
+import rewriter
 
-    plan = rewriter.plan(model)        # what would be done, where, and why
-    model = rewriter.rewrite(model)    # the same model, edited and verified
-    print(rewriter.report(model))
+plan = rewriter.plan(model)        # what would be done, where, and why
+model = rewriter.rewrite(model)    # the same model, edited and verified
+print(rewriter.report(model))
 """
 
 from rewriter.api import original_state_dict, plan, report, rewrite, to_graph_module, trace, undo

@@ -10,6 +10,7 @@ import torch
 from torch import fx, nn
 from torch.overrides import TorchFunctionMode
 
+from rewriter.edit.classes import class_name, original_class
 from rewriter.edit.edits import Applied, apply_edits, take_back
 from rewriter.errors import ContractError, InputError, PlanError, SelectorError, UndoError
 from rewriter.freshness import carries_trained_weights
@@ -20,7 +21,6 @@ from rewriter.manager import installed_passes, resolve_passes
 from rewriter.planning import Plan, fingerprint
 from rewriter.reasons import Reason
 from rewriter.record import Record, Report, Verdict, make_report, records_of, set_records
-from rewriter.edit.classes import class_name, original_class
 from rewriter.selection import Selection, select, selector_texts
 from rewriter.tracing.trace import Trace, trace_model
 from rewriter.verification import compare as compare_observations

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import is_lazy
 
 from rewriter.errors import ModelError
 
@@ -43,7 +43,7 @@ def check_model(model: Any) -> None:
         if isinstance(module, torch.jit.ScriptModule):
             raise ModelError(f"{where} is a {name}: its Python code is gone. Rewrite, then script it.")
         for tensor_name, tensor in (*module._parameters.items(), *module._buffers.items()):
-            if isinstance(tensor, UninitializedTensorMixin):
+            if is_lazy(tensor):
                 raise ModelError(
                     f"{where}: {tensor_name!r} of the lazy {name} is not initialised yet. "
                     "Run the model once on an input, then rewrite."
@@ -56,7 +56,8 @@ def random_state_kept() -> Iterator[None]:
     torch_state, python_state = torch.get_rng_state(), random.getstate()
     numpy = sys.modules.get("numpy")
     numpy_state = numpy.random.get_state() if numpy else None
-    devices = [torch.cuda.get_rng_state_all()] if torch.cuda.is_available() and torch.cuda.is_initialized() else []
+    cuda_used = torch.cuda.is_available() and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    devices = [torch.cuda.get_rng_state_all()] if cuda_used else []
     try:
         yield
     finally:

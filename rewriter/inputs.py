@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,6 +54,18 @@ def candidate_inputs(model: nn.Module, example_inputs: Any = None, input_size: A
     return [Inputs((_image(model, size),), {}, origin) for size in dict.fromkeys(normalised)]
 
 
+def tensors_in(value: Any) -> Iterator[torch.Tensor]:
+    """Every tensor in nested tuples, lists and dicts."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from tensors_in(item)
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from tensors_in(item)
+
+
 def map_tensors(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
     """``value`` (nested tuples, lists and dicts) with every tensor changed."""
     if isinstance(value, torch.Tensor):
@@ -67,20 +79,20 @@ def map_tensors(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> A
 
 
 def _from_examples(example_inputs: Any) -> Inputs:
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = {}
     if isinstance(example_inputs, Mapping):
-        args, kwargs = (), dict(example_inputs)
+        kwargs = dict(example_inputs)
     elif isinstance(example_inputs, tuple):
-        args, kwargs = example_inputs, {}
+        args = example_inputs
     elif isinstance(example_inputs, (torch.Tensor, list)):
-        args, kwargs = (example_inputs,), {}
+        args = (example_inputs,)
     else:
         raise InputError(
             f"example_inputs: expected a tensor, a tuple of arguments, a dict of keyword arguments or a list of "
             f"tensors, found {type(example_inputs).__name__}"
         )
-    tensors: list[torch.Tensor] = []
-    map_tensors((args, kwargs), lambda t: (tensors.append(t), t)[1])
-    if not tensors:
+    if not any(True for _ in tensors_in((args, kwargs))):
         raise InputError("example_inputs: expected at least one tensor, found none")
     return Inputs(args, kwargs, "example_inputs")
 

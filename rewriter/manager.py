@@ -52,7 +52,8 @@ def _resolve(item: Any) -> Pass:
         return item
     if isinstance(item, type) and issubclass(item, Pass):
         return item()
-    name, options = item, {}
+    name: Any = item
+    options: Any = {}
     if isinstance(item, Mapping) and len(item) == 1:
         name, options = next(iter(item.items()))
     if not isinstance(name, str) or not isinstance(options, Mapping):

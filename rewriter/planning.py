@@ -141,7 +141,9 @@ class Plan:
             raise PlanError(f"the plan is damaged: {type(error).__name__}: {error}") from error
 
     def __str__(self) -> str:
-        lines = [f"plan for {self.model.rsplit('.', 1)[-1]}: {', '.join(name for name, _ in self.passes) or 'no passes'}"]
+        lines = [
+            f"plan for {self.model.rsplit('.', 1)[-1]}: {', '.join(name for name, _ in self.passes) or 'no passes'}"
+        ]
         lines += [f"  note: {note}" for note in self.notes]
         for name, _ in self.passes:
             sites = [s for s in self.sites if s.pass_name == name]

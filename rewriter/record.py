@@ -28,7 +28,9 @@ class Verdict:
 
     def __str__(self) -> str:
         words = {True: "holds", False: "BROKEN", None: "not decidable"}
-        return "; ".join(f"{name} {words[held]}" + (f" ({detail})" if detail else "") for name, held, detail in self.checks)
+        return "; ".join(
+            f"{name} {words[held]}" + (f" ({detail})" if detail else "") for name, held, detail in self.checks
+        )
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,8 @@ class Record:
 
 def records_of(model: nn.Module) -> tuple[Record, ...]:
     """The rewrites that ``model`` went through, oldest first."""
-    return model.__dict__.get(_ATTRIBUTE, ())
+    records: tuple[Record, ...] = model.__dict__.get(_ATTRIBUTE, ())
+    return records
 
 
 def set_records(model: nn.Module, records: tuple[Record, ...]) -> None:

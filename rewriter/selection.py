@@ -54,8 +54,9 @@ def _matches(model: nn.Module, selectors: Any) -> Iterable[str]:
             shown = selector.__name__ if isinstance(selector, type) else selector
             classes = {type(module).__name__ for module in modules.values()}
             known = classes if isinstance(selector, type) else [path for path in modules if path]
-            raise SelectorError(f"the selector {shown!r} matches no module of {type(model).__name__}; "
-                                f"{suggest(str(shown), known)}")
+            raise SelectorError(
+                f"the selector {shown!r} matches no module of {type(model).__name__}; {suggest(str(shown), known)}"
+            )
         yield from found
 
 

@@ -43,7 +43,8 @@ def skeleton(model: nn.Module, twin: Callable[[torch.Tensor], torch.Tensor]) -> 
                 state[name] = {key: _twin_of(tensor, memo, twin) for key, tensor in value.items()}
             else:
                 state[name] = _copy(value, memo, twin)
-    return memo[id(model)]
+    copy_of_model: nn.Module = memo[id(model)]
+    return copy_of_model
 
 
 def meta_twin(tensor: torch.Tensor) -> torch.Tensor:

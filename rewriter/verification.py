@@ -16,7 +16,7 @@ from torch import nn
 
 from rewriter.guard import random_state_kept
 from rewriter.guideline import Contract
-from rewriter.inputs import Inputs, map_tensors
+from rewriter.inputs import Inputs, map_tensors, tensors_in
 from rewriter.record import Verdict
 
 
@@ -39,8 +39,8 @@ def observe(model: nn.Module, inputs: Inputs, contracts: list[Contract]) -> Obse
         model.eval()
         with torch.no_grad():
             result = model(*inputs.args, **inputs.kwargs)
-            outputs = [t.detach().clone() for t in tensors_of(result)]
-            again = list(tensors_of(model(*inputs.args, **inputs.kwargs))) if _may_vary(outputs) else outputs
+            outputs = [t.detach().clone() for t in tensors_in(result)]
+            again = list(tensors_in(model(*inputs.args, **inputs.kwargs))) if _may_vary(outputs) else outputs
         structure, spread = _structure(result), _difference(outputs, again)
         del result
         with_gradient, train_error = _train(model, inputs)
@@ -52,11 +52,15 @@ def compare(before: Observation, after: Observation, contracts: list[Contract]) 
     """Judge the contracts of the passes that were applied."""
     checks: list[tuple[str, bool | None, str]] = []
     same_structure = before.structure == after.structure
-    checks.append(("output structure", same_structure, "" if same_structure else f"{before.structure} → {after.structure}"))
+    checks.append(
+        ("output structure", same_structure, "" if same_structure else f"{before.structure} → {after.structure}")
+    )
     if all(contract.eval_output for contract in contracts) and same_structure:
         difference = _difference(before.outputs, after.outputs)
         if difference != 0 and before.spread != 0:
-            detail = f"the original itself varies by {before.spread:.3g} from run to run, the change is {difference:.3g}"
+            detail = (
+                f"the original itself varies by {before.spread:.3g} from run to run, the change is {difference:.3g}"
+            )
             checks.append(("eval output", None, detail))
         else:
             detail = "bit-identical" if difference == 0 else f"max |difference| {difference:.3g}"
@@ -72,7 +76,9 @@ def compare(before: Observation, after: Observation, contracts: list[Contract]) 
         checks.append(("training", False, after.train_error))
     elif all(contract.gradients for contract in contracts):
         lost_gradients = sorted(before.with_gradient - after.with_gradient)
-        detail = f"none for {', '.join(lost_gradients[:5])}" if lost_gradients else f"{len(after.with_gradient)} parameters"
+        detail = (
+            f"none for {', '.join(lost_gradients[:5])}" if lost_gradients else f"{len(after.with_gradient)} parameters"
+        )
         checks.append(("gradients", not lost_gradients, detail))
     return Verdict(tuple(checks))
 
@@ -104,28 +110,16 @@ def state_kept(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def tensors_of(value: Any) -> Iterator[torch.Tensor]:
-    """Every tensor in nested tuples, lists, dicts and dataclass-like outputs."""
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from tensors_of(item)
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from tensors_of(item)
-
-
 def _train(model: nn.Module, inputs: Inputs) -> tuple[frozenset[str], str]:
     """Parameters that a backward pass reaches, or why training does not run."""
     try:
         model.train()
         with torch.enable_grad():
             result = model(*inputs.args, **inputs.kwargs)
-            scalars = [t.float().mean() for t in tensors_of(result) if t.requires_grad]
+            scalars = [t.float().mean() for t in tensors_in(result) if t.requires_grad]
             if not scalars:
                 return frozenset(), "no output requires a gradient"
-            torch.stack(scalars).sum().backward()
+            torch.stack(scalars).sum().backward()  # type: ignore[no-untyped-call]
     except Exception as error:
         return frozenset(), f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
     finally:

@@ -22,15 +22,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from passes.dropout import layers as layers
 from passes.dropout.branches import find_in_branches
 from passes.dropout.drops import Drops
 from passes.dropout.heads import find_in_heads
 from rewriter.guideline import Contract, Pass, Site, Skipped
 from rewriter.reasons import Reason
 from rewriter.tracing.trace import Trace
-
-NAME = "dropout"
 
 
 @dataclass(frozen=True)
@@ -43,7 +40,7 @@ class Dropout(Pass):
         head_p: the same for heads; None takes ``p``.
     """
 
-    name = NAME
+    name = Drops.name
     summary = "one dropout before the last weight of a residual branch; in the head before pooling, not after"
     paper = "Kim et al., How to Use Dropout Correctly on Residual Networks with Batch Normalization, UAI 2023"
     contract = Contract(eval_output=True, state_dict=True, gradients=True)
@@ -62,4 +59,6 @@ class Dropout(Pass):
         yield from find_in_heads(drops, self.p if self.head_p is None else self.head_p)
         yield from find_in_branches(drops, self.p)
         for node in drops.unclaimed():
-            yield Skipped(NAME, drops.path(node), "dropout", Reason.OUTSIDE, "in no residual branch and no pooled head")
+            yield Skipped(
+                self.name, drops.path(node), "dropout", Reason.OUTSIDE, "in no residual branch and no pooled head"
+            )

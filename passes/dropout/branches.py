@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from torch import fx
 
 from passes.dropout.drops import Drops
+from rewriter.analysis.naming import name_of
 from rewriter.analysis.residual import Branch, find_branches
-from rewriter.edit.edits import AddModule, Edit
+from rewriter.edit.edits import Edit
 from rewriter.guideline import Site, Skipped
 from rewriter.reasons import Reason, Refused
+from rewriter.tracing.frames import Owner
 from rewriter.tracing.kinds import Kind
-
-NAME = "dropout"
 
 
 def find_in_branches(drops: Drops, p: float | None) -> Iterator[Site | Skipped]:
@@ -28,7 +28,7 @@ class _Rule:
     def __init__(self, drops: Drops, branch: Branch, p: float | None) -> None:
         self.drops, self.branch, self.p = drops, branch, p
         self.pattern = "residual branch" if branch.form == "residual" else "dense layer"
-        self.path = branch.join.meta["owner"].path if branch.form == "residual" else _common_path(branch)
+        self.path = branch.join.meta["owner"].path if branch.form == "residual" else _dense_path(branch)
 
     def apply(self) -> Iterator[Site | Skipped]:
         claimed = self.drops.claim(self.branch.nodes)
@@ -55,59 +55,49 @@ class _Rule:
         if weight is None:
             stopped = self.branch.end.stopped_at
             return self._skipped(
-                Reason.NO_SINGLE_LAST_WEIGHT, f"paths merge after the last weight, at {_name(stopped)}"
+                Reason.NO_SINGLE_LAST_WEIGHT, f"paths merge after the last weight, at {name_of(stopped)}"
             )
         if norm is not None:
             return self._skipped(
                 Reason.POST_ACTIVATION,
-                f"the last norm ({_name(norm)}) comes after the last weight ({_name(weight)}): no compliant place",
+                f"the last norm ({name_of(norm)}) comes after the last weight ({name_of(weight)}): no compliant place",
             )
         if not self.branch.norms_before_last_weight:
             return self._skipped(Reason.NO_NORM, "the branch has no norm before its last weight")
         if weight.meta["kind"] is Kind.ATTENTION:
             return self._skipped(
-                Reason.FUSED_ATTENTION, f"the last weight is computed inside {_name(weight)}, in one call"
+                Reason.FUSED_ATTENTION, f"the last weight is computed inside {name_of(weight)}, in one call"
             )
         return None
 
     def _decide(self, dropouts: list[fx.Node], weight: fx.Node, operand: fx.Node) -> Site | Skipped:
-        drops, reason = self.drops, f"{_name(weight)} is the last weight, after the last norm of the branch"
+        drops, reason = self.drops, f"{name_of(weight)} is the last weight, after the last norm of the branch"
         if not dropouts:
             if self.p is None:
-                return self._skipped(Reason.NOTHING_TO_MOVE, f"compliant place before {_name(weight)}; give p= to use it")
+                return self._skipped(
+                    Reason.NOTHING_TO_MOVE, f"compliant place before {name_of(weight)}; give p= to use it"
+                )
             edits = drops.insert(self.p, weight, operand)
-            return self._site(f"insert dropout before {_name(weight)}", reason, edits, _inserted_rate_at(edits))
+            return self._site(f"insert dropout before {name_of(weight)}", reason, edits, drops.inserted_rate_at(edits))
         at_place = next((node for node in dropouts if drops.feeds_directly(node, operand)), None)
         kept = max(dropouts, key=lambda n: (drops.rate(n), n is at_place, dropouts.index(n)))
         others = [node for node in dropouts if node is not kept]
         if kept is at_place and not others:
-            return self._skipped(Reason.ALREADY_DONE, f"{_name(kept)} is directly before {_name(weight)}")
+            return self._skipped(Reason.ALREADY_DONE, f"{name_of(kept)} is directly before {name_of(weight)}")
         edits = [] if kept is at_place else drops.move(kept, weight, operand)
         for node in others:
             edits += drops.remove(node)
-        verb = f"keep {_name(kept)}" if kept is at_place else f"move {_name(kept)} before {_name(weight)}"
-        removed = f", remove {', '.join(map(_name, others))}" if others else ""
+        verb = f"keep {name_of(kept)}" if kept is at_place else f"move {name_of(kept)} before {name_of(weight)}"
+        removed = f", remove {', '.join(map(name_of, others))}" if others else ""
         return self._site(verb + removed, reason, edits, drops.rate_at(kept))
 
     def _site(self, action: str, reason: str, edits: list[Edit], rate_at: str) -> Site:
-        return Site(NAME, self.path, self.pattern, action, reason, tuple(edits), rate_at)
+        return Site(self.drops.name, self.path, self.pattern, action, reason, tuple(edits), rate_at)
 
     def _skipped(self, reason: Reason, detail: str, path: str | None = None) -> Skipped:
-        return Skipped(NAME, self.path if path is None else path, self.pattern, reason, detail)
+        return Skipped(self.drops.name, self.path if path is None else path, self.pattern, reason, detail)
 
 
-def _name(node: fx.Node) -> str:
-    """A module by the last part of its path, a function by its name and where it is called."""
-    if node.op == "call_module":
-        own, stack = str(node.target), node.meta["owner"].path
-        return own.removeprefix(f"{stack}.") if stack else own
-    return f"{getattr(node.target, '__name__', node.name)}() in {node.meta['owner'].method}()"
-
-
-def _inserted_rate_at(edits: list[Edit]) -> str:
-    return next((f"{e.path}.{e.name}.p".lstrip(".") for e in edits if isinstance(e, AddModule)), "")
-
-
-def _common_path(branch: Branch) -> str:
-    weight = branch.end.weight
-    return weight.meta["owner"].path if weight is not None else branch.join.meta["owner"].path
+def _dense_path(branch: Branch) -> str:
+    owner: Owner = (branch.end.weight or branch.join).meta["owner"]
+    return owner.path

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from torch import fx, nn
 
+from passes.dropout.layers import Bypassed
 from rewriter.analysis.residual import PASS_THROUGH
-from rewriter.edit.edits import AddBehaviour, Edit
+from rewriter.edit.edits import AddBehaviour, AddModule, Edit
 from rewriter.edit.placement import Placement
 from rewriter.reasons import Reason, Refused
 from rewriter.tracing.kinds import Kind
@@ -14,6 +15,8 @@ from rewriter.tracing.trace import Trace
 
 class Drops:
     """The dropouts that ran in training mode. Every one is claimed by the place that decided about it."""
+
+    name = "dropout"
 
     def __init__(self, trace: Trace) -> None:
         self.model = trace.model
@@ -53,10 +56,12 @@ class Drops:
         module = self.module(node)
         return f"{self.path(node)}.p" if module is not None else f"as before, read in {node.meta['owner'].method}()"
 
+    def inserted_rate_at(self, edits: list[Edit]) -> str:
+        """Where the rate of a dropout that ``edits`` insert will be found."""
+        return next((f"{e.path}.{e.name}.p".lstrip(".") for e in edits if isinstance(e, AddModule)), "")
+
     def is_bypassed(self, node: fx.Node) -> bool:
         """Whether an earlier rewrite has already taken the effect of this dropout away."""
-        from passes.dropout.layers import Bypassed
-
         return isinstance(self.module(node), Bypassed)
 
     def on_attention(self, node: fx.Node) -> bool:

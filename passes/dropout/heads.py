@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 from torch import fx
 
-from passes.dropout.branches import NAME, _inserted_rate_at, _name
 from passes.dropout.drops import Drops
 from rewriter.analysis.heads import Head, find_heads
+from rewriter.analysis.naming import name_of
 from rewriter.guideline import Site, Skipped
 from rewriter.reasons import Reason, Refused
 from rewriter.tracing.kinds import Kind
@@ -28,38 +28,42 @@ def find_in_heads(drops: Drops, p: float | None) -> Iterator[Site | Skipped]:
 def _one_head(drops: Drops, head: Head, p: float | None) -> Iterator[Site | Skipped]:
     path = head.pool.meta["owner"].path
     for node in drops.claim(set(head.later)):
-        detail = f"{_name(head.classifier)} lies between the pooling and the dropout" if head.classifier else ""
-        yield Skipped(NAME, drops.path(node), PATTERN, Reason.WEIGHT_BETWEEN, detail)
+        detail = f"{name_of(head.classifier)} lies between the pooling and the dropout" if head.classifier else ""
+        yield Skipped(drops.name, drops.path(node), PATTERN, Reason.WEIGHT_BETWEEN, detail)
     before, after = drops.claim(set(head.before)), drops.claim(set(head.after))
     if not after and before:
-        yield Skipped(NAME, path, PATTERN, Reason.ALREADY_DONE, f"{_name(before[-1])} is before the pooling")
+        yield Skipped(drops.name, path, PATTERN, Reason.ALREADY_DONE, f"{name_of(before[-1])} is before the pooling")
         return
     if not after and p is None:
+        detail = f"no dropout ran after {_where(head)} (a rate of 0 may hide it); give p= to insert one before it"
+        yield Skipped(drops.name, path, PATTERN, Reason.NOTHING_TO_MOVE, detail)
         return
     try:
         yield _move_or_insert(drops, head, before, after, p)
     except Refused as refused:
-        yield Skipped(NAME, drops.path(after[0]) if after else path, PATTERN, refused.reason, refused.detail)
+        yield Skipped(drops.name, drops.path(after[0]) if after else path, PATTERN, refused.reason, refused.detail)
 
 
-def _move_or_insert(
-    drops: Drops, head: Head, before: list[fx.Node], after: list[fx.Node], p: float | None
-) -> Site:
+def _move_or_insert(drops: Drops, head: Head, before: list[fx.Node], after: list[fx.Node], p: float | None) -> Site:
     reason = "the pooling averages the noise of a mask on the feature map; a mask on pooled features stays"
     if not after:
         assert p is not None
         edits = drops.insert(p, head.pool, head.source)
-        path, action = head.pool.meta["owner"].path, f"insert dropout before {_name(head.pool)}"
-        return Site(NAME, path, PATTERN, action, reason, tuple(edits), _inserted_rate_at(edits))
+        path, action = head.pool.meta["owner"].path, f"insert dropout before {_where(head)}"
+        return Site(drops.name, path, PATTERN, action, reason, tuple(edits), drops.inserted_rate_at(edits))
     moved = max(after, key=drops.rate)
     edits = [] if before else drops.move(moved, head.pool, head.source)
     for node in after:
         if before or node is not moved:
             edits += drops.remove(node)
     verb = "remove" if before else "move"
-    action = f"{verb} {_name(moved)}" + ("" if before else f" before {_name(head.pool)}")
+    action = f"{verb} {name_of(moved)}" + ("" if before else f" before {_where(head)}")
     kept = before[-1] if before else moved
-    return Site(NAME, moved.meta["owner"].path, PATTERN, action, reason, tuple(edits), drops.rate_at(kept))
+    return Site(drops.name, moved.meta["owner"].path, PATTERN, action, reason, tuple(edits), drops.rate_at(kept))
+
+
+def _where(head: Head) -> str:
+    return str(head.pool.target) if head.pool.op == "call_module" else name_of(head.pool)
 
 
 def _without_average_pooling(drops: Drops) -> Iterator[Skipped]:
@@ -80,4 +84,4 @@ def _without_average_pooling(drops: Drops) -> Iterator[Skipped]:
         else:
             reason, detail = Reason.NO_GLOBAL_POOLING, "no global average pooling before the output"
         for dropout in drops.claim(set(passed)):
-            yield Skipped(NAME, drops.path(dropout), PATTERN, reason, detail)
+            yield Skipped(drops.name, drops.path(dropout), PATTERN, reason, detail)

@@ -21,9 +21,11 @@ class MovedDropout(nn.Dropout):
     Never in place: other operations may read the tensor.
     """
 
-    def __init__(self, origin: nn.Module) -> None:
+    _origin: tuple[nn.Dropout]
+
+    def __init__(self, origin: nn.Dropout) -> None:
         object.__setattr__(self, "_origin", (origin,))  # a tuple, so that the origin is not registered as a child
-        super().__init__(origin.p)  # type: ignore[arg-type]
+        super().__init__(origin.p)
 
     @property  # type: ignore[override]
     def p(self) -> float:

@@ -77,9 +77,7 @@ def find_branches(flow: Dataflow, model: nn.Module) -> list[Branch]:
     branches: list[Branch] = []
     streams: dict[fx.Node, fx.Node] = {}
     for join in flow.nodes(Kind.ADD, Kind.CONCAT):
-        branch = (
-            _residual(flow, model, join, streams) if join.meta["kind"] is Kind.ADD else _dense_layer(flow, join)
-        )
+        branch = _residual(flow, model, join, streams) if join.meta["kind"] is Kind.ADD else _dense_layer(flow, join)
         if branch is not None:
             branches.append(branch)
             streams[join] = branch.fork

@@ -9,7 +9,6 @@ edit is carried out again when it is loaded. No code is ever stored.
 from __future__ import annotations
 
 import copyreg
-import functools
 import types
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -48,6 +47,9 @@ class ClassEdit:
     methods: tuple[MethodEdit, ...] = ()
 
 
+_DERIVED: dict[tuple[type[nn.Module], ClassEdit], type[nn.Module]] = {}
+
+
 def class_name(cls: type) -> str:
     """``module.Class``, the same for a generated subclass and its original."""
     return f"{cls.__module__}.{cls.__qualname__}"
@@ -65,7 +67,6 @@ def original_class(cls: type) -> type:
     return cls
 
 
-@functools.lru_cache(maxsize=None)
 def derive(base: type[nn.Module], edit: ClassEdit) -> type[nn.Module]:
     """The subclass of ``base`` that carries out ``edit``; the same class for the same arguments.
 
@@ -73,6 +74,13 @@ def derive(base: type[nn.Module], edit: ClassEdit) -> type[nn.Module]:
         SourceError: a method has no source, or another source than the edit was planned for.
         PlanError: the edit names a class, method or behaviour that ``base`` does not have.
     """
+    key = (base, edit)
+    if key not in _DERIVED:
+        _DERIVED[key] = _derive(base, edit)
+    return _DERIVED[key]
+
+
+def _derive(base: type[nn.Module], edit: ClassEdit) -> type[nn.Module]:
     namespace: dict[str, Any] = {}
     inserted: list[type] = []
     for method in edit.methods:

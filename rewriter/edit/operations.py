@@ -214,9 +214,10 @@ def _conditions(function: ast.FunctionDef, node: ast.AST) -> list[ast.expr]:
     """Tests that decide whether ``node`` is evaluated."""
     found: list[ast.expr] = []
     for parent in ast.walk(function):
-        if isinstance(parent, (ast.If, ast.IfExp, ast.While)) and not _within(node, parent.test):
-            if _within(node, parent):
-                found.append(parent.test)
+        if not isinstance(parent, ast.If | ast.IfExp | ast.While):
+            continue
+        if _within(node, parent) and not _within(node, parent.test):
+            found.append(parent.test)
     return found
 
 

@@ -215,11 +215,8 @@ def positions(node: fx.Node) -> Iterator[Position]:
     while call is not None:
         for index, frame in enumerate(frames):
             direct = inner is None and index == 0
-            if index > 0:
-                arguments = frames[index - 1].arguments
-            else:
-                arguments = inner.arguments if inner is not None else ()
-            yield Position(frame, call, direct, arguments)
+            callee = frames[index - 1] if index > 0 else inner
+            yield Position(frame, call, direct, callee.arguments if callee is not None else ())
         inner, frames, call = call, call.frames, call.parent
 
 

@@ -8,7 +8,6 @@ Positions are those of the byte code (PEP 657): the instruction that issued an o
 """
 
 from __future__ import annotations
-
 import __future__
 
 import ast
@@ -159,7 +158,9 @@ def read_source(function: types.FunctionType) -> FunctionSource:
 def re_emit(source: FunctionSource, text: str) -> types.FunctionType:
     """A new function with ``text`` for a body; globals, defaults and closure are those of ``source``."""
     original = source.function
-    filename = f"<rewriter {original.__module__}.{original.__qualname__} {hashlib.sha256(text.encode()).hexdigest()[:8]}>"
+    filename = (
+        f"<rewriter {original.__module__}.{original.__qualname__} {hashlib.sha256(text.encode()).hexdigest()[:8]}>"
+    )
     code = _compile(source, text, filename)
     linecache.cache[filename] = (len(text), None, text.splitlines(keepends=True), filename)
     cells = dict(zip(original.__code__.co_freevars, original.__closure__ or (), strict=True))
@@ -171,7 +172,7 @@ def re_emit(source: FunctionSource, text: str) -> types.FunctionType:
         tuple(cells[name] for name in code.co_freevars),
     )
     functools.update_wrapper(function, original)
-    del function.__wrapped__
+    del function.__dict__["__wrapped__"]
     function.__kwdefaults__ = original.__kwdefaults__
     return function
 
@@ -225,9 +226,9 @@ def redecorate(function: types.FunctionType, old: types.FunctionType, new: types
     functools.update_wrapper(copy, function)
     copy.__kwdefaults__ = function.__kwdefaults__
     if hasattr(function, "__wrapped__"):
-        copy.__wrapped__ = redecorate(function.__wrapped__, old, new)
+        copy.__dict__["__wrapped__"] = redecorate(function.__wrapped__, old, new)
     else:
-        del copy.__wrapped__
+        del copy.__dict__["__wrapped__"]
     return copy
 
 
@@ -315,11 +316,11 @@ def _compile(source: FunctionSource, text: str, filename: str) -> types.CodeType
     definition.decorator_list = []
     ast.increment_lineno(tree, -source.header_lines)
     for node in ast.walk(tree):  # the header lines of the wrapper must not have numbers below one
-        if hasattr(node, "lineno"):
+        if isinstance(node, ast.stmt | ast.expr | ast.arg | ast.keyword | ast.alias):
             node.lineno, node.end_lineno = max(node.lineno, 1), max(node.end_lineno or 1, 1)
     flags = source.function.__code__.co_flags & _FUTURE_FLAGS
     module = compile(tree, filename, "exec", flags=flags, dont_inherit=True)
-    pending = [module]
+    pending: list[types.CodeType] = [module]
     while pending:
         code = pending.pop()
         if code.co_name == name and code is not module:

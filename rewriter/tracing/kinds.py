@@ -138,5 +138,7 @@ def function_kind(function: Callable[..., Any]) -> Kind:
 
 
 def function_name(function: Callable[..., Any]) -> str:
-    """``add`` for ``torch.add``, ``Tensor.add_`` and ``Tensor.__iadd__``."""
+    """``add`` for ``torch.add``, ``Tensor.add_`` and ``Tensor.__iadd__``; ``T`` for the getter of ``x.T``."""
+    if getattr(function, "__name__", "") == "__get__":
+        return str(function.__self__.__name__)  # type: ignore[attr-defined]
     return getattr(function, "__name__", type(function).__name__).strip("_")

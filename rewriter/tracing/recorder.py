@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import operator
 import sys
-import types
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +16,7 @@ import torch
 from torch import fx, nn
 from torch.overrides import TorchFunctionMode
 
+from rewriter.inputs import tensors_in
 from rewriter.tracing import shapes
 from rewriter.tracing.frames import Frame, FrameReader, owner_of
 from rewriter.tracing.kinds import Kind, function_kind, module_kind
@@ -90,16 +90,21 @@ class Recorder(TorchFunctionMode):
         kwargs = kwargs or {}
         if self._paused or not self._stack:
             return func(*args, **kwargs)
-        inputs = list(_tensors((args, kwargs)))
+        inputs = list(tensors_in((args, kwargs)))
         versions = [t._version for t in inputs]
         result = func(*args, **kwargs)
         changed = [t for t, version in zip(inputs, versions, strict=True) if t._version != version]
-        if not changed and not any(True for _ in _tensors(result)):
+        if not changed and not any(True for _ in tensors_in(result)):
             return result
         if isinstance(result, torch.Tensor) and any(result is t for t in inputs) and not changed:
             result = result.detach()  # a no-op hands its input back; give the result an identity of its own
         node = self._call_function(func, args, kwargs)
-        self._describe(node, function_kind(node.target), self._frames.read(sys._getframe(1)), result)
+        self._describe(
+            node,
+            function_kind(func),
+            self._frames.read(sys._getframe(1)),
+            result,
+        )
         self._bind(result, node)
         for tensor in changed:
             self._rebind(tensor, node)
@@ -111,11 +116,11 @@ class Recorder(TorchFunctionMode):
             kind = module_kind(module)
             original = module.forward
             wrapper = self._leaf(path, module, kind, original) if kind else self._inner(path, original)
-            self._frames.boundaries.add(wrapper.__code__)
+            self._frames.boundaries.add(wrapper.__code__)  # type: ignore[attr-defined]
             module.__dict__["forward"] = wrapper
             module.__dict__["_compiled_call_impl"] = wrapper
 
-    def _inner(self, path: str, original: Callable[..., Any]) -> types.FunctionType:
+    def _inner(self, path: str, original: Callable[..., Any]) -> Callable[..., Any]:
         def call_module(*args: Any, **kwargs: Any) -> Any:
             if self._paused:
                 return original(*args, **kwargs)
@@ -131,12 +136,12 @@ class Recorder(TorchFunctionMode):
                 raise
             finally:
                 self._stack.pop()
-            call.outputs = [self._node(t) for t in _tensors(result)]
+            call.outputs = [self._node(t) for t in tensors_in(result)]
             return result
 
         return call_module
 
-    def _leaf(self, path: str, module: nn.Module, kind: Kind, original: Callable[..., Any]) -> types.FunctionType:
+    def _leaf(self, path: str, module: nn.Module, kind: Kind, original: Callable[..., Any]) -> Callable[..., Any]:
         def call_leaf(*args: Any, **kwargs: Any) -> Any:
             if self._paused:
                 return original(*args, **kwargs)
@@ -144,7 +149,7 @@ class Recorder(TorchFunctionMode):
             if root:
                 self._stack.append(ModuleCall("", None, (), ()))
             nodes = self._arguments(args), self._arguments(kwargs)
-            inputs = list(_tensors((args, kwargs)))
+            inputs = list(tensors_in((args, kwargs)))
             versions = [t._version for t in inputs]
             self._paused = True
             try:
@@ -186,7 +191,7 @@ class Recorder(TorchFunctionMode):
     def _describe(self, node: fx.Node, kind: Kind, frames: tuple[Frame, ...], result: Any) -> None:
         call = self._stack[-1] if self._stack else None
         path = call.path if call else ""
-        first = next(_tensors(result), None)
+        first = next(tensors_in(result), None)
         node.meta.update(
             kind=kind,
             shape=tuple(first.shape) if first is not None else None,
@@ -209,7 +214,7 @@ class Recorder(TorchFunctionMode):
         elif isinstance(value, (list, tuple, dict)):
             items = value.items() if isinstance(value, dict) else enumerate(value)
             for key, item in items:
-                if any(True for _ in _tensors(item)):
+                if any(True for _ in tensors_in(item)):
                     element = self.graph.call_function(operator.getitem, (node, key))
                     self._describe(element, Kind.SELECT, node.meta["frames"], item)
                     self._bind(item, element)
@@ -257,8 +262,10 @@ class Recorder(TorchFunctionMode):
         if isinstance(value, torch.Tensor):
             return self._node(value)
         if isinstance(value, (tuple, list)):
-            return type(value)(self._arguments(v) for v in value) if type(value) in (tuple, list) else tuple(
-                self._arguments(v) for v in value
+            return (
+                type(value)(self._arguments(v) for v in value)
+                if type(value) in (tuple, list)
+                else tuple(self._arguments(v) for v in value)
             )
         if isinstance(value, dict):
             return {str(k): self._arguments(v) for k, v in value.items()}
@@ -272,17 +279,6 @@ class Recorder(TorchFunctionMode):
 def unseen(*sources: Any) -> Any:
     """Stands in a graph for code that torch could not observe; it cannot be run."""
     raise RuntimeError("this part of the model runs outside torch's sight and is not part of the graph")
-
-
-def _tensors(value: Any) -> Iterable[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _tensors(item)
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from _tensors(item)
 
 
 def _named_tensors(model: nn.Module) -> Iterable[tuple[str, torch.Tensor]]:

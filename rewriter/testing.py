@@ -1,0 +1,96 @@
+"""Checks for authors of passes, and for anyone who wants to see the promises kept on a model of their own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from rewriter.api import apply_plan, copy_model, plan, undo
+from rewriter.edit.classes import ClassEdit, MethodEdit, class_name, derive, re_emittable_methods, readable_sources
+from rewriter.inputs import Inputs, candidate_inputs, tensors_in
+from rewriter.record import records_of
+from rewriter.verification import state_kept
+
+
+def null_rewrite(model: nn.Module, inplace: bool = False) -> nn.Module:
+    """Re-emit every method of every module that brings a ``forward`` of its own, without an edit.
+
+    The result must behave exactly like ``model``; this is the proof that re-emission bakes nothing in.
+    """
+    target = model if inplace else copy_model(model)
+    for module in target.modules():
+        cls = type(module)
+        if cls.__module__.startswith("torch."):
+            continue
+        methods = [
+            MethodEdit(class_name(owner), name, source.digest)
+            for owner, name, function in re_emittable_methods(cls)
+            if not owner.__module__.startswith("torch.")
+            for source in readable_sources(function)
+            if source.function.__name__ == name and source.function.__code__.co_name == name
+        ]
+        module.__class__ = derive(cls, ClassEdit((), tuple(methods)))
+    return target
+
+
+def behaviour(model: nn.Module, inputs: Inputs, *, training: bool, seed: int = 0) -> dict[str, Any]:
+    """Everything that can be compared about one run: outputs, gradients, buffers, and random numbers drawn.
+
+    The model's state is afterwards as it was.
+    """
+    with state_kept(model):
+        before = torch.get_rng_state()
+        torch.manual_seed(seed)
+        model.train(training)
+        with torch.set_grad_enabled(training):
+            outputs = list(tensors_in(model(*inputs.args, **inputs.kwargs)))
+            if training:
+                torch.stack([t.float().square().mean() for t in outputs if t.requires_grad]).sum().backward()  # type: ignore[no-untyped-call]
+        found = {
+            "outputs": [t.detach().clone() for t in outputs],
+            "gradients": {n: None if p.grad is None else p.grad.clone() for n, p in model.named_parameters()},
+            "buffers": {name: buffer.clone() for name, buffer in model.named_buffers()},
+            "random": torch.get_rng_state(),
+        }
+        torch.set_rng_state(before)
+    return found
+
+
+def differences(first: Any, second: Any, path: str = "") -> list[str]:
+    """Where two results of :func:`behaviour` are not equal bit for bit."""
+    if isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor):
+        same = first.shape == second.shape and torch.equal(first.nan_to_num(), second.nan_to_num())
+        return [] if same else [path]
+    if isinstance(first, dict) and isinstance(second, dict):
+        if list(first) != list(second):
+            return [f"{path}: other keys"]
+        return [d for key in first for d in differences(first[key], second[key], f"{path}/{key}")]
+    if isinstance(first, (list, tuple)) and isinstance(second, (list, tuple)):
+        if len(first) != len(second):
+            return [f"{path}: other length"]
+        return [d for i, (a, b) in enumerate(zip(first, second, strict=True)) for d in differences(a, b, f"{path}/{i}")]
+    return [] if first is second or first == second else [path]
+
+
+def check_contract(model: nn.Module, passes: Any, *, example_inputs: Any = None, input_size: Any = None) -> nn.Module:
+    """Assert what every pass promises, on ``model``; returns the rewritten model.
+
+    The contract is verified, a second rewrite finds nothing to do, a plan survives JSON, and undo gives back a model
+    that behaves exactly like the original in both modes.
+    """
+    inputs = candidate_inputs(model, example_inputs, input_size)[0]
+    made = plan(model, passes, example_inputs=example_inputs, input_size=input_size)
+    assert type(made).from_json(made.to_json()) == made, "the plan does not survive JSON"
+    rewritten = apply_plan(made, model, inputs=inputs)
+    verdict = records_of(rewritten)[-1].verdict
+    assert verdict is not None and not verdict.failed, str(verdict)
+    again = plan(rewritten, passes, example_inputs=example_inputs, input_size=input_size)
+    assert not again.sites, f"a second rewrite finds more to do:\n{again}"
+    restored = undo(rewritten)
+    assert [type(m) for m in restored.modules()] == [type(m) for m in model.modules()], "undo left other classes"
+    for training in (False, True):
+        found = differences(behaviour(model, inputs, training=training), behaviour(restored, inputs, training=training))
+        assert not found, f"after undo these differ: {found[:5]}"
+    return rewritten

@@ -1,0 +1,59 @@
+"""One model for each of timm's model modules: the one with the fewest parameters."""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+
+import rewriter
+from rewriter.inputs import Inputs, candidate_inputs
+
+FAMILIES: dict[str, str] = json.loads((Path(__file__).parent / "data" / "timm_families.json").read_text())
+
+LARGE = frozenset(
+    {"deepseek_vit", "gemma4_vit", "nasnet", "pnasnet", "vgg", "mobilenetv5", "vision_transformer_sam", "convmixer"}
+)
+"""Families whose smallest model is too large to be run with numbers in every test run; the slow marker runs them."""
+
+
+def create(family: str, **kwargs: Any) -> nn.Module:
+    """The family's model with dropout and stochastic depth on, where it takes them."""
+    for drops in ({"drop_rate": 0.1, "drop_path_rate": 0.1}, {"drop_rate": 0.1}, {}):
+        try:
+            return timm.create_model(FAMILIES[family], **drops, **kwargs).train()
+        except TypeError:
+            continue
+    raise AssertionError(f"{FAMILIES[family]} cannot be created")
+
+
+@functools.lru_cache(maxsize=1)
+def created(family: str) -> nn.Module:
+    """The family's model with weights, made once for the tests that follow each other on it."""
+    torch.manual_seed(0)
+    return create(family)
+
+
+def runs(model: nn.Module, size: int) -> bool:
+    """Whether the model takes square images of ``size``."""
+    try:
+        rewriter.trace(model, input_size=size)
+    except rewriter.TraceError:
+        return False
+    return True
+
+
+def small_inputs(model: nn.Module, batch: int = 2) -> Inputs:
+    """Images as small as the model takes, so that the whole sweep is quick."""
+    size = next((size for size in (64, 96, 128) if runs(model, size)), None)
+    inputs = rewriter.trace(model, input_size=size).inputs if size else rewriter.trace(model).inputs
+    generator = torch.Generator().manual_seed(0)
+    return inputs.map(lambda t: torch.randn(batch, *t.shape[1:], generator=generator))
+
+
+__all__ = ["FAMILIES", "LARGE", "candidate_inputs", "create", "created", "runs", "small_inputs"]
