@@ -35,8 +35,8 @@ class Dropout(Pass):
     """Move dropout to where it helps; insert it there when asked.
 
     Attributes:
-        p: drop rate of a dropout to insert in every residual branch, dense layer and pooled head that has a compliant
-            place and no dropout; None inserts nothing.
+        p: drop rate for every residual branch, dense layer and pooled head that has a compliant place and no dropout
+            or one of rate 0: it is inserted or switched on. None only moves what is there.
         head_p: the same for heads; None takes ``p``.
     """
 

@@ -82,14 +82,16 @@ class _Rule:
         at_place = next((node for node in dropouts if drops.feeds_directly(node, operand)), None)
         kept = max(dropouts, key=lambda n: (drops.rate(n), n is at_place, dropouts.index(n)))
         others = [node for node in dropouts if node is not kept]
-        if kept is at_place and not others:
+        switched_on = drops.switch_on(kept, self.p)
+        if kept is at_place and not others and not switched_on:
             return self._skipped(Reason.ALREADY_DONE, f"{name_of(kept)} is directly before {name_of(weight)}")
-        edits = [] if kept is at_place else drops.move(kept, weight, operand)
+        edits = [*switched_on, *([] if kept is at_place else drops.move(kept, weight, operand))]
         for node in others:
             edits += drops.remove(node)
-        verb = f"keep {name_of(kept)}" if kept is at_place else f"move {name_of(kept)} before {name_of(weight)}"
-        removed = f", remove {', '.join(map(name_of, others))}" if others else ""
-        return self._site(verb + removed, reason, edits, drops.rate_at(kept))
+        action = f"keep {name_of(kept)}" if kept is at_place else f"move {name_of(kept)} before {name_of(weight)}"
+        action += f" and set its rate to {self.p:g}" if switched_on else ""
+        action += f", remove {', '.join(map(name_of, others))}" if others else ""
+        return self._site(action, reason, edits, drops.rate_at(kept, self.p))
 
     def _site(self, action: str, reason: str, edits: list[Edit], rate_at: str) -> Site:
         return Site(self.drops.name, self.path, self.pattern, action, reason, tuple(edits), rate_at)

@@ -6,7 +6,7 @@ from torch import fx, nn
 
 from passes.dropout.layers import Bypassed
 from rewriter.analysis.residual import PASS_THROUGH
-from rewriter.edit.edits import AddBehaviour, AddModule, Edit
+from rewriter.edit.edits import AddBehaviour, AddModule, Edit, SetAttribute
 from rewriter.edit.placement import Placement
 from rewriter.reasons import Reason, Refused
 from rewriter.tracing.kinds import Kind
@@ -51,14 +51,23 @@ class Drops:
         rate = node.kwargs.get("p", node.args[1] if len(node.args) > 1 else 0.5)
         return float(rate) if isinstance(rate, (int, float)) else 0.5
 
-    def rate_at(self, node: fx.Node) -> str:
-        """Where the rate is read from, in words."""
+    def rate_at(self, node: fx.Node, asked_for: float | None = None) -> str:
+        """The rate after the rewrite, and where it is read from."""
         module = self.module(node)
-        return f"{self.path(node)}.p" if module is not None else f"as before, read in {node.meta['owner'].method}()"
+        where = f"{self.path(node)}.p" if module is not None else f"as before, read in {node.meta['owner'].method}()"
+        rate = asked_for if asked_for is not None and self.switch_on(node, asked_for) else self.rate(node)
+        return f"{rate:g} ({where})"
+
+    def switch_on(self, node: fx.Node, rate: float | None) -> list[Edit]:
+        """Edits that give a dropout module whose rate is 0 the ``rate`` asked for; none if there is nothing to do."""
+        if not rate or self.module(node) is None or self.rate(node) > 0:
+            return []
+        return [SetAttribute(self.path(node), "p", rate)]
 
     def inserted_rate_at(self, edits: list[Edit]) -> str:
         """Where the rate of a dropout that ``edits`` insert will be found."""
-        return next((f"{e.path}.{e.name}.p".lstrip(".") for e in edits if isinstance(e, AddModule)), "")
+        added = next(edit for edit in edits if isinstance(edit, AddModule))
+        return f"{added.options['p']:g} ({f'{added.path}.{added.name}'.lstrip('.')}.p)"
 
     def is_bypassed(self, node: fx.Node) -> bool:
         """Whether an earlier rewrite has already taken the effect of this dropout away."""

@@ -14,6 +14,7 @@ from rewriter.reasons import Reason, Refused
 from rewriter.tracing.kinds import Kind
 
 PATTERN = "head"
+WHY = "the pooling averages the noise of a mask on the feature map; a mask on pooled features stays"
 
 
 def find_in_heads(drops: Drops, p: float | None) -> Iterator[Site | Skipped]:
@@ -27,39 +28,54 @@ def find_in_heads(drops: Drops, p: float | None) -> Iterator[Site | Skipped]:
 
 def _one_head(drops: Drops, head: Head, p: float | None) -> Iterator[Site | Skipped]:
     path = head.pool.meta["owner"].path
-    for node in drops.claim(set(head.later)):
+    later = drops.claim(set(head.later))
+    for node in later:
         detail = f"{name_of(head.classifier)} lies between the pooling and the dropout" if head.classifier else ""
         yield Skipped(drops.name, drops.path(node), PATTERN, Reason.WEIGHT_BETWEEN, detail)
     before, after = drops.claim(set(head.before)), drops.claim(set(head.after))
-    if not after and before:
-        yield Skipped(drops.name, path, PATTERN, Reason.ALREADY_DONE, f"{name_of(before[-1])} is before the pooling")
-        return
-    if not after and p is None:
-        detail = f"no dropout ran after {_where(head)} (a rate of 0 may hide it); give p= to insert one before it"
-        yield Skipped(drops.name, path, PATTERN, Reason.NOTHING_TO_MOVE, detail)
-        return
     try:
-        yield _move_or_insert(drops, head, before, after, p)
+        if after:
+            yield _clear_after_pooling(drops, head, before, after, p)
+        elif before:
+            yield _already_before_pooling(drops, head, before[-1], p)
+        elif p is not None:
+            yield _insert(drops, head, p)
+        elif not later:
+            detail = f"no dropout ran after {_where(head)} (a rate of 0 may hide it); give p= to insert one before it"
+            yield Skipped(drops.name, path, PATTERN, Reason.NOTHING_TO_MOVE, detail)
     except Refused as refused:
         yield Skipped(drops.name, drops.path(after[0]) if after else path, PATTERN, refused.reason, refused.detail)
 
 
-def _move_or_insert(drops: Drops, head: Head, before: list[fx.Node], after: list[fx.Node], p: float | None) -> Site:
-    reason = "the pooling averages the noise of a mask on the feature map; a mask on pooled features stays"
-    if not after:
-        assert p is not None
-        edits = drops.insert(p, head.pool, head.source)
-        path, action = head.pool.meta["owner"].path, f"insert dropout before {_where(head)}"
-        return Site(drops.name, path, PATTERN, action, reason, tuple(edits), drops.inserted_rate_at(edits))
-    moved = max(after, key=drops.rate)
-    edits = [] if before else drops.move(moved, head.pool, head.source)
-    for node in after:
-        if before or node is not moved:
-            edits += drops.remove(node)
-    verb = "remove" if before else "move"
-    action = f"{verb} {name_of(moved)}" + ("" if before else f" before {_where(head)}")
-    kept = before[-1] if before else moved
-    return Site(drops.name, moved.meta["owner"].path, PATTERN, action, reason, tuple(edits), drops.rate_at(kept))
+def _clear_after_pooling(
+    drops: Drops, head: Head, before: list[fx.Node], after: list[fx.Node], p: float | None
+) -> Site:
+    """Move one dropout before the pooling, unless there is one, and remove the others."""
+    kept = before[-1] if before else max(after, key=drops.rate)
+    removed = [node for node in after if node is not kept]
+    edits = [*drops.switch_on(kept, p), *([] if before else drops.move(kept, head.pool, head.source))]
+    actions = [] if before else [f"move {name_of(kept)} before {_where(head)}"]
+    if drops.switch_on(kept, p):
+        actions.append(f"set its rate to {p:g}")
+    for node in removed:
+        edits += drops.remove(node)
+        actions.append(f"remove {name_of(node)}")
+    path = after[0].meta["owner"].path
+    return Site(drops.name, path, PATTERN, ", ".join(actions), WHY, tuple(edits), drops.rate_at(kept, p))
+
+
+def _already_before_pooling(drops: Drops, head: Head, node: fx.Node, p: float | None) -> Site | Skipped:
+    path, edits = node.meta["owner"].path, drops.switch_on(node, p)
+    if edits:
+        action = f"set the rate of {name_of(node)} to {p:g}"
+        return Site(drops.name, path, PATTERN, action, WHY, tuple(edits), drops.rate_at(node, p))
+    return Skipped(drops.name, path, PATTERN, Reason.ALREADY_DONE, f"{name_of(node)} is before {_where(head)}")
+
+
+def _insert(drops: Drops, head: Head, p: float) -> Site:
+    path, action = head.pool.meta["owner"].path, f"insert dropout before {_where(head)}"
+    edits = drops.insert(p, head.pool, head.source)
+    return Site(drops.name, path, PATTERN, action, WHY, tuple(edits), drops.inserted_rate_at(edits))
 
 
 def _where(head: Head) -> str:

@@ -7,6 +7,9 @@ from torch import fx
 
 def name_of(node: fx.Node) -> str:
     """A module by its path below the module that calls it; a function by its name and where it is called."""
+    owner = node.meta["owner"]
     if node.op == "call_module":
-        return str(node.target).removeprefix(f"{node.meta['owner'].path}.")
-    return f"{getattr(node.target, '__name__', node.name)}() in {node.meta['owner'].method}()"
+        below = str(node.target).removeprefix(f"{owner.path}.")
+        return str(node.target) if below.isdigit() else below
+    caller = f"{owner.path.rsplit('.', 1)[-1]}.{owner.method}".removeprefix(".")
+    return f"{getattr(node.target, '__name__', node.name)}() in {caller}()"

@@ -127,11 +127,15 @@ def _residual(flow: Dataflow, model: nn.Module, join: fx.Node, streams: dict[fx.
     fork, sources = flow.fork(join), flow.sources(join)
     if fork is None or len(sources) != 2:
         return None
-    reach = [_reach(flow, model, fork, source, streams) for source in sources]
-    if reach[0] == reach[1] or "branch" not in reach:
+    reach = [_REACH.index(_reach(flow, model, fork, source, streams)) for source in sources]
+    if reach[0] == reach[1]:
         return None
-    branch, shortcut = sources if reach[0] == "branch" else reversed(sources)
+    shortcut, branch = sources if reach[0] < reach[1] else reversed(sources)
     return Branch(flow, "residual", fork, join, branch, shortcut)
+
+
+_REACH = ("shortcut", "projection", "branch")
+"""Of two operands, the one that comes first here is the shortcut."""
 
 
 def _reach(flow: Dataflow, model: nn.Module, fork: fx.Node, operand: fx.Node, streams: dict[fx.Node, fx.Node]) -> str:
