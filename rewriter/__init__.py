@@ -24,12 +24,13 @@ from rewriter.guideline import Contract, Pass, Site, Skipped
 from rewriter.planning import Plan
 from rewriter.reasons import Reason
 from rewriter.record import Report
+from rewriter.storage import load, save
 from rewriter.tracing.trace import Trace
 
 __all__ = [
     "Contract", "ContractError", "InputError", "ModelError", "Pass", "Plan", "PlanError", "Reason", "Report",
     "RewriterError", "SelectorError", "Site", "Skipped", "SourceError", "StorageError", "Trace", "TraceError",
-    "UndoError", "original_state_dict", "plan", "report", "rewrite", "to_graph_module", "trace", "undo",
+    "UndoError", "load", "original_state_dict", "plan", "report", "rewrite", "save", "to_graph_module", "trace", "undo",
 ]  # fmt: skip
 
 __version__ = "0.1.0"

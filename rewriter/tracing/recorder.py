@@ -75,13 +75,15 @@ class Recorder(TorchFunctionMode):
             self._placeholder(f"input_{index}", value)
         for name, value in kwargs.items():
             self._placeholder(name, value)
-        with torch.no_grad(), self:
-            result = self._model(*args, **kwargs)
-        output = self.graph.output(self._arguments(result))
-        self._describe(output, Kind.OUTPUT, (), result)
-        self._frames.clear()
-        self._alive.clear()
-        self._views.clear()
+        try:
+            with torch.no_grad(), self:
+                result = self._model(*args, **kwargs)
+            output = self.graph.output(self._arguments(result))
+            self._describe(output, Kind.OUTPUT, (), result)
+        finally:  # frames hold everything that was alive while the model ran
+            self._frames.clear()
+            self._alive.clear()
+            self._views.clear()
         return result
 
     def __torch_function__(

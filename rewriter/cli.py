@@ -1,0 +1,565 @@
+"""The command line: ``rewriter passes``, ``rewriter plan NAME``, ``rewriter rewrite NAME -o DIRECTORY``.
+
+Exit codes: 0 done; 1 refused, with one line ``error: …`` on stderr; 2 wrong usage; 130 interrupted.
+With ``--json`` stdout holds one JSON document and nothing else, for errors too.
+
+This module can be imported without typer and rich, so that :func:`main` can say what is missing.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import dataclasses
+import enum
+import importlib.metadata
+import importlib.util
+import json
+import re
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import torch
+from torch import nn
+
+import rewriter
+from rewriter.edit.classes import class_name, original_class
+from rewriter.errors import RewriterError, SelectorError
+from rewriter.guideline import Pass
+from rewriter.inputs import BATCH
+from rewriter.manager import installed_passes, resolve_passes
+from rewriter.planning import Plan, fingerprint, group
+from rewriter.record import Record, records_of
+from rewriter.storage import check_target, check_weights, read_checkpoint
+
+try:
+    import typer
+    from rich.console import Console
+    from rich.padding import Padding
+    from rich.syntax import Syntax
+    from rich.table import Table
+    from rich.text import Text
+except ImportError:  # installed without the extra; main() says so
+    if not TYPE_CHECKING:
+        typer = None
+
+INSTALL = 'pip install "rewriter[cli]"'
+_NEEDED = ("typer", "rich", "timm")
+
+
+def main() -> None:
+    """Entry point of the ``rewriter`` command."""
+    missing = [name for name in _NEEDED if not _is_installed(name)]
+    if missing:
+        print(f"error: the command line needs {', '.join(missing)}; install it with: {INSTALL}", file=sys.stderr)
+        sys.exit(1)
+    try:
+        application()()
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def application() -> typer.Typer:
+    """The commands, as a typer application."""
+    app = typer.Typer(
+        name="rewriter",
+        help="Apply published training guidelines to the vision model you already have.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(_options_of_all)
+    app.command("passes")(passes_command)
+    app.command("plan")(plan_command)
+    app.command("rewrite")(rewrite_command)
+    return app
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ValueError:  # a module without a specification
+        return False
+
+
+def _option(*arguments: Any, **settings: Any) -> Any:
+    return typer.Option(*arguments, **settings) if typer else None
+
+
+def _argument(**settings: Any) -> Any:
+    return typer.Argument(**settings) if typer else None
+
+
+class Preserve(enum.StrEnum):
+    """What a rewrite holds back; see :func:`rewriter.rewrite`."""
+
+    AUTO = "auto"
+    EVAL = "eval"
+    NOTHING = "nothing"
+
+
+_NAME = Annotated[str, _argument(help="A timm name, torchvision:NAME, smp:ARCHITECTURE or smp:ARCHITECTURE-ENCODER.")]
+_MODEL_KWARGS = Annotated[
+    list[str] | None,
+    _option("--model-kwargs", "-k", metavar="OPTION=VALUE", help="Option of the model's constructor; repeatable."),
+]
+_INPUT_SIZE = Annotated[
+    str | None, _option("--input-size", metavar="SIZE", help="224, 224,320 (height, width) or 3,224,320; no batch.")
+]
+_PASS = Annotated[
+    list[str] | None,
+    _option("--pass", metavar="PASS", help="dropout, or dropout:p=0.1,head_p=0.2; repeatable. All if not given."),
+]
+_ONLY = Annotated[
+    list[str] | None,
+    _option("--only", metavar="WHERE", help="Edit only here: module path, glob or re:PATTERN; repeatable."),
+]
+_SKIP = Annotated[list[str] | None, _option("--skip", metavar="WHERE", help="Leave this alone; repeatable.")]
+_PRESERVE = Annotated[
+    Preserve, _option("--preserve", help="auto: trained weights keep their eval output; eval: always; nothing: never.")
+]
+_PRETRAINED = Annotated[bool, _option("--pretrained", help="Download the default weights.")]
+_CHECKPOINT = Annotated[
+    Path | None, _option("--checkpoint", metavar="FILE", help="Weights of the original: safetensors or torch.save.")
+]
+_JSON = Annotated[bool, _option("--json", help="One JSON document on stdout, nothing else.")]
+_VERSION = Annotated[bool, _option("--version", help="Show the version and exit.", is_eager=True)]
+_DIFF = Annotated[bool, _option("--diff", help="Show how the source of methods changes.")]
+_OUTPUT = Annotated[Path | None, _option("--output", "-o", metavar="DIRECTORY", help="Write the rewritten model here.")]
+_NO_VERIFY = Annotated[bool, _option("--no-verify", help="Do not run the model to check the passes' contracts.")]
+
+
+def _options_of_all(context: typer.Context, version: _VERSION = False) -> None:
+    if version:
+        libraries = [f"{name} {importlib.metadata.version(name)}" for name in ("torch", "timm")]
+        print(f"rewriter {rewriter.__version__} ({', '.join(libraries)})")
+        raise typer.Exit
+
+
+def passes_command(as_json: _JSON = False) -> None:
+    """List the passes: what each does, its options, what it preserves, and where the rule comes from."""
+    with _errors_reported(as_json):
+        found = [_described(cls) for cls in installed_passes().values()]
+        if as_json:
+            print(json.dumps(found, indent=2))
+            return
+        with _output() as console:
+            for number, item in enumerate(found):
+                if number:
+                    console.print()
+                _show_pass(console, item)
+
+
+def plan_command(
+    name: _NAME,
+    model_kwargs: _MODEL_KWARGS = None,
+    input_size: _INPUT_SIZE = None,
+    passes: _PASS = None,
+    only: _ONLY = None,
+    skip: _SKIP = None,
+    preserve: _PRESERVE = Preserve.AUTO,
+    pretrained: _PRETRAINED = False,
+    checkpoint: _CHECKPOINT = None,
+    diff: _DIFF = False,
+    as_json: _JSON = False,
+) -> None:
+    """Show what a rewrite would do, where and why, without doing it."""
+    wanted = _Wanted(name, model_kwargs, input_size, passes, only, skip, preserve, pretrained, checkpoint)
+    with _errors_reported(as_json):
+        work = _Work()
+        with _stdout_kept_clean(as_json):
+            entry = wanted.create(work, meta=not pretrained and checkpoint is None)
+            with work.step("plan", f"tracing and planning {name}"):
+                made = rewriter.plan(entry.model, **wanted.arguments(entry))
+        if as_json:
+            print(made.to_json())
+            return
+        with _output() as console:
+            _show_model(console, wanted, entry, made)
+            _show_sites(console, made, done=False)
+            if diff:
+                _show_diff(console, made, entry.model)
+            _show_skipped(console, made)
+            _show_seconds(console, work.seconds)
+
+
+def rewrite_command(
+    name: _NAME,
+    output: _OUTPUT = None,
+    model_kwargs: _MODEL_KWARGS = None,
+    input_size: _INPUT_SIZE = None,
+    passes: _PASS = None,
+    only: _ONLY = None,
+    skip: _SKIP = None,
+    preserve: _PRESERVE = Preserve.AUTO,
+    pretrained: _PRETRAINED = False,
+    checkpoint: _CHECKPOINT = None,
+    no_verify: _NO_VERIFY = False,
+    as_json: _JSON = False,
+) -> None:
+    """Rewrite a model, check what it must preserve, and report; with -o, write it to a directory."""
+    wanted = _Wanted(name, model_kwargs, input_size, passes, only, skip, preserve, pretrained, checkpoint)
+    with _errors_reported(as_json):
+        work = _Work()
+        with _stdout_kept_clean(as_json):
+            if output is not None:
+                check_target(output)
+            entry = wanted.create(work)
+            steps = "tracing, planning and rewriting" if no_verify else "tracing, planning, rewriting and verifying"
+            with work.step("rewrite", f"{steps} {name}"):
+                arguments = wanted.arguments(entry)
+                model = rewriter.rewrite(entry.model, **arguments, verify=not no_verify)
+            record = records_of(model)[-1]
+            del work.seconds["rewrite"]  # the record tells its parts
+            work.seconds |= record.seconds
+            recipe = wanted.recipe(entry, record) if output is not None else None
+            if output is not None:
+                with work.step("save", f"writing {output}"):
+                    rewriter.save(model, output, recipe=recipe)
+        if as_json:
+            print(json.dumps(_rewrite_as_data(wanted, model, output, work.seconds), indent=2))
+            return
+        with _output() as console:
+            _show_model(console, wanted, entry, record.plan)
+            _show_sites(console, record.plan, done=True)
+            _show_diff(console, record.plan, entry.model)
+            _show_skipped(console, record.plan)
+            _show_verdict(console, record)
+            _show_seconds(console, work.seconds)
+            if output is not None:
+                _show_saved(console, output, rebuilds=recipe is not None, name=type(entry.model).__name__)
+
+
+@dataclass
+class _Work:
+    """Names the step that runs on stderr (a terminal only), and times the steps."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextlib.contextmanager
+    def step(self, name: str, text: str) -> Iterator[None]:
+        started = time.perf_counter()
+        with Console(stderr=True).status(Text(f"{text} …")):
+            yield
+        self.seconds[name] = time.perf_counter() - started
+
+
+class _Wanted:
+    """A model and a rewrite as asked for on the command line; wrong usage is refused here."""
+
+    def __init__(
+        self,
+        name: str,
+        model_kwargs: Sequence[str] | None,
+        input_size: str | None,
+        passes: Sequence[str] | None,
+        only: Sequence[str] | None,
+        skip: Sequence[str] | None,
+        preserve: Preserve,
+        pretrained: bool,
+        checkpoint: Path | None,
+    ) -> None:
+        self.name = name
+        self.model_kwargs = _assignments(model_kwargs or (), "--model-kwargs")
+        self.size = _parsed_size(input_size)
+        self.passes = [_parsed_pass(text) for text in passes] if passes else None
+        self.only, self.skip = only or None, skip or None
+        self.preserve = preserve
+        self.pretrained = pretrained
+        self.checkpoint = checkpoint
+        if pretrained and checkpoint is not None:
+            raise typer.BadParameter("give --pretrained or --checkpoint, not both")
+
+    def create(self, work: _Work, meta: bool = False) -> Any:
+        """The model, with the weights asked for.
+
+        Args:
+            work: names and times the steps.
+            meta: without memory, where the constructor allows that.
+        """
+        import model_zoo
+
+        self.resolved = _resolved(self.passes)  # a wrong option is told before a model is made
+        weights = read_checkpoint(self.checkpoint) if self.checkpoint is not None else None
+        with work.step("create", f"creating {self.name}"):
+            try:
+                with torch.device("meta") if meta else contextlib.nullcontext():
+                    entry = model_zoo.create(self.name, pretrained=self.pretrained, **self.model_kwargs)
+            except model_zoo.CreationError:
+                if not meta:
+                    raise
+                entry = model_zoo.create(self.name, **self.model_kwargs)
+        if weights is not None:
+            check_weights(entry.model, weights, f"the weights in {self.checkpoint}")
+            entry.model.load_state_dict(weights, strict=True)
+        return entry
+
+    def arguments(self, entry: Any) -> dict[str, Any]:
+        """Arguments of :func:`rewriter.plan` and :func:`rewriter.rewrite`."""
+        size = self.size or entry.input_size
+        if size is not None and len(size) == 2 and entry.input_size is not None:
+            size = (entry.input_size[0], *size)
+        return {
+            "passes": self.resolved,
+            "input_size": size,
+            "only": self.only,
+            "skip": self.skip,
+            "preserve": self.preserve.value,
+        }
+
+    def recipe(self, entry: Any, record: Record) -> dict[str, Any] | None:
+        """How :func:`rewriter.load` makes the original; None where weights decide about the structure."""
+        import model_zoo
+
+        if self.pretrained:
+            with torch.device("meta"):
+                again = model_zoo.create(self.name, **entry.options)
+            if fingerprint(again.model) != record.plan.structure:
+                return None
+        return {"model": self.name, "kwargs": dict(entry.options)}
+
+
+def _assignments(texts: Sequence[str], option: str) -> dict[str, Any]:
+    """``["a=1", "b=x,c=(1,2)"]`` as ``{"a": 1, "b": "x", "c": (1, 2)}``."""
+    values: dict[str, Any] = {}
+    for text in texts:
+        for part in re.split(r"[,\s]\s*(?=[A-Za-z_]\w*\s*=)", text.strip()):
+            name, equals, value = (piece.strip() for piece in part.partition("="))
+            if not equals or not name.isidentifier() or not value:
+                raise typer.BadParameter(f"{option}: expected OPTION=VALUE, found {part!r}")
+            try:
+                values[name] = ast.literal_eval(value)
+            except (ValueError, SyntaxError):
+                values[name] = value
+    return values
+
+
+def _parsed_size(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    parts = [part.strip() for part in text.split(",")]
+    if not 1 <= len(parts) <= 3 or not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise typer.BadParameter(f"--input-size: expected 224, 224,320 or 3,224,320, found {text!r}")
+    numbers = tuple(int(part) for part in parts)
+    return numbers * 2 if len(numbers) == 1 else numbers
+
+
+def _parsed_pass(text: str) -> dict[str, Any]:
+    name, colon, options = text.partition(":")
+    return {name.strip(): _assignments([options], "--pass") if colon else {}}
+
+
+def _resolved(passes: list[dict[str, Any]] | None) -> list[Pass] | None:
+    if passes is None:
+        return None
+    try:
+        return resolve_passes(passes)
+    except (TypeError, ValueError) as error:
+        if isinstance(error, RewriterError):
+            raise
+        raise SelectorError(str(error)) from error
+
+
+@contextlib.contextmanager
+def _errors_reported(as_json: bool) -> Iterator[None]:
+    """A refusal becomes one line on stderr and exit code 1; an interrupt exit code 130."""
+    import model_zoo
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+    except (RewriterError, model_zoo.ModelZooError) as error:
+        message = " ".join(str(error).split())
+        if as_json:
+            print(json.dumps({"error": {"type": type(error).__name__, "message": message}}, indent=2))
+        print(f"error: {message}", file=sys.stderr)
+        raise typer.Exit(1) from None
+
+
+@contextlib.contextmanager
+def _stdout_kept_clean(as_json: bool) -> Iterator[None]:
+    """Libraries that print do so on stderr."""
+    with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+        yield
+
+
+def _described(cls: type[Pass]) -> dict[str, Any]:
+    options = [
+        {"name": f.name, "type": str(f.type), "default": None if f.default is dataclasses.MISSING else f.default}
+        for f in dataclasses.fields(cls)
+    ]
+    contract = dataclasses.asdict(cls.contract)
+    return {
+        "name": cls.name, "summary": cls.summary, "options": options, "contract": contract,
+        "preserves": str(cls.contract), "paper": cls.paper, "after": list(cls.after),
+    }  # fmt: skip
+
+
+def _rewrite_as_data(
+    wanted: _Wanted, model: nn.Module, output: Path | None, seconds: dict[str, float]
+) -> dict[str, Any]:
+    report = rewriter.report(model)
+    return {
+        "model": wanted.name,
+        "kwargs": {key: value if _is_json(value) else repr(value) for key, value in wanted.model_kwargs.items()},
+        "class": class_name(original_class(type(model))),
+        "applied": len(report.applied),
+        "skipped": len(report.skipped),
+        "verified": report.verified,
+        "report": json.loads(report.to_json()),
+        "milliseconds": {step: round(1000 * value, 1) for step, value in seconds.items()},
+        "directory": None if output is None else str(output),
+    }
+
+
+def _is_json(value: Any) -> bool:
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def _output() -> Iterator[Console]:
+    """Where to show things; what goes to a pipe or a file has no blanks at the ends of lines."""
+    console = Console(highlight=False, markup=False, emoji=False)
+    if console.is_terminal:
+        yield console
+        return
+    with console.capture() as captured:
+        yield console
+    print("\n".join(line.rstrip() for line in captured.get().splitlines()))
+
+
+def _show_pass(console: Console, item: dict[str, Any]) -> None:
+    console.print(Text(item["name"], "bold"))
+    table = _rows()
+    table.add_row("what", item["summary"])
+    for number, option in enumerate(item["options"]):
+        table.add_row("" if number else "options", f"{option['name']}: {option['type']} = {option['default']!r}")
+    table.add_row("preserves", item["preserves"] or "nothing")
+    if item["after"]:
+        table.add_row("after", ", ".join(item["after"]))
+    table.add_row("paper", item["paper"])
+    console.print(Padding(table, (0, 0, 0, 2)))
+
+
+def _show_model(console: Console, wanted: _Wanted, entry: Any, made: Plan) -> None:
+    numbers = sum(parameter.numel() for parameter in entry.model.parameters())
+    options = "".join(f", {key}={value!r}" for key, value in wanted.model_kwargs.items())
+    weights = "pretrained" if wanted.pretrained else f"from {wanted.checkpoint}" if wanted.checkpoint else "as created"
+    console.print(Text(wanted.name, "bold"))
+    table = _rows()
+    table.add_row("class", f"{class_name(original_class(type(entry.model)))}{options}")
+    table.add_row("weights", f"{_millions(numbers)} parameters, {weights}")
+    size = wanted.arguments(entry)["input_size"]
+    image = " x ".join(map(str, (BATCH, *size))) if size else "an input of the model's own size"
+    table.add_row("traced", f"in training and in evaluation mode, on {image}")
+    table.add_row("passes", ", ".join(_with_options(name, options) for name, options in made.passes) or "none")
+    for name in ("only", "skip"):
+        if made.request.get(name):
+            table.add_row(name, ", ".join(made.request[name]))
+    for note in made.notes:
+        table.add_row("note", Text(note, "yellow"))
+    console.print(Padding(table, (0, 0, 0, 2)))
+
+
+def _show_sites(console: Console, made: Plan, *, done: bool) -> None:
+    _heading(console, f"{'edited' if done else 'to edit'}: {_count(len(made.sites), 'place')}")
+    for paths, site in group(made.sites):
+        _indented(console, Text.assemble(("+ ", "green"), (paths, "bold"), f"  {site.pattern}"), 2)
+        _indented(console, Text(site.action), 6)
+        _indented(console, Text(f"because {site.reason}"), 6)
+        if site.rate_at:
+            _indented(console, Text(f"rate: {site.rate_at}"), 6)
+
+
+def _show_skipped(console: Console, made: Plan) -> None:
+    if not made.skipped:
+        return
+    _heading(console, f"left alone: {_count(len(made.skipped), 'place')}")
+    for reason in dict.fromkeys(skip.reason for skip in made.skipped):
+        alike = [skip for skip in made.skipped if skip.reason == reason]
+        _indented(console, Text.assemble(("- ", "yellow"), f"{reason}: {len(alike)}"), 2)
+        for paths, skip in group(alike):
+            _indented(console, Text.assemble((paths, "bold"), f"  {skip.pattern}"), 6)
+            if skip.detail:
+                _indented(console, Text(skip.detail), 10)
+
+
+def _show_diff(console: Console, made: Plan, model: nn.Module) -> None:
+    text = made.diff(model).rstrip()
+    if text:
+        _heading(console, "change of source")
+        syntax = Syntax("", "diff", theme="ansi_dark", background_color="default")
+        highlighted = syntax.highlight(text)
+        highlighted.rstrip()
+        console.print(highlighted, soft_wrap=True)
+
+
+def _show_verdict(console: Console, record: Record) -> None:
+    if record.verdict is None:
+        why = "not verified" if record.plan.sites else "nothing to verify: the model is unchanged"
+        _heading(console, why)
+        return
+    _heading(console, "verified on this model")
+    words = {True: Text("holds", "green"), False: Text("BROKEN", "bold red"), None: Text("not decidable", "yellow")}
+    table = _rows()
+    table.add_column()
+    for name, held, detail in record.verdict.checks:
+        table.add_row(name, words[held], detail)
+    console.print(Padding(table, (0, 0, 0, 2)))
+
+
+def _show_seconds(console: Console, seconds: dict[str, float]) -> None:
+    steps = ", ".join(f"{step} {1000 * value:.0f} ms" for step, value in seconds.items())
+    console.print()
+    console.print(Text(f"time: {steps}", "dim"))
+
+
+def _show_saved(console: Console, output: Path, *, rebuilds: bool, name: str) -> None:
+    console.print()
+    console.print(Text(f"written to {output}; to load it:", "bold"))
+    if rebuilds:
+        call = f'rewriter.load("{output.as_posix()}")'
+    else:
+        call = f'rewriter.load("{output.as_posix()}", original)  # a fresh {name}: its weights decided its structure'
+    console.print(Text(f"\n    import rewriter\n    model = {call}"), soft_wrap=True)
+
+
+def _rows() -> Table:
+    """Two columns, the first for names; as wide as needed."""
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(style="cyan", no_wrap=True)
+    table.add_column(overflow="fold")
+    return table
+
+
+def _heading(console: Console, text: str) -> None:
+    console.print()
+    console.print(Text(text, "bold"))
+
+
+def _indented(console: Console, text: Text, columns: int) -> None:
+    text.overflow = "fold"
+    console.print(Padding(text, (0, 0, 0, columns)))
+
+
+def _with_options(name: str, options: dict[str, Any]) -> str:
+    given = ", ".join(f"{key}={value!r}" for key, value in options.items() if value is not None)
+    return f"{name} ({given})" if given else name
+
+
+def _millions(number: int) -> str:
+    return f"{number / 1e6:.1f} M" if number >= 1e6 else f"{number:,}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -1,0 +1,524 @@
+"""A rewritten model in a directory, and back: plans and settings as JSON, weights as safetensors. No code is stored.
+
+A directory holds
+
+- ``recipe.json``: how the original is made, settings that weights do not hold, and checksums of the other files,
+- ``plan.json``: the plans, oldest first,
+- ``report.json``: what was done and verified,
+- ``model.safetensors``: the weights; names that share one tensor are listed in its metadata.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import json
+import math
+import shutil
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import nn
+from torch.nn.modules.dropout import _DropoutNd
+
+from rewriter.api import copy_model
+from rewriter.edit.classes import class_name, original_class
+from rewriter.errors import PlanError, StorageError
+from rewriter.guard import check_model, random_state_kept
+from rewriter.planning import Plan
+from rewriter.record import Verdict, make_report, records_of, set_records
+
+FORMAT = 1
+"""Version of the directory's form."""
+
+MODEL_GROUP = "rewriter.models"
+"""Entry points that make models: ``create(name, **kwargs)`` returns an object with ``.model``, or raises ValueError."""
+
+RECIPE, PLAN, REPORT, WEIGHTS = "recipe.json", "plan.json", "report.json", "model.safetensors"
+_FILES = (RECIPE, PLAN, REPORT, WEIGHTS)
+_RATES = ("p", "drop_rate")
+_VERSIONED = ("rewriter", "torch", "timm", "torchvision", "segmentation-models-pytorch")
+
+_WEIGHT_OPTIONS = (
+    "pretrained", "weights", "weights_backbone", "encoder_weights", "checkpoint_path", "pretrained_cfg",
+    "pretrained_cfg_overlay", "cache_dir",
+)  # fmt: skip
+"""Options of constructors that fetch weights: the directory has the weights, and loading it fetches nothing."""
+
+
+def save(model: nn.Module, directory: str | Path, *, recipe: Mapping[str, Any] | None = None) -> None:
+    """Write a rewritten model to ``directory``: all of it, or nothing.
+
+    Args:
+        model: the model, in any mode, on any device.
+        directory: a new or empty directory, or one that was saved before: that one is replaced.
+        recipe: how the original is made: ``{"model": "resnet18", "kwargs": {"drop_rate": 0.2}}``, with a name that
+            ``model_zoo.create`` knows. Without it, :func:`load` needs a fresh original.
+
+    Raises:
+        ModelError: what was given is no model, or one that is wrapped or sharded.
+        StorageError: the directory holds something else or cannot be written, or the model cannot be stored.
+    """
+    _check_savable(model)
+    target = check_target(directory)
+    name, options = _checked_recipe(recipe or {})
+    tensors, shared = _tensors_to_store(model)
+    records = records_of(model)
+    contents = {
+        PLAN: json.dumps([json.loads(record.plan.to_json()) for record in records], indent=2),
+        REPORT: make_report(model).to_json(),
+    }
+    partial = target.parent / f".{target.name}.{uuid.uuid4().hex[:12]}.partial"
+    try:
+        partial.mkdir(parents=True)
+        for file, text in contents.items():
+            (partial / file).write_text(text, encoding="utf-8")
+        safetensors.torch.save_file(tensors, str(partial / WEIGHTS), metadata=shared)
+        description = {
+            "format": FORMAT,
+            "model": name,
+            "kwargs": options,
+            "class": class_name(original_class(type(model))),
+            "versions": _versions(),
+            "rewrites": [_request(record.plan) for record in records],
+            **_settings(model),
+            "sha256": {file: _sha256(partial / file) for file in (PLAN, REPORT, WEIGHTS)},
+        }
+        (partial / RECIPE).write_text(json.dumps(description, indent=2), encoding="utf-8")
+        _put_in_place(partial, target)
+    except (OSError, safetensors.SafetensorError, ValueError, RuntimeError) as error:
+        raise StorageError(f"{target} cannot be written: {type(error).__name__}: {error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def load(directory: str | Path, model: nn.Module | None = None) -> nn.Module:
+    """The model that :func:`save` wrote: same structure, weights, drop rates and mode. It is on the CPU, or where
+    ``model`` is.
+
+    Args:
+        directory: what was given to :func:`save`.
+        model: a fresh original, made as the saved model's original was. It stays as it is; a copy is returned. None
+            makes the original from the name in the recipe.
+
+    Raises:
+        StorageError: a file is missing, damaged or of another format, no original can be made, or the weights do not
+            fit it.
+        PlanError: the plans were made for another model.
+        ModelError: ``model`` is no model, or one that is wrapped or compiled.
+    """
+    source = Path(directory)
+    recipe = _read_recipe(source)
+    plans = _read_plans(source)
+    state = _read_weights(source / WEIGHTS)
+    if model is None:
+        target = _original(recipe, source)
+    else:
+        check_model(model)
+        if records_of(model):
+            raise StorageError("the model given was already rewritten; give a fresh original, or rewriter.undo(model)")
+        target = copy_model(model)
+    if any(tensor.is_meta for tensor in (*target.parameters(), *target.buffers())):
+        raise StorageError("the model given has tensors on the meta device; create it on the device it shall run on")
+    versions = _version_note(recipe)
+    for plan in plans:
+        try:
+            target = plan.apply(target, inplace=True, verify=False)
+        except PlanError as error:
+            raise PlanError(f"{error}{versions}") from error
+    found = class_name(original_class(type(target)))
+    if found != recipe["class"]:
+        raise StorageError(f"{source} holds a {recipe['class']}, found a {found}; give a fresh original of that class")
+    check_weights(target, state, f"the weights in {source}", versions)
+    with _damage(source / RECIPE):
+        _restore_types(target, state, recipe)
+        with torch.no_grad():
+            target.load_state_dict(state, strict=True)
+        _check_loaded(target, state, source)
+        _restore_settings(target, recipe)
+    _restore_verdicts(target, source)
+    return target
+
+
+def check_target(directory: str | Path) -> Path:
+    """The absolute path of a directory that may be written.
+
+    Raises:
+        StorageError: there is something that :func:`save` did not write.
+    """
+    target = Path(directory).resolve()
+    if not target.exists():
+        return target
+    if not target.is_dir():
+        raise StorageError(f"{target} is a file; give a directory")
+    foreign = sorted(path.name for path in target.iterdir() if path.name not in _FILES)
+    if foreign:
+        raise StorageError(f"{target} is not empty and was not written by rewriter.save ({', '.join(foreign[:5])})")
+    if any(target.iterdir()):
+        try:
+            _read_json(target / RECIPE)["format"]
+        except (StorageError, KeyError, TypeError) as error:
+            raise StorageError(
+                f"{target} is not empty and was not written by rewriter.save; remove it first"
+            ) from error
+    return target
+
+
+def read_checkpoint(file: str | Path) -> dict[str, torch.Tensor]:
+    """The tensors of a checkpoint, from safetensors or from ``torch.save``; nothing in the file is executed.
+
+    A state dict inside a training checkpoint is found under ``state_dict`` or ``model``.
+
+    Raises:
+        StorageError: there is no such file, or it holds no state dict.
+    """
+    path = Path(file)
+    if not path.is_file():
+        raise StorageError(f"{path}: no such file")
+    if path.suffix == ".safetensors":
+        return _read_weights(path)
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        message = " ".join(str(error).split())[:300]
+        raise StorageError(f"{path} is not a checkpoint that can be read safely: {message}") from error
+    for name in ("state_dict", "model"):
+        if isinstance(found, Mapping) and isinstance(found.get(name), Mapping):
+            found = found[name]
+    if not isinstance(found, Mapping) or not all(isinstance(value, torch.Tensor) for value in found.values()):
+        raise StorageError(f"{path}: expected a state dict (names and tensors), found a {type(found).__name__}")
+    return dict(found)
+
+
+def check_weights(model: nn.Module, state: Mapping[str, torch.Tensor], what: str, note: str = "") -> None:
+    """Refuse weights that do not fit.
+
+    Args:
+        model: what they are for; it is only read.
+        state: the weights, by key.
+        what: what the message calls them.
+        note: the end of the message.
+
+    Raises:
+        StorageError: with the keys that are missing, unexpected, or of another shape.
+    """
+    expected = model.state_dict(keep_vars=True)
+    shapes = [
+        f"{key} {list(state[key].shape)} instead of {list(tensor.shape)}"
+        for key, tensor in expected.items()
+        if key in state and isinstance(tensor, torch.Tensor) and state[key].shape != tensor.shape
+    ]
+    problems = {
+        "missing": [key for key in expected if key not in state],
+        "unexpected": [key for key in state if key not in expected],
+        "another shape": shapes,
+    }
+    if any(problems.values()):
+        told = "; ".join(f"{problem}: {_listed(keys)}" for problem, keys in problems.items() if keys)
+        raise StorageError(f"{what} do not fit this {type(model).__name__}: {told}{note}")
+
+
+def _check_savable(model: Any) -> None:
+    compiled = isinstance(model, nn.Module) and any(
+        getattr(module, "_compiled_call_impl", None) is not None for module in model.modules()
+    )
+    if not compiled:  # .compile() in place changes nothing that is saved
+        check_model(model)
+
+
+def _checked_recipe(recipe: Mapping[str, Any]) -> tuple[str | None, dict[str, Any]]:
+    strange = sorted(set(recipe) - {"model", "kwargs"})
+    name, options = recipe.get("model"), recipe.get("kwargs", {})
+    if strange or not isinstance(name, (str, type(None))) or not isinstance(options, Mapping):
+        raise StorageError(f"recipe: expected {{'model': name, 'kwargs': {{…}}}}, found {dict(recipe)!r}")
+    kept = {key: value for key, value in options.items() if key not in _WEIGHT_OPTIONS}
+    for key, value in kept.items():
+        try:
+            same = _as_tuples(json.loads(json.dumps(value, allow_nan=False))) == _as_tuples(value)
+        except (TypeError, ValueError):
+            same = False
+        if not same:
+            raise StorageError(
+                f"recipe: {key}={value!r} cannot be stored as JSON; leave recipe away, "
+                "and give a fresh original to rewriter.load(directory, model)"
+            )
+    return name, kept
+
+
+def _tensors_to_store(model: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Each tensor once, contiguous, and the further names of those that have more than one."""
+    tensors: dict[str, torch.Tensor] = {}
+    shared: dict[str, str] = {}
+    known: dict[Any, str] = {}
+    for key, tensor in model.state_dict().items():
+        if not isinstance(tensor, torch.Tensor):
+            raise StorageError(f"state dict entry {key!r} is a {type(tensor).__name__}; only tensors can be stored")
+        if tensor.is_meta:
+            raise StorageError(f"{key} is on the meta device: it has no values to store")
+        tensor = tensor.detach()
+        if tensor.layout is not torch.strided or tensor.is_quantized or type(tensor) is not torch.Tensor:
+            raise StorageError(
+                f"{key} is a {type(tensor).__name__} ({tensor.layout}); only plain tensors can be stored"
+            )
+        identity = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+        if tensor.numel() and identity in known:
+            shared[key] = known[identity]
+            continue
+        known[identity] = key
+        tensors[key] = tensor.cpu().contiguous()
+    storages: set[int] = set()
+    for key, tensor in tensors.items():  # safetensors refuses different views of one memory
+        if tensor.untyped_storage().data_ptr() in storages:
+            tensors[key] = tensor.clone()
+        storages.add(tensor.untyped_storage().data_ptr())
+    return tensors, shared
+
+
+def _settings(model: nn.Module) -> dict[str, Any]:
+    """What weights do not hold: drop rates, modes, frozen parameters, memory order and types."""
+    modules = dict(model.named_modules())
+    tensors = _named_tensors(model)
+    saved = model.state_dict(keep_vars=True)
+    rates: dict[str, dict[str, float]] = {name: {} for name in _RATES}
+    for path, module in modules.items():
+        if isinstance(module, _DropoutNd) and _is_rate(module.p):
+            rates["p"][path] = module.p
+        if _is_rate(module.__dict__.get("drop_rate")):
+            rates["drop_rate"][path] = module.__dict__["drop_rate"]
+    return {
+        "rates": rates,
+        "training": model.training,
+        "in_other_mode": [path for path, module in modules.items() if module.training != model.training],
+        "frozen": [name for name, parameter in model.named_parameters() if not parameter.requires_grad],
+        "memory_order": {key: order for key, tensor in tensors.items() if (order := _memory_order(tensor)) is not None},
+        "types": {key: str(t.dtype).removeprefix("torch.") for key, t in tensors.items() if key not in saved},
+    }
+
+
+def _restore_types(model: nn.Module, state: Mapping[str, torch.Tensor], recipe: Mapping[str, Any]) -> None:
+    """Give every tensor the type and memory order that it was saved with, so that its bits fit."""
+    for key, tensor in _named_tensors(model).items():
+        dtype = state[key].dtype if key in state else getattr(torch, recipe["types"].get(key, ""), tensor.dtype)
+        order = recipe["memory_order"].get(key)
+        if dtype != tensor.dtype or order != _memory_order(tensor):
+            order = list(range(tensor.dim())) if order is None else order
+            changed = torch.empty_permuted(tuple(tensor.shape), order, dtype=dtype, device=tensor.device)
+            tensor.data = changed.copy_(tensor.detach())
+
+
+def _restore_settings(model: nn.Module, recipe: Mapping[str, Any]) -> None:
+    modules = dict(model.named_modules())
+    for name in _RATES:
+        for path, rate in recipe["rates"][name].items():
+            if not _is_rate(rate) or not hasattr(modules[path], name):
+                raise ValueError(f"rate {name}={rate!r} of {path!r}")
+            setattr(modules[path], name, rate)
+    other = set(recipe["in_other_mode"])
+    training = recipe["training"]
+    if not isinstance(training, bool) or not other <= set(modules):
+        raise ValueError("training mode")
+    for path, module in modules.items():
+        module.training = training != (path in other)
+    frozen = set(recipe["frozen"])
+    parameters = dict(model.named_parameters())
+    if not frozen <= set(parameters):
+        raise ValueError("frozen parameters")
+    for name, parameter in parameters.items():
+        if parameter.requires_grad == (name in frozen):
+            parameter.requires_grad_(name not in frozen)
+
+
+def _restore_verdicts(model: nn.Module, source: Path) -> None:
+    """Put back what was verified and how long it took, so that the report of a loaded model is the one it had."""
+    with _damage(source / REPORT):
+        entries = _read_json(source / REPORT)
+        records = []
+        for record, entry in zip(records_of(model), entries, strict=True):
+            checks = entry["verified"]
+            verdict = None if checks is None else Verdict(tuple((str(n), h, str(d)) for n, h, d in checks))
+            seconds = {str(step): float(value) / 1000 for step, value in entry["milliseconds"].items()}
+            records.append(replace(record, verdict=verdict, seconds=seconds))
+        set_records(model, tuple(records))
+
+
+def _check_loaded(model: nn.Module, state: Mapping[str, torch.Tensor], source: Path) -> None:
+    """Every key has its own value: wrong where the original ties weights that were saved untied, or casts them."""
+    found = model.state_dict()
+    wrong = [key for key, value in state.items() if not _same_bits(found[key], value)]
+    if wrong:
+        raise StorageError(
+            f"{source}: the weights loaded differ from those saved: {_listed(wrong)}. "
+            "The original given ties or converts weights in another way."
+        )
+
+
+def _original(recipe: Mapping[str, Any], source: Path) -> nn.Module:
+    name, options = recipe["model"], recipe["kwargs"]
+    if name is None:
+        raise StorageError(
+            f"{source} does not say how its original is made; give a fresh one: rewriter.load(directory, model), "
+            f"with a {recipe['class']}"
+        )
+    fetching = [key for key in options if key in _WEIGHT_OPTIONS]
+    if fetching:
+        raise StorageError(f"{source / RECIPE} is damaged: it asks for other weights ({', '.join(fetching)})")
+    sources = sorted(importlib.metadata.entry_points(group=MODEL_GROUP), key=lambda entry_point: entry_point.name)
+    refusals = []
+    for entry_point in sources:
+        try:
+            with random_state_kept():
+                model = entry_point.load()(name, **{key: _as_tuples(value) for key, value in options.items()}).model
+        except Exception as error:  # a source that does not know the name, or is not installed
+            refusals.append(str(error))
+            continue
+        check_model(model)
+        assert isinstance(model, nn.Module)
+        return model
+    why = "; ".join(refusals) or "no installed package makes models by name"
+    raise StorageError(
+        f"the original {name!r} cannot be made ({why}); give a fresh one: rewriter.load(directory, model)"
+    )
+
+
+def _read_recipe(source: Path) -> dict[str, Any]:
+    if not source.is_dir():
+        raise StorageError(f"{source}: no such directory")
+    missing = [file for file in _FILES if not (source / file).is_file()]
+    if missing:
+        raise StorageError(f"{source} is incomplete: {', '.join(missing)} is missing")
+    recipe = _read_json(source / RECIPE)
+    if not isinstance(recipe, dict) or recipe.get("format") != FORMAT:
+        found = recipe.get("format") if isinstance(recipe, dict) else type(recipe).__name__
+        raise StorageError(f"{source / RECIPE}: expected format {FORMAT}, found {found!r}; save the model again")
+    shape = {
+        "kwargs": dict, "class": str, "versions": dict, "rates": dict, "training": bool, "in_other_mode": list,
+        "frozen": list, "memory_order": dict, "types": dict, "sha256": dict,
+    }  # fmt: skip
+    for key, kind in shape.items():
+        if not isinstance(recipe.get(key), kind):
+            raise StorageError(f"{source / RECIPE} is damaged: {key!r} is missing or not a {kind.__name__}")
+    if not isinstance(recipe.get("model"), (str, type(None))):
+        raise StorageError(f"{source / RECIPE} is damaged: 'model' is not a name")
+    for file in (PLAN, REPORT, WEIGHTS):
+        with _damage(source / file):
+            found = _sha256(source / file)
+        if recipe["sha256"].get(file) != found:
+            raise StorageError(f"{source / file} is damaged, or was changed after it was saved (checksum)")
+    return recipe
+
+
+def _read_plans(source: Path) -> list[Plan]:
+    with _damage(source / PLAN):
+        return [Plan.from_json(json.dumps(item)) for item in list(_read_json(source / PLAN))]
+
+
+def _read_weights(path: Path) -> dict[str, torch.Tensor]:
+    with _damage(path):
+        with safetensors.safe_open(str(path), framework="pt") as file:
+            shared = file.metadata() or {}
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+        return state | {key: state[kept] for key, kept in shared.items() if kept in state}
+
+
+def _read_json(path: Path) -> Any:
+    with _damage(path):
+        return json.loads(path.read_text(encoding="utf-8"))
+
+
+@contextlib.contextmanager
+def _damage(path: Path) -> Iterator[None]:
+    """What goes wrong while a file is read or used is that file's damage."""
+    try:
+        yield
+    except (StorageError, PlanError):
+        raise
+    except FileNotFoundError as error:
+        raise StorageError(f"{path}: no such file") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, RecursionError) as error:
+        raise StorageError(f"{path} is damaged or cannot be read: {type(error).__name__}: {error}") from error
+    except safetensors.SafetensorError as error:
+        raise StorageError(f"{path} is damaged: {error}") from error
+
+
+def _put_in_place(partial: Path, target: Path) -> None:
+    """Rename, with what was there before put back if that fails."""
+    old = target.parent / f"{partial.name}.old"
+    try:
+        if target.exists():
+            target.rename(old)
+        partial.rename(target)
+    finally:
+        if old.exists() and not target.exists():
+            old.rename(target)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _request(plan: Plan) -> dict[str, Any]:
+    return {"passes": [{name: options} for name, options in plan.passes], **plan.request}
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in _VERSIONED:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found
+
+
+def _version_note(recipe: Mapping[str, Any]) -> str:
+    """Which libraries have another version than when the model was saved: the likeliest reason for a misfit."""
+    here = _versions()
+    other = [f"{n} {v}, here {here.get(n, 'none')}" for n, v in recipe["versions"].items() if v != here.get(n)]
+    return f" (saved with {'; '.join(other)})" if other else ""
+
+
+def _named_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def _memory_order(tensor: torch.Tensor) -> list[int] | None:
+    """Dimensions from the slowest to the fastest of a dense tensor; None for the usual order."""
+    if tensor.is_contiguous():
+        return None
+    strides = tensor.stride()
+    order = sorted(range(tensor.dim()), key=lambda dimension: -strides[dimension])
+    return order if tensor.permute(order).is_contiguous() else None
+
+
+def _same_bits(first: torch.Tensor, second: torch.Tensor) -> bool:
+    if first.dtype != second.dtype or first.shape != second.shape:
+        return False
+    first, second = first.detach().cpu(), second.detach().cpu()
+    if torch.equal(first, second):  # but for the sign of zero
+        return True
+    return torch.equal(first.reshape(-1).view(torch.uint8), second.reshape(-1).view(torch.uint8))  # NaN
+
+
+def _is_rate(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and 0 <= value <= 1
+
+
+def _as_tuples(value: Any) -> Any:
+    """JSON has lists only, and libraries test for tuples (image sizes, numbers of layers)."""
+    if isinstance(value, (list, tuple)):
+        return tuple(_as_tuples(item) for item in value)
+    if isinstance(value, dict):
+        return {key: _as_tuples(item) for key, item in value.items()}
+    return value
+
+
+def _listed(keys: Iterable[str]) -> str:
+    shown = list(keys)
+    return ", ".join(shown[:5]) + (f" and {len(shown) - 5} more" if len(shown) > 5 else "")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
