@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -92,14 +93,15 @@ def test_parameter_groups_and_configuration_are_the_same(pair: Pair) -> None:
 def test_gradient_checkpointing_saves_the_same_memory(pair: Pair) -> None:
     model, rewritten, x = pair
     inputs = Inputs((x,), {}, "test")
-    before = saved_bytes(rewritten, inputs)
+    before = [saved_bytes(m, inputs) for m in (model, rewritten)]
     try:
-        rewritten.set_grad_checkpointing(True)
-        model.set_grad_checkpointing(True)
+        for m in (model, rewritten):
+            m.set_grad_checkpointing(True)
     except AssertionError:
         pytest.skip("this family has no gradient checkpointing")
-    assert saved_bytes(rewritten, inputs) < before
-    assert saved_bytes(rewritten, inputs) <= saved_bytes(model, inputs) * 1.05
+    saved = [bytes_before - saved_bytes(m, inputs) for m, bytes_before in zip((model, rewritten), before, strict=True)]
+    assert saved[0] > 0
+    assert saved[1] >= saved[0]
 
 
 @torch.no_grad()
@@ -121,13 +123,11 @@ def test_hooks_fire_as_often_as_before(pair: Pair) -> None:
         fired: list[str] = []
         for path, module in m.named_modules():
             if path not in named and not path.endswith("dropout"):
-                module.register_forward_hook(
-                    lambda *_, path=path, fired=fired: fired.update({path: fired.get(path, 0) + 1})
-                )
+                module.register_forward_hook(lambda *_, path=path, fired=fired: fired.append(path))
         with torch.no_grad():
             m.train()(x)
         counts.append(fired)
-    assert counts[0] == counts[1] and counts[0]
+    assert Counter(counts[0]) == Counter(counts[1]) and counts[0]  # a moved dropout fires earlier, not more often
 
 
 def test_checkpoints_load_both_ways(pair: Pair) -> None:
