@@ -95,6 +95,13 @@ def _argument(**settings: Any) -> Any:
     return typer.Argument(**settings) if typer else None
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        libraries = [f"{name} {importlib.metadata.version(name)}" for name in ("torch", "timm")]
+        print(f"rewriter {rewriter.__version__} ({', '.join(libraries)})")
+        raise typer.Exit
+
+
 class Preserve(enum.StrEnum):
     """What a rewrite holds back; see :func:`rewriter.rewrite`."""
 
@@ -128,17 +135,16 @@ _CHECKPOINT = Annotated[
     Path | None, _option("--checkpoint", metavar="FILE", help="Weights of the original: safetensors or torch.save.")
 ]
 _JSON = Annotated[bool, _option("--json", help="One JSON document on stdout, nothing else.")]
-_VERSION = Annotated[bool, _option("--version", help="Show the version and exit.", is_eager=True)]
+_VERSION = Annotated[
+    bool, _option("--version", callback=_show_version, help="Show the version and exit.", is_eager=True)
+]
 _DIFF = Annotated[bool, _option("--diff", help="Show how the source of methods changes.")]
 _OUTPUT = Annotated[Path | None, _option("--output", "-o", metavar="DIRECTORY", help="Write the rewritten model here.")]
 _NO_VERIFY = Annotated[bool, _option("--no-verify", help="Do not run the model to check the passes' contracts.")]
 
 
-def _options_of_all(context: typer.Context, version: _VERSION = False) -> None:
-    if version:
-        libraries = [f"{name} {importlib.metadata.version(name)}" for name in ("torch", "timm")]
-        print(f"rewriter {rewriter.__version__} ({', '.join(libraries)})")
-        raise typer.Exit
+def _options_of_all(version: _VERSION = False) -> None:
+    pass
 
 
 def passes_command(as_json: _JSON = False) -> None:

@@ -1,0 +1,106 @@
+"""What every source of models shares: the entry it returns and the errors it raises."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+InputSize = tuple[int, int, int]
+
+
+class ModelZooError(ValueError):
+    """Base class of the errors raised here."""
+
+
+class UnknownModel(ModelZooError):
+    """No model has this name."""
+
+
+class MissingLibrary(ModelZooError, ImportError):
+    """The library that has the model is not installed."""
+
+
+class CreationError(ModelZooError):
+    """The model's constructor refused, or its weights could not be had."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A model and how it was asked for.
+
+    Attributes:
+        model: the model.
+        name: the name it was asked for by.
+        input_size: ``(channels, height, width)`` of one input, without the batch; None if it takes no single image.
+        options: options that, given with ``name``, build the same structure without its weights.
+    """
+
+    model: nn.Module
+    name: str
+    input_size: InputSize | None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A library of models.
+
+    Attributes:
+        create: from the full name, the name within the library, ``pretrained`` and the constructor's options.
+        names: every name within the library.
+    """
+
+    create: Callable[[str, str, bool, dict[str, Any]], Entry]
+    names: Callable[[], list[str]]
+
+
+def require(library: str, package: str) -> Any:
+    """Import a library.
+
+    Raises:
+        MissingLibrary: with the command that installs it.
+    """
+    try:
+        return importlib.import_module(library)
+    except ImportError as error:
+        root = library.split(".")[0]
+        if error.name is not None and error.name.split(".")[0] != root:  # installed, but broken: say how
+            raise MissingLibrary(f"{root} cannot be imported: {error}") from error
+        raise MissingLibrary(f'{root} is not installed; install it with: pip install "{package}"') from error
+
+
+def build(
+    name: str, constructor: Callable[..., Any], defaults: Mapping[str, Any], given: Mapping[str, Any]
+) -> nn.Module:
+    """Call a constructor with our defaults and the options that the caller gave.
+
+    Raises:
+        CreationError: it raised; the message has the name, the options given and its own words.
+    """
+    try:
+        model = constructor(**{**defaults, **given})
+    except Exception as error:
+        options = ", ".join(f"{key}={value!r}" for key, value in given.items()) or "its default options"
+        message = " ".join(str(error).split()) or "no message"
+        raise CreationError(f"{name} cannot be created with {options}: {type(error).__name__}: {message}") from error
+    if not isinstance(model, nn.Module):
+        raise CreationError(f"{name}: expected a torch.nn.Module, the library made a {type(model).__name__}")
+    return model
+
+
+def unknown(name: str, local: str, known: Iterable[str], prefix: str = "") -> UnknownModel:
+    """The error for a name that no model has."""
+    return UnknownModel(f"unknown model {name!r}; {nearest(local, known, prefix)}")
+
+
+def nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
+    """``did you mean …?`` with near names, or what to do if none is near."""
+    near = difflib.get_close_matches(name, list(known), n=5, cutoff=0.5)
+    if near:
+        return f"did you mean {', '.join(prefix + match for match in near)}?"
+    return "no name is near; model_zoo.names() lists all of them"

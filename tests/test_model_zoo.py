@@ -1,0 +1,133 @@
+"""Names → models, and what is said about names and options that do not exist."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+
+import model_zoo
+
+_TV_VIT = "torchvision.models.vision_transformer.VisionTransformer"
+
+
+def on_meta(name: str, **kwargs: Any) -> model_zoo.Entry:
+    with torch.device("meta"):
+        return model_zoo.create(name, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs", "class_name", "input_size"),
+    [
+        ("resnet18", {}, "timm.models.resnet.ResNet", (3, 224, 224)),
+        ("timm:resnet18", {"in_chans": 1}, "timm.models.resnet.ResNet", (1, 224, 224)),
+        ("resnet18.a1_in1k", {}, "timm.models.resnet.ResNet", (3, 224, 224)),
+        ("test_vit", {"img_size": (64, 96)}, "timm.models.vision_transformer.VisionTransformer", (3, 64, 96)),
+        ("torchvision:resnet18", {"num_classes": 7}, "torchvision.models.resnet.ResNet", (3, 224, 224)),
+        ("torchvision:vit_b_16", {"image_size": 64}, _TV_VIT, (3, 64, 64)),
+        ("torchvision:lraspp_mobilenet_v3_large", {}, "torchvision.models.segmentation.lraspp.LRASPP", (3, 224, 224)),
+        ("torchvision:retinanet_resnet50_fpn", {}, "torchvision.models.detection.retinanet.RetinaNet", None),
+    ],
+)  # fmt: skip
+def test_create(name: str, kwargs: dict[str, Any], class_name: str, input_size: Any) -> None:
+    entry = on_meta(name, **kwargs)
+    cls = type(entry.model)
+    assert f"{cls.__module__}.{cls.__qualname__}" == class_name
+    assert (entry.name, entry.input_size, entry.options) == (name, input_size, kwargs)
+
+
+def test_options_reach_the_constructor() -> None:
+    assert on_meta("resnet18", drop_rate=0.2).model.drop_rate == 0.2
+
+
+def test_nothing_is_downloaded_unasked(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: Any, **settings: Any) -> None:
+        raise AssertionError("download")
+
+    monkeypatch.setattr("torch.hub.load_state_dict_from_url", refuse)
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", refuse)
+    for name in ("torchvision:fasterrcnn_resnet50_fpn", "torchvision:fcn_resnet50", "torchvision:resnet18"):
+        on_meta(name)
+    with pytest.raises(model_zoo.CreationError, match="download"):
+        on_meta("torchvision:resnet18", pretrained=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("resnet81", "resnet18"),
+        ("timm:resnet81", "resnet18"),
+        ("resnet18.a9_in1k", "resnet18.a1_in1k"),
+        ("torchvision:resnet81", "torchvision:resnet18"),
+        ("alexnet", "torchvision:alexnet"),
+        ("nowhere:resnet18", "smp:NAME"),
+        ("timm:hf-hub:somebody/model", "timm:NAME"),
+        ("", "model_zoo.names()"),
+        ("@@@@", "model_zoo.names()"),
+    ],
+)
+def test_unknown_name(name: str, words: str) -> None:
+    with pytest.raises(model_zoo.UnknownModel) as caught:
+        on_meta(name)
+    assert words in str(caught.value)
+    assert isinstance(caught.value, ValueError)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "torchvision:resnet18"])
+def test_refused_option(name: str) -> None:
+    with pytest.raises(model_zoo.CreationError, match=r"cannot be created with no_such=1: .*no_such"):
+        on_meta(name, no_such=1)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "torchvision:resnet18", "smp:unet"])
+def test_missing_library(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(library: str) -> None:
+        raise ModuleNotFoundError(f"No module named {library!r}", name=library.split(".")[0])
+
+    monkeypatch.setattr("model_zoo.entry.importlib.import_module", missing)
+    with pytest.raises(model_zoo.MissingLibrary, match='is not installed; install it with: pip install "'):
+        model_zoo.create(name)
+    assert model_zoo.names() == []
+
+
+def test_broken_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(library: str) -> None:
+        raise ModuleNotFoundError("No module named 'inside'", name="inside")
+
+    monkeypatch.setattr("model_zoo.entry.importlib.import_module", broken)
+    with pytest.raises(model_zoo.MissingLibrary, match="timm cannot be imported: No module named 'inside'"):
+        model_zoo.create("resnet18")
+
+
+def test_names() -> None:
+    found = model_zoo.names("resnet18*")
+    assert {"resnet18", "resnet18d", "torchvision:resnet18"} <= set(found)
+    assert all(name.startswith("torchvision:") for name in model_zoo.names("torchvision:*"))
+    assert "resnet18" in model_zoo.names("timm:resnet*")
+    assert model_zoo.names("no such name") == []
+    assert all(on_meta(name).name == name for name in found)
+
+
+def test_smp() -> None:
+    pytest.importorskip("segmentation_models_pytorch")
+    assert type(on_meta("smp:unet-resnet18").model).__name__ == "Unet"
+    assert on_meta("smp:fpn-resnet18", in_channels=1, classes=4).input_size == (1, 224, 224)
+    assert {"smp:unet", "smp:unet-resnet18"} <= set(model_zoo.names("smp:unet*"))
+    with pytest.raises(model_zoo.UnknownModel, match="smp:unet"):
+        on_meta("smp:unett")
+    with pytest.raises(model_zoo.UnknownModel, match="smp:unet-resnet18"):
+        on_meta("smp:unet-resnett18")
+    with pytest.raises(model_zoo.CreationError, match="classes"):
+        on_meta("smp:unet-resnet18", clases=4)
+
+
+def test_imports_neither_compiler_nor_passes() -> None:
+    code = (
+        "import sys, model_zoo; model_zoo.names('resnet18'); "
+        "print([m for m in sys.modules if m.split('.')[0] in ('rewriter', 'passes')])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
