@@ -1,0 +1,144 @@
+"""Helper functions of the tests: models, and a record of everything that a refused rewrite must leave as it is."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from torch import nn
+
+_HOOKS = (
+    "_backward_hooks", "_backward_pre_hooks", "_forward_hooks", "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called", "_forward_pre_hooks", "_forward_pre_hooks_with_kwargs",
+    "_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks",
+)  # fmt: skip
+
+_PLAIN = (type(None), bool, int, float, str, bytes, tuple, torch.dtype, torch.device)
+
+
+def timm_model(name: str, **options: Any) -> nn.Module:
+    """A timm model whose weights are always the same."""
+    torch.manual_seed(0)
+    return timm.create_model(name, **options)
+
+
+def image(size: int = 64, channels: int = 3, batch: int = 2) -> torch.Tensor:
+    """A batch of noise, always the same."""
+    return torch.randn(batch, channels, size, size, generator=torch.Generator().manual_seed(0))
+
+
+@torch.no_grad()
+def output(model: nn.Module, x: torch.Tensor, *, training: bool = False) -> torch.Tensor:
+    """What ``model`` computes in one mode with a fixed seed; its mode is kept, its buffers are not."""
+    modes = {module: module.training for module in model.modules()}
+    state = torch.get_rng_state()
+    model.train(training)
+    torch.manual_seed(0)
+    try:
+        return model(x)
+    finally:
+        torch.set_rng_state(state)
+        for module, mode in modes.items():
+            module.training = mode
+
+
+@dataclass(frozen=True)
+class RandomState:
+    """The states of torch's, Python's and numpy's generators."""
+
+    torch: bytes
+    python: Any
+    numpy: str
+
+
+def random_state() -> RandomState:
+    """The states of all generators now."""
+    return RandomState(
+        torch.get_rng_state().numpy().tobytes(), random.getstate(), repr(np.random.get_state(legacy=True)[1:])
+    )
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Everything that can be seen of a model and of the process around it."""
+
+    modules: dict[str, int]
+    classes: dict[str, type]
+    attributes: dict[str, tuple[str, ...]]
+    values: dict[str, dict[str, Any]]
+    children: dict[str, tuple[tuple[str, int], ...]]
+    training: dict[str, bool]
+    hooks: dict[str, tuple[Any, ...]]
+    tensors: dict[str, tuple[Any, ...]]
+    random: RandomState
+    globals: tuple[Any, ...]
+
+
+def snapshot(model: nn.Module) -> Snapshot:
+    """Note the state of ``model`` and of the process, to be compared by :func:`assert_unchanged`."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    return Snapshot(
+        modules={path: id(m) for path, m in modules.items()},
+        classes={path: type(m) for path, m in modules.items()},
+        attributes={path: tuple(sorted(m.__dict__)) for path, m in modules.items()},
+        values={path: {k: v for k, v in m.__dict__.items() if isinstance(v, _PLAIN)} for path, m in modules.items()},
+        children={path: tuple((k, id(c)) for k, c in m._modules.items()) for path, m in modules.items()},
+        training={path: m.training for path, m in modules.items()},
+        hooks={path: tuple(_hooks(m)) for path, m in modules.items()},
+        tensors={name: _tensor(t) for name, t in (*model.named_parameters(), *model.named_buffers())},
+        random=random_state(),
+        globals=global_state(),
+    )
+
+
+def global_state() -> tuple[Any, ...]:
+    """Modes of torch that hold for the whole thread."""
+    return (
+        torch.is_grad_enabled(),
+        torch.is_inference_mode_enabled(),
+        torch.is_autocast_enabled("cpu"),
+        torch.get_autocast_dtype("cpu"),
+        torch.get_default_dtype(),
+        torch.get_default_device(),
+        torch._C._len_torch_function_stack(),
+        torch._C._len_torch_dispatch_stack(),
+        torch.are_deterministic_algorithms_enabled(),
+    )
+
+
+def assert_unchanged(model: nn.Module, before: Snapshot) -> None:
+    """The model and the process are bit for bit what they were."""
+    after = snapshot(model)
+    for part in fields(Snapshot):
+        old, new = getattr(before, part.name), getattr(after, part.name)
+        if isinstance(old, dict):
+            differing = [path for path in {**old, **new} if old.get(path) != new.get(path)]
+            assert not differing, f"{part.name} changed at {differing[:5]}"
+        assert old == new, f"{part.name} changed"
+
+
+def _hooks(module: nn.Module) -> list[Any]:
+    return [(name, tuple((k, id(v)) for k, v in module.__dict__.get(name, {}).items())) for name in _HOOKS]
+
+
+def _tensor(tensor: torch.Tensor) -> tuple[Any, ...]:
+    data = tensor.detach()
+    whole = data.device.type != "meta" and type(data) is torch.Tensor and hasattr(data, "untyped_storage")
+    values = ""
+    if whole:
+        values = hashlib.sha256(data.contiguous().flatten().view(torch.uint8).numpy().tobytes()).hexdigest()
+    gradient = tensor.grad if tensor.is_leaf else None
+    return (
+        id(tensor),
+        values,
+        data.shape,
+        data.dtype,
+        data.stride(),
+        tensor.requires_grad,
+        None if gradient is None else (id(gradient), gradient.sum().item()),
+    )
