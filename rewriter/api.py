@@ -151,7 +151,8 @@ def undo(model: nn.Module, inplace: bool = False) -> nn.Module:
 
 def report(model: nn.Module) -> Report:
     """What was done to a rewritten model, what was skipped and why, what was verified, and what is stale by now."""
-    check_model(model)
+    if not isinstance(model, nn.Module):
+        check_model(model)
     return make_report(model)
 
 
@@ -236,6 +237,7 @@ def _plan(
             (sites if isinstance(found, Site) else skipped).append(found)  # type: ignore[arg-type]
     request = {
         "input": traced.inputs.origin if traced else "none",
+        "input_size": traced.inputs.image_size if traced else None,
         "only": selector_texts(only),
         "skip": selector_texts(skip),
         "preserve": preserve,
@@ -276,8 +278,11 @@ def _filtered(found: Site | Skipped, selection: Selection, held_back: set[str]) 
 
 
 def _inputs_for_verification(made: Plan, model: nn.Module) -> Inputs | None:
+    size = made.request.get("input_size")
+    if not made.sites or (size is None and made.request.get("input") == "example_inputs"):
+        return None
     try:
-        return trace(model).inputs if made.sites else None
+        return trace(model, input_size=tuple(size) if size is not None else None).inputs
     except InputError:
         return None
 

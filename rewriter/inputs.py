@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,15 +18,16 @@ BATCH = 2
 
 @dataclass(frozen=True)
 class Inputs:
-    """Arguments of one call of the model, and where they came from."""
+    """Arguments of one call of the model, where they came from, and the image's ``(C, H, W)`` if they were made up."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     origin: str
+    image_size: tuple[int, int, int] | None = None
 
     def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Inputs:
         """The same structure with every tensor changed."""
-        return Inputs(map_tensors(self.args, change), map_tensors(self.kwargs, change), self.origin)
+        return replace(self, args=map_tensors(self.args, change), kwargs=map_tensors(self.kwargs, change))
 
 
 def candidate_inputs(model: nn.Module, example_inputs: Any = None, input_size: Any = None) -> list[Inputs]:
@@ -49,9 +50,11 @@ def candidate_inputs(model: nn.Module, example_inputs: Any = None, input_size: A
         raise InputError("give example_inputs or input_size, not both")
     if example_inputs is not None:
         return [_from_examples(example_inputs)]
-    sizes, origin = ([input_size], "input_size") if input_size is not None else _from_configuration(model)
-    normalised = [_normalise(size, _input_channels(model)) for size in sizes]
-    return [Inputs((_image(model, size),), {}, origin) for size in dict.fromkeys(normalised)]
+    if input_size is not None:
+        sizes, origin = [_normalise(input_size, channels) for channels in _input_channels(model)], "input_size"
+    else:
+        sizes, origin = _from_configuration(model)
+    return [Inputs((_image(model, size),), {}, origin, size) for size in dict.fromkeys(sizes)]
 
 
 def tensors_in(value: Any) -> Iterator[torch.Tensor]:
@@ -106,9 +109,21 @@ def _normalise(size: Any, channels: int) -> tuple[int, int, int]:
     return (channels, *values) if len(values) == 2 else values  # type: ignore[return-value]
 
 
-def _input_channels(model: nn.Module) -> int:
-    """Channels that the first convolution takes."""
-    return next((m.in_channels for m in model.modules() if isinstance(m, _ConvNd)), 3)
+def _input_channels(model: nn.Module) -> list[int]:
+    """Channels that the model may take: what its configuration says, and what its first convolution takes."""
+    configured = [(_configuration(model, name) or {}).get("input_size") for name in _CONFIGURATIONS]
+    channels = [size[0] for size in configured if size is not None]
+    of_config = getattr(getattr(model, "config", None), "num_channels", None)
+    convolution = next((m.in_channels for m in model.modules() if isinstance(m, _ConvNd)), 3)
+    return [*channels, *([of_config] if isinstance(of_config, int) else []), convolution]
+
+
+_CONFIGURATIONS = ("pretrained_cfg", "default_cfg")
+
+
+def _configuration(model: nn.Module, name: str) -> Mapping[str, Any] | None:
+    found = getattr(model, name, None)
+    return found if isinstance(found, Mapping) else None
 
 
 def _image(model: nn.Module, size: tuple[int, int, int]) -> torch.Tensor:
@@ -119,20 +134,20 @@ def _image(model: nn.Module, size: tuple[int, int, int]) -> torch.Tensor:
     return image.to(reference.device, reference.dtype)
 
 
-def _from_configuration(model: nn.Module) -> tuple[list[Any], str]:
-    built_for = getattr(getattr(model, "patch_embed", None), "img_size", None)
-    for name in ("pretrained_cfg", "default_cfg"):
-        size = (getattr(model, name, None) or {}).get("input_size")
-        if size is not None:
-            sides = tuple(built_for) if isinstance(built_for, (tuple, list)) else tuple(size)[-2:]
-            return [(size[0], *sides), sides], f"model.{name}"
+def _from_configuration(model: nn.Module) -> tuple[list[tuple[int, int, int]], str]:
+    size, origin = None, ""
+    for name in _CONFIGURATIONS:
+        if size is None and (configured := (_configuration(model, name) or {}).get("input_size")) is not None:
+            built_for = getattr(getattr(model, "patch_embed", None), "img_size", None)
+            size, origin = built_for if isinstance(built_for, tuple | list) else configured[-2:], f"model.{name}"
     config = getattr(model, "config", None)
-    size = getattr(config, "image_size", None) or getattr(model, "image_size", None)
-    if isinstance(size, (int, tuple, list)):
-        sides = (size, size) if isinstance(size, int) else tuple(size)
-        channels = getattr(config, "num_channels", None)
-        return [(channels, *sides) if channels else sides], "model.config" if config else "model.image_size"
-    raise InputError(
-        f"no input size found: {type(model).__name__} has no pretrained_cfg, default_cfg or config.image_size. "
-        "Give input_size=224, input_size=(H, W) or example_inputs=."
-    )
+    if size is None:
+        size = getattr(config, "image_size", None) or getattr(model, "image_size", None)
+        origin = "model.config" if config is not None else "model.image_size"
+    if not isinstance(size, int | tuple | list):
+        raise InputError(
+            f"no input size found: {type(model).__name__} has no pretrained_cfg, default_cfg or config.image_size. "
+            "Give input_size=224, input_size=(H, W) or example_inputs=."
+        )
+    sides = size if isinstance(size, int) else tuple(size)
+    return [_normalise(sides, channels) for channels in _input_channels(model)], origin

@@ -65,7 +65,10 @@ def _resolve(item: Any) -> Pass:
     for option in options:
         if option not in accepted:
             raise SelectorError(f"pass {name!r} has no option {option!r}; its options: {', '.join(accepted)}")
-    return known[name](**options)
+    try:
+        return known[name](**options)
+    except (TypeError, ValueError) as error:
+        raise SelectorError(f"pass {name!r}: {error}") from error
 
 
 def _ordered(passes: list[Pass]) -> list[Pass]:

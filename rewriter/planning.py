@@ -77,10 +77,10 @@ class Plan:
     def diff(self, model: nn.Module) -> str:
         """The change of source, method by method, as a unified diff; methods with the same change are shown once."""
         changes: dict[str, list[str]] = {}
-        for path, operations in _method_operations(self.edits).items():
-            text = _method_diff(find_module(model, path[0]), *path[1:], operations)
-            changes.setdefault(text, []).append(path[0] or "(root)")
-        return "\n".join(f"# {', '.join(paths)}\n{text}" for text, paths in changes.items())
+        for key, operations in _method_operations(self.edits).items():
+            text = _method_diff(find_module(model, key[0]), *key[1:], operations)
+            changes.setdefault(text, []).append(key[0])
+        return "\n".join(f"# {_joined_groups(paths)}\n{text}" for text, paths in changes.items())
 
     def to_json(self) -> str:
         """The plan as JSON text."""
@@ -200,6 +200,13 @@ def _joined(paths: list[str]) -> str:
     columns = zip(*(re.split(r"(\d+)", path) for path in unique), strict=True)
     parts = [column[0] if len(set(column)) == 1 else _number_set({int(n) for n in column}) for column in columns]
     return f"{''.join(parts)} ({len(unique)})"
+
+
+def _joined_groups(paths: list[str]) -> str:
+    shapes: dict[str, list[str]] = {}
+    for path in paths:
+        shapes.setdefault(_NUMBER.sub("#", path), []).append(path)
+    return ", ".join(_joined(found) for found in shapes.values())
 
 
 def _number_set(numbers: set[int]) -> str:

@@ -51,7 +51,7 @@ def runs(model: nn.Module, size: int) -> bool:
 def small_inputs(model: nn.Module, batch: int = 2) -> Inputs:
     """Images as small as the model takes, so that the whole sweep is quick."""
     size = next((size for size in (64, 96, 128) if runs(model, size)), None)
-    inputs = rewriter.trace(model, input_size=size).inputs if size else rewriter.trace(model).inputs
+    inputs = rewriter.trace(model, input_size=size).inputs
     generator = torch.Generator().manual_seed(0)
     return inputs.map(lambda t: torch.randn(batch, *t.shape[1:], generator=generator))
 

@@ -107,12 +107,10 @@ class Drops:
                 raise Refused(Reason.IN_PLACE, "it works in place; the tensor before the new place has other readers")
             return self.place.move_before(node, consumer, operand)
         except Refused as refused:
-            if module is None or self.place.calls_of(self.path(node)) > 1:
-                raise
-            if refused.reason is Reason.SHARED_MODULE:
+            if module is None or refused.reason is Reason.SHARED_MODULE:
                 raise
             return [
-                AddBehaviour(self.path(node), "dropout/bypassed"),
+                *self.remove(node),
                 *self._put(consumer, operand, "dropout/moved", references={"origin": self.path(node)}),
             ]
 

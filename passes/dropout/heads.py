@@ -38,10 +38,12 @@ def _one_head(drops: Drops, head: Head, p: float | None) -> Iterator[Site | Skip
             yield _clear_after_pooling(drops, head, before, after, p)
         elif before:
             yield _already_before_pooling(drops, head, before[-1], p)
-        elif p is not None:
+        elif p is not None and head.classifier is not None:
             yield _insert(drops, head, p)
         elif not later:
             detail = f"no dropout ran after {_where(head)} (a rate of 0 may hide it); give p= to insert one before it"
+            if head.classifier is None:
+                detail = f"{_where(head)} is followed by no classifier"
             yield Skipped(drops.name, path, PATTERN, Reason.NOTHING_TO_MOVE, detail)
     except Refused as refused:
         yield Skipped(drops.name, drops.path(after[0]) if after else path, PATTERN, refused.reason, refused.detail)

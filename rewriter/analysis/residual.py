@@ -130,8 +130,11 @@ def _residual(flow: Dataflow, model: nn.Module, join: fx.Node, streams: dict[fx.
     reach = [_REACH.index(_reach(flow, model, fork, source, streams)) for source in sources]
     if reach[0] == reach[1]:
         return None
-    shortcut, branch = sources if reach[0] < reach[1] else reversed(sources)
-    return Branch(flow, "residual", fork, join, branch, shortcut)
+    shortcut, operand = sources if reach[0] < reach[1] else reversed(sources)
+    branch = Branch(flow, "residual", fork, join, operand, shortcut)
+    if any(node.meta["kind"] is Kind.INTERPOLATE for node in branch.nodes):
+        return None  # maps of two resolutions are fused here
+    return branch
 
 
 _REACH = ("shortcut", "projection", "branch")

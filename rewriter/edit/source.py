@@ -162,7 +162,8 @@ def re_emit(source: FunctionSource, text: str) -> types.FunctionType:
         f"<rewriter {original.__module__}.{original.__qualname__} {hashlib.sha256(text.encode()).hexdigest()[:8]}>"
     )
     code = _compile(source, text, filename)
-    linecache.cache[filename] = (len(text), None, text.splitlines(keepends=True), filename)
+    whole = source.header + text
+    linecache.cache[filename] = (len(whole), None, whole.splitlines(keepends=True), filename)
     cells = dict(zip(original.__code__.co_freevars, original.__closure__ or (), strict=True))
     function = types.FunctionType(
         code,
@@ -212,23 +213,36 @@ def undecorated(function: Any) -> Iterator[types.FunctionType]:
             pending += [getattr(candidate, "__wrapped__", None), *_cell_contents(candidate)]
 
 
-def redecorate(function: types.FunctionType, old: types.FunctionType, new: types.FunctionType) -> types.FunctionType:
-    """``function`` with ``old`` replaced by ``new``, wherever its decorators hold it."""
-    if function is old:
-        return new
-    cells = []
-    for cell, content in zip(function.__closure__ or (), _cell_contents(function), strict=True):
-        holds = isinstance(content, types.FunctionType) and old in undecorated(content)
-        cells.append(types.CellType(redecorate(content, old, new)) if holds else cell)
+def redecorate(
+    function: types.FunctionType,
+    old: types.FunctionType,
+    new: types.FunctionType,
+    done: dict[int, types.FunctionType] | None = None,
+) -> types.FunctionType:
+    """``function`` with ``old`` replaced by ``new``, wherever its decorators hold it.
+
+    Cells that do not lead to ``old`` are shared, so that decorators keep their state; a decorator may hold itself.
+    """
+    done = {id(old): new} if done is None else done
+    if id(function) in done:
+        return done[id(function)]
+    contents = _cell_contents(function)
+    leads = [isinstance(content, types.FunctionType) and old in undecorated(content) for content in contents]
+    cells = [types.CellType() if lead else c for c, lead in zip(function.__closure__ or (), leads, strict=True)]
     copy = types.FunctionType(
         function.__code__, function.__globals__, function.__name__, function.__defaults__, tuple(cells)
     )
+    done[id(function)] = copy
+    for cell, content, lead in zip(cells, contents, leads, strict=True):
+        if lead:
+            cell.cell_contents = redecorate(content, old, new, done)
     functools.update_wrapper(copy, function)
     copy.__kwdefaults__ = function.__kwdefaults__
-    if hasattr(function, "__wrapped__"):
-        copy.__dict__["__wrapped__"] = redecorate(function.__wrapped__, old, new)
-    else:
+    wrapped = function.__dict__.get("__wrapped__")
+    if wrapped is None:
         del copy.__dict__["__wrapped__"]
+    elif isinstance(wrapped, types.FunctionType):
+        copy.__dict__["__wrapped__"] = redecorate(wrapped, old, new, done)
     return copy
 
 
@@ -314,10 +328,6 @@ def _compile(source: FunctionSource, text: str, filename: str) -> types.CodeType
     tree = ast.parse(source.header + text)
     definition = _definition(tree, name)
     definition.decorator_list = []
-    ast.increment_lineno(tree, -source.header_lines)
-    for node in ast.walk(tree):  # the header lines of the wrapper must not have numbers below one
-        if isinstance(node, ast.stmt | ast.expr | ast.arg | ast.keyword | ast.alias):
-            node.lineno, node.end_lineno = max(node.lineno, 1), max(node.end_lineno or 1, 1)
     flags = source.function.__code__.co_flags & _FUTURE_FLAGS
     module = compile(tree, filename, "exec", flags=flags, dont_inherit=True)
     pending: list[types.CodeType] = [module]

@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from rewriter.errors import TraceError
 from rewriter.guard import random_state_kept
 from rewriter.inputs import Inputs
 from rewriter.skeleton import meta_twin, skeleton
+from rewriter.tracing.drawing import draw
 from rewriter.tracing.recorder import ModuleCall, Recorder
 
 
@@ -63,6 +65,10 @@ class Trace:
         """
         return (self.train if self.model.training else self.eval).graph
 
+    def draw(self, path: str | Path) -> Path:
+        """Draw :attr:`graph` to a file: ``.dot``, or with Graphviz installed ``.svg``, ``.png``, ``.pdf``."""
+        return draw(self.graph, path)
+
 
 def trace_model(model: nn.Module, inputs: Inputs, backends: Sequence[str] = ("meta", "fake", "cpu")) -> Trace:
     """Run a skeleton of ``model`` in both modes and record it.
@@ -98,11 +104,11 @@ def _record(
     try:
         result = recorder.run(twins.args, twins.kwargs)
     except Exception as error:
-        raise _explained(error, recorder.failed_in, model) from error
+        raise _explained(error, recorder.failed_in, model, training) from error
     return Recording(recorder.graph, recorder.calls, training, result)
 
 
-def _explained(error: Exception, path: str | None, model: nn.Module) -> TraceError:
+def _explained(error: Exception, path: str | None, model: nn.Module, training: bool) -> TraceError:
     torch_root = torch.__path__[0]
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(torch_root)]
     frames = [f for f in frames if "/rewriter/tracing/" not in f.filename.replace("\\", "/")]
@@ -110,7 +116,8 @@ def _explained(error: Exception, path: str | None, model: nn.Module) -> TraceErr
     module = f"module {path!r} ({type(model.get_submodule(path)).__name__})" if path else type(model).__name__
     message = str(error).strip().splitlines()[0] if str(error).strip() else ""
     return TraceError(
-        f"the model could not be run: {type(error).__name__}: {message} in {module}{where}. "
+        f"the model could not be run in {'training' if training else 'evaluation'} mode: "
+        f"{type(error).__name__}: {message} in {module}{where}. "
         "Check that the model runs on this input; give input_size= or example_inputs= if it needs another."
     )
 
