@@ -11,20 +11,20 @@ from torch import fx, nn
 from torch.overrides import TorchFunctionMode
 
 from rewriter.edit.classes import class_name, original_class
-from rewriter.edit.edits import Applied, apply_edits, take_back
-from rewriter.errors import ContractError, InputError, PlanError, SelectorError, UndoError
+from rewriter.edit.edits import apply_edits, take_back
+from rewriter.errors import ContractError, InputError, SelectorError, UndoError
 from rewriter.freshness import carries_trained_weights
-from rewriter.guard import check_model
-from rewriter.guideline import Pass, Site, Skipped
+from rewriter.guard import check_model, random_state_kept
+from rewriter.guideline import Contract, Pass, Site, Skipped
 from rewriter.inputs import Inputs, candidate_inputs
-from rewriter.manager import installed_passes, resolve_passes
+from rewriter.manager import resolve_passes
 from rewriter.planning import Plan, fingerprint
 from rewriter.reasons import Reason
 from rewriter.record import Record, Report, Verdict, make_report, records_of, set_records
-from rewriter.selection import Selection, select, selector_texts
+from rewriter.selection import Selection, as_sequence, select, selector_texts
 from rewriter.tracing.trace import Trace, trace_model
+from rewriter.verification import Observation, observe
 from rewriter.verification import compare as compare_observations
-from rewriter.verification import observe
 
 _PRESERVE = ("auto", "eval", "nothing")
 
@@ -98,7 +98,7 @@ def apply_plan(
     check_model(model)
     seconds = dict(seconds or {})
     made.check_fits(model)
-    contracts = [installed_passes()[n].contract for n in {s.pass_name for s in made.sites} if n in installed_passes()]
+    contracts = [made.contracts.get(name, Contract()) for name in {site.pass_name for site in made.sites}]
     if verify and inputs is None:
         inputs = _inputs_for_verification(made, model)
     started = time.perf_counter()
@@ -106,25 +106,26 @@ def apply_plan(
     seconds["copy"] = time.perf_counter() - started
 
     started = time.perf_counter()
-    before = observe(target, inputs, contracts) if verify and inputs is not None and made.sites else None
+    before = _observe_original(target, inputs) if verify and inputs is not None and made.sites else None
     seconds["verify"] = time.perf_counter() - started
 
     started = time.perf_counter()
-    applied = apply_edits(target, made.edits)
+    with random_state_kept():
+        applied = apply_edits(target, made.edits)
     seconds["apply"] = time.perf_counter() - started
 
     verdict = None
     if before is not None and inputs is not None:
         started = time.perf_counter()
         try:
-            verdict = compare_observations(before, observe(target, inputs, contracts), contracts)
+            verdict = _judge(target, inputs, before, contracts)
         except BaseException:
             take_back(target, applied)
             raise
         seconds["verify"] += time.perf_counter() - started
         if verdict.failed:
             take_back(target, applied)
-            raise ContractError(_broken(made, target, inputs, verdict))
+            raise ContractError(_broken(made, target, inputs, before, verdict))
     elif verify and not made.sites:
         verdict = Verdict((("model", True, "unchanged"),))
     previous = records_of(target)
@@ -151,8 +152,7 @@ def undo(model: nn.Module, inplace: bool = False) -> nn.Module:
 
 def report(model: nn.Module) -> Report:
     """What was done to a rewritten model, what was skipped and why, what was verified, and what is stale by now."""
-    if not isinstance(model, nn.Module):
-        check_model(model)
+    check_model(model)
     return make_report(model)
 
 
@@ -222,6 +222,7 @@ def _plan(
     if preserve not in _PRESERVE:
         raise SelectorError(f"preserve: expected one of {', '.join(map(repr, _PRESERVE))}, found {preserve!r}")
     resolved = resolve_passes(passes)
+    only, skip = (None if selectors is None else as_sequence(selectors) for selectors in (only, skip))
     selection = select(model, only, skip)
     held_back, notes = _held_back(model, resolved, preserve, named=passes is not None)
     started = time.perf_counter()
@@ -237,7 +238,7 @@ def _plan(
             (sites if isinstance(found, Site) else skipped).append(found)  # type: ignore[arg-type]
     request = {
         "input": traced.inputs.origin if traced else "none",
-        "input_size": traced.inputs.image_size if traced else None,
+        "input_size": list(traced.inputs.image_size) if traced and traced.inputs.image_size else None,
         "only": selector_texts(only),
         "skip": selector_texts(skip),
         "preserve": preserve,
@@ -250,6 +251,7 @@ def _plan(
         tuple(skipped),
         tuple(notes),
         request,
+        {item.name: item.contract for item in resolved},
     )
     return made, traced.inputs if traced else None, seconds
 
@@ -287,25 +289,38 @@ def _inputs_for_verification(made: Plan, model: nn.Module) -> Inputs | None:
         return None
 
 
-def _broken(made: Plan, model: nn.Module, inputs: Inputs, verdict: Verdict) -> str:
+def _observe_original(model: nn.Module, inputs: Inputs) -> Observation:
+    try:
+        return observe(model, inputs)
+    except Exception as error:
+        raise InputError(
+            f"{type(model).__name__} does not run on the {inputs.origin} it is to be verified on: "
+            f"{type(error).__name__}: {error}. Give an input that it runs on, or verify=False."
+        ) from error
+
+
+def _judge(model: nn.Module, inputs: Inputs, before: Observation, contracts: list[Contract]) -> Verdict:
+    """Whether the edited ``model`` keeps ``contracts``; one that does not run keeps none."""
+    try:
+        after = observe(model, inputs)
+    except Exception as error:
+        return Verdict((("eval mode", False, f"{type(error).__name__}: {error}"),))
+    return compare_observations(before, after, contracts)
+
+
+def _broken(made: Plan, model: nn.Module, inputs: Inputs, before: Observation, verdict: Verdict) -> str:
     """Name the pass that broke its contract, by applying each alone."""
     culprits = []
     names = list(dict.fromkeys(site.pass_name for site in made.sites))
     for name in names:
-        contract = installed_passes()[name].contract
-        before = observe(model, inputs, [contract])
-        applied: Applied = apply_edits(model, [e for s in made.sites if s.pass_name == name for e in s.edits])
-        after = observe(model, inputs, [contract])
-        take_back(model, applied)
-        if compare_observations(before, after, [contract]).failed:
-            culprits.append(name)
+        with random_state_kept():
+            applied = apply_edits(model, [e for s in made.sites if s.pass_name == name for e in s.edits])
+        try:
+            if _judge(model, inputs, before, [made.contracts.get(name, Contract())]).failed:
+                culprits.append(name)
+        finally:
+            take_back(model, applied)
     return (
         f"pass {', '.join(culprits or names)} broke its contract ({'; '.join(verdict.failed)}). "
         "The model is as it was; leave the pass out with passes=, or the place with skip=."
     )
-
-
-__all__ = [
-    "PlanError", "apply_plan", "copy_model", "original_state_dict", "plan", "report", "rewrite", "to_graph_module",
-    "trace", "undo",
-]  # fmt: skip

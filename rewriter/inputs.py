@@ -101,12 +101,12 @@ def _from_examples(example_inputs: Any) -> Inputs:
 
 
 def _normalise(size: Any, channels: int) -> tuple[int, int, int]:
-    values = (size, size) if isinstance(size, int) else tuple(size)
+    values = tuple(size) if isinstance(size, tuple | list) else (size, size)
     if len(values) == 4:
         raise InputError(f"input_size {values} has four numbers; leave the batch away: (C, H, W)")
-    if len(values) not in (2, 3) or not all(isinstance(v, int) and v > 0 for v in values):
+    if len(values) not in (2, 3) or not all(type(v) is int and v > 0 for v in values):
         raise InputError(f"input_size: expected an int, (H, W) or (C, H, W) of positive ints, found {size!r}")
-    return (channels, *values) if len(values) == 2 else values  # type: ignore[return-value]
+    return (channels, values[0], values[1]) if len(values) == 2 else (values[0], values[1], values[2])
 
 
 def _input_channels(model: nn.Module) -> list[int]:

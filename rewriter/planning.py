@@ -6,7 +6,7 @@ import difflib
 import hashlib
 import json
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from torch import nn
@@ -15,7 +15,7 @@ from rewriter.edit.classes import class_name, original_class, readable_sources
 from rewriter.edit.edits import AddBehaviour, AddModule, Edit, EditMethod, edit_from_data, edit_to_data, find_module
 from rewriter.edit.operations import edited_text
 from rewriter.errors import PlanError
-from rewriter.guideline import Site, Skipped
+from rewriter.guideline import Contract, Site, Skipped
 from rewriter.reasons import Reason
 
 FORMAT = 1
@@ -33,6 +33,7 @@ class Plan:
         skipped: where they nearly do, with the reason.
         notes: what else the user should know, the most important first.
         request: how the plan was asked for (``input``, ``only``, ``skip``, ``preserve``).
+        contracts: what each pass promises to preserve.
     """
 
     model: str
@@ -42,6 +43,7 @@ class Plan:
     skipped: tuple[Skipped, ...]
     notes: tuple[str, ...] = ()
     request: dict[str, Any] = field(default_factory=dict)
+    contracts: dict[str, Contract] = field(default_factory=dict)
 
     @property
     def edits(self) -> tuple[Edit, ...]:
@@ -90,6 +92,7 @@ class Plan:
             "structure": self.structure,
             "request": self.request,
             "passes": [{name: options} for name, options in self.passes],
+            "contracts": {name: asdict(contract) for name, contract in self.contracts.items()},
             "notes": list(self.notes),
             "sites": [
                 {
@@ -119,7 +122,7 @@ class Plan:
         """
         try:
             data = json.loads(text)
-        except (json.JSONDecodeError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise PlanError(f"the plan is damaged: not JSON ({error})") from error
         if not isinstance(data, dict) or data.get("format") != FORMAT:
             found = data.get("format") if isinstance(data, dict) else type(data).__name__
@@ -136,6 +139,7 @@ class Plan:
                 ),
                 notes=tuple(data["notes"]),
                 request=dict(data["request"]),
+                contracts={str(name): Contract(**promises) for name, promises in data["contracts"].items()},
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise PlanError(f"the plan is damaged: {type(error).__name__}: {error}") from error

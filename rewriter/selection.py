@@ -43,12 +43,12 @@ def select(model: nn.Module, only: Any = None, skip: Any = None) -> Selection:
 
 def selector_texts(selectors: Any) -> list[str]:
     """Selectors as text, for the record of what was asked for."""
-    return [s.__name__ if isinstance(s, type) else str(s) for s in _sequence(selectors)]
+    return [s.__name__ if isinstance(s, type) else str(s) for s in as_sequence(selectors)]
 
 
 def _matches(model: nn.Module, selectors: Any) -> Iterable[str]:
     modules = dict(model.named_modules(remove_duplicate=False))
-    for selector in _sequence(selectors):
+    for selector in as_sequence(selectors):
         found = [path for path, module in modules.items() if _fits(selector, path, module)]
         if not found:
             shown = selector.__name__ if isinstance(selector, type) else selector
@@ -73,10 +73,15 @@ def _fits(selector: Any, path: str, module: nn.Module) -> bool:
     return path == selector or (any(c in selector for c in "*?[") and fnmatch.fnmatchcase(path, selector))
 
 
-def _sequence(selectors: Any) -> tuple[Any, ...]:
+def as_sequence(selectors: Any) -> tuple[Any, ...]:
+    """One selector or several, as a tuple; none for None."""
     if selectors is None:
         return ()
-    return (selectors,) if isinstance(selectors, (str, type)) else tuple(selectors)
+    if isinstance(selectors, (str, type)):
+        return (selectors,)
+    if not isinstance(selectors, Iterable):
+        raise SelectorError(f"not a selector: {selectors!r}; give a module path, a glob, 're:…' or a class")
+    return tuple(selectors)
 
 
 def _parents(path: str) -> Iterable[str]:

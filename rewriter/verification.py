@@ -32,7 +32,7 @@ class Observation:
     state: dict[str, tuple[int, torch.Size, int]]
 
 
-def observe(model: nn.Module, inputs: Inputs, contracts: list[Contract]) -> Observation:
+def observe(model: nn.Module, inputs: Inputs) -> Observation:
     """Run ``model`` in both modes and note what the contracts speak of."""
     with state_kept(model), random_state_kept():
         torch.manual_seed(0)

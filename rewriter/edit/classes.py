@@ -94,7 +94,7 @@ def _derive(base: type[nn.Module], edit: ClassEdit) -> type[nn.Module]:
     behaviours = tuple(layer_class(name) for name in edit.behaviours)
     namespace |= {"_rewriter_base": base, "_rewriter_edit": edit}
     cls = _named(base, (*behaviours, base, *inserted), namespace)
-    cls.__reduce_ex__ = _reduce_as(cls, base, edit)  # type: ignore[assignment, method-assign]
+    cls.__reduce_ex__ = _reduce_as(cls)  # type: ignore[assignment, method-assign]
     return cls
 
 
@@ -157,18 +157,25 @@ def _edited(owner: type, method: MethodEdit) -> types.FunctionType:
     )
 
 
-def _reduce_as(cls: type[nn.Module], base: type[nn.Module], edit: ClassEdit) -> Callable[[nn.Module, Any], Any]:
-    """Pickle as (original class, edit) instead of a class that no other process has."""
+def _reduce_as(cls: type[nn.Module]) -> Callable[[nn.Module, Any], Any]:
+    """Pickle as (original class, its edits) instead of a class that no other process has."""
 
     def __reduce_ex__(self: nn.Module, protocol: Any) -> Any:
+        original, edits = cls, []
+        while is_generated(original):
+            edits.append(original._rewriter_edit)  # type: ignore[attr-defined]
+            original = original._rewriter_base  # type: ignore[attr-defined]
         reduced = super(cls, self).__reduce_ex__(protocol)
-        if isinstance(reduced, tuple) and reduced[0] is copyreg.__newobj__ and reduced[1][0] is cls:  # type: ignore[attr-defined]
-            return (_rebuild, (base, edit, *reduced[1][1:]), *reduced[2:])
+        generated = {cls, *cls.__mro__[: cls.__mro__.index(original)]}
+        if isinstance(reduced, tuple) and reduced[0] is copyreg.__newobj__ and reduced[1][0] in generated:  # type: ignore[attr-defined]
+            return (_rebuild, (original, tuple(reversed(edits)), *reduced[1][1:]), *reduced[2:])
         return reduced
 
     return __reduce_ex__
 
 
-def _rebuild(base: type[nn.Module], edit: ClassEdit, *arguments: Any) -> nn.Module:
-    cls = derive(base, edit)
+def _rebuild(original: type[nn.Module], edits: tuple[ClassEdit, ...], *arguments: Any) -> nn.Module:
+    cls = original
+    for edit in edits:
+        cls = derive(cls, edit)
     return cls.__new__(cls, *arguments)

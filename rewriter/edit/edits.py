@@ -10,12 +10,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar
 
+import torch
 from torch import nn
 
 from rewriter.edit.classes import ClassEdit, MethodEdit, derive, is_generated
 from rewriter.edit.operations import Move, Operation, Remove, Wrap
 from rewriter.edit.source import Span
-from rewriter.errors import PlanError
+from rewriter.errors import PlanError, RewriterError
 from rewriter.layers import layer_class
 
 
@@ -116,7 +117,7 @@ def apply_edits(model: nn.Module, edits: Sequence[Edit]) -> Applied:
                 _add(model, module, edit)
                 undo.append(lambda module=module, name=edit.name: delattr(module, name))  # type: ignore[misc]
             elif isinstance(edit, SetAttribute):
-                old = getattr(module, edit.name)
+                old = _settable_value(module, edit)
                 previous.append((edit.path, edit.name, old))
                 setattr(module, edit.name, edit.value)
                 undo.append(lambda module=module, name=edit.name, old=old: setattr(module, name, old))  # type: ignore[misc]
@@ -126,10 +127,12 @@ def apply_edits(model: nn.Module, edits: Sequence[Edit]) -> Applied:
             old_class = type(module)
             module.__class__ = derive(old_class, edit_of_class)
             undo.append(lambda module=module, old=old_class: setattr(module, "__class__", old))  # type: ignore[misc]
-    except BaseException:
+    except BaseException as error:
         for step in reversed(undo):
             step()
-        raise
+        if isinstance(error, RewriterError) or not isinstance(error, Exception):
+            raise
+        raise PlanError(f"the plan cannot be carried out: {type(error).__name__}: {error}") from error
     return Applied(tuple(edits), tuple(previous), tuple(by_path))
 
 
@@ -180,33 +183,57 @@ def edit_from_data(data: Any) -> Edit:
         PlanError: the data is not such a description.
     """
     values = dict(data) if isinstance(data, dict) else {}
-    cls = _EDITS.get(values.pop("kind", ""))
+    cls = _EDITS.get(str(values.pop("kind", "")))
     if cls is EditMethod:
         values["operation"] = _operation_from_data(values.get("operation"))
-    if cls is None or set(values) != {f.name for f in fields(cls)}:
-        raise PlanError(f"not an edit: {data!r}")
-    texts = [values[name] for name in ("path", "name", "layer", "behaviour", "owner", "method") if name in values]
-    if not all(isinstance(text, str) for text in texts):
-        raise PlanError(f"not an edit: {data!r}")
+    if cls is None or not _fits(cls, values):
+        raise PlanError(f"the plan is damaged: not an edit: {data!r}")
     return cls(**values)
 
 
 def _operation_from_data(data: Any) -> Operation:
     values = dict(data) if isinstance(data, dict) else {}
-    cls = _OPERATIONS.get(values.pop("kind", ""))
-    if cls is None or set(values) != {f.name for f in fields(cls)}:
-        raise PlanError(f"not an operation: {data!r}")
+    cls = _OPERATIONS.get(str(values.pop("kind", "")))
     for name in ("call", "target"):
-        if name in values:
-            span = values[name]
-            if not isinstance(span, list) or len(span) != 4 or not all(isinstance(v, int) for v in span):
-                raise PlanError(f"not a place in a function: {span!r}")
+        span = values.get(name)
+        if isinstance(span, list) and len(span) == 4 and all(type(v) is int for v in span):
             values[name] = Span(*span)
+    if cls is None or not _fits(cls, values):
+        raise PlanError(f"the plan is damaged: not an operation: {data!r}")
     return cls(**values)
 
 
+_FIELD_TYPES: dict[str, tuple[type, ...]] = {
+    "options": (dict,),
+    "references": (dict,),
+    "operation": (Operation,),
+    "call": (Span,),
+    "target": (Span,),
+    "operand": (int,),
+    "target_operand": (int,),
+    "value": (bool, int, float, str, list, dict, type(None)),
+}
+
+
+def _fits(cls: type[Edit] | type[Operation], values: dict[str, Any]) -> bool:
+    """Whether ``values`` are the fields of ``cls``, each of its type; fields not listed above are texts."""
+    if set(values) != {f.name for f in fields(cls)}:
+        return False
+    typed = all(isinstance(value, _FIELD_TYPES.get(name, (str,))) for name, value in values.items())
+    return typed and all(isinstance(path, str) for path in values.get("references", {}).values())
+
+
+def _settable_value(module: nn.Module, edit: SetAttribute) -> Any:
+    """The present value of a hyper-parameter; anything else may not be set."""
+    plain = edit.name in module.__dict__ or isinstance(getattr(type(module), edit.name, None), property)
+    value = getattr(module, edit.name, None)
+    if not plain or edit.name.startswith("_") or callable(value) or isinstance(value, torch.Tensor | dict | list):
+        raise PlanError(f"module {edit.path!r} has no hyper-parameter {edit.name!r} that can be set")
+    return value
+
+
 def _add(model: nn.Module, module: nn.Module, edit: AddModule) -> None:
-    if hasattr(module, edit.name):
+    if not edit.name.isidentifier() or hasattr(module, edit.name):
         raise PlanError(f"module {edit.path!r} already has an attribute {edit.name!r}")
     references = {name: find_module(model, path) for name, path in edit.references.items()}
     child = layer_class(edit.layer)(**edit.options, **references)
