@@ -7,6 +7,7 @@ model = rewriter.rewrite(model)    # the same model, edited and verified
 print(rewriter.report(model))
 """
 
+from rewriter import testing
 from rewriter.api import original_state_dict, plan, report, rewrite, to_graph_module, trace, undo
 from rewriter.errors import (
     ContractError,
@@ -30,7 +31,7 @@ from rewriter.tracing.trace import Trace
 __all__ = [
     "Contract", "ContractError", "InputError", "ModelError", "Pass", "Plan", "PlanError", "Reason", "Report",
     "RewriterError", "SelectorError", "Site", "Skipped", "SourceError", "StorageError", "Trace", "TraceError",
-    "UndoError", "load", "original_state_dict", "plan", "report", "rewrite", "save", "to_graph_module", "trace", "undo",
+    "UndoError", "load", "original_state_dict", "plan", "report", "rewrite", "save", "testing", "to_graph_module", "trace", "undo",
 ]  # fmt: skip
 
 __version__ = "0.1.0"
