@@ -31,7 +31,8 @@ from rewriter.tracing.trace import Trace
 __all__ = [
     "Contract", "ContractError", "InputError", "ModelError", "Pass", "Plan", "PlanError", "Reason", "Report",
     "RewriterError", "SelectorError", "Site", "Skipped", "SourceError", "StorageError", "Trace", "TraceError",
-    "UndoError", "load", "original_state_dict", "plan", "report", "rewrite", "save", "testing", "to_graph_module", "trace", "undo",
+    "UndoError", "load", "original_state_dict", "plan", "report", "rewrite", "save", "testing", "to_graph_module",
+    "trace", "undo",
 ]  # fmt: skip
 
 __version__ = "0.1.0"

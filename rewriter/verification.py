@@ -7,7 +7,7 @@ Parameters, buffers, gradients, modes and random numbers are afterwards as they 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from rewriter.guard import random_state_kept
 from rewriter.guideline import Contract
 from rewriter.inputs import Inputs, map_tensors, tensors_in
 from rewriter.record import Verdict
+from rewriter.skeleton import meta_twin, skeleton
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Observation:
 
 def observe(model: nn.Module, inputs: Inputs) -> Observation:
     """Run ``model`` in both modes and note what the contracts speak of."""
-    with state_kept(model), random_state_kept():
+    with state_kept(model, written_parameters(model, inputs)), random_state_kept():
         torch.manual_seed(0)
         model.eval()
         with torch.no_grad():
@@ -83,13 +84,31 @@ def compare(before: Observation, after: Observation, contracts: list[Contract]) 
     return Verdict(tuple(checks))
 
 
+def written_parameters(model: nn.Module, inputs: Inputs) -> list[nn.Parameter]:
+    """Parameters that the model's own forward writes to: hardly ever any, found by running a skeleton on meta.
+
+    Only these have to be copied before the model is run; all of them if the skeleton does not run on meta.
+    """
+    written: set[str] = set()
+    twins = inputs.map(lambda t: meta_twin(t.detach()))
+    for training in (False, True):
+        copy = skeleton(model, meta_twin).train(training)
+        try:
+            with torch.no_grad(), torch.device("meta"):
+                copy(*twins.args, **twins.kwargs)
+        except Exception:
+            return list(model.parameters())
+        written |= {name for name, parameter in copy.named_parameters() if parameter._version > 0}
+    return [parameter for name, parameter in model.named_parameters() if name in written]
+
+
 @contextlib.contextmanager
-def state_kept(model: nn.Module) -> Iterator[None]:
-    """Afterwards buffers, gradients, modes and plain attributes of every module are what they were."""
+def state_kept(model: nn.Module, parameters: Sequence[nn.Parameter] = ()) -> Iterator[None]:
+    """Afterwards buffers, gradients, modes, plain attributes and the ``parameters`` given are what they were."""
     modules = list(model.modules())
     modes = [module.training for module in modules]
     attributes = [_plain_attributes(module) for module in modules]
-    buffers = [(b, b.detach().clone()) for b in model.buffers()]
+    values = [(tensor, tensor.detach().clone()) for tensor in (*model.buffers(), *parameters)]
     gradients = [(p, p.grad) for p in model.parameters()]
     for parameter, _ in gradients:
         parameter.grad = None
@@ -99,9 +118,9 @@ def state_kept(model: nn.Module) -> Iterator[None]:
         for parameter, gradient in gradients:
             parameter.grad = gradient
         with torch.no_grad():
-            for buffer, value in buffers:
-                if not torch.equal(buffer, value) if buffer.device.type != "meta" else False:
-                    buffer.copy_(value)
+            for tensor, value in values:
+                if tensor.device.type != "meta" and not torch.equal(tensor, value):
+                    tensor.copy_(value)
         for module, attribute in zip(modules, attributes, strict=True):
             for name in [name for name in _plain_attributes(module) if name not in attribute]:
                 del module.__dict__[name]
