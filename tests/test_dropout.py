@@ -279,3 +279,22 @@ def test_rewriting_twice_finds_nothing_more_to_do() -> None:
     assert not rewriter.plan(once, [Dropout(p=0.1)]).sites
     twice = rewriter.rewrite(once, [Dropout(p=0.1)])
     assert [type(a) for a in once.modules()] == [type(b) for b in twice.modules()]
+
+
+def test_a_method_that_runs_twice_in_one_forward_is_left_alone() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norms = nn.ModuleList(nn.LayerNorm(8) for _ in range(2))
+            self.linears = nn.ModuleList(nn.Linear(8, 8) for _ in range(2))
+
+        def block(self, x: torch.Tensor, index: int) -> torch.Tensor:
+            y = self.linears[index](F.gelu(self.norms[index](x)))
+            return x + F.dropout(y, 0.5, self.training)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.block(self.block(x, 0), 1)
+
+    plan = rewriter.plan(Net(), example_inputs=torch.randn(4, 5, 8))
+    assert not plan.sites
+    assert [skip.reason for skip in plan.skipped] == [Reason.SHARED_MODULE] * 2

@@ -142,6 +142,15 @@ class Placement:
         return Counter(id(self._model.get_submodule(path)) for path in paths)
 
     @cached_property
+    def _invocations(self) -> dict[tuple[str, types.CodeType], set[int]]:
+        """The calls of each function within each module."""
+        found: dict[tuple[str, types.CodeType], set[int]] = {}
+        for node in self._recording.graph.nodes:
+            for position in positions(node):
+                found.setdefault((position.call.path, position.frame.code), set()).add(position.frame.invocation)
+        return found
+
+    @cached_property
     def _evaluations(self) -> Counter[tuple[int, int]]:
         """How often each expression was evaluated in one call of its function."""
         seen: dict[tuple[int, int], set[Any]] = {}
@@ -158,6 +167,8 @@ class Placement:
             raise Refused(Reason.IN_A_LOOP, f"{node.meta['owner']} evaluates one expression for several operations")
         if self.calls_of(position.call.path) > 1:
             raise Refused(Reason.SHARED_MODULE, f"module {position.call.path!r} is called more than once")
+        if len(self._invocations[position.call.path, frame.code]) > 1:
+            raise Refused(Reason.SHARED_MODULE, f"{frame.code.co_qualname}() is called more than once in one forward")
 
     def _expression(self, position: Position) -> Expression:
         frame, path = position.frame, position.call.path
