@@ -9,6 +9,7 @@ import inspect
 import linecache
 import os
 import pkgutil
+import re
 import textwrap
 import types
 from collections.abc import Callable
@@ -296,6 +297,66 @@ def test_a_method_re_emitted_unchanged_has_the_same_code_and_result(text: str, i
     assert not hasattr(new, "__wrapped__")
 
 
+@pytest.mark.parametrize("text", SPELLINGS.values(), ids=SPELLINGS)
+def test_a_re_emitted_method_is_read_and_re_emitted_again(text: str, import_text: Load) -> None:
+    cls = import_text(text).M
+    innermost = [f for f in undecorated(cls.__dict__["forward"]) if f.__name__ == "forward"][-1]
+    expected = cls().forward(2)
+    first = read_source(innermost)
+    once = re_emit(first, first.text)
+    linecache.checkcache()
+    second = read_source(once)
+    twice = re_emit(second, second.text)
+    assert first.text.endswith(second.text)  # all but the decorators
+    assert_same_code(twice.__code__, innermost.__code__)
+    cls.forward = redecorate(cls.__dict__["forward"], innermost, twice)
+    assert cls().forward(2) == expected
+
+
+def test_equal_text_under_other_imports_is_kept_apart(import_text: Load) -> None:
+    """The imports decide how calls are compiled, so a function's kept text holds its own."""
+    method = "class M:\n    def forward(self, x):\n        return math.floor(x)\n"
+    sources = [
+        read_source(import_text(f"{head}\n{method}").M.forward)
+        for head in ("import math", "import math as m\nmath = m")
+    ]
+    for source in sources:
+        source.function.__module__ = "one"
+    emitted = [re_emit(source, source.text) for source in sources]
+    for source, function in zip(sources, emitted, strict=True):
+        assert_same_code(re_emit(read_source(function), source.text).__code__, source.function.__code__)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("x in {'a', 'b', 'c'}", "x in {'a', 'b', 'd'}"),
+        ("x in {1, 2}", "x in {1, 2.0}"),
+        ("((0.0, 1), 2)", "((-0.0, 1), 2)"),
+        ("(lambda *, a=1: a)", "(lambda a=1: a)"),
+        ("(lambda a, /: a)", "(lambda a: a)"),
+    ],
+)
+def test_constants_and_nested_signatures_are_compared_exactly(before: str, after: str, import_text: Load) -> None:
+    made = import_text(_BEFORE.format(before))
+    assert re_emit(read_source(made.M.forward), read_source(made.M.forward).text)
+    other = import_text(_BEFORE.format(before))
+    with open(other.__file__ or "", "w", encoding="utf-8") as file:
+        file.write(_BEFORE.format(after))
+    linecache.checkcache()
+    with pytest.raises(SourceError, match="edited after the import"):
+        read_source(other.M.forward)
+
+
+def test_methods_of_a_file_that_is_damaged_elsewhere_are_read(import_text: Load) -> None:
+    """A file that is broken elsewhere still gives the methods that need no import."""
+    made = import_text("class M:\n    def forward(self, x):\n        return x + 1\nlast = 1\n")
+    with open(made.__file__ or "", "a", encoding="utf-8") as file:
+        file.write("from (\n")
+    linecache.checkcache()
+    assert re_emit(read_source(made.M.forward), read_source(made.M.forward).text)(None, 1) == 2
+
+
 def test_windows_line_ends_are_read(import_text: Load) -> None:
     made = import_text("class M:\r\n    def forward(self, x):\r\n        y = x\r\n        return y + 1\r\n")
     source = read_source(made.M.forward)
@@ -433,7 +494,9 @@ class M(Base):
 
 def made_method(load: Load, body: str) -> tuple[type, FunctionSource]:
     """A class with the method ``body``, and the method's source."""
-    cls = load(_PRELUDE + textwrap.indent(textwrap.dedent(body).strip("\n"), "    ") + "\n").M
+    # not textwrap.indent: it also begins a line at a form feed or a line separator, which Python does not
+    indented = re.sub(r"^(?=[^\n])", "    ", textwrap.dedent(body).strip("\n"), flags=re.MULTILINE)
+    cls = load(f"{_PRELUDE}{indented}\n").M
     return cls, read_source(cls.__dict__["forward"])
 
 
@@ -1004,6 +1067,22 @@ NOT_MOVABLE = {
     ),
     "short circuit": ("y = other and self.drop(x)\nreturn y or x", "self.drop(x)"),
     "lambda parameter": ("return (lambda q: F.dropout(x, q))(0.5)", "F.dropout(x, q)"),
+    "nested function's parameter": (
+        "def inner(q): return F.dropout(x, q)\nreturn inner(0.5)",
+        "F.dropout(x, q)",
+    ),
+    "variable of a comprehension": ("return [F.dropout(x, q) for q in (0.5,)][0]", "F.dropout(x, q)"),
+    "inside a comprehension": ("return [self.drop(x) for _ in other or ()][:1] or x", "self.drop(x)"),
+    "captured by a pattern": ("match other:\n    case q: return F.dropout(x, q)", "F.dropout(x, q)"),
+    "imported name": ("import math as q\nreturn F.dropout(x, q.pi)", "F.dropout(x, q.pi)"),
+    "case": ("match other:\n    case 1: x = self.drop(x)\nreturn x", "self.drop(x)"),
+    "exception handler": ("try:\n    x = self.fc(x)\nexcept OSError:\n    x = self.drop(x)\nreturn x", "self.drop(x)"),
+    "for": ("for _ in other or ():\n    x = self.drop(x)\nreturn x", "self.drop(x)"),
+    "or": ("return self.p or F.dropout(x, self.p)", "F.dropout(x, self.p)"),
+    "threshold": ("if self.p > 0.5:\n    x = F.dropout(x, self.p)\nreturn x", "F.dropout(x, self.p)"),
+    "compared with a local": ("if self.p > other:\n    x = F.dropout(x, self.p)\nreturn x", "F.dropout(x, self.p)"),
+    "else of a condition expression": ("return x if self.p else F.dropout(x, self.p)", "F.dropout(x, self.p)"),
+    "early raise": ("if other:\n    raise ValueError\nreturn self.drop(x)", "self.drop(x)"),
 }
 
 
@@ -1012,6 +1091,60 @@ def test_a_move_that_would_change_the_meaning_is_refused(rest: str, call: str, i
     body = textwrap.indent(f"x = self.pool(x)\n{rest}", "    ")
     _, source = made_method(import_text, f"def forward(self, x, other=None):\n{body}")
     assert why_not_movable(source, span_of(source, call), 0, span_of(source, "self.pool(x)"))
+
+
+# Bodies of `forward(self, x, other=None)`; `self.drop(x)` or `F.dropout(…)` goes to `self.pool(x)`.
+EXITS_BETWEEN = {
+    "call first": "x = self.drop(x)\nif other:\n    return x\nreturn self.pool(x)",
+    "return of the target": "if other:\n    return self.pool(x)\nreturn self.drop(x)",
+    "continue": "for _ in (1,):\n    x = self.pool(x)\n    if other: continue\n    x = self.drop(x)\nreturn x",
+    "break": "for _ in (1,):\n    x = self.pool(x)\n    if other: break\n    x = self.drop(x)\nreturn x",
+    "return in a loop": "x = self.pool(x)\nfor _ in other or (): return x\nreturn self.drop(x)",
+}
+
+
+@pytest.mark.parametrize("body", EXITS_BETWEEN.values(), ids=EXITS_BETWEEN)
+def test_a_way_out_between_call_and_target_is_a_reason(body: str, import_text: Load) -> None:
+    body = textwrap.indent(body, "    ")
+    _, source = made_method(import_text, f"def forward(self, x, other=None):\n{body}")
+    reason = why_not_movable(source, span_of(source, "self.drop(x)"), 0, span_of(source, "self.pool(x)"))
+    assert reason is not None and "lies between the two" in reason
+
+
+_DROPOUT = "F.dropout(x, p=float(self.rate), training=self.training)"
+
+MOVABLE = {
+    "rate": (f"x = self.pool(x)\nif self.rate:\n    x = {_DROPOUT}\nreturn x", _DROPOUT),
+    "positive rate": (f"x = self.pool(x)\nif self.rate > 0.:\n    x = {_DROPOUT}\nreturn x", _DROPOUT),
+    "mode and rate": (f"x = self.pool(x)\nif self.training and self.rate > 0:\n    x = {_DROPOUT}\nreturn x", _DROPOUT),
+    "condition expression": (f"x = self.pool(x)\nreturn {_DROPOUT} if self.rate > 0 else x", _DROPOUT),
+    "and": (f"x = self.pool(x)\nreturn self.rate and {_DROPOUT}", _DROPOUT),
+    "return before": ("if other:\n    return x\nx = self.pool(x)\nreturn self.drop(x)", "self.drop(x)"),
+    "return after": ("x = self.pool(x)\nx = self.drop(x)\nif other:\n    return x\nreturn self.fc(x)", "self.drop(x)"),
+    "return around both": ("return self.fc(self.drop(self.pool(x)))", "self.drop(self.pool(x))"),
+    "break of a loop between": (
+        "x = self.pool(x)\nfor _ in (1,):\n    if other: break\nreturn self.drop(x)",
+        "self.drop(x)",
+    ),
+    "return of a function between": ("x = self.pool(x)\ndef inner(y): return y\nreturn self.drop(x)", "self.drop(x)"),
+    "return in the other branch": (
+        "if self.flag:\n    x = self.pool(x)\nelse:\n    return x\nreturn self.drop(x)",
+        "self.drop(x)",
+    ),
+}
+
+
+@pytest.mark.parametrize(("body", "call"), MOVABLE.values(), ids=MOVABLE)
+def test_a_move_that_keeps_the_meaning_is_allowed(body: str, call: str, import_text: Load) -> None:
+    body = textwrap.indent(body, "    ")
+    _, source = made_method(import_text, f"def forward(self, x, other=None):\n{body}")
+    assert why_not_movable(source, span_of(source, call), 0, span_of(source, "self.pool(x)")) is None
+
+
+def test_wrapping_needs_a_parameter_for_the_module(import_text: Load) -> None:
+    _, source = made_method(import_text, "def forward(*args):\n    return f(args)")
+    with pytest.raises(SourceError, match="no parameter for the module"):
+        edited_text(source, (Wrap(span_of(source, "f(args)"), 0, "new"),))
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from rewriter.edit.source import FunctionSource, Span, Splice, offsets, splice
+from rewriter.edit.source import FunctionSource, Span, Splice, describe, offsets, splice, split_lines
 from rewriter.errors import PlanError, SourceError
 
 RECEIVER = -1
@@ -80,8 +80,141 @@ class Wrap(Operation):
     def splices(self, source: FunctionSource) -> Iterator[Splice]:
         if not _ATTRIBUTE_PATH.fullmatch(self.module):
             raise PlanError(f"{self.module!r} is not a path of attributes")
-        first = source.tree.args.args[0].arg
-        yield from _around(source, self.call, self.operand, f"{first}.{self.module}(", ")")
+        receiver = _receiver(source)
+        if receiver is None:
+            raise SourceError(f"{describe(source.function)}: it has no parameter for the module that it belongs to")
+        yield from _around(source, self.call, self.operand, f"{receiver.arg}.{self.module}(", ")")
+
+
+@dataclass(frozen=True)
+class Branch:
+    """A part of a statement or expression that is not evaluated whenever the whole is.
+
+    Attributes:
+        parent: the whole.
+        field: the name of the part among the fields of ``parent``.
+        index: which operand, where ``parent`` evaluates one after the other until it knows the result; else 0.
+    """
+
+    parent: ast.AST
+    field: str
+    index: int = 0
+
+    @property
+    def tests(self) -> tuple[ast.expr, ...]:
+        """What has to hold for the branch to be evaluated, once; empty where that is not so simple."""
+        match self.parent:
+            case ast.If(test=test) | ast.IfExp(test=test) if self.field == "body":
+                return (test,)
+            case ast.BoolOp(op=ast.And(), values=values):
+                return tuple(values[: self.index])
+        return ()
+
+    @property
+    def reason(self) -> str:
+        """Why a call in this branch cannot be moved out of it."""
+        if self.tests:
+            return f"it is only reached under the condition `{' and '.join(map(ast.unparse, self.tests))}`"
+        return f"it is only reached in some cases of `{ast.unparse(self.parent).splitlines()[0]}`"
+
+    def only_asks_for(self, reads: set[str]) -> bool:
+        """Whether the branch is skipped only if one of the attributes ``reads`` is zero, false or missing."""
+        return bool(self.tests) and all(_asks_for(test, reads) for test in self.tests)
+
+
+def _asks_for(test: ast.expr, reads: set[str]) -> bool:
+    match test:
+        case ast.BoolOp(op=ast.And(), values=values):
+            return all(_asks_for(value, reads) for value in values)
+        case ast.Compare(left=ast.Attribute() as left, ops=[ast.Gt()], comparators=[ast.Constant(value=0)]):
+            return ast.unparse(left) in reads
+        case ast.Attribute():
+            return ast.unparse(test) in reads
+    return False
+
+
+_BRANCHES: dict[type[ast.AST], tuple[str, ...]] = {
+    ast.If: ("body", "orelse"),
+    ast.IfExp: ("body", "orelse"),
+    ast.While: ("body", "orelse"),
+    ast.For: ("body", "orelse"),
+    ast.Try: ("orelse",),
+    ast.TryStar: ("orelse",),
+    ast.ExceptHandler: ("body",),
+    ast.Match: ("cases",),
+    ast.Assert: ("msg",),
+    ast.Lambda: ("body",),
+    ast.FunctionDef: ("body",),
+    ast.AsyncFunctionDef: ("body",),
+    ast.ListComp: ("elt",),
+    ast.SetComp: ("elt",),
+    ast.GeneratorExp: ("elt",),
+    ast.DictComp: ("key", "value"),
+    ast.comprehension: ("ifs",),
+    ast.BoolOp: ("values",),
+    ast.Compare: ("comparators",),
+}
+_SHORT_CIRCUIT = (ast.BoolOp, ast.Compare)
+_ALTERNATIVES = (ast.If, ast.IfExp, ast.Match)
+_FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
+_LOOPS = (ast.For, ast.While)
+_EXITS = (ast.Return, ast.Raise, ast.Break, ast.Continue)
+
+
+def branches(function: ast.FunctionDef, node: ast.AST) -> list[Branch]:
+    """The branches of ``function`` that ``node`` is in, outermost first."""
+    found = []
+    for parent, field, index in (_steps(function, node) or [])[1:]:
+        always = isinstance(parent, _SHORT_CIRCUIT) and index == 0
+        if field in _BRANCHES.get(type(parent), ()) and not always:
+            numbered = isinstance(parent, (*_SHORT_CIRCUIT, ast.Match))
+            found.append(Branch(parent, field, index if numbered else 0))
+    return found
+
+
+def _steps(parent: ast.AST, node: ast.AST) -> list[tuple[ast.AST, str, int]] | None:
+    """The way from ``parent`` down to ``node`` in the tree, as (parent, field, index in the field)."""
+    if parent is node:
+        return []
+    for field, value in ast.iter_fields(parent):
+        for index, child in enumerate(value if isinstance(value, list) else [value]):
+            if isinstance(child, ast.AST) and (rest := _steps(child, node)) is not None:
+                return [(parent, field, index), *rest]
+    return None
+
+
+def exits_between(function: ast.FunctionDef, first: ast.AST, second: ast.AST) -> Iterator[ast.stmt]:
+    """Statements that may leave the way from ``first`` to ``second``, of which ``first`` ends earlier in the text.
+
+    A statement leaves when all that is written in it has been evaluated, so it counts by its end.
+    """
+    before, after = branches(function, first), branches(function, second)
+    for leaving in ast.walk(function):
+        if isinstance(leaving, _EXITS) and _end(first) <= _end(leaving) <= _start(second):
+            around = branches(function, leaving)
+            if not _excludes(before, around) and _leaves(leaving, around, (*before, *after)):
+                yield leaving
+
+
+def _excludes(some: list[Branch], others: list[Branch]) -> bool:
+    """Whether the two lie in different alternatives of one condition."""
+    alternatives = [branch for branch in some if isinstance(branch.parent, _ALTERNATIVES)]
+    return any(one.parent is other.parent and one != other for one in alternatives for other in others)
+
+
+def _leaves(leaving: ast.stmt, around: list[Branch], ends: Sequence[Branch]) -> bool:
+    """Whether what ``leaving`` ends, a function or a loop, is around one of the two ends of the way."""
+    kinds = _LOOPS if isinstance(leaving, (ast.Break, ast.Continue)) else _FUNCTIONS
+    left = [branch for branch in around if isinstance(branch.parent, kinds) and branch.field == "body"]
+    return not left or left[-1] in ends
+
+
+def _start(node: Any) -> tuple[int, int]:
+    return node.lineno, node.col_offset
+
+
+def _end(node: Any) -> tuple[int, int]:
+    return node.end_lineno, node.end_col_offset
 
 
 def operands(node: ast.AST) -> dict[int, ast.expr]:
@@ -105,23 +238,21 @@ def why_not_movable(source: FunctionSource, call: Span, operand: int, target: Sp
     variable; and the conditions around it may only ask for the rate and the mode that the call itself reads.
     """
     node, data = _call_and_operand(source, call, operand)
-    local = _assigned_names(source.tree)
+    goal = source.find(target)
     inputs = set(ast.walk(data))
-    names = {n.id for n in ast.walk(node) if isinstance(n, ast.Name) and n not in inputs}
-    if names & local:
-        return f"its arguments read local variables ({', '.join(sorted(names & local))})"
-    text = ast.unparse(node)
-    enclosing = _conditions(source.tree, source.find(target))
-    for test in _conditions(source.tree, node):
-        if test in enclosing:
-            continue
-        reads = [ast.unparse(n) for n in ast.walk(test) if isinstance(n, ast.Attribute)]
-        plain = all(
-            isinstance(n, (ast.Attribute, ast.Name, ast.Constant, ast.Compare, ast.Gt, ast.BoolOp, ast.And, ast.Load))
-            for n in ast.walk(test)
-        )
-        if not plain or not reads or not all(read in text for read in reads):
-            return f"it is only reached under the condition `{ast.unparse(test)}`"
+    own = [inner for inner in ast.walk(node) if inner not in inputs]
+    names = {inner.id for inner in own if isinstance(inner, ast.Name)} & _local_names(source)
+    if names:
+        return f"its arguments read local variables ({', '.join(sorted(names))})"
+    reads = {ast.unparse(inner) for inner in own if isinstance(inner, ast.Attribute)}
+    enclosing = branches(source.tree, goal)
+    for branch in branches(source.tree, node):
+        if branch not in enclosing and not branch.only_asks_for(reads):
+            return branch.reason
+    first, second = sorted((node, goal), key=_end)
+    leaving = next(exits_between(source.tree, first, second), None)
+    if leaving is not None:
+        return f"`{ast.unparse(leaving)}` lies between the two, so not both need be reached"
     return None
 
 
@@ -136,14 +267,12 @@ def edited_text(source: FunctionSource, operations: tuple[Operation, ...]) -> st
 def _tidy(text: str, header: str) -> str:
     """Drop statements that removing a call has left empty: ``x = x``, and an ``if`` that held nothing else."""
     while (found := _first_empty_statement(ast.parse(header + text))) is not None:
-        lines = text.splitlines(keepends=True)
+        lines = split_lines(text)
         statement, only_one = found
         skip = header.count("\n") + 1
         first, last = statement.lineno - skip, (statement.end_lineno or statement.lineno) - skip
-        if only_one:
-            lines[first : last + 1] = [lines[first][: statement.col_offset] + "pass\n"]
-        else:
-            del lines[first : last + 1]
+        kept = lines[first].encode()[: statement.col_offset].decode()
+        lines[first : last + 1] = [kept + "pass\n"] if only_one else []
         text = "".join(lines)
     return text
 
@@ -202,24 +331,29 @@ def _around(source: FunctionSource, target: Span, operand: int, before: str, aft
     yield Splice(stop, stop, after)
 
 
-def _assigned_names(function: ast.FunctionDef) -> set[str]:
-    arguments = function.args
-    every = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs, arguments.vararg, arguments.kwarg]
-    parameters = [argument.arg for argument in every if argument is not None]
-    stored = {n.id for n in ast.walk(function) if isinstance(n, ast.Name) and not isinstance(n.ctx, ast.Load)}
-    return stored | set(parameters[1:])
+def _receiver(source: FunctionSource) -> ast.arg | None:
+    """The first parameter of a method, whatever its name: the module that it belongs to."""
+    arguments = source.tree.args
+    return next(iter((*arguments.posonlyargs, *arguments.args)), None)
 
 
-def _conditions(function: ast.FunctionDef, node: ast.AST) -> list[ast.expr]:
-    """Tests that decide whether ``node`` is evaluated."""
-    found: list[ast.expr] = []
-    for parent in ast.walk(function):
-        if not isinstance(parent, ast.If | ast.IfExp | ast.While):
-            continue
-        if _within(node, parent) and not _within(node, parent.test):
-            found.append(parent.test)
-    return found
+def _local_names(source: FunctionSource) -> set[str]:
+    """Names that the method binds, or a function, lambda or comprehension in it; not the module that it belongs to."""
+    receiver = _receiver(source)
+    inside = (node for node in ast.walk(source.tree) if node is not receiver and node is not source.tree)
+    return {name for name in map(_bound_name, inside) if name}
 
 
-def _within(node: ast.AST, parent: ast.AST) -> bool:
-    return any(child is node for child in ast.walk(parent))
+def _bound_name(node: ast.AST) -> str | None:
+    match node:
+        case ast.Name(id=name, ctx=ast.Store() | ast.Del()) | ast.arg(arg=name):
+            return name
+        case ast.alias(name=name, asname=alias):
+            return alias or name.partition(".")[0]
+        case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
+            return name
+        case ast.ExceptHandler(name=name) | ast.MatchAs(name=name) | ast.MatchStar(name=name):
+            return name
+        case ast.MatchMapping(rest=name):
+            return name
+    return None

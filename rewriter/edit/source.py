@@ -14,8 +14,10 @@ import ast
 import functools
 import hashlib
 import inspect
+import io
 import itertools
 import linecache
+import tokenize
 import types
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -140,15 +142,14 @@ def read_source(function: types.FunctionType) -> FunctionSource:
             f"{describe(function)}: its source is not available, so it cannot be edited. "
             "Put the class into a file (not a prompt or exec) and import it."
         )
-    text = "".join(inspect.getblock(lines[code.co_firstlineno - 1 :]))
-    for imports in (_left_aligned_imports, _module_imports):
-        header = imports(tuple(lines)) + _enclosing_scopes(function, text)
-        try:
-            source = FunctionSource(function, text, header, _definition(ast.parse(header + text), code.co_name))
-        except SyntaxError as error:
-            raise SourceError(f"{describe(function)}: its source cannot be parsed ({error.msg}).") from error
-        if _same_code(_compile(source, text, code.co_filename), code):
+    try:
+        text = "".join(inspect.getblock(lines[code.co_firstlineno - 1 :]))
+        header = _module_imports(tuple(lines)) + _enclosing_scopes(function, text)
+        source = FunctionSource(function, text, header, _definition(_parsed(header + text), code.co_name))
+        if _begins_with_definition(source) and _same_code(_compile(source, text, code.co_filename), code):
             return source
+    except (SyntaxError, tokenize.TokenError) as error:
+        raise SourceError(f"{describe(function)}: its source cannot be parsed ({error.args[0]}).") from error
     raise SourceError(
         f"{describe(function)}: the source file does not compile to the code that is running. "
         "It was edited after the import, or a tool rewrote the function; restart Python and try again."
@@ -156,14 +157,15 @@ def read_source(function: types.FunctionType) -> FunctionSource:
 
 
 def re_emit(source: FunctionSource, text: str) -> types.FunctionType:
-    """A new function with ``text`` for a body; globals, defaults and closure are those of ``source``."""
-    original = source.function
-    filename = (
-        f"<rewriter {original.__module__}.{original.__qualname__} {hashlib.sha256(text.encode()).hexdigest()[:8]}>"
-    )
+    """A new function with ``text`` for a body; globals, defaults and closure are those of ``source``.
+
+    Its text is kept with the imports and scopes that it was compiled in, so that it can be read and edited again.
+    """
+    original, whole = source.function, source.header + text
+    digest = hashlib.sha256(whole.encode()).hexdigest()[:8]
+    filename = f"<rewriter {original.__module__}.{original.__qualname__} {digest}>"
     code = _compile(source, text, filename)
-    whole = source.header + text
-    linecache.cache[filename] = (len(whole), None, whole.splitlines(keepends=True), filename)
+    linecache.cache[filename] = (len(whole), None, split_lines(whole), filename)
     cells = dict(zip(original.__code__.co_freevars, original.__closure__ or (), strict=True))
     function = types.FunctionType(
         code,
@@ -256,8 +258,13 @@ def _cell_contents(function: types.FunctionType) -> list[Any]:
     return contents
 
 
+def split_lines(text: str) -> list[str]:
+    """The lines of ``text`` as Python counts them: only a line feed ends a line, no form feed or Unicode separator."""
+    return io.StringIO(text).readlines()
+
+
 def _offsets(text: str, span: Span) -> tuple[int, int]:
-    starts = list(itertools.accumulate((len(line.encode()) for line in text.splitlines(keepends=True)), initial=0))
+    starts = list(itertools.accumulate((len(line.encode()) for line in split_lines(text)), initial=0))
     return starts[span.line] + span.column, starts[span.end_line] + span.end_column
 
 
@@ -266,27 +273,23 @@ def offsets(source: FunctionSource, node: ast.AST) -> tuple[int, int]:
     return _offsets(source.text, source.span(node))
 
 
-@functools.lru_cache(maxsize=256)
-def _left_aligned_imports(lines: tuple[str, ...]) -> str:
-    """The import statements of a file that begin a line; the compiler calls functions of imported names differently."""
-    statements, pending = [], ""
-    for line in lines:
-        if not pending and not line.startswith(("import ", "from ")):
-            continue
-        pending += line
-        try:
-            tree = ast.parse(pending)
-        except SyntaxError:
-            continue
-        statements += tree.body
-        pending = ""
-    return _import_text(statements)
+def _parsed(text: str) -> ast.Module:
+    try:
+        return ast.parse(text)
+    except ValueError as error:  # zero bytes, which Python 3.11 does not call a syntax error
+        raise SyntaxError(str(error)) from error
 
 
 @functools.lru_cache(maxsize=256)
 def _module_imports(lines: tuple[str, ...]) -> str:
-    """All import statements of a file's module scope, those inside ``try`` and ``if`` too."""
-    pending: list[ast.AST] = [ast.parse("".join(lines))]
+    """All import statements of a file's module scope, those inside ``try`` and ``if`` too; none if it is damaged.
+
+    The compiler calls functions of imported names differently.
+    """
+    try:
+        pending: list[ast.AST] = [_parsed("".join(lines))]
+    except SyntaxError:
+        return ""
     statements: list[ast.stmt] = []
     while pending:
         node = pending.pop()
@@ -303,29 +306,42 @@ def _import_text(statements: Sequence[ast.stmt]) -> str:
 
 
 def _enclosing_scopes(function: types.FunctionType, text: str) -> str:
-    """Lines that restore what the function's text needs around it: its closure, and the class that mangles names."""
-    if not text[:1].isspace():
+    """Lines that restore what the function's text needs around it: its closure, and the class that mangles names.
+
+    They are indented like the text itself, with as little as possible: what is in a class in a closure is indented
+    twice, by spaces or by tabs.
+    """
+    indent = text.lstrip("\f")[:1]
+    if not indent.isspace():
         return ""
     scope = function.__qualname__.split(".")[-2:-1]
     in_class = bool(scope) and scope[0].isidentifier()
     free = [name for name in function.__code__.co_freevars if not (in_class and name == "__class__")]
-    header = f"def _closure({', '.join(free)}):\n"
-    return f"{header} class {scope[0]}:\n" if in_class else header
+    closure = f"def _closure_of_{function.__code__.co_name}({', '.join(free)}):\n"
+    if not in_class:
+        return closure
+    return f"{closure}{indent}class {scope[0]}:\n" if free else f"class {scope[0]}:\n"
 
 
 def _definition(tree: ast.Module, name: str) -> ast.FunctionDef:
     body: list[ast.stmt] = tree.body
     while body and isinstance(body[-1], (ast.FunctionDef, ast.ClassDef)):
         found = body[-1]
-        if isinstance(found, ast.FunctionDef) and found.name == name and not found.name.startswith("_closure"):
+        if isinstance(found, ast.FunctionDef) and found.name == name:
             return found
         body = found.body
     raise SourceError(f"expected one plain `def {name}`; a lambda, generator or async function cannot be edited")
 
 
+def _begins_with_definition(source: FunctionSource) -> bool:
+    """Whether the text begins with the ``def`` or its first decorator, not with something around them."""
+    first = next(iter(source.tree.decorator_list), source.tree)
+    return source.span(first).line == 0
+
+
 def _compile(source: FunctionSource, text: str, filename: str) -> types.CodeType:
     name = source.function.__code__.co_name
-    tree = ast.parse(source.header + text)
+    tree = _parsed(source.header + text)
     definition = _definition(tree, name)
     definition.decorator_list = []
     flags = source.function.__code__.co_flags & _FUTURE_FLAGS
@@ -333,28 +349,43 @@ def _compile(source: FunctionSource, text: str, filename: str) -> types.CodeType
     pending: list[types.CodeType] = [module]
     while pending:
         code = pending.pop()
-        if code.co_name == name and code is not module:
+        if (code.co_name, code.co_firstlineno) == (name, definition.lineno) and code is not module:
             return code
         pending += [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
     raise SourceError(f"{describe(source.function)}: compiled to nothing")
 
 
+_COMPARED = (
+    "co_code",
+    "co_exceptiontable",
+    "co_names",
+    "co_varnames",
+    "co_freevars",
+    "co_cellvars",
+    "co_argcount",
+    "co_posonlyargcount",
+    "co_kwonlyargcount",
+)
+
+
 def _same_code(a: types.CodeType, b: types.CodeType) -> bool:
     if any(name.startswith("@py") for name in (*b.co_names, *b.co_varnames)):
         return True  # pytest rewrote the assertions of this function; there is nothing comparable left
-    if (a.co_code, a.co_names, a.co_varnames, a.co_freevars, a.co_cellvars, len(a.co_consts)) != (
-        b.co_code,
-        b.co_names,
-        b.co_varnames,
-        b.co_freevars,
-        b.co_cellvars,
-        len(b.co_consts),
-    ):
+    if (a.co_flags ^ b.co_flags) & ~inspect.CO_NESTED:  # nested says only that there was a function around it
         return False
-    for x, y in zip(a.co_consts, b.co_consts, strict=True):
-        if isinstance(x, types.CodeType) and isinstance(y, types.CodeType):
-            if not _same_code(x, y):
-                return False
-        elif type(x) is not type(y) or (x != y and repr(x) != repr(y)):
-            return False
-    return True
+    if any(getattr(a, name) != getattr(b, name) for name in _COMPARED) or len(a.co_consts) != len(b.co_consts):
+        return False
+    return all(_same_constant(x, y) for x, y in zip(a.co_consts, b.co_consts, strict=True))
+
+
+def _same_constant(x: object, y: object) -> bool:
+    if isinstance(x, types.CodeType) and isinstance(y, types.CodeType):
+        return _same_code(x, y)
+    return _exactly(x) == _exactly(y)
+
+
+def _exactly(constant: object) -> object:
+    """Something that is equal for equal constants only: ``1`` is not ``1.0``, and ``0.0`` not ``-0.0``."""
+    if isinstance(constant, (tuple, frozenset)):  # a frozenset has no order, so its text has none
+        return type(constant), type(constant)(_exactly(item) for item in constant)
+    return type(constant), repr(constant)
