@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import functools
+import operator
 import types
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +15,7 @@ from torch import nn
 
 _ATOMIC = (
     type(None), bool, int, float, complex, str, bytes, type, range,
-    types.FunctionType, types.BuiltinFunctionType, torch.dtype, torch.device, torch.Size,
+    types.BuiltinFunctionType, torch.dtype, torch.device, torch.Size,
 )  # fmt: skip
 
 _HOOKS = (
@@ -30,8 +33,18 @@ def skeleton(model: nn.Module, twin: Callable[[torch.Tensor], torch.Tensor]) -> 
         model: any module; it is only read.
         twin: makes the stand-in of a parameter, buffer or plain tensor attribute. Called once for each tensor.
     """
-    modules = list(model.modules())
-    memo: dict[int, Any] = {id(module): type(module).__new__(type(module)) for module in modules}
+    return _copy_module(model, {}, twin)
+
+
+def meta_twin(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor of the same shape, strides and type without memory."""
+    empty = torch.empty_like(tensor, device="meta")
+    return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+
+
+def _copy_module(model: nn.Module, memo: dict[int, Any], twin: Callable[[torch.Tensor], torch.Tensor]) -> nn.Module:
+    modules = [module for module in model.modules() if id(module) not in memo]
+    memo.update((id(module), type(module).__new__(type(module))) for module in modules)
     for module in modules:
         state = memo[id(module)].__dict__
         for name, value in module.__dict__.items():
@@ -45,12 +58,6 @@ def skeleton(model: nn.Module, twin: Callable[[torch.Tensor], torch.Tensor]) -> 
                 state[name] = _copy(value, memo, twin)
     copy_of_model: nn.Module = memo[id(model)]
     return copy_of_model
-
-
-def meta_twin(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor of the same shape, strides and type without memory."""
-    empty = torch.empty_like(tensor, device="meta")
-    return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
 
 
 def _twin_of(tensor: torch.Tensor | None, memo: dict[int, Any], twin: Callable[[torch.Tensor], torch.Tensor]) -> Any:
@@ -73,14 +80,56 @@ def _copy(value: Any, memo: dict[int, Any], twin: Callable[[torch.Tensor], torch
     if kind in (list, set):
         memo[id(value)] = kind(_copy(item, memo, twin) for item in value)
     elif kind is tuple:
-        memo[id(value)] = tuple(_copy(item, memo, twin) for item in value)
+        items = tuple(_copy(item, memo, twin) for item in value)
+        memo[id(value)] = value if all(map(operator.is_, items, value)) else items
     elif kind is dict:
         memo[id(value)] = {key: _copy(item, memo, twin) for key, item in value.items()}
     elif kind is types.MethodType:
-        return types.MethodType(value.__func__, _copy(value.__self__, memo, twin))
+        return types.MethodType(_copy(value.__func__, memo, twin), _copy(value.__self__, memo, twin))
+    elif kind is types.FunctionType:
+        return _copy_function(value, memo, twin)
+    elif kind is functools.partial:
+        args, keywords = _copy(value.args, memo, twin), _copy(value.keywords, memo, twin)
+        memo[id(value)] = functools.partial(_copy(value.func, memo, twin), *args, **keywords)
+    elif isinstance(value, nn.Module):  # one that is not registered
+        return _copy_module(value, memo, twin)
     else:
         try:
-            return copy.deepcopy(value, memo)
+            with torch._C.DisableTorchFunction():  # a default device would be that of half of what deepcopy makes
+                return copy.deepcopy(value, memo)
         except Exception:  # locks, process groups, graph tensors: the skeleton shares what cannot be copied
             memo[id(value)] = value
     return memo[id(value)]
+
+
+def _copy_function(
+    function: types.FunctionType, memo: dict[int, Any], twin: Callable[[torch.Tensor], torch.Tensor]
+) -> types.FunctionType:
+    """The function over copies of what it closes over and of its defaults; itself if there is nothing to copy."""
+    if not (function.__closure__ or function.__defaults__ or function.__kwdefaults__):
+        return function
+    closure = function.__closure__ or ()
+    cells = tuple(memo.setdefault(id(cell), types.CellType()) for cell in closure)
+    rebuilt = types.FunctionType(function.__code__, function.__globals__, function.__name__, closure=cells)
+    memo[id(function)] = rebuilt  # it may close over itself
+    unchanged = True
+
+    def copied(value: Any) -> Any:
+        nonlocal unchanged
+        result = _copy(value, memo, twin)
+        unchanged &= result is value or result is rebuilt
+        return result
+
+    for original, cell in zip(closure, cells, strict=True):
+        with contextlib.suppress(ValueError):  # a name that has no value yet
+            cell.cell_contents = copied(original.cell_contents)
+    if function.__defaults__:
+        rebuilt.__defaults__ = tuple(copied(value) for value in function.__defaults__)
+    if function.__kwdefaults__:
+        rebuilt.__kwdefaults__ = {name: copied(value) for name, value in function.__kwdefaults__.items()}
+    if unchanged:
+        memo[id(function)] = function
+    else:
+        rebuilt.__dict__.update(function.__dict__)
+    result: types.FunctionType = memo[id(function)]
+    return result

@@ -94,6 +94,32 @@ def test_attributes_refer_to_the_skeleton_and_never_to_the_model() -> None:
     assert copy.cached_graph.device.type == "meta"
 
 
+def test_functions_are_shared_unless_they_hold_something_of_the_model() -> None:
+    factor = 3
+
+    def plain(x: Any, by: tuple[int, ...] = (1, 2)) -> Any:
+        return plain(x * factor) if by else x
+
+    model = nn.Conv2d(3, 4, 3)
+    model.shared = [plain, torch.nn.functional.relu, functools.partial(plain, by=())]
+    shared_by_two = {"weight": model.weight}
+    model.rebuilt = [lambda: shared_by_two, lambda: (shared_by_two, model), functools.partial(lambda: model.bias)]
+    copy = skeleton(model, meta_twin)
+    assert copy.shared[:2] == model.shared[:2] and copy.shared[2].func is plain
+    first, second = copy.rebuilt[0](), copy.rebuilt[1]()
+    assert first is second[0] and second[1] is copy
+    assert first["weight"] is copy.weight and copy.rebuilt[2]() is copy.bias
+    assert model.rebuilt[1]()[1] is model and shared_by_two["weight"] is model.weight
+
+
+def test_modules_that_are_not_registered_get_a_skeleton_of_their_own() -> None:
+    model = Odd()
+    with torch.device("meta"):
+        copy = skeleton(model, meta_twin)
+    assert type(copy.unregistered[0]) is nn.Linear and copy.unregistered[0] is not model.unregistered[0]
+    assert all(p.device.type == "meta" for p in copy.unregistered[0].parameters())
+
+
 def test_the_twin_is_made_once_for_each_tensor() -> None:
     seen: list[torch.Tensor] = []
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import gc
 import logging
 import random
 import threading
+import types
+import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -213,6 +217,109 @@ def test_modules_reached_through_closures_and_lists_stay(real: bool) -> None:
     assert_unchanged(model, before)
     assert torch.equal(model.unregistered[0].running_mean, statistics)
     assert model.unregistered[0].num_batches_tracked == 0
+
+
+class Captured(nn.Module):
+    """Reaches its own modules and tensors through functions of every form that a module can store."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+        norm, seen, modules, count = self.norm, torch.zeros(()), {"norm": self.norm}, 0
+        self.seen = seen
+
+        def closure(x: torch.Tensor) -> torch.Tensor:
+            nonlocal count
+            count += 1
+            seen.add_(1)
+            return norm(x)
+
+        def default(x: torch.Tensor, apply: Any = norm, *, also: Any = (modules,)) -> torch.Tensor:
+            return also[0]["norm"](apply(x))
+
+        def recursive(x: torch.Tensor, depth: int = 2) -> torch.Tensor:
+            return recursive(norm(x), depth - 1) if depth else x
+
+        self.functions = [
+            closure,
+            lambda x: closure(x),
+            default,
+            recursive,
+            functools.partial(closure),
+            functools.partial(functools.partial(lambda model, x: model.norm(x), self)),
+            types.MethodType(lambda _, x: norm(x), self),
+            self.norm.forward,
+        ]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.conv(x)
+        for function in self.functions:
+            x = function(x)
+        return x
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_functions_that_are_stored_run_on_the_skeleton(verb: str) -> None:
+    model = Captured().train()
+    before = snapshot(model)
+    VERBS[verb](model, input_size=16)
+    assert_unchanged(model, before)
+    assert model.norm.num_batches_tracked == 0 and model.seen == 0
+    trace = rewriter.trace(model, input_size=16)
+    assert trace.backend == "meta"
+    assert sum(n.target == "norm" for n in trace.graph.nodes) == 10 - 1, "norm.forward, stored, is not a call of norm"
+
+
+# What is kept alive
+
+
+class Failing(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.conv(x)
+        raise ValueError(f"no way on from {y.shape}")
+
+
+@pytest.mark.parametrize("make", [lambda: timm_model("test_resnet"), Failing, lambda: nn.Conv2d(3, 4, 99), Captured])
+def test_a_trace_keeps_nothing_of_the_model_alive(make: Callable[[], nn.Module]) -> None:
+    model = make()
+    alive = [weakref.ref(t) for t in (*model.parameters(), *model.buffers())]
+    if isinstance(model, Captured):
+        model.functions.clear()  # they hold the model in a cycle
+    gc.collect()
+    gc.disable()
+    try:
+        with contextlib.suppress(rewriter.TraceError):
+            rewriter.trace(model, input_size=64)
+        alive.append(weakref.ref(model))
+        del model
+        assert [ref() for ref in alive] == [None] * len(alive)
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("real", [False, True], ids=["meta", "real tensors"])
+def test_the_skeleton_does_not_outlive_the_trace(real: bool) -> None:
+    seen: list[Any] = []
+
+    class Reports(Stateful):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            seen.extend(weakref.ref(t) for t in (self, self.conv, self.conv.weight, self.plain))
+            return super().forward(x)
+
+    model = Reports(real=real)
+    del model.through_closure  # it holds the skeleton in a cycle
+    gc.collect()
+    gc.disable()
+    try:
+        trace = rewriter.trace(model, input_size=16)
+        assert trace.backend == ("cpu" if real else "meta")
+        assert len(seen) >= 8 and not any(ref() for ref in seen[-8:])
+    finally:
+        gc.enable()
 
 
 # Threads
@@ -453,6 +560,8 @@ IN_PLACE = {
     "functional in place": "F.relu(a, inplace=True)\nreturn a + b",
     "module in place, result dropped": "self.relu(a)\nreturn a + b",
     "module in place on a view": "y = a[:, :2]\nself.relu(y)\nreturn a + b",
+    "module in place on an alias": "y = F.dropout(a, 0.5, False)\nself.relu(y)\nreturn a + b",
+    "view of a detached": "y = a.detach()[0]\ny.copy_(b[0])\nreturn a",
     "module in place, read before": "y = a + 0\nself.relu(a)\nreturn a + b + y",
     "copy": "y = torch.empty_like(a)\ny.copy_(b)\nreturn y + a",
     "fill and zero": "a.zero_()\nreturn a + b",
@@ -493,6 +602,21 @@ def test_a_write_in_place_is_followed(text: str) -> None:
     with torch.no_grad():
         _assert_equal(flat(x.clone()), model(x.clone()))
         _assert_equal(flat(-x), model(-x))
+
+
+@pytest.mark.parametrize(
+    "write",
+    ["self.relu(y)", "F.relu(y, inplace=True)", "y.add_(1)", "y[0] = 1", "torch._foreach_add_([y], 1)"],
+)
+@pytest.mark.parametrize("alias", ["a[:, :2]", "a.detach()", "a.data", "F.dropout(a, 0.5, False)"])
+def test_a_write_to_an_alias_is_on_the_way_to_the_output(alias: str, write: str) -> None:
+    model = InPlace(_statements(f"y = {alias}\n{write}\nreturn a * 2")).eval()
+    flow = rewriter.trace(model, input_size=8).eval.dataflow
+    (last,) = flow.nodes(Kind.MULTIPLY)
+    (source,) = last.all_input_nodes
+    (writer,) = source.meta["after"]
+    assert writer in nx.ancestors(flow.graph, last) and source.meta["kind"] is Kind.IDENTITY
+    assert source.meta["frames"] == writer.meta["frames"] and source.meta["call"] is writer.meta["call"]
 
 
 def _assert_equal(a: Any, b: Any) -> None:
@@ -604,6 +728,36 @@ def test_what_torch_does_not_see_is_opaque_or_seen_and_never_a_constant(make: An
         flat = rewriter.to_graph_module(model, example_inputs=x)
         with torch.no_grad():
             assert torch.equal(flat(-x), model(-x))
+
+
+def test_reading_the_recording_is_not_recorded() -> None:
+    for make, size in NETWORKS.values():
+        trace = rewriter.trace(make(), input_size=size)
+        for node in (*trace.train.graph.nodes, *trace.eval.graph.nodes):
+            assert "rewriter" not in node.meta["owner"].file, node.format_node()
+
+
+@pytest.mark.parametrize("keyword", [False, True])
+def test_what_torch_does_not_see_belongs_to_the_call_that_made_it(keyword: bool) -> None:
+    class Inner(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + 1
+
+    class Middle(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.left, self.right, self.inner = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3), Inner()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            left, right = self.left(x), self.right(x)
+            with torch._C.DisableTorchFunction():
+                y = left * right
+            return self.inner(x=y) if keyword else self.inner(y)
+
+    trace = rewriter.trace(nn.Sequential(Middle(), nn.Conv2d(4, 4, 1)), input_size=16)
+    (opaque,) = (n for n in trace.graph.nodes if n.meta["kind"] is Kind.OPAQUE)
+    assert opaque.meta["owner"].path == "0" and opaque.meta["module_stack"] == ("", "0")
+    assert {str(n.target) for n in opaque.all_input_nodes} == {"input_0", "0.left", "0.right"}
 
 
 def test_the_dataflow_is_acyclic_and_ends_in_one_output() -> None:

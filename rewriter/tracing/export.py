@@ -23,5 +23,5 @@ def graph_module(trace: Trace) -> fx.GraphModule:
                 "autograd.Function); a flat graph cannot hold it. Use the model itself, or torch.export."
             )
     result = fx.GraphModule(trace.model, trace.graph, type(trace.model).__name__)
-    result.train(trace.model.training)
+    result.training = trace.model.training  # train() would set the flags of the model's own modules
     return result

@@ -21,6 +21,9 @@ from rewriter.tracing import shapes
 from rewriter.tracing.frames import Frame, FrameReader, owner_of
 from rewriter.tracing.kinds import Kind, function_kind, module_kind
 
+_torch_unobserved = torch._C.DisableTorchFunction
+"""Inside, reading a tensor's shape or base is no operation of the model."""
+
 
 @dataclass(eq=False)
 class ModuleCall:
@@ -61,15 +64,18 @@ class Recorder(TorchFunctionMode):
         self._real_device = real_device
         self._paused = False
         self._nodes: dict[int, fx.Node] = {}
-        self._alive: list[torch.Tensor] = []
-        self._views: dict[int, list[torch.Tensor]] = {}
+        self._writers: dict[int, fx.Node] = {}  # of tensors whose memory was written to since they were last read
+        self._sharing: dict[int, set[int]] = {}  # the tensors in each storage
         self._stack: list[ModuleCall] = []
+        self._entered: dict[ModuleCall, tuple[fx.Node | None, list[fx.Node]]] = {}
         paths = {id(module): path for path, module in model.named_modules(remove_duplicate=False)}
-        self._frames = FrameReader(paths, lambda value: self._nodes.get(id(value)))
-        self._attributes = {id(t): name for name, t in _named_tensors(model)}
+        self._frames = FrameReader(paths, self._known)
+        attributes = list(_named_tensors(model))
+        self._attributes = {id(tensor): name for name, tensor in attributes}
+        self._alive = [tensor for _, tensor in attributes]  # so that no id is given to another tensor
 
     def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Call the model and record it; returns what the model returned."""
+        """Call the model and record it, once; returns what the model returned."""
         self._instrument()
         for index, value in enumerate(args):
             self._placeholder(f"input_{index}", value)
@@ -83,7 +89,10 @@ class Recorder(TorchFunctionMode):
         finally:  # frames hold everything that was alive while the model ran
             self._frames.clear()
             self._alive.clear()
-            self._views.clear()
+            self._stack.clear()
+            for module in self._model.modules():  # the wrappers hold the recorder, and it the skeleton with its memory
+                del module.__dict__["forward"], module.__dict__["_compiled_call_impl"]
+            del self._model
         return result
 
     def __torch_function__(
@@ -100,16 +109,11 @@ class Recorder(TorchFunctionMode):
             return result
         if isinstance(result, torch.Tensor) and any(result is t for t in inputs) and not changed:
             result = result.detach()  # a no-op hands its input back; give the result an identity of its own
-        node = self._call_function(func, args, kwargs)
-        self._describe(
-            node,
-            function_kind(func),
-            self._frames.read(sys._getframe(1)),
-            result,
-        )
-        self._bind(result, node)
-        for tensor in changed:
-            self._rebind(tensor, node)
+        with _torch_unobserved():
+            node = self._call_function(func, args, kwargs)
+            self._describe(node, function_kind(func), self._frames.read(sys._getframe(1)), result)
+            self._write(changed, node)
+            self._bind(result, node)
         return result
 
     def _instrument(self) -> None:
@@ -126,19 +130,21 @@ class Recorder(TorchFunctionMode):
         def call_module(*args: Any, **kwargs: Any) -> Any:
             if self._paused:
                 return original(*args, **kwargs)
-            parent = self._stack[-1] if self._stack else None
-            frames = self._frames.read(sys._getframe(1)) if parent else ()
-            call = ModuleCall(path, parent, frames, tuple(self._maybe_node(a) for a in args))
-            self._stack.append(call)
+            with _torch_unobserved():
+                parent = self._stack[-1] if self._stack else None
+                frames = self._frames.read(sys._getframe(1)) if parent else ()
+                call = ModuleCall(path, parent, frames, tuple(self._maybe_node(a) for a in args))
+                self._enter(call, (args, kwargs))
             self.calls.append(call)
             try:
                 result = original(*args, **kwargs)
+                with _torch_unobserved():
+                    call.outputs = [self._node(t) for t in tensors_in(result)]
             except Exception:
                 self.failed_in = self.failed_in or path
                 raise
             finally:
                 self._stack.pop()
-            call.outputs = [self._node(t) for t in tensors_in(result)]
             return result
 
         return call_module
@@ -149,36 +155,43 @@ class Recorder(TorchFunctionMode):
                 return original(*args, **kwargs)
             root = not self._stack  # the model is itself a leaf
             if root:
-                self._stack.append(ModuleCall("", None, (), ()))
-            nodes = self._arguments(args), self._arguments(kwargs)
-            inputs = list(tensors_in((args, kwargs)))
-            versions = [t._version for t in inputs]
+                self._enter(ModuleCall("", None, (), ()), (args, kwargs))
+            with _torch_unobserved():
+                nodes = self._arguments(args), self._arguments(kwargs)
+                inputs = list(tensors_in((args, kwargs)))
+                versions = [t._version for t in inputs]
             self._paused = True
             try:
                 result = None
                 if self._predict_shapes and len(args) == 1 and isinstance(args[0], torch.Tensor) and not kwargs:
                     result = shapes.predict(module, kind, args[0])
-                predicted_in_place = result is not None and result is args[0]
-                if result is None:
+                if result is not None:
+                    changed = [result] if result is args[0] else []
+                else:
                     result = original(*args, **kwargs)
-                changed = [t for t, version in zip(inputs, versions, strict=True) if t._version != version]
-                if any(result is t for t in inputs) and not changed and not predicted_in_place:
+                    changed = [t for t, version in zip(inputs, versions, strict=True) if t._version != version]
+                if any(result is t for t in inputs) and not changed:
                     result = result.detach()
             except Exception:
                 self.failed_in = self.failed_in or path
                 raise
             finally:
                 self._paused = False
-            node = self.graph.create_node("call_module", path, *nodes)
-            self._describe(node, kind, self._frames.read(sys._getframe(1)), result)
-            self._bind(result, node)
-            for tensor in changed:
-                self._rebind(tensor, node)
+            with _torch_unobserved():
+                node = self.graph.create_node("call_module", path, *nodes)
+                self._describe(node, kind, self._frames.read(sys._getframe(1)), result)
+                self._write(changed, node)
+                self._bind(result, node)
             if root:
                 self._stack.pop()
             return result
 
         return call_leaf
+
+    def _enter(self, call: ModuleCall, given: Any) -> None:
+        received = [self._node(t) for t in tensors_in(given)]  # what is not known yet was made outside the call
+        self._entered[call] = next(reversed(self.graph.nodes), None), received
+        self._stack.append(call)
 
     def _call_function(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Node:
         if getattr(func, "__name__", "") == "__get__":  # x.T, x.mT, x.real
@@ -191,7 +204,11 @@ class Recorder(TorchFunctionMode):
         self._bind(value, node)
 
     def _describe(self, node: fx.Node, kind: Kind, frames: tuple[Frame, ...], result: Any) -> None:
-        call = self._stack[-1] if self._stack else None
+        self._describe_in(self._stack[-1] if self._stack else None, node, kind, frames, result)
+
+    def _describe_in(
+        self, call: ModuleCall | None, node: fx.Node, kind: Kind, frames: tuple[Frame, ...], result: Any
+    ) -> None:
         path = call.path if call else ""
         first = next(tensors_in(result), None)
         node.meta.update(
@@ -210,9 +227,9 @@ class Recorder(TorchFunctionMode):
         """Remember ``node`` as the source of the tensors in ``value``."""
         if isinstance(value, torch.Tensor):
             self._nodes[id(value)] = node
+            self._writers.pop(id(value), None)
             self._alive.append(value)
-            if value._is_view() and value._base is not None:
-                self._views.setdefault(id(value._base), []).append(value)
+            self._sharing.setdefault(_storage_of(value), set()).add(id(value))
         elif isinstance(value, (list, tuple, dict)):
             items = value.items() if isinstance(value, dict) else enumerate(value)
             for key, item in items:
@@ -221,27 +238,28 @@ class Recorder(TorchFunctionMode):
                     self._describe(element, Kind.SELECT, node.meta["frames"], item)
                     self._bind(item, element)
 
-    def _rebind(self, tensor: torch.Tensor, node: fx.Node) -> None:
-        """``tensor`` was written to by ``node``: from now on it, its base and its other views depend on ``node``."""
-        previous = self._nodes.get(id(tensor))
-        base = tensor._base if tensor._is_view() else tensor
-        for other in [base, *self._views.get(id(base), ())]:
-            known = self._nodes.get(id(other))
-            if known is None or other is tensor or known is node:
-                continue
-            alias = self.graph.call_function(torch.Tensor.view_as, (known, known))
-            self._describe(alias, Kind.IDENTITY, node.meta["frames"], other)
-            alias.meta["after"] = (node,)
-            self._nodes[id(other)] = alias
-        if previous is not node:
-            self._nodes[id(tensor)] = node
-            self._alive.append(tensor)
+    def _write(self, changed: list[torch.Tensor], node: fx.Node) -> None:
+        """``node`` wrote to the memory of ``changed``: all tensors in it depend on ``node`` when they are read next."""
+        for tensor in changed:
+            for sharing in self._sharing.get(_storage_of(tensor), ()):
+                self._writers[sharing] = node
+
+    def _known(self, value: object) -> fx.Node | None:
+        """The node that ``value`` comes from; None if it is not a tensor that was seen."""
+        node, writer = self._nodes.get(id(value)), self._writers.pop(id(value), None)
+        if node is None or writer is None:
+            return node
+        alias = self.graph.call_function(torch.Tensor.view_as, (node, node))
+        self._describe_in(writer.meta["call"], alias, Kind.IDENTITY, writer.meta["frames"], value)
+        alias.meta["after"] = (writer,)
+        self._nodes[id(value)] = alias
+        return alias
 
     def _maybe_node(self, value: Any) -> fx.Node | None:
         return self._node(value) if isinstance(value, torch.Tensor) else None
 
     def _node(self, tensor: torch.Tensor) -> fx.Node:
-        node = self._nodes.get(id(tensor))
+        node = self._known(tensor)
         if node is None:
             name = self._attributes.get(id(tensor))
             if name is not None:
@@ -253,11 +271,18 @@ class Recorder(TorchFunctionMode):
         return node
 
     def _opaque(self, tensor: torch.Tensor) -> fx.Node:
+        """A node for code that was not seen: it may have read what its module was given and what nobody else read."""
         call = self._stack[-1] if self._stack else None
-        sources = tuple(n for n in call.arguments if n is not None) if call else ()
-        node = self.graph.call_function(unseen, sources)
-        self._describe(node, Kind.OPAQUE, (), tensor)
-        return node
+        start, received = self._entered[call] if call else (None, [])
+        unread = []
+        for node in reversed(self.graph.nodes):
+            if node is start:
+                break
+            if node.op in ("call_function", "call_module") and not node.users:
+                unread.append(node)
+        opaque = self.graph.call_function(unseen, tuple(dict.fromkeys([*received, *reversed(unread)])))
+        self._describe(opaque, Kind.OPAQUE, (), tensor)
+        return opaque
 
     def _arguments(self, value: Any) -> Any:
         """``value`` with tensors replaced by their nodes."""
@@ -281,6 +306,14 @@ class Recorder(TorchFunctionMode):
 def unseen(*sources: Any) -> Any:
     """Stands in a graph for code that torch could not observe; it cannot be run."""
     raise RuntimeError("this part of the model runs outside torch's sight and is not part of the graph")
+
+
+def _storage_of(tensor: torch.Tensor) -> int:
+    """A number that tensors share if they share memory: views, and what ``detach()`` and ``.data`` give."""
+    try:
+        return int(tensor.untyped_storage()._cdata)
+    except NotImplementedError:  # sparse and opaque tensors have none
+        return id(tensor)
 
 
 def _named_tensors(model: nn.Module) -> Iterable[tuple[str, torch.Tensor]]:

@@ -82,7 +82,8 @@ def trace_model(model: nn.Module, inputs: Inputs, backends: Sequence[str] = ("me
     for backend in backends:
         prepare, context = _BACKENDS[backend]
         try:
-            with random_state_kept(), context() as mode:
+            # in inference mode tensors have no version counter, and a write could not be noticed
+            with random_state_kept(), torch.inference_mode(False), context() as mode:
                 train = _record(model, inputs, prepare(mode), training=True)
                 evaluation = _record(model, inputs, prepare(mode), training=False)
             return Trace(model, inputs, train, evaluation, backend, tuple(notes))
@@ -118,7 +119,7 @@ def _explained(error: Exception, path: str | None, model: nn.Module, training: b
     return TraceError(
         f"the model could not be run in {'training' if training else 'evaluation'} mode: "
         f"{type(error).__name__}: {message} in {module}{where}. "
-        "Check that the model runs on this input; give input_size= or example_inputs= if it needs another."
+        f"It was run on the {origin}; if it needs another input, give input_size= or example_inputs=."
     )
 
 
@@ -160,7 +161,7 @@ def _cpu_twin(_: Any) -> Callable[[torch.Tensor], torch.Tensor]:
         if tensor.device.type == "meta":
             real = torch.zeros(tensor.shape, dtype=tensor.dtype)
         else:
-            real = tensor.detach().to("cpu", copy=not isinstance(tensor, nn.Parameter))
+            real = tensor.detach().to("cpu", copy=True)
         return nn.Parameter(real, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else real
 
     return twin
