@@ -13,6 +13,7 @@ from rewriter.errors import (
     ContractError,
     InputError,
     ModelError,
+    PlaceLeftAlone,
     PlanError,
     RewriterError,
     SelectorError,
@@ -29,8 +30,8 @@ from rewriter.storage import load, save
 from rewriter.tracing.trace import Trace
 
 __all__ = [
-    "Contract", "ContractError", "InputError", "ModelError", "Pass", "Plan", "PlanError", "Reason", "Report",
-    "RewriterError", "SelectorError", "Site", "Skipped", "SourceError", "StorageError", "Trace", "TraceError",
+    "Contract", "ContractError", "InputError", "ModelError", "Pass", "PlaceLeftAlone", "Plan", "PlanError", "Reason",
+    "Report", "RewriterError", "SelectorError", "Site", "Skipped", "SourceError", "StorageError", "Trace", "TraceError",
     "UndoError", "load", "original_state_dict", "plan", "report", "rewrite", "save", "testing", "to_graph_module",
     "trace", "undo",
 ]  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
+import warnings
 from typing import Any
 
 import torch
@@ -12,14 +13,14 @@ from torch.overrides import TorchFunctionMode
 
 from rewriter.edit.classes import class_name, original_class
 from rewriter.edit.edits import apply_edits, take_back
-from rewriter.errors import ContractError, InputError, SelectorError, UndoError
+from rewriter.errors import ContractError, InputError, PlaceLeftAlone, SelectorError, UndoError
 from rewriter.freshness import carries_trained_weights
 from rewriter.guard import check_model, random_state_kept
 from rewriter.guideline import Contract, Pass, Site, Skipped
 from rewriter.inputs import Inputs, candidate_inputs
 from rewriter.manager import resolve_passes
 from rewriter.planning import Plan, fingerprint
-from rewriter.reasons import Reason
+from rewriter.reasons import TECHNICAL, Reason
 from rewriter.record import Record, Report, Verdict, make_report, records_of, set_records
 from rewriter.selection import Selection, as_sequence, select, selector_texts
 from rewriter.tracing.trace import Trace, trace_model
@@ -128,6 +129,7 @@ def apply_plan(
             raise ContractError(_broken(made, target, inputs, before, verdict))
     elif verify and not made.sites:
         verdict = Verdict((("model", True, "unchanged"),))
+    _warn_of_places_left_alone(made)
     previous = records_of(target)
     if made.sites or not previous:
         set_records(target, (*previous, Record(made, applied, verdict, seconds)))
@@ -287,6 +289,19 @@ def _inputs_for_verification(made: Plan, model: nn.Module) -> Inputs | None:
         return trace(model, input_size=tuple(size) if size is not None else None).inputs
     except InputError:
         return None
+
+
+def _warn_of_places_left_alone(made: Plan) -> None:
+    """A place where the guideline applies and the code cannot be edited should not go unnoticed."""
+    refused = [skip for skip in made.skipped if skip.reason in TECHNICAL]
+    if refused:
+        first = refused[0]
+        others = f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""
+        warnings.warn(
+            f"{first.pass_name} left {first.path or 'the model'} alone{others}: {first.reason}: {first.detail}",
+            PlaceLeftAlone,
+            stacklevel=4,
+        )
 
 
 def _observe_original(model: nn.Module, inputs: Inputs) -> Observation:

@@ -43,5 +43,9 @@ class UndoError(RewriterError, RuntimeError):
     """There is nothing to undo, or undoing is no longer possible."""
 
 
+class PlaceLeftAlone(UserWarning):
+    """A guideline applies at a place whose code cannot be edited; the plan and the report say why."""
+
+
 class StorageError(RewriterError, OSError):
     """A saved directory is incomplete, damaged or does not fit the model."""

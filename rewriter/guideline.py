@@ -30,7 +30,7 @@ class Contract:
         promises = {
             "eval output bit for bit": self.eval_output,
             "state dict": self.state_dict,
-            "every parameter's gradient": self.gradients,
+            "a gradient for every parameter": self.gradients,
         }
         return ", ".join(promise for promise, holds in promises.items() if holds)
 

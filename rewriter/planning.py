@@ -144,10 +144,12 @@ class Plan:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise PlanError(f"the plan is damaged: {type(error).__name__}: {error}") from error
 
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        printer.text(str(self))  # what a notebook shows
+
     def __str__(self) -> str:
-        lines = [
-            f"plan for {self.model.rsplit('.', 1)[-1]}: {', '.join(name for name, _ in self.passes) or 'no passes'}"
-        ]
+        names = ", ".join(_with_options(*item) for item in self.passes) or "no passes"
+        lines = [f"plan for {self.model.rsplit('.', 1)[-1]}: {names}"]
         lines += [f"  note: {note}" for note in self.notes]
         for name, _ in self.passes:
             sites = [s for s in self.sites if s.pass_name == name]
@@ -211,6 +213,11 @@ def _joined_groups(paths: list[str]) -> str:
     for path in paths:
         shapes.setdefault(_NUMBER.sub("#", path), []).append(path)
     return ", ".join(_joined(found) for found in shapes.values())
+
+
+def _with_options(name: str, options: dict[str, Any]) -> str:
+    given = ", ".join(f"{option}={value}" for option, value in options.items() if value is not None)
+    return f"{name} ({given})" if given else name
 
 
 def _number_set(numbers: set[int]) -> str:

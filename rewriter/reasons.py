@@ -31,6 +31,20 @@ class Reason(enum.StrEnum):
     NO_SOURCE = "no-source"
 
 
+TECHNICAL = frozenset(
+    {
+        Reason.IN_PLACE,
+        Reason.IN_A_LOOP,
+        Reason.SHARED_MODULE,
+        Reason.HELPER_FUNCTION,
+        Reason.DIFFERENT_METHODS,
+        Reason.NOT_MOVABLE,
+        Reason.NO_SOURCE,
+    }
+)
+"""The guideline applies, but the code there cannot be edited: what users should hear of without asking."""
+
+
 class Refused(Exception):
     """An edit that cannot be made, with the reason; passes turn it into a skipped site."""
 

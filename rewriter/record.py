@@ -12,6 +12,7 @@ from torch import nn
 from rewriter.edit.classes import is_generated
 from rewriter.edit.edits import Applied, EditMethod
 from rewriter.planning import Plan, group
+from rewriter.reasons import TECHNICAL
 
 _ATTRIBUTE = "_rewriter_records"
 
@@ -103,6 +104,9 @@ class Report:
             indent=2,
         )
 
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        printer.text(str(self))  # what a notebook shows
+
     def __str__(self) -> str:
         if not self.records:
             return "not rewritten"
@@ -116,6 +120,8 @@ class Report:
                 why = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()))
                 lines.append(f"{name}: {len(sites)} applied, {len(skipped)} skipped{f' ({why})' if why else ''}")
                 lines += [f"  + {paths}: {site.action}" for paths, site in group(sites)]
+                refused = [skip for skip in skipped if skip.reason in TECHNICAL]
+                lines += [f"  ! {paths}: {skip.reason}: {skip.detail}" for paths, skip in group(refused)]
             lines.append(f"verified: {record.verdict or 'no'}")
             lines.append("time: " + ", ".join(f"{name} {1000 * s:.0f} ms" for name, s in record.seconds.items()))
         lines += [f"stale: {path} was replaced after the rewrite; rewrite again to mend it" for path in self.stale]

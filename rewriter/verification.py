@@ -77,9 +77,8 @@ def compare(before: Observation, after: Observation, contracts: list[Contract]) 
         checks.append(("training", False, after.train_error))
     elif all(contract.gradients for contract in contracts):
         lost_gradients = sorted(before.with_gradient - after.with_gradient)
-        detail = (
-            f"none for {', '.join(lost_gradients[:5])}" if lost_gradients else f"{len(after.with_gradient)} parameters"
-        )
+        none_for = f"none for {', '.join(lost_gradients[:5])}"
+        detail = none_for if lost_gradients else f"{len(after.with_gradient)} parameters still get one"
         checks.append(("gradients", not lost_gradients, detail))
     return Verdict(tuple(checks))
 

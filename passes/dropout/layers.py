@@ -39,6 +39,9 @@ class MovedDropout(nn.Dropout):
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         return F.dropout(input, self.p, self.training)
 
+    def extra_repr(self) -> str:
+        return f"p={self.p}, shared with the dropout it was moved from"
+
 
 @register_layer("dropout/bypassed")
 class Bypassed(nn.Module):
@@ -46,6 +49,9 @@ class Bypassed(nn.Module):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         return input
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, bypassed by rewriter"
 
 
 @register_layer("dropout/drops-input")

@@ -105,11 +105,11 @@ def _record(
     try:
         result = recorder.run(twins.args, twins.kwargs)
     except Exception as error:
-        raise _explained(error, recorder.failed_in, model, training) from error
+        raise _explained(error, recorder.failed_in, model, inputs.origin, training) from error
     return Recording(recorder.graph, recorder.calls, training, result)
 
 
-def _explained(error: Exception, path: str | None, model: nn.Module, training: bool) -> TraceError:
+def _explained(error: Exception, path: str | None, model: nn.Module, origin: str, training: bool) -> TraceError:
     torch_root = torch.__path__[0]
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(torch_root)]
     frames = [f for f in frames if "/rewriter/tracing/" not in f.filename.replace("\\", "/")]
@@ -119,7 +119,7 @@ def _explained(error: Exception, path: str | None, model: nn.Module, training: b
     return TraceError(
         f"the model could not be run in {'training' if training else 'evaluation'} mode: "
         f"{type(error).__name__}: {message} in {module}{where}. "
-        f"It was run on the {origin}; if it needs another input, give input_size= or example_inputs=."
+        f"The input came from {origin}; if it needs another, give input_size= or example_inputs=."
     )
 
 
