@@ -81,6 +81,7 @@ def save(model: nn.Module, directory: str | Path, *, recipe: Mapping[str, Any] |
         for file, text in contents.items():
             (partial / file).write_text(text, encoding="utf-8")
         safetensors.torch.save_file(tensors, str(partial / WEIGHTS), metadata=shared)
+        (partial / WEIGHTS).chmod((partial / PLAN).stat().st_mode)  # it is written for its owner only
         description = {
             "format": FORMAT,
             "model": name,

@@ -125,6 +125,23 @@ def test_token_mean_head_drops_tokens_features_before_the_mean(images: torch.Ten
     assert zeros(inputs_of(rewritten, "head", images)) == 0
 
 
+def test_channel_dropout_becomes_element_wise_before_the_pooling() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.pool = nn.Conv2d(3, 32, 3), nn.AdaptiveAvgPool2d(1)
+            self.drop, self.fc = nn.Dropout2d(0.5), nn.Linear(32, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.fc(self.drop(self.pool(self.conv(x))).flatten(1))
+
+    x = torch.randn(2, 3, 16, 16)
+    rewritten = rewriter.rewrite(Net(), example_inputs=x)
+    assert zeros(inputs_of(rewritten, "fc", x)) == 0
+    assert not torch.equal(*inputs_of(rewritten, "fc", x, runs=2))
+    assert 0.4 < zeros(_outputs_of(rewritten, "pool.dropout", x)) < 0.6
+
+
 # ------------------------------------------------------------------------------------------------------------- branches
 
 

@@ -94,8 +94,9 @@ class Drops:
     def move(self, node: fx.Node, consumer: fx.Node, operand: fx.Node) -> list[Edit]:
         """Edits that make ``node`` act on ``operand`` where ``consumer`` reads it.
 
-        Within one method the call itself is moved. Otherwise the module stays as the holder of its rate, does nothing,
-        and a dropout that reads that rate is put before the consumer.
+        Within one method the call itself is moved. Otherwise, and if it drops whole channels or works in place, the
+        module stays as the holder of its rate, does nothing, and an element-wise dropout that reads that rate is put
+        before the consumer.
 
         Raises:
             Refused: neither is possible.
@@ -105,6 +106,8 @@ class Drops:
         try:
             if in_place:
                 raise Refused(Reason.IN_PLACE, "it works in place; the tensor before the new place has other readers")
+            if not self._element_wise(node):
+                raise Refused(Reason.NOT_MOVABLE, "it drops whole channels, which gains nothing before a pooling")
             return self.place.move_before(node, consumer, operand)
         except Refused as refused:
             if module is None or refused.reason is Reason.SHARED_MODULE:
@@ -131,6 +134,11 @@ class Drops:
             Refused: the place cannot be edited.
         """
         return self._put(consumer, operand, "dropout/dropout", options={"p": rate})
+
+    def _element_wise(self, node: fx.Node) -> bool:
+        module = self.module(node)
+        name = getattr(node.target, "__name__", "")
+        return isinstance(module, nn.Dropout) if module is not None else name.strip("_") == "dropout"
 
     def _put(self, consumer: fx.Node, operand: fx.Node, layer: str, **add: object) -> list[Edit]:
         return self.place.insert_before(consumer, operand, "dropout", layer, "dropout/drops-input", **add)
