@@ -29,11 +29,11 @@ clean:
 $(VENV)/cli.done: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet --editable ".[cli]"
+	PYTHONWARNINGS=ignore $(BIN)/pip install --quiet --editable ".[cli]"
 	touch $@
 
 $(VENV)/test.done: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet --editable ".[test]"
+	PYTHONWARNINGS=ignore $(BIN)/pip install --quiet --editable ".[test]"
 	touch $@

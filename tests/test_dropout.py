@@ -315,3 +315,16 @@ def test_a_method_that_runs_twice_in_one_forward_is_left_alone() -> None:
     plan = rewriter.plan(Net(), example_inputs=torch.randn(4, 5, 8))
     assert not plan.sites
     assert [skip.reason for skip in plan.skipped] == [Reason.SHARED_MODULE] * 2
+
+
+def test_report_notices_what_later_surgery_made_stale_and_rewriting_mends_it() -> None:
+    model = timm.create_model("test_vit", drop_rate=0.1, proj_drop_rate=0.2)
+    rewritten = rewriter.rewrite(model)
+    assert not rewriter.report(rewritten).stale
+    rewritten.blocks[0].attn = copy.deepcopy(model.blocks[0].attn)
+    assert rewriter.report(rewritten).stale == ("blocks.0.attn",)
+    mended = rewriter.rewrite(rewritten)
+    assert type(mended.blocks[0].attn) is type(mended.blocks[1].attn)
+    assert not rewriter.report(mended).stale
+    restored = rewriter.undo(mended)
+    assert [type(module) for module in restored.modules()] == [type(module) for module in model.modules()]
