@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test slow format clean
+.PHONY: demo test format clean
 
 demo: $(VENV)/cli.done
 	$(BIN)/rewriter rewrite resnet18 --model-kwargs drop_rate=0.2
@@ -14,10 +14,7 @@ test: $(VENV)/test.done
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest -n auto --maxprocesses 4 -m "not slow"
-
-slow: $(VENV)/test.done
-	$(BIN)/pytest -n 1 -m slow
+	$(BIN)/pytest -n auto --maxprocesses 4
 
 format: $(VENV)/test.done
 	$(BIN)/ruff check --fix .

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES, LARGE, create, created, small_inputs
+from families import FAMILIES, create, created, small_inputs
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
@@ -16,8 +16,6 @@ from passes import Dropout
 from rewriter.inputs import Inputs, tensors_in
 from rewriter.skeleton import meta_twin, skeleton
 from rewriter.testing import behaviour, check_contract, differences, null_rewrite
-
-EVERY = [pytest.param(family, marks=pytest.mark.slow if family in LARGE else ()) for family in FAMILIES]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -34,7 +32,7 @@ def test_every_family_traces_on_meta_in_both_modes(family: str) -> None:
         assert not [node for node in recording.graph.nodes if node.meta["kind"] == "opaque"]
 
 
-@pytest.mark.parametrize("family", EVERY)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_re_emitting_every_method_changes_nothing(family: str) -> None:
     model = created(family)
     inputs = small_inputs(model)
@@ -47,7 +45,7 @@ def test_re_emitting_every_method_changes_nothing(family: str) -> None:
     _switch_and_compare(model, rewritten, inputs)
 
 
-@pytest.mark.parametrize("family", EVERY)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_dropout_keeps_its_contract(family: str) -> None:
     model = created(family)
     inputs = small_inputs(model)
