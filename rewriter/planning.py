@@ -11,8 +11,8 @@ from typing import Any
 
 from torch import nn
 
-from rewriter.edit.classes import class_name, original_class, readable_sources
-from rewriter.edit.edits import AddBehaviour, AddModule, Edit, EditMethod, edit_from_data, edit_to_data, find_module
+from rewriter.edit.classes import MethodEdit, class_name, original_class, readable_sources
+from rewriter.edit.edits import Edit, class_edits, edit_from_data, edit_to_data, find_module
 from rewriter.edit.operations import edited_text
 from rewriter.errors import PlanError
 from rewriter.guideline import Contract, Site, Skipped
@@ -79,9 +79,9 @@ class Plan:
     def diff(self, model: nn.Module) -> str:
         """The change of source, method by method, as a unified diff; methods with the same change are shown once."""
         changes: dict[str, list[str]] = {}
-        for key, operations in _method_operations(self.edits).items():
-            text = _method_diff(find_module(model, key[0]), *key[1:], operations)
-            changes.setdefault(text, []).append(key[0])
+        for path, edit in class_edits(self.edits).items():
+            for method in edit.methods:
+                changes.setdefault(_method_diff(find_module(model, path), method), []).append(path)
         return "\n".join(f"# {_joined_groups(paths)}\n{text}" for text, paths in changes.items())
 
     def to_json(self) -> str:
@@ -244,34 +244,13 @@ def _site_from_data(data: Any) -> Site:
     return Site(pass_name, path, pattern, action, reason, edits, rate_at)
 
 
-def _method_operations(edits: tuple[Edit, ...]) -> dict[tuple[str, str, str, str], list[Any]]:
-    found: dict[tuple[str, str, str, str], list[Any]] = {}
-    for edit in edits:
-        if isinstance(edit, EditMethod):
-            operations = found.setdefault((edit.path, edit.owner, edit.method, edit.digest), [])
-            if edit.operation not in operations:
-                operations.append(edit.operation)
-    return found
-
-
-def _method_diff(module: nn.Module, owner: str, method: str, digest: str, operations: list[Any]) -> str:
+def _method_diff(module: nn.Module, edit: MethodEdit) -> str:
+    name = f"{edit.owner}.{edit.method}"
     for cls in type(module).__mro__:
-        if class_name(cls) == owner and method in cls.__dict__:
-            for source in readable_sources(cls.__dict__[method]):
-                if source.digest == digest:
-                    new = edited_text(source, tuple(operations))
-                    old_lines, new_lines = source.text.splitlines(keepends=True), new.splitlines(keepends=True)
-                    return "".join(difflib.unified_diff(old_lines, new_lines, f"{owner}.{method}", "rewritten", n=2))
-    raise PlanError(f"{owner}.{method} has another source than the plan was made for. Make a new plan.")
-
-
-def describe_edit(edit: Edit) -> str:
-    """One edit in words."""
-    where = edit.path or "(root)"
-    if isinstance(edit, AddModule):
-        return f"{where}: new child {edit.name!r} ({edit.layer})"
-    if isinstance(edit, AddBehaviour):
-        return f"{where}: {edit.behaviour}"
-    if isinstance(edit, EditMethod):
-        return f"{where}: {edit.operation.kind} in {edit.method}()"
-    return f"{where}: {edit.kind}"
+        if class_name(cls) == edit.owner and edit.method in cls.__dict__:
+            for source in readable_sources(cls.__dict__[edit.method]):
+                if source.digest == edit.digest:
+                    old = source.text.splitlines(keepends=True)
+                    new = edited_text(source, edit.operations).splitlines(keepends=True)
+                    return "".join(difflib.unified_diff(old, new, name, "rewritten", n=2))
+    raise PlanError(f"{name} has another source than the plan was made for. Make a new plan.")

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import rewriter
-from rewriter.inputs import Inputs, candidate_inputs
+from rewriter.inputs import Inputs
 
 FAMILIES: dict[str, str] = json.loads((Path(__file__).parent / "data" / "timm_families.json").read_text())
 
@@ -52,6 +52,3 @@ def small_inputs(model: nn.Module, batch: int = 2) -> Inputs:
     inputs = rewriter.trace(model, input_size=size).inputs
     generator = torch.Generator().manual_seed(0)
     return inputs.map(lambda t: torch.randn(batch, *t.shape[1:], generator=generator))
-
-
-__all__ = ["FAMILIES", "candidate_inputs", "create", "created", "runs", "small_inputs"]
