@@ -1,5 +1,6 @@
 """The guidelines, one folder or file each."""
 
 from passes.dropout import Dropout as Dropout
+from passes.stochastic_pooling import StochasticPooling as StochasticPooling
 
-__all__ = ["Dropout"]
+__all__ = ["Dropout", "StochasticPooling"]

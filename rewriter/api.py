@@ -234,9 +234,10 @@ def _plan(
     skipped: list[Skipped] = []
     if traced is not None and traced.backend != "meta":
         notes.append(f"traced on {traced.backend} tensors: {traced.notes[-1].split(': ', 1)[-1]}")
+    claims = {site.claim: site for record in records_of(model) for site in record.plan.sites}
     for item in resolved:
         for found in item.find(traced) if traced is not None else ():
-            found = _filtered(found, selection, held_back)
+            found = _filtered(found, selection, held_back, claims)
             (sites if isinstance(found, Site) else skipped).append(found)  # type: ignore[arg-type]
     request = {
         "input": traced.inputs.origin if traced else "none",
@@ -269,7 +270,9 @@ def _held_back(model: nn.Module, passes: list[Pass], preserve: str, *, named: bo
     return set(changing), [f"held back: {', '.join(changing)}, because {why}; preserve='nothing' applies them"]
 
 
-def _filtered(found: Site | Skipped, selection: Selection, held_back: set[str]) -> Site | Skipped:
+def _filtered(
+    found: Site | Skipped, selection: Selection, held_back: set[str], claims: dict[str, Site]
+) -> Site | Skipped:
     if not isinstance(found, Site):
         return found
     if found.pass_name in held_back:
@@ -278,6 +281,10 @@ def _filtered(found: Site | Skipped, selection: Selection, held_back: set[str]) 
     outside = [path for path in {found.path, *(e.path for e in found.edits)} if not selection.allows(path)]
     if outside:
         return Skipped(found.pass_name, found.path, found.pattern, Reason.FILTERED, f"{found.action}: not selected")
+    first = claims.setdefault(found.claim, found) if found.claim else found
+    if first.pass_name != found.pass_name:
+        detail = f"{first.pass_name} acts here ({first.action}); one kind of noise at one pooling"
+        return Skipped(found.pass_name, found.path, found.pattern, Reason.CLAIMED, detail)
     return found
 
 

@@ -47,6 +47,8 @@ class Site:
         reason: why.
         edits: how.
         rate_at: where the user finds and changes the rate afterwards, if there is one.
+        claim: what only one pass may do, such as ``"noise at the pooling of forward_head"``: the pass that comes first
+            keeps it, also over several rewrites. Empty if nothing is claimed.
     """
 
     pass_name: str
@@ -56,6 +58,7 @@ class Site:
     reason: str
     edits: tuple[Edit, ...]
     rate_at: str = ""
+    claim: str = ""
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from rewriter.errors import PlanError
 from rewriter.guideline import Contract, Site, Skipped
 from rewriter.reasons import Reason
 
-FORMAT = 1
+FORMAT = 2
 """Version of the JSON form."""
 
 
@@ -102,6 +102,7 @@ class Plan:
                     "action": s.action,
                     "reason": s.reason,
                     "rate_at": s.rate_at,
+                    "claim": s.claim,
                     "edits": [edit_to_data(edit) for edit in s.edits],
                 }
                 for s in self.sites
@@ -236,12 +237,12 @@ def _count(number: int, noun: str) -> str:
 
 
 def _site_from_data(data: Any) -> Site:
-    texts = [data[name] for name in ("pass", "path", "pattern", "action", "reason", "rate_at")]
+    texts = [data[name] for name in ("pass", "path", "pattern", "action", "reason", "rate_at", "claim")]
     if not all(isinstance(text, str) for text in texts):
         raise PlanError(f"the plan is damaged: not a site: {data!r}")
-    pass_name, path, pattern, action, reason, rate_at = texts
+    pass_name, path, pattern, action, reason, rate_at, claim = texts
     edits = tuple(edit_from_data(edit) for edit in data["edits"])
-    return Site(pass_name, path, pattern, action, reason, edits, rate_at)
+    return Site(pass_name, path, pattern, action, reason, edits, rate_at, claim)
 
 
 def _method_diff(module: nn.Module, edit: MethodEdit) -> str:

@@ -30,12 +30,13 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from rewriter.api import copy_model
 from rewriter.edit.classes import class_name, original_class
+from rewriter.edit.edits import AddBehaviour, AddModule
 from rewriter.errors import PlanError, StorageError
 from rewriter.guard import check_model, random_state_kept
 from rewriter.planning import Plan
 from rewriter.record import Verdict, make_report, records_of, set_records
 
-FORMAT = 1
+FORMAT = 2
 """Version of the directory's form."""
 
 MODEL_GROUP = "rewriter.models"
@@ -295,6 +296,7 @@ def _settings(model: nn.Module) -> dict[str, Any]:
             rates["drop_rate"][path] = module.__dict__["drop_rate"]
     return {
         "rates": rates,
+        "options": {path: {name: getattr(modules[path], name) for name in names} for path, names in _options(model)},
         "training": model.training,
         "in_other_mode": [path for path, module in modules.items() if module.training != model.training],
         "frozen": [name for name, parameter in model.named_parameters() if not parameter.requires_grad],
@@ -321,6 +323,12 @@ def _restore_settings(model: nn.Module, recipe: Mapping[str, Any]) -> None:
             if not _is_rate(rate) or not hasattr(modules[path], name):
                 raise ValueError(f"rate {name}={rate!r} of {path!r}")
             setattr(modules[path], name, rate)
+    known = dict(_options(model))
+    for path, values in recipe["options"].items():
+        if not set(values) <= known.get(path, set()):
+            raise ValueError(f"options {values!r} of {path!r}")
+        for name, value in values.items():
+            setattr(modules[path], name, value)
     other = set(recipe["in_other_mode"])
     training = recipe["training"]
     if not isinstance(training, bool) or not other <= set(modules):
@@ -334,6 +342,21 @@ def _restore_settings(model: nn.Module, recipe: Mapping[str, Any]) -> None:
     for name, parameter in parameters.items():
         if parameter.requires_grad == (name in frozen):
             parameter.requires_grad_(name not in frozen)
+
+
+def _options(model: nn.Module) -> Iterator[tuple[str, set[str]]]:
+    """The names of the hyper-parameters that rewrites gave to modules, by the paths of these."""
+    modules = dict(model.named_modules())
+    for record in records_of(model):
+        for edit in record.applied.edits:
+            if isinstance(edit, AddBehaviour):
+                path, names = edit.path, set(edit.options)
+            elif isinstance(edit, AddModule):
+                path, names = f"{edit.path}.{edit.name}".lstrip("."), set(edit.options)
+            else:
+                continue
+            if names and path in modules:
+                yield path, {name for name in names if hasattr(modules[path], name)}
 
 
 def _restore_verdicts(model: nn.Module, source: Path) -> None:
@@ -399,8 +422,8 @@ def _read_recipe(source: Path) -> dict[str, Any]:
         found = recipe.get("format") if isinstance(recipe, dict) else type(recipe).__name__
         raise StorageError(f"{source / RECIPE}: expected format {FORMAT}, found {found!r}; save the model again")
     shape = {
-        "kwargs": dict, "class": str, "versions": dict, "rates": dict, "training": bool, "in_other_mode": list,
-        "frozen": list, "memory_order": dict, "types": dict, "sha256": dict,
+        "kwargs": dict, "class": str, "versions": dict, "rates": dict, "options": dict, "training": bool,
+        "in_other_mode": list, "frozen": list, "memory_order": dict, "types": dict, "sha256": dict,
     }  # fmt: skip
     for key, kind in shape.items():
         if not isinstance(recipe.get(key), kind):

@@ -347,7 +347,7 @@ class TestLoadRefuses:
 
     def test_other_format(self, saved: Path) -> None:
         change_recipe(saved, format=99)
-        with pytest.raises(rewriter.StorageError, match="expected format 1, found 99"):
+        with pytest.raises(rewriter.StorageError, match="expected format 2, found 99"):
             rewriter.load(saved)
 
     @pytest.mark.parametrize(

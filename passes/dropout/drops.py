@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import fx, nn
 
 from passes.dropout.layers import Bypassed
+from rewriter.analysis.dropouts import drop_rate
 from rewriter.analysis.residual import PASS_THROUGH
 from rewriter.edit.edits import AddBehaviour, AddModule, Edit, SetAttribute
 from rewriter.edit.placement import Placement
@@ -45,11 +46,7 @@ class Drops:
 
     def rate(self, node: fx.Node) -> float:
         """Its drop rate during the trace."""
-        module = self.module(node)
-        if module is not None:
-            return float(module.p)  # type: ignore[arg-type]
-        rate = node.kwargs.get("p", node.args[1] if len(node.args) > 1 else 0.5)
-        return float(rate) if isinstance(rate, (int, float)) else 0.5
+        return drop_rate(node, self.model)
 
     def rate_at(self, node: fx.Node, asked_for: float | None = None) -> str:
         """The rate after the rewrite, and where it is read from."""

@@ -7,11 +7,10 @@ from collections.abc import Iterator
 from torch import fx
 
 from passes.dropout.drops import Drops
-from rewriter.analysis.heads import Head, find_heads
+from rewriter.analysis.heads import Head, find_heads, missing_heads, noise_claim
 from rewriter.analysis.naming import name_of
 from rewriter.guideline import Site, Skipped
 from rewriter.reasons import Reason, Refused
-from rewriter.tracing.kinds import Kind
 
 PATTERN = "head"
 WHY = "the pooling averages the noise of a mask on the feature map; a mask on pooled features stays"
@@ -63,21 +62,27 @@ def _clear_after_pooling(
         edits += drops.remove(node)
         actions.append(f"remove {name_of(node)}")
     path = after[0].meta["owner"].path
-    return Site(drops.name, path, PATTERN, ", ".join(actions), WHY, tuple(edits), drops.rate_at(kept, p))
+    return Site(
+        drops.name, path, PATTERN, ", ".join(actions), WHY, tuple(edits), drops.rate_at(kept, p), noise_claim(head.pool)
+    )
 
 
 def _already_before_pooling(drops: Drops, head: Head, node: fx.Node, p: float | None) -> Site | Skipped:
     path, edits = node.meta["owner"].path, drops.switch_on(node, p)
     if edits:
         action = f"set the rate of {name_of(node)} to {p:g}"
-        return Site(drops.name, path, PATTERN, action, WHY, tuple(edits), drops.rate_at(node, p))
+        return Site(
+            drops.name, path, PATTERN, action, WHY, tuple(edits), drops.rate_at(node, p), noise_claim(head.pool)
+        )
     return Skipped(drops.name, path, PATTERN, Reason.ALREADY_DONE, f"{name_of(node)} is before {_where(head)}")
 
 
 def _insert(drops: Drops, head: Head, p: float) -> Site:
     path, action = head.pool.meta["owner"].path, f"insert dropout before {_where(head)}"
     edits = drops.insert(p, head.pool, head.source)
-    return Site(drops.name, path, PATTERN, action, WHY, tuple(edits), drops.inserted_rate_at(edits))
+    return Site(
+        drops.name, path, PATTERN, action, WHY, tuple(edits), drops.inserted_rate_at(edits), noise_claim(head.pool)
+    )
 
 
 def _where(head: Head) -> str:
@@ -86,20 +91,6 @@ def _where(head: Head) -> str:
 
 def _without_average_pooling(drops: Drops) -> Iterator[Skipped]:
     """Why a dropout in front of the outputs has no pooling to go before."""
-    flow = drops.flow
-    for output in flow.sources(flow.output):
-        node, passed = output, []
-        while len(flow.sources(node)) == 1:
-            passed.append(node)
-            node = flow.sources(node)[0]
-            if node.meta["kind"] in (Kind.CONCAT, Kind.ADD):
-                break
-        kinds = [n.meta["kind"] for n in passed]
-        if Kind.MAX_POOL in kinds:
-            reason, detail = Reason.MAX_POOLING, "the head pools by the maximum"
-        elif Kind.SELECT in kinds:
-            reason, detail = Reason.CLASS_TOKEN, "the head reads a class token; there is no pooling"
-        else:
-            reason, detail = Reason.NO_GLOBAL_POOLING, "no global average pooling before the output"
+    for passed, reason, detail in missing_heads(drops.flow):
         for dropout in drops.claim(set(passed)):
             yield Skipped(drops.name, drops.path(dropout), PATTERN, reason, detail)

@@ -30,7 +30,7 @@ class Dataflow:
         for node in graph.nodes:
             if node.meta["kind"] is Kind.FACTORY:  # new_empty, zeros_like: they read a shape, no data
                 continue
-            for source in (*node.all_input_nodes, *node.meta.get("after", ())):
+            for source in (*_read_for_data(node), *node.meta.get("after", ())):
                 if source in reached:
                     self.graph.add_edge(source, node)
                     reached.add(node)
@@ -40,7 +40,7 @@ class Dataflow:
 
     def sources(self, node: fx.Node) -> list[fx.Node]:
         """Data inputs of ``node``, in the order of its arguments; constants are not among them."""
-        return [source for source in node.all_input_nodes if source in self.graph]
+        return [source for source in node.all_input_nodes if self.graph.has_edge(source, node)]
 
     def users(self, node: fx.Node) -> list[fx.Node]:
         """Operations that read ``node``, in the order they ran."""
@@ -85,6 +85,10 @@ class Dataflow:
                 pending += self.graph.predecessors(node)
         return {node for node in found if self._reaches(start, node, found)}
 
+    def position(self, node: fx.Node) -> int:
+        """The place of ``node`` in the order that operations ran in."""
+        return self._order[node]
+
     def is_ancestor(self, node: fx.Node, later: fx.Node) -> bool:
         """Whether ``later`` depends on ``node``."""
         return node is later or later in self.reachable(node)
@@ -116,6 +120,13 @@ class Dataflow:
                     seen.add(source)
                     pending.append(source)
         return False
+
+
+def _read_for_data(node: fx.Node) -> list[fx.Node]:
+    """Inputs whose values matter: ``expand_as`` and its like read only the shape or type of their second tensor."""
+    if getattr(node.target, "__name__", "").endswith("_as") and isinstance(node.args[0], fx.Node):
+        return [node.args[0]]
+    return node.all_input_nodes
 
 
 class _Root:

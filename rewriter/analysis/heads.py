@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import fx
 
 from rewriter.analysis.dataflow import Dataflow
 from rewriter.analysis.residual import has_weight
+from rewriter.reasons import Reason
 from rewriter.tracing.kinds import Kind
 
 
@@ -44,6 +46,30 @@ def find_heads(flow: Dataflow) -> list[Head]:
     return heads
 
 
+def missing_heads(flow: Dataflow) -> Iterator[tuple[list[fx.Node], Reason, str]]:
+    """Of a model without a pooled head: the operations in front of each output, and why there is no pooling."""
+    for output in flow.sources(flow.output):
+        node, passed = output, []
+        while len(flow.sources(node)) == 1:
+            passed.append(node)
+            node = flow.sources(node)[0]
+            if node.meta["kind"] in (Kind.CONCAT, Kind.ADD):
+                break
+        kinds = [n.meta["kind"] for n in passed]
+        if Kind.MAX_POOL in kinds:
+            yield passed, Reason.MAX_POOLING, "the head pools by the maximum"
+        elif Kind.SELECT in kinds:
+            yield passed, Reason.CLASS_TOKEN, "the head reads a class token; there is no pooling"
+        else:
+            yield passed, Reason.NO_GLOBAL_POOLING, "no global average pooling before the output"
+
+
+def noise_claim(pool: fx.Node) -> str:
+    """What passes claim that put noise at a head's pooling, so that no two of them do."""
+    owner = pool.meta["owner"]
+    return f"noise at the pooling in {owner.path or '(root)'}.{owner.method}"
+
+
 def is_global_average(node: fx.Node, flow: Dataflow) -> bool:
     """Whether ``node`` averages each channel over all positions.
 
@@ -57,8 +83,15 @@ def is_global_average(node: fx.Node, flow: Dataflow) -> bool:
         return False
     if node.meta["kind"] is Kind.AVG_POOL:
         return len(after) == len(before) and all(size == 1 for size in after[2:])
-    dims = _mean_dims(node, len(before))
-    return dims is not None and dims in _SPATIAL_DIMS[len(before)]
+    return pooled_dims(node, len(before)) is not None
+
+
+def pooled_dims(node: fx.Node, rank: int) -> frozenset[int] | None:
+    """The dimensions that a mean over all positions or tokens reduces; None if it reduces others."""
+    dim = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
+    dims = dim if isinstance(dim, (list, tuple)) else (dim,)
+    found = frozenset(d % rank for d in dims if isinstance(d, int))
+    return found if found in _SPATIAL_DIMS.get(rank, ()) else None
 
 
 _SPATIAL_DIMS: dict[int, tuple[frozenset[int], ...]] = {
@@ -66,15 +99,6 @@ _SPATIAL_DIMS: dict[int, tuple[frozenset[int], ...]] = {
     4: (frozenset({2, 3}), frozenset({1, 2})),
     5: (frozenset({2, 3, 4}), frozenset({1, 2, 3})),
 }
-
-
-def _mean_dims(node: fx.Node, rank: int) -> frozenset[int] | None:
-    dim = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
-    if isinstance(dim, int):
-        dim = (dim,)
-    if not isinstance(dim, (list, tuple)) or rank not in _SPATIAL_DIMS:
-        return None
-    return frozenset(d % rank for d in dim if isinstance(d, int))
 
 
 def _head(flow: Dataflow, pool: fx.Node) -> Head:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from rewriter.edit.classes import ClassEdit, MethodEdit, derive, is_generated
-from rewriter.edit.operations import Move, Operation, Remove, Wrap
+from rewriter.edit.operations import Move, Operation, Redirect, Remove, Wrap
 from rewriter.edit.source import Span
 from rewriter.errors import PlanError, RewriterError
 from rewriter.layers import layer_class
@@ -50,10 +50,11 @@ class AddModule(Edit):
 
 @dataclass(frozen=True)
 class AddBehaviour(Edit):
-    """Put a registered behaviour in front of the module's own class."""
+    """Put a registered behaviour in front of the module's own class, and set ``options``, its hyper-parameters."""
 
     kind: ClassVar[str] = "behave"
     behaviour: str
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class EditMethod(Edit):
 
 
 _EDITS: dict[str, type[Edit]] = {cls.kind: cls for cls in (SetAttribute, AddModule, AddBehaviour, EditMethod)}
-_OPERATIONS: dict[str, type[Operation]] = {cls.kind: cls for cls in (Move, Remove, Wrap)}
+_OPERATIONS: dict[str, type[Operation]] = {cls.kind: cls for cls in (Move, Remove, Wrap, Redirect)}
 
 
 def class_edits(edits: Sequence[Edit]) -> dict[str, ClassEdit]:
@@ -127,6 +128,11 @@ def apply_edits(model: nn.Module, edits: Sequence[Edit]) -> Applied:
             old_class = type(module)
             module.__class__ = derive(old_class, edit_of_class)
             undo.append(lambda module=module, old=old_class: setattr(module, "__class__", old))  # type: ignore[misc]
+        for edit in edits:
+            if isinstance(edit, AddBehaviour) and edit.options:
+                module = find_module(model, edit.path)
+                undo.append(lambda module=module, edit=edit: _unset(module, edit))  # type: ignore[misc]
+                _set_options(module, edit)
     except BaseException as error:
         for step in reversed(undo):
             step()
@@ -150,6 +156,8 @@ def take_back(model: nn.Module, applied: Applied) -> None:
         module = _module_or_none(model, edit.path)
         if isinstance(edit, AddModule) and module is not None and edit.name in module._modules:
             delattr(module, edit.name)
+        elif isinstance(edit, AddBehaviour) and module is not None:
+            _unset(module, edit)
 
 
 def find_module(model: nn.Module, path: str) -> nn.Module:
@@ -230,6 +238,19 @@ def _settable_value(module: nn.Module, edit: SetAttribute) -> Any:
     if not plain or edit.name.startswith("_") or callable(value) or isinstance(value, torch.Tensor | dict | list):
         raise PlanError(f"module {edit.path!r} has no hyper-parameter {edit.name!r} that can be set")
     return value
+
+
+def _set_options(module: nn.Module, edit: AddBehaviour) -> None:
+    behaviour = layer_class(edit.behaviour)
+    for name, value in edit.options.items():
+        if not isinstance(getattr(behaviour, name, None), property):
+            raise PlanError(f"{edit.behaviour} has no option {name!r}")
+        setattr(module, name, value)
+
+
+def _unset(module: nn.Module, edit: AddBehaviour) -> None:
+    for name in edit.options:
+        module.__dict__.pop(name, None)
 
 
 def _add(model: nn.Module, module: nn.Module, edit: AddModule) -> None:

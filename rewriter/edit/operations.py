@@ -1,4 +1,4 @@
-"""What can be done to the source of a method: move a call, remove a call, wrap an operand.
+"""What can be done to the source of a method: move, remove or redirect a call, wrap an operand.
 
 Each operation names expressions by their place and yields splices of text. They hold no code of their own: what they
 move is text of the user's method, and what they add is a call of a submodule. So a plan read from a file cannot bring
@@ -44,8 +44,7 @@ class Remove(Operation):
     def splices(self, source: FunctionSource) -> Iterator[Splice]:
         node, operand = _call_and_operand(source, self.call, self.operand)
         (start, stop), (inner_start, inner_stop) = offsets(source, node), offsets(source, operand)
-        one_line = operand.lineno == operand.end_lineno
-        bare = one_line and isinstance(operand, (ast.Name, ast.Attribute, ast.Call, ast.Subscript))
+        bare = _is_bare(operand)
         yield Splice(start, inner_start, "" if bare else "(")
         yield Splice(inner_stop, stop, "" if bare else ")")
 
@@ -78,12 +77,28 @@ class Wrap(Operation):
     module: str
 
     def splices(self, source: FunctionSource) -> Iterator[Splice]:
-        if not _ATTRIBUTE_PATH.fullmatch(self.module):
-            raise PlanError(f"{self.module!r} is not a path of attributes")
-        receiver = _receiver(source)
-        if receiver is None:
-            raise SourceError(f"{describe(source.function)}: it has no parameter for the module that it belongs to")
-        yield from _around(source, self.call, self.operand, f"{receiver.arg}.{self.module}(", ")")
+        yield from _around(source, self.call, self.operand, f"{_submodule(source, self.module)}(", ")")
+
+
+@dataclass(frozen=True)
+class Redirect(Operation):
+    """Let a submodule stand for the function of a call, whose arguments stay: ``x.mean(1)`` → ``self.module(x, 1)``."""
+
+    kind: ClassVar[str] = "redirect"
+    module: str
+
+    def splices(self, source: FunctionSource) -> Iterator[Splice]:
+        node, operand = _call_and_operand(source, self.call, self.operand)
+        (start, stop), (inner_start, inner_stop) = offsets(source, node), offsets(source, operand)
+        called = _submodule(source, self.module)
+        if self.operand != RECEIVER:
+            yield Splice(start, offsets(source, node.func)[1], called)
+            return
+        arguments = [offsets(source, argument)[0] for argument in (*node.args, *node.keywords)]
+        bare = _is_bare(operand)
+        yield Splice(start, inner_start, f"{called}(" if bare else f"{called}((")
+        separator = ", " if arguments else ")"
+        yield Splice(inner_stop, min(arguments, default=stop), separator if bare else f"){separator}")
 
 
 @dataclass(frozen=True)
@@ -329,6 +344,22 @@ def _around(source: FunctionSource, target: Span, operand: int, before: str, aft
     start, stop = offsets(source, found)
     yield Splice(start, start, before)
     yield Splice(stop, stop, after)
+
+
+def _submodule(source: FunctionSource, path: str) -> str:
+    """The expression for a submodule of the module that the method belongs to."""
+    if not _ATTRIBUTE_PATH.fullmatch(path):
+        raise PlanError(f"{path!r} is not a path of attributes")
+    receiver = _receiver(source)
+    if receiver is None:
+        raise SourceError(f"{describe(source.function)}: it has no parameter for the module that it belongs to")
+    return f"{receiver.arg}.{path}"
+
+
+def _is_bare(operand: ast.expr) -> bool:
+    """Whether the expression means the same without parentheses around it."""
+    one_line = operand.lineno == operand.end_lineno
+    return one_line and isinstance(operand, (ast.Name, ast.Attribute, ast.Call, ast.Subscript))
 
 
 def _receiver(source: FunctionSource) -> ast.arg | None:

@@ -20,7 +20,7 @@ from torch import fx, nn
 from rewriter.analysis.residual import PASS_THROUGH
 from rewriter.edit.classes import class_name, method_source
 from rewriter.edit.edits import AddBehaviour, AddModule, Edit, EditMethod
-from rewriter.edit.operations import RECEIVER, Move, Remove, Wrap, operands, why_not_movable
+from rewriter.edit.operations import RECEIVER, Move, Redirect, Remove, Wrap, operands, why_not_movable
 from rewriter.edit.source import FunctionSource, Span, code_span
 from rewriter.errors import SourceError
 from rewriter.reasons import Reason, Refused
@@ -123,6 +123,22 @@ class Placement:
         return [
             AddModule(expression.path, child, layer, **add),
             expression.edit(Wrap(expression.span, number, child)),
+        ]
+
+    def redirect(self, call: fx.Node, name: str, layer: str, **options: Any) -> list[Edit]:
+        """Let a new layer stand for the function of the call ``call``; it gets the arguments as they are written.
+
+        Raises:
+            Refused: the call is made in a loop, by a helper function, or in a method without source.
+        """
+        where = next(p for p in positions(call) if p.direct)
+        self._refuse_repeated(where, call)
+        expression = self._expression(where)
+        number = self._operand_number(where, expression, call, call.all_input_nodes[0])
+        child = self.free_name(expression.path, name)
+        return [
+            AddModule(expression.path, child, layer, options),
+            expression.edit(Redirect(expression.span, number, child)),
         ]
 
     def calls_of(self, path: str) -> int:

@@ -118,8 +118,12 @@ def module_kind(module: nn.Module) -> Kind | None:
     """The kind of a leaf module; None for a module to look into.
 
     A subclass that adds modules of its own (timm's ``BatchNormAct2d`` is a norm, a dropout and an activation in one) is
-    looked into; a parametrization does not count as such an addition.
+    looked into; a parametrization does not count as such an addition. A layer of a pass may declare its own kind in
+    ``operation_kind``.
     """
+    declared = getattr(module, "operation_kind", None)
+    if isinstance(declared, Kind):
+        return declared
     if any(name != "parametrizations" for name in module._modules) and not isinstance(module, nn.MultiheadAttention):
         return None
     for classes, kind in _MODULE_KINDS:

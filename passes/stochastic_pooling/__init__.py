@@ -1,0 +1,74 @@
+"""Average pooling that averages a random subset in training.
+
+Rule (Kim et al., *Stochastic average pooling*, arXiv:2409.16630): in training an average pooling averages a random
+subset of its elements, a share ``p`` of them, in a window shrunk to match, times ``sqrt(p)``; in evaluation it is the
+average pooling. A drop-in for global average pooling; ``p`` of about 0.5 and one subset for all channels do best.
+
+Why, in short (our derivation): unlike dropout, which zeroes and rescales, a subset leaves the mean and variance of the
+elements as they are; the average of fewer zero-mean, uncorrelated elements has a variance larger by ``1 / p``, which
+the factor ``sqrt(p)`` takes back. For elements with a mean, such as the output of a ReLU, the factor shrinks the mean
+in training: ``scale="none"`` leaves it out.
+
+Ours, not the paper's: which poolings are taken and left besides global ones, a subset of its own for each local window
+and adaptive bin, and that a head keeps its dropout if it has one.
+
+Dataflow::
+
+    features ─ average pool ─ classifier                                     head
+    features ─┬─ average pool ─ weight ─ upsample ─┬─ concat ─ …             pyramid
+              └────────────────────────────────────┘
+    … ─ weight ─ average pool ─ …                                            local, on the main path
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from passes.stochastic_pooling.layers import (
+    StochasticAdaptiveAvgPool1d,
+    StochasticAdaptiveAvgPool2d,
+    StochasticAvgPool1d,
+    StochasticAvgPool2d,
+    StochasticMean,
+    checked_keep_prob,
+    checked_scale,
+)
+from passes.stochastic_pooling.pools import find_in_pools
+from rewriter.guideline import Contract, Pass, Site, Skipped
+from rewriter.tracing.trace import Trace
+
+__all__ = [
+    "StochasticAdaptiveAvgPool1d", "StochasticAdaptiveAvgPool2d", "StochasticAvgPool1d", "StochasticAvgPool2d",
+    "StochasticMean", "StochasticPooling",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class StochasticPooling(Pass):
+    """Let average poolings average a random subset in training.
+
+    Attributes:
+        keep_prob: share of the elements that is averaged, ``0 < keep_prob <= 1``.
+        scale: ``"sqrt"``, the published factor ``sqrt(keep_prob)``, or ``"none"``, which keeps the mean.
+        squeeze: whether the pools of squeeze-and-excitation and other gates are taken too.
+    """
+
+    name = "stochastic-pooling"
+    summary = "average pooling that averages a random subset of its elements in training"
+    paper = "Kim et al., Stochastic average pooling, arXiv:2409.16630"
+    contract = Contract(eval_output=True, state_dict=True, gradients=True)
+    after = ("dropout",)
+
+    keep_prob: float = 0.5
+    scale: str = "sqrt"
+    squeeze: bool = False
+
+    def __post_init__(self) -> None:
+        checked_keep_prob(self.keep_prob)
+        checked_scale(self.scale)
+        if not isinstance(self.squeeze, bool):
+            raise ValueError(f"squeeze: expected True or False, found {self.squeeze!r}")
+
+    def find(self, trace: Trace) -> Iterator[Site | Skipped]:
+        yield from find_in_pools(trace, self.name, self.keep_prob, self.scale, self.squeeze)

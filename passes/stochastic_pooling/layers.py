@@ -1,0 +1,304 @@
+"""Stochastic average pooling as layers, and as behaviours of pooling layers that a model already has.
+
+All of them: in evaluation, and with ``keep_prob=1``, exactly the pooling they stand for, bit for bit. In training the
+average of a random subset of each window, drawn for each sample and shared by the channels, times the root of the share
+kept (``scale="sqrt"``, as published) or as it is (``scale="none"``). Both can be set at any time.
+Random numbers are those of the device's default generator, as for dropout.
+
+Source: Kim et al., *Stochastic average pooling* (arXiv:2409.16630). Theirs: the subset, its average, the root, one and
+two dimensions. Ours: a subset of its own for each local window and adaptive bin, and for each sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from passes.stochastic_pooling.sampling import SCALES, pool_bins, pool_sequence, pool_windows
+from rewriter.layers import register_layer
+from rewriter.tracing.kinds import Kind
+
+
+class Sampling(nn.Module):
+    """What all forms share: ``keep_prob`` and ``scale``, checked when they are set.
+
+    Attributes:
+        keep_prob: share of the elements of a window that is averaged in training, ``0 < keep_prob <= 1``; of ``L``
+            elements ``max(1, round(keep_prob * L))``.
+        scale: ``"sqrt"`` multiplies the average by the root of the share kept, which keeps the variance of zero-mean,
+            uncorrelated elements at what the full average has; ``"none"`` keeps the mean.
+    """
+
+    @property
+    def keep_prob(self) -> float:
+        return float(self.__dict__.get("keep_prob", 0.5))
+
+    @keep_prob.setter
+    def keep_prob(self, value: float) -> None:
+        self.__dict__["keep_prob"] = checked_keep_prob(value)
+
+    @property
+    def scale(self) -> str:
+        return str(self.__dict__.get("scale", "sqrt"))
+
+    @scale.setter
+    def scale(self, value: str) -> None:
+        self.__dict__["scale"] = checked_scale(value)
+
+    @property
+    def is_sampling(self) -> bool:
+        """Whether the next forward draws a subset."""
+        return self.training and self.keep_prob < 1
+
+    def extra_repr(self) -> str:
+        described = f"keep_prob={self.keep_prob:g}, scale={self.scale}"
+        before = super().extra_repr()
+        return f"{before}, {described}" if before else described
+
+
+def checked_keep_prob(value: Any) -> float:
+    """``value`` as a share.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1:
+        raise ValueError(f"keep_prob is the share that is kept, expected 0 < keep_prob <= 1, found {value!r}")
+    return float(value)
+
+
+def checked_scale(value: Any) -> str:
+    """``value`` as a scale.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if value not in SCALES:
+        raise ValueError(f"scale: expected one of {', '.join(map(repr, SCALES))}, found {value!r}")
+    return str(value)
+
+
+@register_layer("stochastic-pooling/adaptive")
+class SamplesBins(Sampling):
+    """Behaviour of ``nn.AdaptiveAvgPool1d``, ``2d``, ``3d`` and their subclasses."""
+
+    output_size: Any
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        if not self.is_sampling:
+            return super().forward(input)  # type: ignore[misc, no-any-return]
+        return _adaptive(self, input, _spatial_dims(self), self.output_size, super().forward)
+
+
+@register_layer("stochastic-pooling/local")
+class SamplesWindows(Sampling):
+    """Behaviour of ``nn.AvgPool1d``, ``2d``, ``3d`` and their subclasses whose windows lie side by side."""
+
+    kernel_size: Any
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        if not self.is_sampling:
+            return super().forward(input)  # type: ignore[misc, no-any-return]
+        return _local(self, input, _spatial_dims(self), self.kernel_size, super().forward)
+
+
+class StochasticAvgPool1d(SamplesWindows, nn.AvgPool1d):
+    """Stochastic average pooling of sequences: ``(N, C, L)`` to ``(N, C, L // kernel_size)``.
+
+    As published where ``keep_prob * kernel_size`` is a whole number: a random subset of the whole sequence in shorter
+    windows. Otherwise a subset of each window.
+
+    Args:
+        kernel_size: elements of one window; windows lie side by side.
+        keep_prob, scale: see :class:`Sampling`.
+
+    Raises:
+        ValueError: ``keep_prob`` or ``scale`` is not as described.
+    """
+
+    def __init__(self, kernel_size: int, *, keep_prob: float = 0.5, scale: str = "sqrt") -> None:
+        super().__init__(kernel_size)
+        self.keep_prob, self.scale = keep_prob, scale
+
+
+class StochasticAvgPool2d(SamplesWindows, nn.AvgPool2d):
+    """Stochastic average pooling of maps: ``(N, C, H, W)`` to ``(N, C, H // kernel_size, W // kernel_size)``.
+
+    Args:
+        kernel_size: side of the window, or ``(height, width)``; windows lie side by side. None pools the whole map, to
+            ``(N, C, 1, 1)``: the place of ``nn.AdaptiveAvgPool2d(1)`` in front of a classifier.
+        keep_prob, scale: see :class:`Sampling`.
+
+    Raises:
+        ValueError: ``keep_prob`` or ``scale`` is not as described.
+    """
+
+    def __init__(
+        self, kernel_size: int | tuple[int, int] | None = None, *, keep_prob: float = 0.5, scale: str = "sqrt"
+    ) -> None:
+        super().__init__(kernel_size)  # type: ignore[arg-type]
+        self.keep_prob, self.scale = keep_prob, scale
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        if self.kernel_size is not None:
+            return super().forward(input)
+        if not self.is_sampling:
+            return F.adaptive_avg_pool2d(input, 1)
+        return _adaptive(self, input, 2, 1, lambda x: F.adaptive_avg_pool2d(x, 1))
+
+
+class StochasticAdaptiveAvgPool1d(SamplesBins, nn.AdaptiveAvgPool1d):
+    """Stochastic average pooling to a fixed size: ``(N, C, L)`` to ``(N, C, output_size)``.
+
+    Args:
+        output_size: number of bins.
+        keep_prob, scale: see :class:`Sampling`; a subset is drawn for each bin.
+
+    Raises:
+        ValueError: ``keep_prob`` or ``scale`` is not as described.
+    """
+
+    def __init__(self, output_size: int, *, keep_prob: float = 0.5, scale: str = "sqrt") -> None:
+        super().__init__(output_size)
+        self.keep_prob, self.scale = keep_prob, scale
+
+
+class StochasticAdaptiveAvgPool2d(SamplesBins, nn.AdaptiveAvgPool2d):
+    """Stochastic average pooling to a fixed size: ``(N, C, H, W)`` to ``(N, C, *output_size)``; pyramid pools.
+
+    Args:
+        output_size: side of the output, or ``(height, width)``, None in it for the size of the input.
+        keep_prob, scale: see :class:`Sampling`; a subset is drawn for each bin.
+
+    Raises:
+        ValueError: ``keep_prob`` or ``scale`` is not as described.
+    """
+
+    def __init__(
+        self, output_size: int | tuple[int | None, int | None], *, keep_prob: float = 0.5, scale: str = "sqrt"
+    ) -> None:
+        super().__init__(output_size)
+        self.keep_prob, self.scale = keep_prob, scale
+
+
+class StochasticMean(Sampling):
+    """The mean over tokens or positions, of a random subset of them: ``(N, L, C)`` to ``(N, C)`` for ``dim=1``.
+
+    Args:
+        dim: the dimensions to average over, not the first, which counts samples; ``keepdim`` keeps them with size 1.
+        keep_prob, scale: see :class:`Sampling`.
+
+    Raises:
+        ValueError: ``keep_prob`` or ``scale`` is not as described.
+    """
+
+    def __init__(
+        self, dim: int | tuple[int, ...], keepdim: bool = False, *, keep_prob: float = 0.5, scale: str = "sqrt"
+    ) -> None:
+        super().__init__()
+        self.dim, self.keepdim = dim, keepdim
+        self.keep_prob, self.scale = keep_prob, scale
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        def pool(x: torch.Tensor) -> torch.Tensor:
+            return x.mean(self.dim, self.keepdim)
+
+        return _mean(self, input, self.dim, pool) if self.is_sampling else pool(input)
+
+    def extra_repr(self) -> str:
+        return f"dim={self.dim}, keepdim={self.keepdim}, {super().extra_repr()}"
+
+
+@register_layer("stochastic-pooling/function")
+class StochasticFunction(Sampling):
+    """Stands for a pooling function, takes its arguments and returns what it returns.
+
+    Args:
+        function: a name of :attr:`FUNCTIONS`.
+        keep_prob, scale: see :class:`Sampling`.
+
+    Raises:
+        ValueError: an argument is not as described.
+    """
+
+    FUNCTIONS: ClassVar[dict[str, Callable[..., torch.Tensor]]] = {
+        name: getattr(F, name)
+        for name in (
+            *("avg_pool1d", "avg_pool2d", "avg_pool3d"),
+            *("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d"),
+        )
+    } | {"mean": torch.mean}
+
+    def __init__(self, function: str, *, keep_prob: float = 0.5, scale: str = "sqrt") -> None:
+        super().__init__()
+        if function not in self.FUNCTIONS:
+            raise ValueError(f"function: expected one of {', '.join(self.FUNCTIONS)}, found {function!r}")
+        self.function = function
+        self.keep_prob, self.scale = keep_prob, scale
+
+    @property
+    def operation_kind(self) -> Kind:
+        return Kind.MEAN if self.function == "mean" else Kind.AVG_POOL
+
+    def forward(self, input: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        function = self.FUNCTIONS[self.function]
+
+        def pool(x: torch.Tensor) -> torch.Tensor:
+            return function(x, *args, **kwargs)
+
+        if not self.is_sampling:
+            return pool(input)
+        if self.function == "mean":
+            return _mean(self, input, args[0] if args else kwargs["dim"], pool)
+        spatial_dims = int(self.function[-2])
+        if self.function.startswith("adaptive"):
+            return _adaptive(self, input, spatial_dims, args[0] if args else kwargs["output_size"], pool)
+        return _local(self, input, spatial_dims, args[0] if args else kwargs["kernel_size"], pool)
+
+    def extra_repr(self) -> str:
+        return f"{self.function}, {super().extra_repr()}"
+
+
+Pool = Callable[[torch.Tensor], torch.Tensor]
+
+
+def _mean(sampling: Sampling, x: torch.Tensor, dim: int | Sequence[int], pool: Pool) -> torch.Tensor:
+    dims = (dim,) if isinstance(dim, int) else tuple(dim)
+    window = [x.shape[d] for d in dims]
+    return pool_windows(x, pool, dims, window, sampling.keep_prob, sampling.scale)
+
+
+def _local(sampling: Sampling, x: torch.Tensor, spatial_dims: int, kernel_size: Any, pool: Pool) -> torch.Tensor:
+    window = _per_dim(kernel_size, spatial_dims)
+    if spatial_dims == 1 and (sampling.keep_prob * window[0]).is_integer():
+        return pool_sequence(x, window[0], sampling.keep_prob, sampling.scale)
+    return _windows(sampling, x, window, pool)
+
+
+def _adaptive(sampling: Sampling, x: torch.Tensor, spatial_dims: int, output_size: Any, pool: Pool) -> torch.Tensor:
+    sizes = x.shape[-spatial_dims:]
+    bins = [s if b is None else b for b, s in zip(_per_dim(output_size, spatial_dims), sizes, strict=True)]
+    if all(size % count == 0 for size, count in zip(sizes, bins, strict=True)):
+        return _windows(sampling, x, [size // count for size, count in zip(sizes, bins, strict=True)], pool)
+    return pool_bins(x, bins, sampling.keep_prob, sampling.scale)
+
+
+def _windows(sampling: Sampling, x: torch.Tensor, window: Sequence[int], pool: Pool) -> torch.Tensor:
+    spatial_dims = len(window)
+    dims, batched = range(-spatial_dims, 0), x.dim() == spatial_dims + 2
+    return pool_windows(x, pool, dims, window, sampling.keep_prob, sampling.scale, batched=batched)
+
+
+def _spatial_dims(module: nn.Module) -> int:
+    """1, 2 or 3, by the class of the pooling layer."""
+    classes = ((nn.AdaptiveAvgPool1d, nn.AvgPool1d), (nn.AdaptiveAvgPool2d, nn.AvgPool2d))
+    return next((number for number, kinds in enumerate(classes, 1) if isinstance(module, kinds)), 3)
+
+
+def _per_dim(size: Any, spatial_dims: int) -> tuple[Any, ...]:
+    given = tuple(size) if isinstance(size, (tuple, list)) else (size,)
+    return given * spatial_dims if len(given) == 1 else given

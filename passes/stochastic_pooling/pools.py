@@ -1,0 +1,151 @@
+"""Which average poolings are sampled, which are not and why, and the edits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import fx, nn
+
+from passes.stochastic_pooling.layers import Sampling
+from passes.stochastic_pooling.sampling import kept_count
+from rewriter.analysis.dropouts import drop_rate
+from rewriter.analysis.heads import find_heads, missing_heads, noise_claim
+from rewriter.analysis.naming import name_of
+from rewriter.analysis.pooling import Pooling, Role, find_poolings
+from rewriter.edit.edits import AddBehaviour, Edit
+from rewriter.edit.placement import Placement
+from rewriter.guideline import Site, Skipped
+from rewriter.reasons import Reason, Refused
+from rewriter.tracing.kinds import Kind
+from rewriter.tracing.trace import Trace
+
+FEWEST_ELEMENTS = 4
+"""A subset of fewer elements is hardly random."""
+
+_WHY = {
+    Role.HEAD: "everything on the way to the output is averaged here",
+    Role.PYRAMID: "its output is upsampled and fused again",
+    Role.LOCAL: "it down-samples the main path",
+    Role.SQUEEZE: "gates are taken too, as asked for",
+}
+
+_WHY_NOT = {
+    Role.SQUEEZE: (Reason.SQUEEZE, "its output becomes a gate; squeeze=True takes it"),
+    Role.SHORTCUT: (Reason.SHORTCUT, "it lies on the shortcut of a residual block"),
+    Role.ANTI_ALIASING: (Reason.ANTI_ALIASING, "it makes the stride of what is before it"),
+    Role.INSIDE_BRANCH: (Reason.INSIDE_BRANCH, "it lies inside a residual branch"),
+    Role.OTHER: (Reason.OUTSIDE, "it is no head, pyramid level or transition"),
+}
+
+
+def find_in_pools(trace: Trace, name: str, keep_prob: float, scale: str, squeeze: bool) -> Iterator[Site | Skipped]:
+    """A site or a reason for every average pooling that runs in training."""
+    rule = _Rule(trace, name, keep_prob, scale, squeeze)
+    poolings = find_poolings(trace.train.dataflow, trace.model)
+    if not any(pooling.role is Role.HEAD for pooling in poolings):
+        for _, reason, detail in missing_heads(trace.train.dataflow):
+            if not poolings or reason is not Reason.NO_GLOBAL_POOLING:
+                yield Skipped(name, "", Role.HEAD.value, reason, detail)
+    for same in _by_module(poolings, trace.model):
+        yield rule.decide(same)
+
+
+def _by_module(poolings: list[Pooling], model: nn.Module) -> list[list[Pooling]]:
+    """Calls of one pooling module together: they can only be changed together."""
+    groups: dict[object, list[Pooling]] = {}
+    for pooling in poolings:
+        node = pooling.node
+        key = model.get_submodule(str(node.target)) if node.op == "call_module" else node
+        groups.setdefault(key, []).append(pooling)
+    return list(groups.values())
+
+
+class _Rule:
+    def __init__(self, trace: Trace, name: str, keep_prob: float, scale: str, squeeze: bool) -> None:
+        self.name, self.keep_prob, self.scale = name, keep_prob, scale
+        self.model = trace.model
+        self.place = Placement(trace.model, trace.train)
+        self.wanted = {Role.HEAD, Role.PYRAMID, Role.LOCAL} | ({Role.SQUEEZE} if squeeze else set())
+        self.dropouts = {
+            head.pool: node
+            for head in find_heads(trace.train.dataflow)
+            for node in (*head.before, *head.after)
+            if node.meta["kind"] is Kind.DROPOUT and drop_rate(node, trace.model) > 0
+        }
+
+    def decide(self, calls: list[Pooling]) -> Site | Skipped:
+        """What to do about the calls of one pooling."""
+        for pooling in calls:
+            why_not = self._why_not(pooling)
+            if why_not is not None:
+                return self._skipped(pooling, *why_not)
+        first = calls[0]
+        try:
+            edits = self._edits(first, len(calls))
+        except Refused as refused:
+            return self._skipped(first, refused.reason, refused.detail)
+        kept, changed = kept_count(first.elements, self.keep_prob), edits[0]
+        holder = changed.path if isinstance(changed, AddBehaviour) else f"{changed.path}.{changed.name}".lstrip(".")  # type: ignore[attr-defined]
+        return Site(
+            self.name,
+            _path(first.node),
+            first.role.value,
+            f"{name_of(first.node)} averages {kept} of {first.elements} elements in training",
+            self._why(first),
+            tuple(edits),
+            f"keep_prob {self.keep_prob:g} ({holder}.keep_prob)",
+            noise_claim(first.node) if first.role is Role.HEAD else "",
+        )
+
+    def _why_not(self, pooling: Pooling) -> tuple[Reason, str] | None:
+        module, node = self._module(pooling.node), pooling.node
+        if isinstance(module, Sampling):
+            return Reason.ALREADY_DONE, f"{name_of(node)} is stochastic already, keep_prob {module.keep_prob:g}"
+        if pooling.role in _WHY_NOT and pooling.role not in self.wanted:
+            return _WHY_NOT[pooling.role]
+        if pooling.elements < FEWEST_ELEMENTS:
+            return Reason.FEW_ELEMENTS, f"it averages {pooling.elements}, fewer than {FEWEST_ELEMENTS}"
+        if not pooling.side_by_side:
+            return Reason.OVERLAPPING_WINDOWS, "its windows overlap or reach over the border"
+        if node in self.dropouts:
+            return (
+                Reason.HEAD_DROPOUT,
+                f"{name_of(self.dropouts[node])} is active here; one kind of noise at one pooling",
+            )
+        return None
+
+    def _why(self, pooling: Pooling) -> str:
+        if pooling.source.meta["kind"] is Kind.ACTIVATION and self.scale == "sqrt":
+            return f"{_WHY[pooling.role]}; its input has a mean, which sqrt shrinks in training: scale='none' does not"
+        return _WHY[pooling.role]
+
+    def _edits(self, pooling: Pooling, calls: int) -> list[Edit]:
+        node, options = pooling.node, {"keep_prob": self.keep_prob, "scale": self.scale}
+        if node.op == "call_function":
+            function = str(getattr(node.target, "__name__", ""))
+            return self.place.redirect(
+                node, "stochastic_pooling", "stochastic-pooling/function", function=function, **options
+            )
+        path, module = str(node.target), self._module(node)
+        if self.place.calls_of(path) > calls:
+            raise Refused(Reason.SHARED_MODULE, f"module {path!r} is called in places that are not to be sampled too")
+        if _has_own_forward(module) and any(size > 1 for size in node.meta["shape"][2:]):
+            raise Refused(Reason.OWN_FORWARD, f"{type(module).__name__} has a forward of its own")
+        adaptive = hasattr(module, "output_size")
+        return [AddBehaviour(path, f"stochastic-pooling/{'adaptive' if adaptive else 'local'}", options)]
+
+    def _module(self, node: fx.Node) -> nn.Module:
+        """The pooling module; of a function, the module that calls it."""
+        return self.model.get_submodule(_path(node))
+
+    def _skipped(self, pooling: Pooling, reason: Reason, detail: str) -> Skipped:
+        return Skipped(self.name, _path(pooling.node), pooling.role.value, reason, detail)
+
+
+def _path(node: fx.Node) -> str:
+    return str(node.target) if node.op == "call_module" else node.meta["owner"].path
+
+
+def _has_own_forward(module: nn.Module) -> bool:
+    defined_in = next(cls for cls in type(module).__mro__ if "forward" in cls.__dict__)
+    return not defined_in.__module__.startswith("torch.nn.")

@@ -1,0 +1,138 @@
+"""Average pooling over a random subset of what each output averages.
+
+Keeping a subset of ``k`` of ``L`` elements and averaging it is the same as zeroing the others, averaging all ``L`` and
+multiplying by ``L / k``. So wherever windows do not share elements, the pooling that is there does the averaging, on a
+masked map: its layout, data type, keepdim and flattening stay its own, and gradients reach the kept elements only.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+
+SCALES = ("sqrt", "none")
+"""``"sqrt"``: times the root of the share kept, as published; ``"none"``: the plain average of the subset."""
+
+
+def kept_count(elements: int, keep_prob: float) -> int:
+    """How many of ``elements`` are kept: the nearest whole number, at least one."""
+    return max(1, round(keep_prob * elements))
+
+
+def pool_windows(
+    x: torch.Tensor,
+    pool: Callable[[torch.Tensor], torch.Tensor],
+    dims: Sequence[int],
+    window: Sequence[int],
+    keep_prob: float,
+    scale: str,
+    *,
+    batched: bool = True,
+) -> torch.Tensor:
+    """``pool(x)`` over a random subset of each window.
+
+    Args:
+        x: the map; one subset for each window, shared by the dimensions that are not pooled.
+        pool: averages windows that lie side by side from the first element on and share no element.
+        dims: the dimensions that are pooled, ``window`` the size of a window along each.
+        keep_prob: share of the elements of a window that is kept.
+        scale: one of :data:`SCALES`.
+        batched: whether the first dimension counts samples; each has a subset of its own.
+
+    Raises:
+        ValueError: there is nothing to average.
+    """
+    elements = math.prod(window)
+    if elements == 0:
+        raise ValueError(f"expected a map with at least one position to average, found shape {tuple(x.shape)}")
+    kept = kept_count(elements, keep_prob)
+    if kept == elements:
+        return pool(x)
+    share = kept / elements
+    factor = 1 / share if scale == "none" else 1 / math.sqrt(share)
+    return pool(x.masked_fill(_dropped(x, dims, window, kept, batched), 0)) * factor
+
+
+def _dropped(x: torch.Tensor, dims: Sequence[int], window: Sequence[int], kept: int, batched: bool) -> torch.Tensor:
+    """True where an element is left out; shaped like ``x``, with 1 for dimensions that share the subset."""
+    pooled = sorted(zip((dim % x.dim() for dim in dims), window, strict=True))
+    samples = x.shape[0] if batched else 1
+    lengths = [length for _, length in pooled]
+    counts = [x.shape[dim] // length for dim, length in pooled]
+    ranks = torch.rand(samples, *counts, math.prod(lengths), device=x.device).argsort(-1)
+    side_by_side = [axis for index in range(1, 1 + len(pooled)) for axis in (index, index + len(pooled))]
+    windows = (ranks >= kept).view(samples, *counts, *lengths).permute(0, *side_by_side)
+    covered = [count * length for count, length in zip(counts, lengths, strict=True)]
+    beyond = [end for (dim, _), size in zip(pooled, covered, strict=True) for end in (x.shape[dim] - size, 0)]
+    dropped = F.pad(windows.reshape(samples, *covered), beyond[::-1])  # what no window reaches is not averaged
+    shape = [samples if batched else 1] + [1] * (x.dim() - 1)
+    for dim, _ in pooled:
+        shape[dim] = x.shape[dim]
+    return dropped.view(shape)
+
+
+def pool_bins(x: torch.Tensor, bins: Sequence[int], keep_prob: float, scale: str) -> torch.Tensor:
+    """Adaptive average pooling whose bins differ in size or share elements, over a random subset of each bin.
+
+    Args:
+        x: ``(N, C, …)`` or ``(C, …)`` with as many further dimensions as ``bins``.
+        bins: the output size.
+        keep_prob: share of the elements of a bin that is kept; the factor of ``scale`` is that of each bin.
+        scale: one of :data:`SCALES`.
+
+    Returns:
+        ``(N, C, *bins)`` or ``(C, *bins)``.
+
+    Raises:
+        ValueError: there is nothing to average.
+    """
+    sizes = x.shape[x.dim() - len(bins) :]
+    if 0 in sizes:
+        raise ValueError(f"expected a map with at least one position to average, found shape {tuple(x.shape)}")
+    inside = functools.reduce(
+        lambda a, b: (a[:, None, :, None] & b[None, :, None, :]).flatten(2).flatten(0, 1),
+        [_bins_of(size, count, x.device) for size, count in zip(sizes, bins, strict=True)],
+    )
+    elements = inside.sum(-1, dtype=torch.float32)
+    kept = (keep_prob * elements).round().clamp(min=1)
+    factor = torch.ones_like(kept) if scale == "none" else (kept / elements).sqrt()
+    values = x.flatten(x.dim() - len(bins))
+    samples = values.shape[0] if values.dim() == 3 else 1
+    keys = torch.rand(samples, *inside.shape, device=x.device).masked_fill(~inside, 2.0)
+    chosen = torch.arange(inside.shape[1], device=x.device) < kept[:, None]
+    weights = torch.zeros_like(keys).scatter(-1, keys.argsort(-1), (chosen * (factor / kept)[:, None]).expand_as(keys))
+    with torch.autocast(x.device.type, enabled=False):
+        pooled = torch.matmul(values, weights.to(values.dtype).mT)
+    return pooled.reshape(*x.shape[: -len(bins)], *bins)
+
+
+def _bins_of(size: int, count: int, device: torch.device) -> torch.Tensor:
+    """Which of ``size`` positions each of ``count`` adaptive bins averages, ``(count, size)``."""
+    position, number = torch.arange(size, device=device), torch.arange(count, device=device)[:, None]
+    return (position >= number * size // count) & (position < -(-(number + 1) * size // count))
+
+
+def pool_sequence(x: torch.Tensor, window: int, keep_prob: float, scale: str) -> torch.Tensor:
+    """The published form for one dimension: a random subset of the whole sequence, order kept, in shorter windows.
+
+    Args:
+        x: ``(N, C, L)`` or ``(C, L)``.
+        window: elements that one output averages; ``keep_prob * window`` must be a whole number.
+        keep_prob: share of the sequence that is kept.
+        scale: one of :data:`SCALES`.
+
+    Returns:
+        ``(N, C, L // window)`` or ``(C, L // window)``.
+    """
+    length = x.shape[-1] // window * window
+    shorter = round(keep_prob * window)
+    kept = length // window * shorter
+    samples = x.shape[0] if x.dim() == 3 else 1
+    chosen = torch.rand(samples, length, device=x.device).argsort(-1)[:, :kept].sort(-1).values
+    index = chosen[:, None, :].expand(-1, x.shape[-2], -1) if x.dim() == 3 else chosen.expand(x.shape[-2], -1)
+    factor = 1.0 if scale == "none" else math.sqrt(shorter / window)
+    return F.avg_pool1d(x.gather(-1, index), shorter) * factor

@@ -1,0 +1,190 @@
+"""Average poolings of a model: what each averages, and what it is there for."""
+
+from __future__ import annotations
+
+import enum
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from torch import fx, nn
+
+from rewriter.analysis.dataflow import Dataflow
+from rewriter.analysis.heads import find_heads, pooled_dims
+from rewriter.analysis.residual import find_branches, has_weight
+from rewriter.tracing.kinds import Kind
+
+
+class Role(enum.Enum):
+    """What an average pooling is there for.
+
+    HEAD: everything on the way to an output passes through it. PYRAMID: its output is upsampled again and fused.
+    SQUEEZE: its output becomes weights by which a feature map is multiplied. SHORTCUT: it lies on the shortcut of a
+    residual block. ANTI_ALIASING: it makes the stride of the convolution or max pooling before it. INSIDE_BRANCH: it
+    lies inside a residual branch, otherwise than that (token mixers, pooled attention). LOCAL: it down-samples what
+    everything on the way to an output passes through (transitions). OTHER: none of these.
+    """
+
+    HEAD = "head"
+    PYRAMID = "pyramid pool"
+    SQUEEZE = "squeeze pool"
+    SHORTCUT = "shortcut pool"
+    ANTI_ALIASING = "anti-aliasing pool"
+    INSIDE_BRANCH = "pool inside a branch"
+    LOCAL = "local pool"
+    OTHER = "pool"
+
+
+@dataclass(frozen=True, eq=False)
+class Pooling:
+    """One average pooling.
+
+    Attributes:
+        node: the operation; ``source`` what it pools.
+        role: what it is there for.
+        elements: how many elements one output averages; of bins that differ in size, the fewest.
+        side_by_side: whether its windows share no element and all are full.
+    """
+
+    node: fx.Node
+    source: fx.Node
+    role: Role
+    elements: int
+    side_by_side: bool
+
+
+def find_poolings(flow: Dataflow, model: nn.Module) -> list[Pooling]:
+    """Every average pooling over positions or tokens, in the order they ran; means over channels are none."""
+    roles = _Roles(flow, model)
+    found = []
+    for node in flow.nodes(Kind.AVG_POOL, Kind.MEAN):
+        window = _window(node, flow, model)
+        if window is not None:
+            source = flow.sources(node)[0]
+            found.append(Pooling(node, source, roles.of(node), *window))
+    return [pooling for pooling in found if pooling.role is not Role.OTHER or not _may_be_statistics(pooling)]
+
+
+def _may_be_statistics(pooling: Pooling) -> bool:
+    """Of three dimensions the reduced one may count channels: the mean of a normalisation written by hand."""
+    return pooling.node.meta["kind"] is Kind.MEAN and len(pooling.source.meta["shape"]) == 3
+
+
+def _window(node: fx.Node, flow: Dataflow, model: nn.Module) -> tuple[int, bool] | None:
+    """Elements of a window, and whether windows lie side by side; None if it is no pooling over positions."""
+    sources = flow.sources(node)
+    if len(sources) != 1 or sources[0].meta["shape"] is None or node.meta["shape"] is None:
+        return None
+    before, after = sources[0].meta["shape"], node.meta["shape"]
+    if node.meta["kind"] is Kind.MEAN:
+        dims = pooled_dims(node, len(before))
+        return None if dims is None else (math.prod(before[dim] for dim in dims), True)
+    arguments = _pooling_arguments(node, model)
+    if "kernel_size" not in arguments:  # adaptive
+        return math.prod(size // bins for size, bins in zip(before[2:], after[2:], strict=True) if bins), True
+    spatial_dims = len(before) - 2
+    kernel, stride, padding = (_per_dim(arguments[name], spatial_dims) for name in ("kernel_size", "stride", "padding"))
+    whole = not arguments["ceil_mode"] or all(s % k == 0 for s, k in zip(before[2:], kernel, strict=True))
+    one_window = all(size == 1 for size in after[2:])
+    side_by_side = (kernel == stride or one_window) and not any(padding) and whole and not arguments["divisor_override"]
+    return math.prod(kernel), side_by_side
+
+
+_ARGUMENTS = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
+_DEFAULTS = {"stride": None, "padding": 0, "ceil_mode": False, "count_include_pad": True, "divisor_override": None}
+
+
+def _pooling_arguments(node: fx.Node, model: nn.Module) -> dict[str, Any]:
+    """The arguments of a local pooling, from the module or the call; without ``kernel_size`` for an adaptive one."""
+    module = model.get_submodule(str(node.target)) if node.op == "call_module" else None
+    if module is not None and not hasattr(module, "function"):
+        given = {name: getattr(module, name) for name in _ARGUMENTS if hasattr(module, name)}
+    else:
+        name = getattr(module, "function", getattr(node.target, "__name__", ""))
+        given = {} if "adaptive" in name else dict(zip(_ARGUMENTS, node.args[1:], strict=False)) | dict(node.kwargs)
+    if given.get("stride", ()) in (None, ()):
+        given["stride"] = given.get("kernel_size")
+    return {**_DEFAULTS, **given} if given.get("kernel_size") is not None else {}
+
+
+def _per_dim(size: Any, spatial_dims: int) -> tuple[int, ...]:
+    given = tuple(size) if isinstance(size, (tuple, list)) else (size,)
+    return given * spatial_dims if len(given) == 1 else given
+
+
+class _Roles:
+    """Decides about roles; what holds for all poolings of a recording is found once."""
+
+    def __init__(self, flow: Dataflow, model: nn.Module) -> None:
+        self._flow, self._model = flow, model
+        self._heads = {head.pool for head in find_heads(flow)}
+        self._path: dict[fx.Node, Role] = {}  # of the innermost residual block around a node
+        regions = []
+        for branch in find_branches(flow, model):
+            if branch.form == "residual":
+                regions.append((branch.nodes, Role.INSIDE_BRANCH))
+                if branch.shortcut is not branch.fork:
+                    regions.append((flow.region(branch.fork, branch.shortcut), Role.SHORTCUT))
+        for nodes, role in sorted(regions, key=lambda region: len(region[0]), reverse=True):
+            self._path.update(dict.fromkeys(nodes, role))
+
+    def of(self, node: fx.Node) -> Role:
+        if node in self._heads:
+            return Role.HEAD
+        spatial = node.meta["kind"] is Kind.AVG_POOL and any(size > 1 for size in node.meta["shape"][2:])
+        if not spatial or not _pooling_arguments(node, self._model):
+            use = self._use(node)
+            if use is not None:
+                return use
+        if not spatial:
+            return Role.OTHER
+        if self._makes_a_stride(node):
+            return Role.ANTI_ALIASING
+        outputs = self._flow.sources(self._flow.output)
+        main_path = any(self._flow.dominates(node, output) for output in outputs)
+        return self._path.get(node, Role.LOCAL if main_path else Role.OTHER)
+
+    def _use(self, node: fx.Node) -> Role | None:
+        """Follow what is made of the pooling alone up to where it meets a larger map: the role it plays there."""
+        flow, made, weights, upsampled = self._flow, {node}, 0, False
+        positions = _positions(node)
+        pending = flow.users(node)
+        while pending:
+            current = min(pending, key=flow.position)
+            pending = [other for other in pending if other is not current]
+            others = [source for source in flow.sources(current) if source not in made]
+            if any(_positions(other) > positions for other in others):
+                kind = current.meta["kind"]
+                if kind is Kind.MULTIPLY and weights:
+                    return Role.SQUEEZE
+                return Role.PYRAMID if upsampled and kind in (Kind.CONCAT, Kind.ADD) else None
+            made.add(current)
+            weights += has_weight(current, flow) and not upsampled
+            upsampled |= current.meta["kind"] is Kind.INTERPOLATE
+            if weights > _MOST_WEIGHTS:
+                return None
+            pending += flow.users(current)
+        return None
+
+    def _makes_a_stride(self, node: fx.Node) -> bool:
+        """Whether the pooling down-samples what a max pooling, or inside a branch a convolution, left at full size."""
+        before = self._flow.sources(node)[0]
+        if _positions(before) <= _positions(node):
+            return False
+        if before.meta["kind"] is Kind.MAX_POOL:
+            return _positions(before) == _positions(self._flow.sources(before)[0])
+        passed = 0
+        while before.meta["kind"] in (Kind.NORM, Kind.ACTIVATION) and self._path.get(before) is Role.INSIDE_BRANCH:
+            before, passed = self._flow.sources(before)[0], passed + 1
+        inside = self._path.get(node) is self._path.get(before) is Role.INSIDE_BRANCH
+        return inside and passed > 0 and before.meta["kind"] is Kind.CONV
+
+
+_MOST_WEIGHTS = 4
+"""Weights between a pooling and where it is used as a pyramid level or gate; more are a network of their own."""
+
+
+def _positions(node: fx.Node) -> int:
+    """Positions of a map ``(N, C, …)``; 1 for a vector."""
+    shape = node.meta["shape"] or ()
+    return math.prod(shape[2:]) if len(shape) > 2 else 1
