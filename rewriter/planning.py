@@ -11,9 +11,9 @@ from typing import Any
 
 from torch import nn
 
-from rewriter.edit.classes import MethodEdit, class_name, original_class, readable_sources
+from rewriter.edit.classes import MethodEdit, adopted_source, class_name, original_class, readable_sources
 from rewriter.edit.edits import Edit, class_edits, edit_from_data, edit_to_data, find_module
-from rewriter.edit.operations import edited_text
+from rewriter.edit.operations import Adopt, edited_text
 from rewriter.errors import PlanError
 from rewriter.guideline import Contract, Site, Skipped
 from rewriter.reasons import Reason
@@ -251,7 +251,16 @@ def _method_diff(module: nn.Module, edit: MethodEdit) -> str:
         if class_name(cls) == edit.owner and edit.method in cls.__dict__:
             for source in readable_sources(cls.__dict__[edit.method]):
                 if source.digest == edit.digest:
-                    old = source.text.splitlines(keepends=True)
-                    new = edited_text(source, edit.operations).splitlines(keepends=True)
-                    return "".join(difflib.unified_diff(old, new, name, "rewritten", n=2))
+                    text = _diff(name, source.text, edited_text(source, edit.operations))
+                    for operation in edit.operations:
+                        if isinstance(operation, Adopt):
+                            helper = adopted_source(source, operation)
+                            function = f"{helper.function.__module__}.{helper.function.__qualname__}"
+                            text += _diff(function, helper.text, operation.text_of_method(helper))
+                    return text
     raise PlanError(f"{name} has another source than the plan was made for. Make a new plan.")
+
+
+def _diff(name: str, old: str, new: str) -> str:
+    lines = (old.splitlines(keepends=True), new.splitlines(keepends=True))
+    return "".join(difflib.unified_diff(*lines, name, "rewritten", n=2))

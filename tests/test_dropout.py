@@ -103,7 +103,7 @@ def test_head_without_a_compliant_place_is_left_alone_with_the_reason(
 ) -> None:
     with torch.device("meta"):
         model = timm.create_model(name, **kwargs)
-    plan = rewriter.plan(model)
+    plan = rewriter.plan(model, "dropout")
     heads = [skip for skip in plan.skipped if skip.pattern == "head"]
     assert reason in [skip.reason for skip in heads]
     assert not [site for site in plan.sites if site.pattern == "head"]
@@ -312,7 +312,7 @@ def test_a_method_that_runs_twice_in_one_forward_is_left_alone() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.block(self.block(x, 0), 1)
 
-    plan = rewriter.plan(Net(), example_inputs=torch.randn(4, 5, 8))
+    plan = rewriter.plan(Net(), "dropout", example_inputs=torch.randn(4, 5, 8))
     assert not plan.sites
     assert [skip.reason for skip in plan.skipped] == [Reason.SHARED_MODULE] * 2
 

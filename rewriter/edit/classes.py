@@ -17,7 +17,7 @@ from typing import Any
 from torch import nn
 
 from rewriter.edit import source
-from rewriter.edit.operations import Operation, edited_text
+from rewriter.edit.operations import Adopt, Operation, edited_text
 from rewriter.errors import PlanError, SourceError
 from rewriter.layers import layer_class
 
@@ -85,7 +85,8 @@ def _derive(base: type[nn.Module], edit: ClassEdit) -> type[nn.Module]:
     inserted: list[type] = []
     for method in edit.methods:
         owner = _find_owner(base, method)
-        function = _edited(owner, method)
+        function, found = _edited(owner, method)
+        namespace |= {new.__name__: new for new in _adopted(found, method)}
         first = next(cls for cls in base.__mro__ if method.method in cls.__dict__)
         if first is owner:
             namespace[method.method] = function
@@ -145,16 +146,41 @@ def _find_owner(base: type, method: MethodEdit) -> type:
     )
 
 
-def _edited(owner: type, method: MethodEdit) -> types.FunctionType:
+def _edited(owner: type, method: MethodEdit) -> tuple[types.FunctionType, source.FunctionSource]:
+    """The edited method, and the source that was edited."""
     attribute = owner.__dict__[method.method]
     for found in readable_sources(attribute):
         if found.digest == method.digest:
             new = source.re_emit(found, edited_text(found, method.operations))
-            return source.redecorate(attribute, found.function, new)
+            return source.redecorate(attribute, found.function, new), found
     raise PlanError(
         f"{method.owner}.{method.method} has another source than the plan was made for "
         "(another version of the library?). Make a new plan for this model."
     )
+
+
+def _adopted(found: source.FunctionSource, method: MethodEdit) -> Iterator[types.FunctionType]:
+    """The helper functions that become methods."""
+    for operation in method.operations:
+        if isinstance(operation, Adopt):
+            helper = adopted_source(found, operation)
+            new = source.re_emit(helper, operation.text_of_method(helper))
+            new.__name__ = operation.method
+            yield new
+
+
+def adopted_source(found: source.FunctionSource, operation: Adopt) -> source.FunctionSource:
+    """The source of the helper function that ``operation`` makes a method.
+
+    Raises:
+        PlanError: it is not the one that the operation was planned for.
+    """
+    helper = source.read_source(operation.helper(found))
+    if helper.digest != operation.digest:
+        raise PlanError(
+            f"{source.describe(helper.function)} has another source than the plan was made for. Make a new plan."
+        )
+    return helper
 
 
 def _reduce_as(cls: type[nn.Module]) -> Callable[[nn.Module, Any], Any]:

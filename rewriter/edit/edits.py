@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from rewriter.edit.classes import ClassEdit, MethodEdit, derive, is_generated
-from rewriter.edit.operations import Move, Operation, Redirect, Remove, Wrap
+from rewriter.edit.operations import Adopt, Move, Operation, Redirect, Remove, Wrap
 from rewriter.edit.source import Span
 from rewriter.errors import PlanError, RewriterError
 from rewriter.layers import layer_class
@@ -69,7 +69,7 @@ class EditMethod(Edit):
 
 
 _EDITS: dict[str, type[Edit]] = {cls.kind: cls for cls in (SetAttribute, AddModule, AddBehaviour, EditMethod)}
-_OPERATIONS: dict[str, type[Operation]] = {cls.kind: cls for cls in (Move, Remove, Wrap, Redirect)}
+_OPERATIONS: dict[str, type[Operation]] = {cls.kind: cls for cls in (Move, Remove, Wrap, Redirect, Adopt)}
 
 
 def class_edits(edits: Sequence[Edit]) -> dict[str, ClassEdit]:
@@ -176,11 +176,17 @@ def edit_to_data(edit: Edit) -> dict[str, Any]:
     """JSON-ready form of an edit."""
     data = {"kind": edit.kind, **asdict(edit)}
     if isinstance(edit, EditMethod):
-        operation = {"kind": edit.operation.kind, **asdict(edit.operation)}
-        for name in ("call", "target"):
-            if name in operation:
-                operation[name] = list(operation[name].values())
-        data["operation"] = operation
+        data["operation"] = _operation_to_data(edit.operation)
+    return data
+
+
+def _operation_to_data(operation: Operation) -> dict[str, Any]:
+    data: dict[str, Any] = {"kind": operation.kind}
+    for name in (f.name for f in fields(operation)):
+        value = getattr(operation, name)
+        if isinstance(value, Span):
+            value = [value.line, value.column, value.end_line, value.end_column]
+        data[name] = _operation_to_data(value) if isinstance(value, Operation) else value
     return data
 
 
@@ -206,6 +212,8 @@ def _operation_from_data(data: Any) -> Operation:
         span = values.get(name)
         if isinstance(span, list) and len(span) == 4 and all(type(v) is int for v in span):
             values[name] = Span(*span)
+    if cls is Adopt:
+        values["change"] = _operation_from_data(values.get("change"))
     if cls is None or not _fits(cls, values):
         raise PlanError(f"the plan is damaged: not an operation: {data!r}")
     return cls(**values)
@@ -215,6 +223,7 @@ _FIELD_TYPES: dict[str, tuple[type, ...]] = {
     "options": (dict,),
     "references": (dict,),
     "operation": (Operation,),
+    "change": (Redirect,),
     "call": (Span,),
     "target": (Span,),
     "operand": (int,),

@@ -1,4 +1,4 @@
-"""What can be done to the source of a method: move, remove or redirect a call, wrap an operand.
+"""What can be done to the source of a method: move, remove or redirect a call, wrap an operand, adopt a helper.
 
 Each operation names expressions by their place and yields splices of text. They hold no code of their own: what they
 move is text of the user's method, and what they add is a call of a submodule. So a plan read from a file cannot bring
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import re
+import types
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -77,7 +78,7 @@ class Wrap(Operation):
     module: str
 
     def splices(self, source: FunctionSource) -> Iterator[Splice]:
-        yield from _around(source, self.call, self.operand, f"{_submodule(source, self.module)}(", ")")
+        yield from _around(source, self.call, self.operand, f"{_submodule(_receiver_name(source), self.module)}(", ")")
 
 
 @dataclass(frozen=True)
@@ -88,9 +89,13 @@ class Redirect(Operation):
     module: str
 
     def splices(self, source: FunctionSource) -> Iterator[Splice]:
+        yield from self.splices_for(source, _receiver_name(source))
+
+    def splices_for(self, source: FunctionSource, receiver: str) -> Iterator[Splice]:
+        """The changes, where ``receiver`` names the module that has the submodule."""
         node, operand = _call_and_operand(source, self.call, self.operand)
         (start, stop), (inner_start, inner_stop) = offsets(source, node), offsets(source, operand)
-        called = _submodule(source, self.module)
+        called = _submodule(receiver, self.module)
         if self.operand != RECEIVER:
             yield Splice(start, offsets(source, node.func)[1], called)
             return
@@ -99,6 +104,54 @@ class Redirect(Operation):
         yield Splice(start, inner_start, f"{called}(" if bare else f"{called}((")
         separator = ", " if arguments else ")"
         yield Splice(inner_stop, min(arguments, default=stop), separator if bare else f"){separator}")
+
+
+@dataclass(frozen=True)
+class Adopt(Operation):
+    """Make a helper function that the method calls a method of its own, with a change in it.
+
+    ``pool(x)`` becomes ``self.pool(x)``; the new method is the text of the function after ``change``.
+
+    Attributes:
+        method: name of the new method.
+        digest: of the function's source that the change was planned for.
+        change: what is done to the function.
+    """
+
+    kind: ClassVar[str] = "adopt"
+    method: str
+    digest: str
+    change: Redirect
+
+    def splices(self, source: FunctionSource) -> Iterator[Splice]:
+        node = source.find(self.call)
+        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
+            raise SourceError(f"`{source.segment(self.call)}` is not a call of a function by its name")
+        yield Splice(*offsets(source, node.func), _submodule(_receiver_name(source), self.method))
+
+    def helper(self, source: FunctionSource) -> types.FunctionType:
+        """The function that the method ``source`` calls.
+
+        Raises:
+            SourceError: the name is none of a Python function.
+        """
+        node = source.find(self.call)
+        name = node.func.id if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) else ""
+        found = source.function.__globals__.get(name)
+        if not isinstance(found, types.FunctionType):
+            raise SourceError(f"{describe(source.function)}: `{source.segment(self.call)}` calls no Python function")
+        return found
+
+    def text_of_method(self, helper: FunctionSource) -> str:
+        """The text of the new method."""
+        names = {node.id for node in ast.walk(helper.tree) if isinstance(node, ast.Name)}
+        receiver = "self" if "self" not in names | _local_names(helper) else "the_module"
+        first = next(iter((*helper.tree.args.posonlyargs, *helper.tree.args.args)), None)
+        if first is None:
+            raise SourceError(f"{describe(helper.function)} has no positional parameter")
+        start = offsets(helper, first)[0]
+        changes = [Splice(start, start, f"{receiver}, "), *self.change.splices_for(helper, receiver)]
+        return splice(helper.text, changes)
 
 
 @dataclass(frozen=True)
@@ -346,14 +399,19 @@ def _around(source: FunctionSource, target: Span, operand: int, before: str, aft
     yield Splice(stop, stop, after)
 
 
-def _submodule(source: FunctionSource, path: str) -> str:
-    """The expression for a submodule of the module that the method belongs to."""
+def _submodule(receiver: str, path: str) -> str:
+    """The expression for what the module called ``receiver`` has at ``path``."""
     if not _ATTRIBUTE_PATH.fullmatch(path):
         raise PlanError(f"{path!r} is not a path of attributes")
+    return f"{receiver}.{path}"
+
+
+def _receiver_name(source: FunctionSource) -> str:
+    """What a method calls the module that it belongs to."""
     receiver = _receiver(source)
     if receiver is None:
         raise SourceError(f"{describe(source.function)}: it has no parameter for the module that it belongs to")
-    return f"{receiver.arg}.{path}"
+    return receiver.arg
 
 
 def _is_bare(operand: ast.expr) -> bool:

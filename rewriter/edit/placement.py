@@ -7,10 +7,11 @@ decided whether that is a change of one module's class or of the source of the m
 from __future__ import annotations
 
 import ast
+import itertools
 import types
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -20,8 +21,8 @@ from torch import fx, nn
 from rewriter.analysis.residual import PASS_THROUGH
 from rewriter.edit.classes import class_name, method_source
 from rewriter.edit.edits import AddBehaviour, AddModule, Edit, EditMethod
-from rewriter.edit.operations import RECEIVER, Move, Redirect, Remove, Wrap, operands, why_not_movable
-from rewriter.edit.source import FunctionSource, Span, code_span
+from rewriter.edit.operations import RECEIVER, Adopt, Move, Operation, Redirect, Remove, Wrap, operands, why_not_movable
+from rewriter.edit.source import FunctionSource, Span, code_span, read_source
 from rewriter.errors import SourceError
 from rewriter.reasons import Reason, Refused
 from rewriter.tracing.frames import Frame
@@ -67,6 +68,7 @@ class Placement:
         self._model = model
         self._recording = recording
         self._flow = recording.dataflow
+        self._given: set[tuple[str, str]] = set()
 
     def move_before(self, call: fx.Node, consumer: fx.Node, operand: fx.Node) -> list[Edit]:
         """Move the call ``call`` so that it is applied to ``operand`` where ``consumer`` reads it.
@@ -128,28 +130,59 @@ class Placement:
     def redirect(self, call: fx.Node, name: str, layer: str, **options: Any) -> list[Edit]:
         """Let a new layer stand for the function of the call ``call``; it gets the arguments as they are written.
 
+        Where a helper function makes the call, the method that calls the helper gets a copy of it as a method.
+
         Raises:
-            Refused: the call is made in a loop, by a helper function, or in a method without source.
+            Refused: the call is made in a loop, by nested helper functions, or in code without source.
         """
-        where = next(p for p in positions(call) if p.direct)
+        found = positions(call)
+        where, outer = next(found), next(found, None)
         self._refuse_repeated(where, call)
-        expression = self._expression(where)
+        try:
+            expression = self._expression(where)
+            child = self.free_name(expression.path, name)
+            operation: Operation = self._redirection(where, expression, call, child)
+        except Refused as refused:
+            if refused.reason is not Reason.HELPER_FUNCTION or outer is None or outer.call is not where.call:
+                raise
+            self._refuse_repeated(outer, call)
+            expression = self._expression(outer)
+            child = self.free_name(expression.path, name)
+            operation = self._adoption(where, expression, call, child)
+        return [AddModule(expression.path, child, layer, options), expression.edit(operation)]
+
+    def _redirection(self, where: Position, expression: Expression, call: fx.Node, child: str) -> Redirect:
         number = self._operand_number(where, expression, call, call.all_input_nodes[0])
-        child = self.free_name(expression.path, name)
-        return [
-            AddModule(expression.path, child, layer, options),
-            expression.edit(Redirect(expression.span, number, child)),
-        ]
+        return Redirect(expression.span, number, child)
+
+    def _adoption(self, where: Position, expression: Expression, call: fx.Node, child: str) -> Adopt:
+        """Redirect the call inside the helper function that ``expression`` calls."""
+        code = where.frame.code
+        method = self.free_name(expression.path, code.co_name)
+        try:
+            adopt = Adopt(expression.span, 0, method, "", Redirect(expression.span, 0, child))
+            helper = adopt.helper(expression.source)
+            if helper.__code__ is not code:
+                raise SourceError(f"the operation is issued by the function {code.co_qualname}, which is decorated")
+            source = read_source(helper)
+            inside = _expression_at(expression.path, type(None), code.co_name, source, where.frame)
+            adopt = replace(adopt, digest=source.digest, change=self._redirection(where, inside, call, child))
+            adopt.text_of_method(source)
+            return adopt
+        except SourceError as error:
+            raise Refused(Reason.HELPER_FUNCTION, str(error)) from error
 
     def calls_of(self, path: str) -> int:
         """How often the module at ``path`` was called, under any of its names."""
         return self._calls[id(self._model.get_submodule(path))]
 
     def free_name(self, path: str, name: str) -> str:
-        """``name``, or ``name_1``, …: the first that the module at ``path`` does not use."""
+        """``name``, or ``name_1``, …: the first that the module at ``path`` does not use and that was not given yet."""
         module = self._model.get_submodule(path)
-        candidates = (name, *(f"{name}_{index}" for index in range(1, 100)))
-        return next(candidate for candidate in candidates if not hasattr(module, candidate))
+        candidates = itertools.chain([name], (f"{name}_{index}" for index in itertools.count(1)))
+        free = next(c for c in candidates if not hasattr(module, c) and (path, c) not in self._given)
+        self._given.add((path, free))
+        return free
 
     @cached_property
     def _calls(self) -> Counter[int]:
@@ -197,11 +230,7 @@ class Placement:
                 raise Refused(
                     Reason.HELPER_FUNCTION, f"the operation is issued by the function {frame.code.co_qualname}"
                 )
-            owner, method, source = found
-            span = code_span(frame.code, frame.instruction, source.first_line)
-            if span is None:
-                raise Refused(Reason.NO_SOURCE, "Python runs without column positions (-X no_debug_ranges)")
-            return Expression(path, owner, method, source, span, source.find(span))
+            return _expression_at(path, *found, frame)
         except SourceError as error:
             raise Refused(Reason.NO_SOURCE, str(error)) from error
 
@@ -233,6 +262,13 @@ class Placement:
         while node.meta["kind"] in PASS_THROUGH and len(sources := self._flow.sources(node)) == 1:
             node = sources[0]
             yield node
+
+
+def _expression_at(path: str, owner: type, method: str, source: FunctionSource, frame: Frame) -> Expression:
+    span = code_span(frame.code, frame.instruction, source.first_line)
+    if span is None:
+        raise Refused(Reason.NO_SOURCE, "Python runs without column positions (-X no_debug_ranges)")
+    return Expression(path, owner, method, source, span, source.find(span))
 
 
 def positions(node: fx.Node) -> Iterator[Position]:
