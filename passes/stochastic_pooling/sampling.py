@@ -54,25 +54,25 @@ def pool_windows(
         return pool(x)
     share = kept / elements
     factor = 1 / share if scale == "none" else 1 / math.sqrt(share)
-    return pool(x.masked_fill(_dropped(x, dims, window, kept, batched), 0)) * factor
+    return pool(torch.where(_kept(x, dims, window, kept, batched), x, 0)) * factor
 
 
-def _dropped(x: torch.Tensor, dims: Sequence[int], window: Sequence[int], kept: int, batched: bool) -> torch.Tensor:
-    """True where an element is left out; shaped like ``x``, with 1 for dimensions that share the subset."""
+def _kept(x: torch.Tensor, dims: Sequence[int], window: Sequence[int], kept: int, batched: bool) -> torch.Tensor:
+    """True where an element is averaged; shaped like ``x``, with 1 for dimensions that share the subset."""
     pooled = sorted(zip((dim % x.dim() for dim in dims), window, strict=True))
     samples = x.shape[0] if batched else 1
     lengths = [length for _, length in pooled]
     counts = [x.shape[dim] // length for dim, length in pooled]
     ranks = torch.rand(samples, *counts, math.prod(lengths), device=x.device).argsort(-1)
     side_by_side = [axis for index in range(1, 1 + len(pooled)) for axis in (index, index + len(pooled))]
-    windows = (ranks >= kept).view(samples, *counts, *lengths).permute(0, *side_by_side)
+    windows = (ranks < kept).view(samples, *counts, *lengths).permute(0, *side_by_side)
     covered = [count * length for count, length in zip(counts, lengths, strict=True)]
     beyond = [end for (dim, _), size in zip(pooled, covered, strict=True) for end in (x.shape[dim] - size, 0)]
-    dropped = F.pad(windows.reshape(samples, *covered), beyond[::-1])  # what no window reaches is not averaged
+    averaged = F.pad(windows.reshape(samples, *covered), beyond[::-1])  # what no window reaches is not averaged
     shape = [samples if batched else 1] + [1] * (x.dim() - 1)
     for dim, _ in pooled:
         shape[dim] = x.shape[dim]
-    return dropped.view(shape)
+    return averaged.view(shape)
 
 
 def pool_bins(x: torch.Tensor, bins: Sequence[int], keep_prob: float, scale: str) -> torch.Tensor:
