@@ -306,8 +306,8 @@ def test_compiles_as_one_graph(form: Form) -> None:
     torch._dynamo.reset()
     pool = form.make(keep_prob=0.5)
     compiled = torch.compile(pool, fullgraph=True, backend="aot_eager")
-    x = form.input()
-    for x in (x, torch.cat([x, x]), torch.cat([x, x], dim=2 if form.channels == 1 else 1)):
+    first = form.input()
+    for x in (first, torch.cat([first, first]), torch.cat([first, first], dim=2 if form.channels == 1 else 1)):
         for training in (True, False):
             pool.train(training)
             torch.manual_seed(1)

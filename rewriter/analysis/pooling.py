@@ -174,11 +174,14 @@ class _Roles:
         if before.meta["kind"] is Kind.MAX_POOL:
             return _positions(before) == _positions(self._flow.sources(before)[0])
         passed = 0
-        while before.meta["kind"] in (Kind.NORM, Kind.ACTIVATION) and self._path.get(before) is Role.INSIDE_BRANCH:
+        while before.meta["kind"] in _BETWEEN and self._path.get(before) is Role.INSIDE_BRANCH:
             before, passed = self._flow.sources(before)[0], passed + 1
         inside = self._path.get(node) is self._path.get(before) is Role.INSIDE_BRANCH
         return inside and passed > 0 and before.meta["kind"] is Kind.CONV
 
+
+_BETWEEN = frozenset({Kind.NORM, Kind.ACTIVATION, Kind.DROPOUT, Kind.IDENTITY})
+"""What lies between a convolution and the pooling that makes its stride."""
 
 _MOST_WEIGHTS = 4
 """Weights between a pooling and where it is used as a pyramid level or gate; more are a network of their own."""

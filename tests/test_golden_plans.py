@@ -1,0 +1,92 @@
+"""Golden plans: what each pass finds in well-known architectures, as text.
+
+``REWRITER_UPDATE_GOLDEN=1 pytest tests/test_golden_plans.py`` writes them anew; read the difference before committing.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+
+import model_zoo
+import rewriter
+from passes import Dropout, StochasticPooling
+
+GOLDEN = Path(__file__).parent / "golden"
+DROPS = {"drop_rate": 0.2, "drop_path_rate": 0.1}
+
+
+class Case(NamedTuple):
+    """A model and the passes that are planned for it."""
+
+    name: str
+    options: Any = MappingProxyType({})
+    passes: tuple[Any, ...] = (Dropout(),)
+
+
+SAMPLED = (StochasticPooling(),)
+
+CASES = {
+    "dropout/resnet50": Case("resnet50", DROPS),
+    "dropout/resnetv2_50": Case("resnetv2_50", DROPS),
+    "dropout/resnetv2_50-inserted": Case("resnetv2_50", {}, (Dropout(p=0.1),)),
+    "dropout/densenet121": Case("densenet121", {"drop_rate": 0.2, "proj_drop_rate": 0.1}),
+    "dropout/efficientnet_b0": Case("efficientnet_b0", DROPS),
+    "dropout/mobilenetv3_large_100": Case("mobilenetv3_large_100", DROPS),
+    "dropout/convnext_tiny": Case("convnext_tiny", DROPS),
+    "dropout/vit_small-token": Case("vit_small_patch16_224", {**DROPS, "proj_drop_rate": 0.1, "attn_drop_rate": 0.1}),
+    "dropout/vit_small-avg": Case("vit_small_patch16_224", {**DROPS, "global_pool": "avg"}),
+    "dropout/swin_tiny": Case("swin_tiny_patch4_window7_224", {**DROPS, "proj_drop_rate": 0.1}),
+    "dropout/regnety_008": Case("regnety_008", DROPS),
+    "dropout/wide_resnet50_2": Case("wide_resnet50_2", DROPS),
+    "dropout/torchvision-resnet18": Case("torchvision:resnet18", {}, (Dropout(p=0.1),)),
+    "dropout/torchvision-densenet121": Case("torchvision:densenet121", {"drop_rate": 0.2}),
+    "dropout/torchvision-mobilenet_v2": Case("torchvision:mobilenet_v2"),
+    "stochastic-pooling/resnet50": Case("resnet50", {}, SAMPLED),
+    "stochastic-pooling/resnet50d": Case("resnet50d", {}, SAMPLED),
+    "stochastic-pooling/resnetaa50": Case("resnetaa50", {}, SAMPLED),
+    "stochastic-pooling/resnet50-head-dropout": Case("resnet50", DROPS, SAMPLED),
+    "stochastic-pooling/resnetv2_50-both": Case("resnetv2_50", {}, (Dropout(p=0.1), *SAMPLED)),
+    "stochastic-pooling/seresnet50": Case("seresnet50", {}, SAMPLED),
+    "stochastic-pooling/seresnet50-squeeze": Case("seresnet50", {}, (StochasticPooling(squeeze=True),)),
+    "stochastic-pooling/densenet121": Case("densenet121", {}, SAMPLED),
+    "stochastic-pooling/convnext_tiny": Case("convnext_tiny", {}, SAMPLED),
+    "stochastic-pooling/efficientnet_b0": Case("efficientnet_b0", {}, SAMPLED),
+    "stochastic-pooling/mobilenetv3_large_100": Case("mobilenetv3_large_100", {}, SAMPLED),
+    "stochastic-pooling/poolformer_s12": Case("poolformer_s12", {}, SAMPLED),
+    "stochastic-pooling/inception_v3": Case("inception_v3", {}, SAMPLED),
+    "stochastic-pooling/swin_tiny": Case("swin_tiny_patch4_window7_224", {}, SAMPLED),
+    "stochastic-pooling/vit_small-token": Case("vit_small_patch16_224", {}, SAMPLED),
+    "stochastic-pooling/vit_small-avg": Case("vit_small_patch16_224", {"global_pool": "avg"}, SAMPLED),
+    "stochastic-pooling/torchvision-mobilenet_v2": Case(
+        "torchvision:mobilenet_v2", {}, (StochasticPooling(scale="none"),)
+    ),
+    "stochastic-pooling/torchvision-densenet121": Case("torchvision:densenet121", {}, SAMPLED),
+    "stochastic-pooling/torchvision-shufflenet_v2_x1_0": Case("torchvision:shufflenet_v2_x1_0", {}, SAMPLED),
+    "stochastic-pooling/torchvision-vgg11": Case("torchvision:vgg11", {}, SAMPLED),
+    "stochastic-pooling/torchvision-deeplabv3_resnet50": Case("torchvision:deeplabv3_resnet50", {}, SAMPLED),
+    "stochastic-pooling/torchvision-lraspp_mobilenet_v3_large": Case(
+        "torchvision:lraspp_mobilenet_v3_large", {}, SAMPLED
+    ),
+    "stochastic-pooling/smp-pspnet": Case("smp:pspnet-resnet18", {}, SAMPLED),
+    "stochastic-pooling/smp-upernet": Case("smp:upernet-resnet18", {}, SAMPLED),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_plan_reads_as_written_down(case: str) -> None:
+    name, options, passes = CASES[case]
+    with torch.device("meta"):
+        model = model_zoo.create(name, **options).model
+    plan = rewriter.plan(model, passes, input_size=224)
+    text = f"{plan}\n\n{plan.diff(model)}".rstrip() + "\n"
+    golden = GOLDEN / f"{case}.txt"
+    if os.environ.get("REWRITER_UPDATE_GOLDEN"):
+        golden.parent.mkdir(parents=True, exist_ok=True)
+        golden.write_text(text)
+    assert text == golden.read_text()
