@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import functools
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +31,26 @@ def create(family: str, **kwargs: Any) -> nn.Module:
     raise AssertionError(f"{FAMILIES[family]} cannot be created")
 
 
-@functools.lru_cache(maxsize=1)
 def created(family: str) -> nn.Module:
-    """The family's model with weights, made once for the tests that follow each other on it."""
+    """The family's model with weights."""
     torch.manual_seed(0)
     return create(family, **SHRUNK.get(family, {}))
+
+
+@contextlib.contextmanager
+def no_dropout(model: nn.Module) -> Iterator[None]:
+    """With every drop rate 0."""
+    rates = [
+        (module, name, value)
+        for module in model.modules()
+        for name in ("p", "drop_rate")
+        if isinstance(value := module.__dict__.get(name), float)
+    ]
+    for module, name, _ in rates:
+        setattr(module, name, 0.0)
+    yield
+    for module, name, value in rates:
+        setattr(module, name, value)
 
 
 def runs(model: nn.Module, size: int) -> bool:

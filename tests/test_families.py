@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES, create, created, small_inputs
+from families import FAMILIES, create, created, no_dropout, small_inputs
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
 import rewriter
-from passes import Dropout
+from passes import Dropout, StochasticPooling
 from rewriter.inputs import Inputs, tensors_in
 from rewriter.skeleton import meta_twin, skeleton
 from rewriter.testing import behaviour, check_contract, differences, null_rewrite
@@ -32,10 +32,15 @@ def test_every_family_traces_on_meta_in_both_modes(family: str) -> None:
         assert not [node for node in recording.graph.nodes if node.meta["kind"] == "opaque"]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_re_emitting_every_method_changes_nothing(family: str) -> None:
-    model = created(family)
-    inputs = small_inputs(model)
+@pytest.fixture(scope="module", params=FAMILIES)
+def subject(request: pytest.FixtureRequest) -> tuple[nn.Module, Inputs]:
+    """A family's model with weights and what it is run on, made once for the tests below."""
+    model = created(request.param)
+    return model, small_inputs(model)
+
+
+def test_re_emitting_every_method_changes_nothing(subject: tuple[nn.Module, Inputs]) -> None:
+    model, inputs = subject
     rewritten = null_rewrite(model)
     assert type(rewritten) is not type(model) and isinstance(rewritten, type(model))
     assert list(rewritten.state_dict()) == list(model.state_dict())
@@ -45,11 +50,15 @@ def test_re_emitting_every_method_changes_nothing(family: str) -> None:
     _switch_and_compare(model, rewritten, inputs)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_dropout_keeps_its_contract(family: str) -> None:
-    model = created(family)
-    inputs = small_inputs(model)
+def test_dropout_keeps_its_contract(subject: tuple[nn.Module, Inputs]) -> None:
+    model, inputs = subject
     check_contract(model, [Dropout(p=0.1)], example_inputs=inputs.args)
+
+
+def test_stochastic_pooling_keeps_its_contract(subject: tuple[nn.Module, Inputs]) -> None:
+    model, inputs = subject
+    with no_dropout(model):
+        check_contract(model, [StochasticPooling(squeeze=True)], example_inputs=inputs.args)
 
 
 def assert_same(first: nn.Module, second: nn.Module, inputs: Inputs, training: bool) -> None:
