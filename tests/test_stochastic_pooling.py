@@ -133,6 +133,13 @@ class TestDropoutAtTheSamePooling:
         plan = rewriter.plan(timm_model("resnet10t", drop_rate=0.0))
         assert [site.pass_name for site in plan.sites] == ["stochastic-pooling"]
 
+    @pytest.mark.parametrize("name", ["test_convnext", "pvt_v2_b0", "levit_128s", "swin_tiny_patch4_window7_224"])
+    def test_dropout_that_is_switched_off_moves_and_the_pooling_is_sampled(self, name: str) -> None:
+        model = timm_model(name, num_classes=5)
+        rewritten = check_contract(model, [Dropout(), StochasticPooling()])
+        heads = [site for site in rewriter.report(rewritten).applied if site.pattern == "head"]
+        assert [site.pass_name for site in heads] == ["dropout", "stochastic-pooling"]
+
     def test_a_later_rewrite_does_not_put_dropout_where_sampling_acts(self) -> None:
         model = rewriter.rewrite(timm_model("resnet10t"), SAMPLED, input_size=64)
         plan = rewriter.plan(model, [Dropout(p=0.1)], input_size=64)

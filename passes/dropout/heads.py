@@ -63,7 +63,14 @@ def _clear_after_pooling(
         actions.append(f"remove {name_of(node)}")
     path = after[0].meta["owner"].path
     return Site(
-        drops.name, path, PATTERN, ", ".join(actions), WHY, tuple(edits), drops.rate_at(kept, p), noise_claim(head.pool)
+        drops.name,
+        path,
+        PATTERN,
+        ", ".join(actions),
+        WHY,
+        tuple(edits),
+        drops.rate_at(kept, p),
+        _claim(drops, head, kept, p),
     )
 
 
@@ -72,7 +79,7 @@ def _already_before_pooling(drops: Drops, head: Head, node: fx.Node, p: float | 
     if edits:
         action = f"set the rate of {name_of(node)} to {p:g}"
         return Site(
-            drops.name, path, PATTERN, action, WHY, tuple(edits), drops.rate_at(node, p), noise_claim(head.pool)
+            drops.name, path, PATTERN, action, WHY, tuple(edits), drops.rate_at(node, p), _claim(drops, head, node, p)
         )
     return Skipped(drops.name, path, PATTERN, Reason.ALREADY_DONE, f"{name_of(node)} is before {_where(head)}")
 
@@ -83,6 +90,12 @@ def _insert(drops: Drops, head: Head, p: float) -> Site:
     return Site(
         drops.name, path, PATTERN, action, WHY, tuple(edits), drops.inserted_rate_at(edits), noise_claim(head.pool)
     )
+
+
+def _claim(drops: Drops, head: Head, dropout: fx.Node, p: float | None) -> str:
+    """A dropout that is switched off leaves the pooling free for others."""
+    active = drops.rate(dropout) > 0 or drops.switch_on(dropout, p)
+    return noise_claim(head.pool) if active else ""
 
 
 def _where(head: Head) -> str:

@@ -101,7 +101,8 @@ class Redirect(Operation):
             return
         arguments = [offsets(source, argument)[0] for argument in (*node.args, *node.keywords)]
         bare = _is_bare(operand)
-        yield Splice(start, inner_start, f"{called}(" if bare else f"{called}((")
+        # what other operations put around the operand belongs inside the call
+        yield Splice(start, inner_start, f"{called}(" if bare else f"{called}((", order=-1)
         separator = ", " if arguments else ")"
         yield Splice(inner_stop, min(arguments, default=stop), separator if bare else f"){separator}")
 
