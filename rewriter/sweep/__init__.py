@@ -10,6 +10,6 @@
 
 from rewriter.sweep.request import Request
 from rewriter.sweep.row import Row, Status
-from rewriter.sweep.run import Sweep, run, select
+from rewriter.sweep.runner import Sweep, run, select
 
 __all__ = ["Request", "Row", "Status", "Sweep", "run", "select"]

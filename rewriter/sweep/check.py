@@ -202,7 +202,5 @@ def _differences(before: dict[str, tuple[Any, ...]], after: dict[str, tuple[Any,
         if old is None or new is None:
             found.append(f"{path or '(root)'} {'is new' if old is None else 'is gone'}")
         else:
-            found += [
-                f"{part} of {path or '(root)'}" for part, a, b in zip(parts, old, new, strict=True) if a != b
-            ]
+            found += [f"{part} of {path or '(root)'}" for part, a, b in zip(parts, old, new, strict=True) if a != b]
     return found

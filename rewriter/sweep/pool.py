@@ -12,7 +12,7 @@ import sys
 import tempfile
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import Any
 
 from rewriter.errors import SweepError
@@ -47,7 +47,7 @@ class Pool:
         self._workers: list[_Worker] = []
         self._stopped = threading.Event()
 
-    def ask(self, names: Sequence[str]) -> Iterator[str | Row]:
+    def ask(self, names: Sequence[str]) -> Generator[str | Row, None, None]:
         """A name when its check begins, its row when that has ended; every process is gone when the iterator is.
 
         Raises:
@@ -57,8 +57,7 @@ class Pool:
         events: queue.SimpleQueue[str | Row | Exception | None] = queue.SimpleQueue()
         self._workers = [_Worker(self._command, self._request) for _ in range(min(self._jobs, len(names)))]
         threads = [
-            threading.Thread(target=self._feed, args=(worker, waiting, events), daemon=True)
-            for worker in self._workers
+            threading.Thread(target=self._feed, args=(worker, waiting, events), daemon=True) for worker in self._workers
         ]
         try:
             for thread in threads:

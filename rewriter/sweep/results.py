@@ -45,8 +45,8 @@ class ResultFile:
         try:
             content = path.read_bytes() if path.exists() else b""
             whole = content[: content.rfind(b"\n") + 1]
-            known = whole.startswith(_START) or (not whole and (_START.startswith(content) or content.startswith(_START)))
-            if not known:
+            half_header = not whole and (_START.startswith(content) or content.startswith(_START))
+            if not whole.startswith(_START) and not half_header:
                 raise SweepError(f"{path} is not the result of a sweep. Give another file with -o.")
             lines = [] if restart else whole.splitlines()
             if lines:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rewriter.sweep.row import Row
-from rewriter.sweep.run import Sweep
+from rewriter.sweep.runner import Sweep
 
 _HEADINGS = ("model", "class", "parameters", "status", "traced", "passes", "verified", "undo", "ms", "MB")
 
