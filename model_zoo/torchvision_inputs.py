@@ -61,9 +61,8 @@ def _detection(model: Any, metadata: Mapping[str, Any], given: Mapping[str, Any]
 
 
 def _video(model: Any, metadata: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[Any, ...]:
-    height, width = given.get("spatial_size") or (max(_SIDE, side) for side in metadata["min_size"])
-    frames = given.get("temporal_size") or max(_FRAMES, metadata.get("min_temporal_size", 1))
-    return (_noise(_BATCH, 3, int(frames), int(height), int(width)),)
+    height, width = (max(_SIDE, side) for side in metadata["min_size"])
+    return (_noise(_BATCH, 3, max(_FRAMES, metadata.get("min_temporal_size", 1)), height, width),)
 
 
 def _optical_flow(model: Any, metadata: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[Any, ...]:
