@@ -96,7 +96,10 @@ def sweep_command(
             if markdown is not None:
                 from rewriter.sweep.table import markdown as as_markdown
 
-                markdown.write_text(as_markdown(done), encoding="utf-8")
+                try:
+                    markdown.write_text(as_markdown(done), encoding="utf-8")
+                except OSError as error:
+                    raise SweepError(f"{markdown} cannot be written: {error.strerror}") from error
         if as_json:
             print(json.dumps(done.to_data(), indent=2))
         else:
@@ -131,7 +134,7 @@ def _progress(names: list[str], output: Path | None) -> Iterator[Any]:
         nonlocal done
         done += 1
         bar.advance(task)
-        if not row.ok:
+        if not row.ok and console.is_terminal:
             bar.console.print(Text(f"{row.name}: {row.status}: {row.error}", "yellow"))
 
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:

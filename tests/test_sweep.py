@@ -355,6 +355,16 @@ class TestResultFile:
             ResultFile(path, requested(), restart=True)
         assert path.read_text() == "dear diary"
 
+    @pytest.mark.skipif(os.name != "posix", reason="locks of files")
+    def test_two_at_once(self, kept: Path) -> None:
+        with (
+            ResultFile(kept, requested()),
+            pytest.raises(rewriter.SweepError, match="another sweep writes to"),
+        ):
+            ResultFile(kept, requested(), restart=True)
+        with ResultFile(kept, requested()) as file:
+            assert list(file.rows) == NAMES
+
     def test_no_such_directory(self, tmp_path: Path) -> None:
         for option in ("-o", "--markdown"):
             done = run("test_vit", option, str(tmp_path / "none" / "file"))
@@ -377,14 +387,14 @@ class TestOutput:
             assert expected in words
 
     def test_rows_that_are_not_ok(self, kept: Path) -> None:
-        bad = sweep.Row("resnet18", Status.DIED, "signal SIGSEGV")
+        bad = sweep.Row("resnet26", Status.DIED, "signal SIGSEGV")
         with ResultFile(kept, requested()) as file:
             file.append(bad)
-        arguments = ("resnet18", *NAMES, "--pass", "dropout:p=0.1", "-o", str(kept))
+        arguments = ("resnet26", *NAMES, "--pass", "dropout:p=0.1", "-o", str(kept))
         done = run(*arguments, "--markdown", f"{kept}.md")
         assert done.exit_code == 1
-        assert "resnet18  died\n  signal SIGSEGV" in done.stdout
-        assert "| resnet18 | died | signal SIGSEGV |" in Path(f"{kept}.md").read_text(encoding="utf-8")
+        assert "resnet26  died\n  signal SIGSEGV" in done.stdout
+        assert "| resnet26 | died | signal SIGSEGV |" in Path(f"{kept}.md").read_text(encoding="utf-8")
 
     def test_json_error(self) -> None:
         done = run("no-such-model*", "--json")

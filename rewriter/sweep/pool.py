@@ -20,13 +20,11 @@ from rewriter.sweep.request import Request
 from rewriter.sweep.row import Row, Status, one_line
 from rewriter.sweep.worker import READY
 
-COMMAND = (sys.executable, "-m", "rewriter.sweep.worker")
+COMMAND = (sys.executable, "-P", "-m", "rewriter.sweep.worker")
 """What runs a worker."""
 
 _STARTUP_SECONDS = 300.0
 """How long the imports of a worker may take."""
-
-_ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
 class Pool:
@@ -129,7 +127,7 @@ class _Worker:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._errors,
-                env=os.environ | _ONE_THREAD,
+                env=os.environ | _environment(),
             )
         answer, timed_out = self._exchange(self._request.to_text(), _STARTUP_SECONDS)
         if answer.strip() != READY and not stopped.is_set():
@@ -215,6 +213,12 @@ class _Worker:
         except (OSError, ValueError):
             return ""
         return one_line(next((line for line in reversed(lines) if line.strip()), ""), 200)
+
+
+def _environment() -> dict[str, str]:
+    """One thread, and the modules that this process sees."""
+    path = os.pathsep.join(os.path.abspath(entry) for entry in sys.path)
+    return {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONPATH": path}
 
 
 def _signal_name(number: int) -> str:

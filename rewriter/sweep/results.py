@@ -43,24 +43,31 @@ class ResultFile:
         self.rows: dict[str, Row] = {}
         header = {"kind": _KIND, "format": FORMAT, "request": request.described(), "versions": versions()}
         try:
-            content = path.read_bytes() if path.exists() else b""
-            whole = content[: content.rfind(b"\n") + 1]
-            half_header = not whole and (_START.startswith(content) or content.startswith(_START))
-            if not whole.startswith(_START) and not half_header:
-                raise SweepError(f"{path} is not the result of a sweep. Give another file with -o.")
-            lines = [] if restart else whole.splitlines()
-            if lines:
-                self._check_header(lines[0], header)
-                self._read(lines[1:])
-            self._file: BinaryIO = open(path, "r+b" if path.exists() else "w+b", buffering=0)  # noqa: SIM115
-            self._file.truncate(len(whole) if lines else 0)
-            self._file.seek(0, os.SEEK_END)
-            if not lines:
-                self._write(header)
+            self._file: BinaryIO = open(path, "a+b", buffering=0)  # noqa: SIM115 - closed by __exit__
         except OSError as error:
-            if isinstance(error, SweepError):
-                raise
-            raise SweepError(f"the result file {path} cannot be used: {error.strerror or error}") from error
+            raise SweepError(f"the result file {path} cannot be used: {error.strerror}") from error
+        try:
+            _lock(self._file, path)
+            self._open(header, restart)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def _open(self, header: dict[str, Any], restart: bool) -> None:
+        """Read and check what is there, and drop what is not to be kept."""
+        self._file.seek(0)
+        content = self._file.read()
+        whole = content[: content.rfind(b"\n") + 1]
+        half_header = not whole and (_START.startswith(content) or content.startswith(_START))
+        if not whole.startswith(_START) and not half_header:
+            raise SweepError(f"{self.path} is not the result of a sweep. Give another file with -o.")
+        lines = [] if restart else whole.splitlines()
+        if lines:
+            self._check_header(lines[0], header)
+            self._read(lines[1:])
+        self._file.truncate(len(whole) if lines else 0)
+        if not lines:
+            self._write(header)
 
     def __enter__(self) -> Self:
         return self
@@ -76,8 +83,11 @@ class ResultFile:
         self._write(row.to_data())
 
     def _write(self, data: Any) -> None:
-        self._file.write(f"{json.dumps(data)}\n".encode())  # in one call, so that an interrupt leaves whole lines
-        os.fsync(self._file.fileno())
+        try:
+            self._file.write(f"{json.dumps(data)}\n".encode())  # in one call, so that an interrupt leaves whole lines
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise SweepError(f"the result file {self.path} cannot be written: {error.strerror}") from error
 
     def _check_header(self, line: bytes, expected: dict[str, Any]) -> None:
         try:
@@ -106,3 +116,15 @@ class ResultFile:
             except (ValueError, TypeError) as error:
                 raise SweepError(f"{self.path}, line {number} is damaged: {error}. {_REMEDY}") from error
             self.rows[row.name] = row
+
+
+def _lock(file: BinaryIO, path: Path) -> None:
+    """Keep a second sweep from writing between our lines, where the system can."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return
+    try:
+        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise SweepError(f"another sweep writes to {path}. Wait for it, or give another file with -o.") from None
