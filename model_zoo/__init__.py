@@ -35,7 +35,7 @@ def create(name: str, *, pretrained: bool = False, **kwargs: Any) -> Entry:
         MissingLibrary: the library is not installed; the message shows the command that installs it.
         CreationError: the constructor refused the options, or the weights could not be had.
     """
-    source, _, local = name.rpartition(":") if name.count(":") == 1 else ("timm" if ":" not in name else "", "", name)
+    source, local = _split(name)
     if source not in SOURCES:
         known = ", ".join(f"{prefix}:NAME" for prefix in SOURCES)
         raise UnknownModel(f"unknown model {name!r}: expected a timm name or one of {known}")
@@ -65,6 +65,26 @@ def names(pattern: str = "*") -> list[str]:
     return found
 
 
+def quick_options(name: str) -> dict[str, Any]:
+    """Options for :func:`create` under which a trial run is quick while the structure stays the same; mostly none.
+
+    Detection models enlarge every image; these options keep it small.
+    """
+    source, local = _split(name)
+    try:
+        return SOURCES[source].quick_options(local) if source in SOURCES else {}
+    except MissingLibrary:
+        return {}
+
+
+def _split(name: str) -> tuple[str, str]:
+    """The source and the name within it; an empty source if there is more than one colon."""
+    if ":" not in name:
+        return "timm", name
+    source, _, local = name.rpartition(":")
+    return ("" if ":" in source else source), local
+
+
 def _is_known(prefix: str, local: str) -> bool:
     try:
         return local in SOURCES[prefix].names()
@@ -74,5 +94,5 @@ def _is_known(prefix: str, local: str) -> bool:
 
 __all__ = [
     "SOURCES", "CreationError", "Entry", "MissingLibrary", "ModelZooError", "UnknownModel", "create", "names",
-    "nearest",
+    "nearest", "quick_options",
 ]  # fmt: skip

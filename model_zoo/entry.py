@@ -38,12 +38,15 @@ class Entry:
         name: the name it was asked for by.
         input_size: ``(channels, height, width)`` of one input, without the batch; None if it takes no single image.
         options: options that, given with ``name``, build the same structure without its weights.
+        example_inputs: positional arguments for one run, small and on the CPU, where ``input_size`` cannot tell them
+            (lists of images with targets, clips, pairs of images); None where it can.
     """
 
     model: nn.Module
     name: str
     input_size: InputSize | None
     options: Mapping[str, Any] = field(default_factory=dict)
+    example_inputs: tuple[Any, ...] | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -53,10 +56,12 @@ class Source:
     Attributes:
         create: from the full name, the name within the library, ``pretrained`` and the constructor's options.
         names: every name within the library.
+        quick_options: from the name within the library, options that make a run quick and keep the structure.
     """
 
     create: Callable[[str, str, bool, dict[str, Any]], Entry]
     names: Callable[[], list[str]]
+    quick_options: Callable[[str], dict[str, Any]] = lambda local: {}
 
 
 def require(library: str, package: str) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+from model_zoo import torchvision_inputs
 from model_zoo.entry import Entry, InputSize, Source, build, require, unknown
 
 _SEGMENTATION_SIDE = 224
@@ -22,7 +23,8 @@ def _create(name: str, local: str, pretrained: bool, kwargs: dict[str, Any]) -> 
     rebuild = {key: value for key, value in kwargs.items() if key not in ("weights", "weights_backbone")}
     if (options | kwargs)["weights"] is not None:
         rebuild = _chosen_by_weights(model) | rebuild
-    return Entry(model, name, _input_size(models, local, model), rebuild)
+    examples = torchvision_inputs.example_inputs(models, local, model, kwargs)
+    return Entry(model, name, _input_size(models, local, model), rebuild, examples)
 
 
 def _chosen_by_weights(model: Any) -> dict[str, Any]:
@@ -45,7 +47,7 @@ def _input_size(models: Any, local: str, model: Any) -> InputSize | None:
             side = transforms.crop_size[0]
         elif kind == "SemanticSegmentation":
             side = _SEGMENTATION_SIDE
-        else:  # detection takes lists, video and optical flow take more than one image
+        else:  # lists of images, clips, pairs of images: see torchvision_inputs
             return None
     return 3, side, side
 
@@ -54,4 +56,9 @@ def _names() -> list[str]:
     return list(require("torchvision.models", "torchvision").list_models())
 
 
-SOURCE = Source(_create, _names)
+def _quick_options(local: str) -> dict[str, Any]:
+    models = require("torchvision.models", "torchvision")
+    return torchvision_inputs.quick_options(models, local) if local in models.list_models() else {}
+
+
+SOURCE = Source(_create, _names, _quick_options)

@@ -19,6 +19,7 @@ from rewriter.errors import (
     SelectorError,
     SourceError,
     StorageError,
+    SweepError,
     TraceError,
     UndoError,
 )
@@ -31,9 +32,9 @@ from rewriter.tracing.trace import Trace
 
 __all__ = [
     "Contract", "ContractError", "InputError", "ModelError", "Pass", "PlaceLeftAlone", "Plan", "PlanError", "Reason",
-    "Report", "RewriterError", "SelectorError", "Site", "Skipped", "SourceError", "StorageError", "Trace", "TraceError",
-    "UndoError", "load", "original_state_dict", "plan", "report", "rewrite", "save", "testing", "to_graph_module",
-    "trace", "undo",
+    "Report", "RewriterError", "SelectorError", "Site", "Skipped", "SourceError", "StorageError", "SweepError", "Trace",
+    "TraceError", "UndoError", "load", "original_state_dict", "plan", "report", "rewrite", "save", "testing",
+    "to_graph_module", "trace", "undo",
 ]  # fmt: skip
 
 __version__ = "0.1.0"

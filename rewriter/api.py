@@ -63,10 +63,12 @@ def rewrite(
         RewriterError: every refusal; the model given is then exactly as it was.
     """
     started = time.perf_counter()
-    made, inputs, seconds = _plan(
+    made, traced, seconds = plan_traced(
         model, passes, example_inputs=example_inputs, input_size=input_size, only=only, skip=skip, preserve=preserve
     )
     seconds["plan"] = time.perf_counter() - started - seconds["trace"]
+    inputs = traced.inputs if traced else None
+    del traced  # its graphs need not outlive the plan
     return apply_plan(made, model, inplace=inplace, verify=verify, inputs=inputs, seconds=seconds)
 
 
@@ -81,7 +83,7 @@ def plan(
     preserve: str = "auto",
 ) -> Plan:
     """What :func:`rewrite` would do, without doing it. The arguments are those of :func:`rewrite`."""
-    return _plan(
+    return plan_traced(
         model, passes, example_inputs=example_inputs, input_size=input_size, only=only, skip=skip, preserve=preserve
     )[0]
 
@@ -210,16 +212,17 @@ class _DetachedCopies(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _plan(
+def plan_traced(
     model: nn.Module,
     passes: Any,
     *,
-    example_inputs: Any,
-    input_size: Any,
-    only: Any,
-    skip: Any,
-    preserve: str,
-) -> tuple[Plan, Inputs | None, dict[str, float]]:
+    example_inputs: Any = None,
+    input_size: Any = None,
+    only: Any = None,
+    skip: Any = None,
+    preserve: str = "auto",
+) -> tuple[Plan, Trace | None, dict[str, float]]:
+    """The plan, the trace that it was made from (None without passes) and the seconds that tracing took."""
     check_model(model)
     if preserve not in _PRESERVE:
         raise SelectorError(f"preserve: expected one of {', '.join(map(repr, _PRESERVE))}, found {preserve!r}")
@@ -256,7 +259,7 @@ def _plan(
         request,
         {item.name: item.contract for item in resolved},
     )
-    return made, traced.inputs if traced else None, seconds
+    return made, traced, seconds
 
 
 def _held_back(model: nn.Module, passes: list[Pass], preserve: str, *, named: bool) -> tuple[set[str], list[str]]:

@@ -1,6 +1,7 @@
-"""The command line: ``rewriter passes``, ``rewriter plan NAME``, ``rewriter rewrite NAME -o DIRECTORY``.
+"""The command line: ``rewriter passes``, ``plan NAME``, ``rewrite NAME -o DIRECTORY`` and ``sweep PATTERN``.
 
-Exit codes: 0 done; 1 refused, with one line ``error: …`` on stderr; 2 wrong usage; 130 interrupted.
+Exit codes: 0 done; 1 refused, with one line ``error: …`` on stderr, or a sweep with rows that are not ok; 2 wrong
+usage; 130 interrupted.
 With ``--json`` stdout holds one JSON document and nothing else, for errors too.
 
 This module can be imported without typer and rich, so that :func:`main` can say what is missing.
@@ -8,14 +9,11 @@ This module can be imported without typer and rich, so that :func:`main` can say
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import dataclasses
-import enum
 import importlib.metadata
 import importlib.util
 import json
-import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -27,11 +25,26 @@ import torch
 from torch import nn
 
 import rewriter
+from rewriter.cli_options import (
+    JSON,
+    MODEL_KWARGS,
+    PASS,
+    PRESERVE,
+    Preserve,
+    argument,
+    assignments,
+    errors_reported,
+    option,
+    output_console,
+    parsed_pass,
+    resolved_passes,
+    stdout_kept_clean,
+    two_columns,
+)
 from rewriter.edit.classes import class_name, original_class
-from rewriter.errors import RewriterError, SelectorError
 from rewriter.guideline import Pass
 from rewriter.inputs import BATCH
-from rewriter.manager import installed_passes, resolve_passes
+from rewriter.manager import installed_passes
 from rewriter.planning import Plan, fingerprint, group
 from rewriter.record import Record, records_of
 from rewriter.storage import check_target, check_weights, read_checkpoint
@@ -41,7 +54,6 @@ try:
     from rich.console import Console
     from rich.padding import Padding
     from rich.syntax import Syntax
-    from rich.table import Table
     from rich.text import Text
 except ImportError:  # installed without the extra; main() says so
     if not TYPE_CHECKING:
@@ -65,6 +77,8 @@ def main() -> None:
 
 def application() -> typer.Typer:
     """The commands, as a typer application."""
+    from rewriter.cli_sweep import sweep_command
+
     app = typer.Typer(
         name="rewriter",
         help="Apply published training guidelines to the vision model you already have.",
@@ -77,6 +91,7 @@ def application() -> typer.Typer:
     app.command("passes")(passes_command)
     app.command("plan")(plan_command)
     app.command("rewrite")(rewrite_command)
+    app.command("sweep")(sweep_command)
     return app
 
 
@@ -87,14 +102,6 @@ def _is_installed(name: str) -> bool:
         return False
 
 
-def _option(*arguments: Any, **settings: Any) -> Any:
-    return typer.Option(*arguments, **settings) if typer else None
-
-
-def _argument(**settings: Any) -> Any:
-    return typer.Argument(**settings) if typer else None
-
-
 def _show_version(wanted: bool) -> None:
     if wanted:
         libraries = [f"{name} {importlib.metadata.version(name)}" for name in ("torch", "timm")]
@@ -102,59 +109,39 @@ def _show_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-class Preserve(enum.StrEnum):
-    """What a rewrite holds back; see :func:`rewriter.rewrite`."""
-
-    AUTO = "auto"
-    EVAL = "eval"
-    NOTHING = "nothing"
-
-
-_NAME = Annotated[str, _argument(help="A timm name, torchvision:NAME, smp:ARCHITECTURE or smp:ARCHITECTURE-ENCODER.")]
-_MODEL_KWARGS = Annotated[
-    list[str] | None,
-    _option("--model-kwargs", "-k", metavar="OPTION=VALUE", help="Option of the model's constructor; repeatable."),
-]
+_NAME = Annotated[str, argument(help="A timm name, torchvision:NAME, smp:ARCHITECTURE or smp:ARCHITECTURE-ENCODER.")]
 _INPUT_SIZE = Annotated[
-    str | None, _option("--input-size", metavar="SIZE", help="224, 224,320 (height, width) or 3,224,320; no batch.")
-]
-_PASS = Annotated[
-    list[str] | None,
-    _option("--pass", metavar="PASS", help="dropout, or dropout:p=0.1,head_p=0.2; repeatable. All if not given."),
+    str | None, option("--input-size", metavar="SIZE", help="224, 224,320 (height, width) or 3,224,320; no batch.")
 ]
 _ONLY = Annotated[
     list[str] | None,
-    _option("--only", metavar="WHERE", help="Edit only here: module path, glob or re:PATTERN; repeatable."),
+    option("--only", metavar="WHERE", help="Edit only here: module path, glob or re:PATTERN; repeatable."),
 ]
-_SKIP = Annotated[list[str] | None, _option("--skip", metavar="WHERE", help="Leave this alone; repeatable.")]
-_PRESERVE = Annotated[
-    Preserve, _option("--preserve", help="auto: trained weights keep their eval output; eval: always; nothing: never.")
-]
-_PRETRAINED = Annotated[bool, _option("--pretrained", help="Download the default weights.")]
+_SKIP = Annotated[list[str] | None, option("--skip", metavar="WHERE", help="Leave this alone; repeatable.")]
+_PRETRAINED = Annotated[bool, option("--pretrained", help="Download the default weights.")]
 _CHECKPOINT = Annotated[
-    Path | None, _option("--checkpoint", metavar="FILE", help="Weights of the original: safetensors or torch.save.")
+    Path | None, option("--checkpoint", metavar="FILE", help="Weights of the original: safetensors or torch.save.")
 ]
-_JSON = Annotated[bool, _option("--json", help="One JSON document on stdout, nothing else.")]
 _VERSION = Annotated[
-    bool, _option("--version", callback=_show_version, help="Show the version and exit.", is_eager=True)
+    bool, option("--version", callback=_show_version, help="Show the version and exit.", is_eager=True)
 ]
-_DIFF = Annotated[bool, _option("--diff", help="Show how the source of methods changes.")]
-_OUTPUT = Annotated[Path | None, _option("--output", "-o", metavar="DIRECTORY", help="Write the rewritten model here.")]
-_NO_VERIFY = Annotated[bool, _option("--no-verify", help="Do not run the model to check the passes' contracts.")]
+_DIFF = Annotated[bool, option("--diff", help="Show how the source of methods changes.")]
+_OUTPUT = Annotated[Path | None, option("--output", "-o", metavar="DIRECTORY", help="Write the rewritten model here.")]
+_NO_VERIFY = Annotated[bool, option("--no-verify", help="Do not run the model to check the passes' contracts.")]
 
 
 def _options_of_all(version: _VERSION = False) -> None:
     pass
 
 
-def passes_command(as_json: _JSON = False) -> None:
+def passes_command(as_json: JSON = False) -> None:
     """List the passes: what each does, its options, what it preserves, and where the rule comes from."""
-    with _errors_reported(as_json):
+    with errors_reported(as_json):
         found = [_described(cls) for cls in installed_passes().values()]
         if as_json:
             print(json.dumps(found, indent=2))
             return
-        with _output() as console:
+        with output_console() as console:
             for number, item in enumerate(found):
                 if number:
                     console.print()
@@ -163,29 +150,29 @@ def passes_command(as_json: _JSON = False) -> None:
 
 def plan_command(
     name: _NAME,
-    model_kwargs: _MODEL_KWARGS = None,
+    model_kwargs: MODEL_KWARGS = None,
     input_size: _INPUT_SIZE = None,
-    passes: _PASS = None,
+    passes: PASS = None,
     only: _ONLY = None,
     skip: _SKIP = None,
-    preserve: _PRESERVE = Preserve.AUTO,
+    preserve: PRESERVE = Preserve.AUTO,
     pretrained: _PRETRAINED = False,
     checkpoint: _CHECKPOINT = None,
     diff: _DIFF = False,
-    as_json: _JSON = False,
+    as_json: JSON = False,
 ) -> None:
     """Show what a rewrite would do, where and why, without doing it."""
     wanted = _Wanted(name, model_kwargs, input_size, passes, only, skip, preserve, pretrained, checkpoint)
-    with _errors_reported(as_json):
+    with errors_reported(as_json):
         work = _Work()
-        with _stdout_kept_clean(as_json):
+        with stdout_kept_clean(as_json):
             entry = wanted.create(work, meta=not pretrained and checkpoint is None)
             with work.step("plan", f"tracing and planning {name}"):
                 made = rewriter.plan(entry.model, **wanted.arguments(entry))
         if as_json:
             print(made.to_json())
             return
-        with _output() as console:
+        with output_console() as console:
             _show_model(console, wanted, entry, made)
             _show_sites(console, made, done=False)
             if diff:
@@ -197,22 +184,22 @@ def plan_command(
 def rewrite_command(
     name: _NAME,
     output: _OUTPUT = None,
-    model_kwargs: _MODEL_KWARGS = None,
+    model_kwargs: MODEL_KWARGS = None,
     input_size: _INPUT_SIZE = None,
-    passes: _PASS = None,
+    passes: PASS = None,
     only: _ONLY = None,
     skip: _SKIP = None,
-    preserve: _PRESERVE = Preserve.AUTO,
+    preserve: PRESERVE = Preserve.AUTO,
     pretrained: _PRETRAINED = False,
     checkpoint: _CHECKPOINT = None,
     no_verify: _NO_VERIFY = False,
-    as_json: _JSON = False,
+    as_json: JSON = False,
 ) -> None:
     """Rewrite a model, check what it must preserve, and report; with -o, write it to a directory."""
     wanted = _Wanted(name, model_kwargs, input_size, passes, only, skip, preserve, pretrained, checkpoint)
-    with _errors_reported(as_json):
+    with errors_reported(as_json):
         work = _Work()
-        with _stdout_kept_clean(as_json):
+        with stdout_kept_clean(as_json):
             if output is not None:
                 check_target(output)
             entry = wanted.create(work)
@@ -230,7 +217,7 @@ def rewrite_command(
         if as_json:
             print(json.dumps(_rewrite_as_data(wanted, model, output, work.seconds), indent=2))
             return
-        with _output() as console:
+        with output_console() as console:
             _show_model(console, wanted, entry, record.plan)
             _show_sites(console, record.plan, done=True)
             _show_diff(console, record.plan, entry.model)
@@ -271,9 +258,9 @@ class _Wanted:
         checkpoint: Path | None,
     ) -> None:
         self.name = name
-        self.model_kwargs = _assignments(model_kwargs or (), "--model-kwargs")
+        self.model_kwargs = assignments(model_kwargs or (), "--model-kwargs")
         self.size = _parsed_size(input_size)
-        self.passes = [_parsed_pass(text) for text in passes] if passes else None
+        self.passes = [parsed_pass(text) for text in passes] if passes else None
         self.only, self.skip = only or None, skip or None
         self.preserve = preserve
         self.pretrained = pretrained
@@ -290,16 +277,18 @@ class _Wanted:
         """
         import model_zoo
 
-        self.resolved = _resolved(self.passes)  # a wrong option is told before a model is made
+        self.resolved = resolved_passes(self.passes)  # a wrong option is told before a model is made
         weights = read_checkpoint(self.checkpoint) if self.checkpoint is not None else None
+        quick = model_zoo.quick_options(self.name) if meta else {}  # only a model that is kept must be as usual
+        options = quick | self.model_kwargs
         with work.step("create", f"creating {self.name}"):
             try:
                 with torch.device("meta") if meta else contextlib.nullcontext():
-                    entry = model_zoo.create(self.name, pretrained=self.pretrained, **self.model_kwargs)
+                    entry = model_zoo.create(self.name, pretrained=self.pretrained, **options)
             except model_zoo.CreationError:
                 if not meta:
                     raise
-                entry = model_zoo.create(self.name, **self.model_kwargs)
+                entry = model_zoo.create(self.name, **options)
         if weights is not None:
             check_weights(entry.model, weights, f"the weights in {self.checkpoint}")
             entry.model.load_state_dict(weights, strict=True)
@@ -307,11 +296,13 @@ class _Wanted:
 
     def arguments(self, entry: Any) -> dict[str, Any]:
         """Arguments of :func:`rewriter.plan` and :func:`rewriter.rewrite`."""
-        size = self.size or entry.input_size
+        own_inputs = entry.example_inputs if self.size is None else None
+        size = None if own_inputs is not None else self.size or entry.input_size
         if size is not None and len(size) == 2 and entry.input_size is not None:
             size = (entry.input_size[0], *size)
         return {
             "passes": self.resolved,
+            "example_inputs": own_inputs,
             "input_size": size,
             "only": self.only,
             "skip": self.skip,
@@ -330,21 +321,6 @@ class _Wanted:
         return {"model": self.name, "kwargs": dict(entry.options)}
 
 
-def _assignments(texts: Sequence[str], option: str) -> dict[str, Any]:
-    """``["a=1", "b=x,c=(1,2)"]`` as ``{"a": 1, "b": "x", "c": (1, 2)}``."""
-    values: dict[str, Any] = {}
-    for text in texts:
-        for part in re.split(r"[,\s]\s*(?=[A-Za-z_]\w*\s*=)", text.strip()):
-            name, equals, value = (piece.strip() for piece in part.partition("="))
-            if not equals or not name.isidentifier() or not value:
-                raise typer.BadParameter(f"{option}: expected OPTION=VALUE, found {part!r}")
-            try:
-                values[name] = ast.literal_eval(value)
-            except (ValueError, SyntaxError):
-                values[name] = value
-    return values
-
-
 def _parsed_size(text: str | None) -> tuple[int, ...] | None:
     if text is None:
         return None
@@ -353,46 +329,6 @@ def _parsed_size(text: str | None) -> tuple[int, ...] | None:
         raise typer.BadParameter(f"--input-size: expected 224, 224,320 or 3,224,320, found {text!r}")
     numbers = tuple(int(part) for part in parts)
     return numbers * 2 if len(numbers) == 1 else numbers
-
-
-def _parsed_pass(text: str) -> dict[str, Any]:
-    name, colon, options = text.partition(":")
-    return {name.strip(): _assignments([options], "--pass") if colon else {}}
-
-
-def _resolved(passes: list[dict[str, Any]] | None) -> list[Pass] | None:
-    if passes is None:
-        return None
-    try:
-        return resolve_passes(passes)
-    except (TypeError, ValueError) as error:
-        if isinstance(error, RewriterError):
-            raise
-        raise SelectorError(str(error)) from error
-
-
-@contextlib.contextmanager
-def _errors_reported(as_json: bool) -> Iterator[None]:
-    """A refusal becomes one line on stderr and exit code 1; an interrupt exit code 130."""
-    import model_zoo
-
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise typer.Exit(130) from None
-    except (RewriterError, model_zoo.ModelZooError) as error:
-        message = " ".join(str(error).split())
-        if as_json:
-            print(json.dumps({"error": {"type": type(error).__name__, "message": message}}, indent=2))
-        print(f"error: {message}", file=sys.stderr)
-        raise typer.Exit(1) from None
-
-
-@contextlib.contextmanager
-def _stdout_kept_clean(as_json: bool) -> Iterator[None]:
-    """Libraries that print do so on stderr."""
-    with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
-        yield
 
 
 def _described(cls: type[Pass]) -> dict[str, Any]:
@@ -432,24 +368,12 @@ def _is_json(value: Any) -> bool:
     return True
 
 
-@contextlib.contextmanager
-def _output() -> Iterator[Console]:
-    """Where to show things; what goes to a pipe or a file has no blanks at the ends of lines."""
-    console = Console(highlight=False, markup=False, emoji=False)
-    if console.is_terminal:
-        yield console
-        return
-    with console.capture() as captured:
-        yield console
-    print("\n".join(line.rstrip() for line in captured.get().splitlines()))
-
-
 def _show_pass(console: Console, item: dict[str, Any]) -> None:
     console.print(Text(item["name"], "bold"))
-    table = _rows()
+    table = two_columns()
     table.add_row("what", item["summary"])
-    for number, option in enumerate(item["options"]):
-        table.add_row("" if number else "options", f"{option['name']}: {option['type']} = {option['default']!r}")
+    for number, taken in enumerate(item["options"]):
+        table.add_row("" if number else "options", f"{taken['name']}: {taken['type']} = {taken['default']!r}")
     table.add_row("preserves", item["preserves"] or "nothing")
     if item["after"]:
         table.add_row("after", ", ".join(item["after"]))
@@ -462,12 +386,10 @@ def _show_model(console: Console, wanted: _Wanted, entry: Any, made: Plan) -> No
     options = "".join(f", {key}={value!r}" for key, value in wanted.model_kwargs.items())
     weights = "pretrained" if wanted.pretrained else f"from {wanted.checkpoint}" if wanted.checkpoint else "as created"
     console.print(Text(wanted.name, "bold"))
-    table = _rows()
+    table = two_columns()
     table.add_row("class", f"{class_name(original_class(type(entry.model)))}{options}")
     table.add_row("weights", f"{_millions(numbers)} parameters, {weights}")
-    size = wanted.arguments(entry)["input_size"]
-    image = " x ".join(map(str, (BATCH, *size))) if size else "an input of the model's own size"
-    table.add_row("traced", f"in training and in evaluation mode, on {image}")
+    table.add_row("traced", f"in training and in evaluation mode, on {_described_inputs(wanted.arguments(entry))}")
     table.add_row("passes", ", ".join(_with_options(name, options) for name, options in made.passes) or "none")
     for name in ("only", "skip"):
         if made.request.get(name):
@@ -475,6 +397,22 @@ def _show_model(console: Console, wanted: _Wanted, entry: Any, made: Plan) -> No
     for note in made.notes:
         table.add_row("note", Text(note, "yellow"))
     console.print(Padding(table, (0, 0, 0, 2)))
+
+
+def _described_inputs(arguments: dict[str, Any]) -> str:
+    if arguments["example_inputs"] is not None:
+        return ", ".join(_shape(value) for value in arguments["example_inputs"])
+    size = arguments["input_size"]
+    return " x ".join(map(str, (BATCH, *size))) if size else "an input of the model's own size"
+
+
+def _shape(value: Any) -> str:
+    """``2 x 3 x 8 x 64 x 64``, or ``2 of (3 x 64 x 64)`` for a list, or the names of a target's parts."""
+    if isinstance(value, torch.Tensor):
+        return " x ".join(map(str, value.shape))
+    if isinstance(value, dict):
+        return ", ".join(value)
+    return f"{len(value)} of ({_shape(value[0])})"
 
 
 def _show_sites(console: Console, made: Plan, *, done: bool) -> None:
@@ -517,7 +455,7 @@ def _show_verdict(console: Console, record: Record) -> None:
         return
     _heading(console, "verified on this model")
     words = {True: Text("holds", "green"), False: Text("BROKEN", "bold red"), None: Text("not decidable", "yellow")}
-    table = _rows()
+    table = two_columns()
     table.add_column()
     for name, held, detail in record.verdict.checks:
         table.add_row(name, words[held], detail)
@@ -538,14 +476,6 @@ def _show_saved(console: Console, output: Path, *, rebuilds: bool, name: str) ->
     else:
         call = f'rewriter.load("{output.as_posix()}", original)  # a fresh {name}: its weights decided its structure'
     console.print(Text(f"\n    import rewriter\n    model = {call}"), soft_wrap=True)
-
-
-def _rows() -> Table:
-    """Two columns, the first for names; as wide as needed."""
-    table = Table.grid(padding=(0, 2, 0, 0))
-    table.add_column(style="cyan", no_wrap=True)
-    table.add_column(overflow="fold")
-    return table
 
 
 def _heading(console: Console, text: str) -> None:

@@ -49,3 +49,7 @@ class PlaceLeftAlone(UserWarning):
 
 class StorageError(RewriterError, OSError):
     """A saved directory is incomplete, damaged or does not fit the model."""
+
+
+class SweepError(RewriterError, ValueError):
+    """A sweep cannot begin or go on: no such models, a result file of another kind, or workers that do not start."""

@@ -116,6 +116,19 @@ class TestPlan:
         assert done.exit_code == 0, done.stderr
         assert "torchvision.models.resnet.ResNet" in done.stdout
 
+    @pytest.mark.parametrize(
+        ("name", "words"),
+        [
+            ("torchvision:fasterrcnn_resnet50_fpn", "on 2 of (3 x 64 x 64), 2 of (boxes, labels)"),
+            ("torchvision:r3d_18", "on 2 x 3 x 8 x 64 x 64"),
+            ("torchvision:raft_small", "on 2 x 3 x 128 x 128, 2 x 3 x 128 x 128"),
+        ],
+    )
+    def test_inputs_of_its_own(self, name: str, words: str) -> None:
+        done = run("plan", name, "--pass", "dropout:p=0.1")
+        assert done.exit_code == 0, done.stderr
+        assert words in flat(done.stdout) and "post-activation" in done.stdout
+
 
 class TestRewrite:
     def test_first_sight(self, tmp_path: Path) -> None:
@@ -220,7 +233,6 @@ class TestErrors:
             (("plan", "resnet18", "--only", "layer9"), "SelectorError", "layer"),
             (("plan", "resnet18", "--checkpoint", "no_such.pt"), "StorageError", "no such file"),
             (("plan", "resnet18", "--input-size", "9,64,64"), "TraceError", "could not be run"),
-            (("plan", "torchvision:raft_small"), "InputError", "input size"),
             (("rewrite", "resnet18", "-o", "."), "StorageError", "not empty"),
         ],
         ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",

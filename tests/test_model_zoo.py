@@ -39,6 +39,39 @@ def test_create(name: str, kwargs: dict[str, Any], class_name: str, input_size: 
     assert (entry.name, entry.input_size, entry.options) == (name, input_size, kwargs)
 
 
+def test_models_that_take_more_than_images() -> None:
+    """The inputs have values on the CPU, even if the model has none, and what the model's heads need."""
+    images, targets = on_meta("torchvision:keypointrcnn_resnet50_fpn").example_inputs or ((), ())
+    assert [image.shape for image in images] == [(3, 64, 64)] * 2 and len(targets) == 2
+    assert {name: tuple(value.shape) for name, value in targets[0].items()} == {
+        "boxes": (1, 4), "labels": (1,), "keypoints": (1, 17, 3),
+    }  # fmt: skip
+    assert all(value.device.type == "cpu" for value in (*images, *targets[0].values()))
+    _, targets = on_meta("torchvision:maskrcnn_resnet50_fpn").example_inputs or ((), ())
+    assert targets[0]["masks"].shape == (1, 64, 64)
+    (clips,) = on_meta("torchvision:mvit_v1_b").example_inputs or ()
+    assert clips.shape == (2, 3, 16, 224, 224)
+    first, second = on_meta("torchvision:raft_small").example_inputs or ()
+    assert first.shape == second.shape == (2, 3, 128, 128) and not torch.equal(first, second)
+    assert on_meta("torchvision:resnet18").example_inputs is on_meta("resnet18").example_inputs is None
+
+
+def test_options_decide_about_inputs() -> None:
+    _, targets = on_meta("torchvision:keypointrcnn_resnet50_fpn", num_keypoints=5).example_inputs or ((), ())
+    assert targets[0]["keypoints"].shape == (1, 5, 3)
+
+
+def test_quick_options_keep_the_structure() -> None:
+    name = "torchvision:fasterrcnn_mobilenet_v3_large_320_fpn"
+    options = model_zoo.quick_options(name)
+    plain, quick = on_meta(name).model, on_meta(name, **options).model
+    assert quick.transform.min_size == (64,) != plain.transform.min_size
+    assert str(list(quick.backbone.modules())) == str(list(plain.backbone.modules()))
+    assert list(quick.state_dict()) == list(plain.state_dict())
+    for other in ("torchvision:ssd300_vgg16", "torchvision:resnet18", "resnet18", "smp:unet", "a:b:c", "no:where"):
+        assert model_zoo.quick_options(other) == {}
+
+
 def test_options_reach_the_constructor() -> None:
     assert on_meta("resnet18", drop_rate=0.2).model.drop_rate == 0.2
 

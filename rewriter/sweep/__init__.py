@@ -1,0 +1,15 @@
+"""Rewrite many models, one after another in worker processes, and keep one row of findings for each.
+
+    from rewriter import sweep
+
+    done = sweep.run(sweep.select(["resnet*"]), [{"dropout": {"p": 0.1}}], output="resnets.jsonl")
+    done.ok, done.summary()
+
+``import rewriter`` does not import this package.
+"""
+
+from rewriter.sweep.request import Request
+from rewriter.sweep.row import Row, Status
+from rewriter.sweep.runner import Sweep, run, select
+
+__all__ = ["Request", "Row", "Status", "Sweep", "run", "select"]

@@ -1,0 +1,89 @@
+"""What a sweep asks of every model, and what it was asked with."""
+
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import rewriter
+from rewriter.errors import SweepError
+from rewriter.manager import resolve_passes
+
+_LIBRARIES = ("torch", "timm", "torchvision", "segmentation_models_pytorch")
+
+
+@dataclass(frozen=True)
+class Request:
+    """The question that one sweep puts to every model.
+
+    Attributes:
+        passes: names and options of the passes, in the order in which they are applied.
+        preserve: as in :func:`rewriter.rewrite`.
+        model_kwargs: options of the models' constructors.
+        numerics: compare numbers on real weights, not only structure on meta tensors.
+    """
+
+    passes: tuple[tuple[str, dict[str, Any]], ...]
+    preserve: str = "auto"
+    model_kwargs: dict[str, Any] = field(default_factory=dict)
+    numerics: bool = False
+
+    @staticmethod
+    def of(passes: Any, preserve: str, model_kwargs: Mapping[str, Any] | None, numerics: bool) -> Request:
+        """The request with the passes resolved.
+
+        Raises:
+            SelectorError: an unknown pass or option.
+            SweepError: an option that cannot be written down, and so cannot be handed to a worker.
+        """
+        resolved = tuple((item.name, item.options()) for item in resolve_passes(passes))
+        request = Request(resolved, preserve, dict(model_kwargs or {}), numerics)
+        try:
+            same = Request.from_text(request.to_text()) == request
+        except (ValueError, SyntaxError):
+            same = False
+        if not same:
+            raise SweepError(
+                "options of passes and models: expected plain values (numbers, texts, tuples, lists, dicts), found "
+                f"{request.to_text()}"
+            )
+        return request
+
+    @property
+    def pass_list(self) -> list[dict[str, Any]]:
+        """The passes as :func:`rewriter.plan` takes them."""
+        return [{name: options} for name, options in self.passes]
+
+    def to_text(self) -> str:
+        """One line; :meth:`from_text` reads it. Unlike JSON it tells tuples from lists."""
+        return repr(asdict(self))
+
+    @staticmethod
+    def from_text(text: str) -> Request:
+        """The request that :meth:`to_text` wrote."""
+        return Request(**ast.literal_eval(text))
+
+    def described(self) -> dict[str, str]:
+        """Each part in words, for people and for the header of a result file."""
+        passes = [f"{name}({', '.join(f'{k}={v!r}' for k, v in options.items())})" for name, options in self.passes]
+        return {
+            "passes": ", ".join(passes) or "none",
+            "preserve": self.preserve,
+            "model-kwargs": json.dumps({key: repr(value) for key, value in sorted(self.model_kwargs.items())}),
+            "numerics": "yes" if self.numerics else "no",
+        }
+
+
+def versions() -> dict[str, str]:
+    """Versions of everything that a finding depends on; libraries that are not installed are ``"none"``."""
+    found = {"rewriter": rewriter.__version__}
+    for name in _LIBRARIES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "none"
+    return found
