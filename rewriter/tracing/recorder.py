@@ -101,9 +101,13 @@ class Recorder(TorchFunctionMode):
         kwargs = kwargs or {}
         if self._paused or not self._stack:
             return func(*args, **kwargs)
-        inputs = list(tensors_in((args, kwargs)))
-        versions = [t._version for t in inputs]
-        result = func(*args, **kwargs)
+        with _torch_unobserved():
+            inputs = list(tensors_in((args, kwargs)))
+            versions = [t._version for t in inputs]
+            predictable = self._predict_shapes and all(t.is_meta for t in inputs)
+            result = shapes.predict_call(func, args, kwargs) if predictable else None
+        if result is None:
+            result = func(*args, **kwargs)
         changed = [t for t, version in zip(inputs, versions, strict=True) if t._version != version]
         if not changed and not any(True for _ in tensors_in(result)):
             return result
@@ -164,7 +168,8 @@ class Recorder(TorchFunctionMode):
             try:
                 result = None
                 if self._predict_shapes and len(args) == 1 and isinstance(args[0], torch.Tensor) and not kwargs:
-                    result = shapes.predict(module, kind, args[0])
+                    with _torch_unobserved():
+                        result = shapes.predict_module(module, kind, args[0])
                 if result is not None:
                     changed = [result] if result is args[0] else []
                 else:
