@@ -100,14 +100,11 @@ class Recorder(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         if self._paused or not self._stack:
-            return func(*args, **kwargs)
+            return self._predicted(func, args, kwargs)
         with _torch_unobserved():
             inputs = list(tensors_in((args, kwargs)))
             versions = [t._version for t in inputs]
-            predictable = self._predict_shapes and all(t.is_meta for t in inputs)
-            result = shapes.predict_call(func, args, kwargs) if predictable else None
-        if result is None:
-            result = func(*args, **kwargs)
+        result = self._predicted(func, args, kwargs)
         changed = [t for t, version in zip(inputs, versions, strict=True) if t._version != version]
         if not changed and not any(True for _ in tensors_in(result)):
             return result
@@ -119,6 +116,15 @@ class Recorder(TorchFunctionMode):
             self._write(changed, node)
             self._bind(result, node)
         return result
+
+    def _predicted(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """``func(*args, **kwargs)``, or an empty tensor of the same shape if that is cheaper."""
+        if self._predict_shapes:
+            with _torch_unobserved():
+                result = shapes.predict_call(func, args, kwargs)
+            if result is not None:
+                return result
+        return func(*args, **kwargs)
 
     def _instrument(self) -> None:
         """Put a wrapper on every module of the skeleton; hooks and compiled calls are thereby bypassed."""

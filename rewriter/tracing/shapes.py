@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
+from rewriter.inputs import tensors_in
 from rewriter.tracing.kinds import Kind
 
 _PLAIN_CONVS = {nn.Conv1d.forward, nn.Conv2d.forward, nn.Conv3d.forward}
@@ -43,7 +44,9 @@ def predict_call(function: Callable[..., Any], args: tuple[Any, ...], kwargs: di
     Of the side effects, the version counters of a batch norm's running statistics go up.
     """
     rule = _RULES.get(function)
-    return None if rule is None else rule(*args, **kwargs)
+    if rule is None or not all(t.is_meta for t in tensors_in((args, kwargs))):
+        return None
+    return rule(*args, **kwargs)
 
 
 def _like(x: torch.Tensor) -> torch.Tensor:
@@ -88,6 +91,17 @@ def _batch_norm(
     return _like(x)
 
 
+def _group_norm(
+    x: torch.Tensor,
+    num_groups: int,
+    weight: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    eps: float = 1e-5,
+) -> torch.Tensor | None:
+    fits = x.dim() > 1 and x.shape[1] % num_groups == 0 and x.numel() > num_groups
+    return _like(x) if fits and all(t is None or t.shape == x.shape[1:2] for t in (weight, bias)) else None
+
+
 def _attend(
     query: torch.Tensor,
     key: torch.Tensor,
@@ -112,6 +126,7 @@ def _attend(
 _RULES: dict[Callable[..., Any], Callable[..., torch.Tensor | None]] = {
     F.scaled_dot_product_attention: _attend,
     F.batch_norm: _batch_norm,
+    F.group_norm: _group_norm,
     F.gelu: _same_shape,
     F.normalize: _same_shape,
     torch.add: _combine,
