@@ -100,11 +100,11 @@ class Recorder(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         if self._paused or not self._stack:
-            return self._predicted(func, args, kwargs)
+            return self._result(func, args, kwargs)
         with _torch_unobserved():
             inputs = list(tensors_in((args, kwargs)))
             versions = [t._version for t in inputs]
-        result = self._predicted(func, args, kwargs)
+        result = self._result(func, args, kwargs)
         changed = [t for t, version in zip(inputs, versions, strict=True) if t._version != version]
         if not changed and not any(True for _ in tensors_in(result)):
             return result
@@ -117,14 +117,8 @@ class Recorder(TorchFunctionMode):
             self._bind(result, node)
         return result
 
-    def _predicted(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """``func(*args, **kwargs)``, or an empty tensor of the same shape if that is cheaper."""
-        if self._predict_shapes:
-            with _torch_unobserved():
-                result = shapes.predict_call(func, args, kwargs)
-            if result is not None:
-                return result
-        return func(*args, **kwargs)
+    def _result(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return shapes.call(func, args, kwargs) if self._predict_shapes else func(*args, **kwargs)
 
     def _instrument(self) -> None:
         """Put a wrapper on every module of the skeleton; hooks and compiled calls are thereby bypassed."""

@@ -5,7 +5,7 @@ Inputs that do not fit are never predicted, so that the operation itself raises 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
+from torch.overrides import TorchFunctionMode
 
 from rewriter.inputs import tensors_in
 from rewriter.tracing.kinds import Kind
@@ -38,15 +39,24 @@ def predict_module(module: nn.Module, kind: Kind, x: torch.Tensor) -> torch.Tens
     return None
 
 
-def predict_call(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor | None:
-    """What ``function(*args, **kwargs)`` would return, as an empty tensor; None where it has to be run to know.
+class PredictedCalls(TorchFunctionMode):
+    """Inside, functions whose result can be predicted are not run on meta tensors."""
 
-    Of the side effects, the version counters of a batch norm's running statistics go up.
-    """
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        return call(func, args, kwargs or {})
+
+
+def call(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """``function(*args, **kwargs)``; on meta tensors an empty tensor of the same shape if that can be predicted."""
     rule = _RULES.get(function)
-    if rule is None or not all(t.is_meta for t in tensors_in((args, kwargs))):
-        return None
-    return rule(*args, **kwargs)
+    if rule is not None:
+        with torch._C.DisableTorchFunction():
+            result = rule(*args, **kwargs) if all(t.is_meta for t in tensors_in((args, kwargs))) else None
+        if result is not None:
+            return result
+    return function(*args, **kwargs)
 
 
 def _like(x: torch.Tensor) -> torch.Tensor:
@@ -55,24 +65,26 @@ def _like(x: torch.Tensor) -> torch.Tensor:
     return torch.empty_like(x)  # on meta decomposed in Python
 
 
-def _same_shape(x: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor | None:
-    return _like(x) if x.is_floating_point() else None
+def _same_shape(input: torch.Tensor, *_: Any, **options: Any) -> torch.Tensor | None:
+    return _like(input) if input.is_floating_point() and options.get("out") is None else None
 
 
-def _combine(x: Any, y: Any, **options: Any) -> torch.Tensor | None:
+def _combine(input: Any, other: Any, *more: Any, **options: Any) -> torch.Tensor | None:
     """Arithmetic of a floating-point tensor and a number, or a tensor that is stretched to the shape of the first."""
-    if options or not isinstance(x, torch.Tensor) or not x.is_floating_point() or not x.is_contiguous():
+    if more or options or not isinstance(input, torch.Tensor):
         return None
-    if isinstance(y, torch.Tensor):
-        fits = y.dtype == x.dtype and y.dim() <= x.dim() and y.is_contiguous()
-        fits = fits and all(size in (1, full) for size, full in zip(reversed(y.shape), reversed(x.shape), strict=False))
+    fits = input.is_floating_point() and input.is_contiguous()
+    if isinstance(other, torch.Tensor):
+        fits &= other.dtype == input.dtype and other.dim() <= input.dim() and other.is_contiguous()
+        sizes = zip(reversed(other.shape), reversed(input.shape), strict=False)
+        fits &= all(size in (1, full) for size, full in sizes)
     else:
-        fits = type(y) in (int, float)
-    return _like(x) if fits else None
+        fits &= type(other) in (int, float)
+    return _like(input) if fits else None
 
 
 def _batch_norm(
-    x: torch.Tensor,
+    input: torch.Tensor,
     running_mean: torch.Tensor | None,
     running_var: torch.Tensor | None,
     weight: torch.Tensor | None = None,
@@ -82,24 +94,26 @@ def _batch_norm(
     eps: float = 1e-5,
 ) -> torch.Tensor | None:
     statistics = [t for t in (running_mean, running_var) if t is not None]
-    if x.dim() < 2 or any(t is not None and t.shape != x.shape[1:2] for t in (*statistics, weight, bias)):
+    if input.dim() < 2 or any(t is not None and t.shape != input.shape[1:2] for t in (*statistics, weight, bias)):
         return None
-    if x.numel() <= x.shape[1] if training else len(statistics) < 2:
+    if input.numel() <= input.shape[1] if training else len(statistics) < 2:
         return None
-    for tensor in statistics if training else ():
-        torch.autograd.graph.increment_version(tensor)
-    return _like(x)
+    return _like(input)
+
+
+def _layer_norm(input: torch.Tensor, normalized_shape: Sequence[int], *_: Any, **__: Any) -> torch.Tensor | None:
+    return _like(input) if tuple(input.shape[-len(normalized_shape) :]) == tuple(normalized_shape) else None
 
 
 def _group_norm(
-    x: torch.Tensor,
+    input: torch.Tensor,
     num_groups: int,
     weight: torch.Tensor | None = None,
     bias: torch.Tensor | None = None,
     eps: float = 1e-5,
 ) -> torch.Tensor | None:
-    fits = x.dim() > 1 and x.shape[1] % num_groups == 0 and x.numel() > num_groups
-    return _like(x) if fits and all(t is None or t.shape == x.shape[1:2] for t in (weight, bias)) else None
+    fits = input.dim() > 1 and input.shape[1] % num_groups == 0 and input.numel() > num_groups
+    return _like(input) if fits and all(t is None or t.shape == input.shape[1:2] for t in (weight, bias)) else None
 
 
 def _attend(
@@ -126,6 +140,7 @@ def _attend(
 _RULES: dict[Callable[..., Any], Callable[..., torch.Tensor | None]] = {
     F.scaled_dot_product_attention: _attend,
     F.batch_norm: _batch_norm,
+    F.layer_norm: _layer_norm,
     F.group_norm: _group_norm,
     F.gelu: _same_shape,
     F.normalize: _same_shape,
