@@ -15,7 +15,7 @@ from rewriter.edit.classes import class_name, original_class
 from rewriter.edit.edits import apply_edits, take_back
 from rewriter.errors import ContractError, InputError, PlaceLeftAlone, SelectorError, UndoError
 from rewriter.freshness import carries_trained_weights
-from rewriter.guard import check_model, random_state_kept
+from rewriter.guard import check_model, collector_paused, random_state_kept
 from rewriter.guideline import Contract, Pass, Site, Skipped
 from rewriter.inputs import Inputs, candidate_inputs
 from rewriter.manager import resolve_passes
@@ -160,6 +160,7 @@ def report(model: nn.Module) -> Report:
     return make_report(model)
 
 
+@collector_paused()
 def trace(model: nn.Module, example_inputs: Any = None, input_size: Any = None) -> Trace:
     """Run a skeleton of ``model`` and record it; the model itself is not touched.
 
@@ -212,6 +213,7 @@ class _DetachedCopies(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+@collector_paused()
 def plan_traced(
     model: nn.Module,
     passes: Any,

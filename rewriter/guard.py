@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import random
 import sys
 from collections.abc import Iterator
@@ -67,6 +68,22 @@ def random_state_kept() -> Iterator[None]:
             numpy.random.set_state(numpy_state)
         for states in devices:
             torch.cuda.set_rng_state_all(states)
+
+
+@contextlib.contextmanager
+def collector_paused() -> Iterator[None]:
+    """Without Python's cyclic garbage collector.
+
+    What a trace makes is alive until the plan is made, and every full collection would walk through all that the
+    process holds, a tenth of a second with torch imported, to find nothing.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _is_fsdp(module: nn.Module) -> bool:

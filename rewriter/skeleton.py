@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import copy
 import functools
@@ -38,7 +39,11 @@ def skeleton(model: nn.Module, twin: Callable[[torch.Tensor], torch.Tensor]) -> 
 
 def meta_twin(tensor: torch.Tensor) -> torch.Tensor:
     """A tensor of the same shape, strides and type without memory."""
-    empty = torch.empty_like(tensor, device="meta")
+    with torch._C.DisableTorchFunction():
+        if tensor.layout is torch.strided and type(tensor) in (torch.Tensor, nn.Parameter):
+            empty = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+        else:  # for a tensor on meta this is decomposed in Python, and twenty times slower
+            empty = torch.empty_like(tensor, device="meta")
     return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
 
 
@@ -82,8 +87,8 @@ def _copy(value: Any, memo: dict[int, Any], twin: Callable[[torch.Tensor], torch
     elif kind is tuple:
         items = tuple(_copy(item, memo, twin) for item in value)
         memo[id(value)] = value if all(map(operator.is_, items, value)) else items
-    elif kind is dict:
-        memo[id(value)] = {key: _copy(item, memo, twin) for key, item in value.items()}
+    elif kind in (dict, collections.OrderedDict):
+        memo[id(value)] = kind((key, _copy(item, memo, twin)) for key, item in value.items())
     elif kind is types.MethodType:
         return types.MethodType(_copy(value.__func__, memo, twin), _copy(value.__self__, memo, twin))
     elif kind is types.FunctionType:

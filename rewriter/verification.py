@@ -19,6 +19,7 @@ from rewriter.guideline import Contract
 from rewriter.inputs import Inputs, map_tensors, tensors_in
 from rewriter.record import Verdict
 from rewriter.skeleton import meta_twin, skeleton
+from rewriter.tracing.shapes import PredictedCalls
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def written_parameters(model: nn.Module, inputs: Inputs) -> list[nn.Parameter]:
     for training in (False, True):
         copy = skeleton(model, meta_twin).train(training)
         try:
-            with torch.no_grad(), torch.device("meta"):
+            with torch.no_grad(), torch.device("meta"), PredictedCalls():
                 copy(*twins.args, **twins.kwargs)
         except Exception:
             return list(model.parameters())

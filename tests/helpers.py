@@ -11,6 +11,7 @@ import numpy as np
 import timm
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 _HOOKS = (
     "_backward_hooks", "_backward_pre_hooks", "_forward_hooks", "_forward_hooks_with_kwargs",
@@ -94,6 +95,25 @@ def snapshot(model: nn.Module) -> Snapshot:
         random=random_state(),
         globals=global_state(),
     )
+
+
+class Allocations(TorchDispatchMode):
+    """Bytes of memory that operations on real tensors take, beside the parameters and buffers of ``model``."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.bytes = 0
+        self._known = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, (list, tuple)) else (result,):
+            if isinstance(tensor, torch.Tensor) and tensor.device.type != "meta":
+                storage = tensor.untyped_storage()
+                if storage.data_ptr() not in self._known:
+                    self._known.add(storage.data_ptr())
+                    self.bytes += storage.nbytes()
+        return result
 
 
 def global_state() -> tuple[Any, ...]:

@@ -31,7 +31,7 @@ Load = Callable[[str], ModuleType]
 
 def span_of(source: FunctionSource, text: str, number: int = 0) -> Span:
     """Where the expression ``text`` is written, the ``number``-th time from the top."""
-    found = {source.span(n) for n in source.nodes() if isinstance(n, (ast.expr, ast.AugAssign))}
+    found = {source.span(n) for n in source.nodes if isinstance(n, (ast.expr, ast.AugAssign))}
     return sorted(span for span in found if source.segment(span) == text)[number]
 
 

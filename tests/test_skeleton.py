@@ -11,9 +11,8 @@ import pytest
 import timm
 import torch
 import torchvision
-from helpers import assert_unchanged, image, snapshot, timm_model
+from helpers import Allocations, assert_unchanged, image, snapshot, timm_model
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import rewriter
 from rewriter.skeleton import meta_twin, skeleton
@@ -176,35 +175,16 @@ def test_models_that_deepcopy_refuses_have_a_skeleton_and_a_plan() -> None:
     assert_unchanged(model, before)
 
 
-class _Allocations(TorchDispatchMode):
-    """Bytes of memory that operations on real tensors take."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.bytes = 0
-        self._known = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for tensor in result if isinstance(result, (list, tuple)) else (result,):
-            if isinstance(tensor, torch.Tensor) and tensor.device.type != "meta":
-                storage = tensor.untyped_storage()
-                if storage.data_ptr() not in self._known:
-                    self._known.add(storage.data_ptr())
-                    self.bytes += storage.nbytes()
-        return result
-
-
 def test_planning_takes_no_memory_for_weights_or_activations() -> None:
     model = timm_model("vit_small_patch16_224")
     weights = sum(p.nbytes for p in model.parameters())
-    with _Allocations(model) as allocations:
+    with Allocations(model) as allocations:
         plan = rewriter.plan(model)
     assert plan.skipped
     assert allocations.bytes < weights / 20, (
         f"{allocations.bytes / 1e6:.1f} MB beside {weights / 1e6:.1f} MB of weights"
     )
-    with _Allocations(model) as allocations:  # the measure sees what it should
+    with Allocations(model) as allocations:  # the measure sees what it should
         model(image(224))
     assert allocations.bytes > weights / 20
 

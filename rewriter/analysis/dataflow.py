@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 
@@ -65,33 +66,53 @@ class Dataflow:
         found = self._dominators.get(node)
         return found if isinstance(found, fx.Node) and found is not node else None
 
+    @cached_property
+    def _intervals(self) -> dict[fx.Node, range]:
+        """For each node a range of numbers; those of the nodes that it dominates lie in it."""
+        nodes = self.in_order(node for node in self._dominators if isinstance(node, fx.Node))
+        size: Counter[fx.Node | None] = Counter(nodes)
+        for node in reversed(nodes):
+            size[self.fork(node)] += size[node]
+        intervals: dict[fx.Node, range] = {}
+        free: Counter[fx.Node | None] = Counter()  # the next number of those that a node may give to what it dominates
+        for node in nodes:
+            fork = self.fork(node)
+            start, free[fork] = free[fork], free[fork] + size[node]
+            intervals[node], free[node] = range(start, start + size[node]), start + 1
+        return intervals
+
     def dominates(self, node: fx.Node, later: fx.Node) -> bool:
         """Whether every path from the input to ``later`` passes through ``node``."""
-        current: fx.Node | None = later
-        while current is not None:
-            if current is node:
-                return True
-            current = self.fork(current)
-        return False
+        if node not in self._intervals or later not in self._intervals:
+            return node is later
+        return self._intervals[later].start in self._intervals[node]
 
     def region(self, start: fx.Node, end: fx.Node) -> set[fx.Node]:
         """Nodes on some path from ``start`` to ``end``: ``end`` included, ``start`` not."""
-        found: set[fx.Node] = set()
-        pending = [end]
-        while pending:
-            node = pending.pop()
-            if node is not start and node not in found and self._order[node] > self._order[start]:
+        found = {start}
+        for node in self.in_order(self.ancestors(end, since=start)):
+            if not found.isdisjoint(self.graph.predecessors(node)):
                 found.add(node)
-                pending += self.graph.predecessors(node)
-        return {node for node in found if self._reaches(start, node, found)}
+        return found - {start}
+
+    def ancestors(self, node: fx.Node, since: fx.Node) -> set[fx.Node]:
+        """``node`` and everything that it depends on, except what ran before ``since``."""
+        found: set[fx.Node] = set()
+        pending = [node]
+        while pending:
+            current = pending.pop()
+            if current not in found and self._order[current] >= self._order[since]:
+                found.add(current)
+                pending += self.graph.predecessors(current)
+        return found
 
     def position(self, node: fx.Node) -> int:
         """The place of ``node`` in the order that operations ran in."""
         return self._order[node]
 
     def is_ancestor(self, node: fx.Node, later: fx.Node) -> bool:
-        """Whether ``later`` depends on ``node``."""
-        return node is later or later in self.reachable(node)
+        """Whether ``later`` depends on ``node``, or is it."""
+        return node in self.ancestors(later, since=node)
 
     def reachable(self, node: fx.Node, stop: Callable[[fx.Node], bool] = lambda _: False) -> set[fx.Node]:
         """Everything that depends on ``node``; operations for which ``stop`` holds are included but not passed."""
@@ -108,18 +129,6 @@ class Dataflow:
     def in_order(self, nodes: Iterable[fx.Node]) -> list[fx.Node]:
         """``nodes`` in the order they ran."""
         return sorted(nodes, key=self._order.__getitem__)
-
-    def _reaches(self, start: fx.Node, node: fx.Node, within: set[fx.Node]) -> bool:
-        pending, seen = [node], set()
-        while pending:
-            current = pending.pop()
-            for source in self.graph.predecessors(current):
-                if source is start:
-                    return True
-                if source in within and source not in seen:
-                    seen.add(source)
-                    pending.append(source)
-        return False
 
 
 def _read_for_data(node: fx.Node) -> list[fx.Node]:

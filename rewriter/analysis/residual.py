@@ -169,7 +169,7 @@ def _dense_layer(flow: Dataflow, join: fx.Node) -> Branch | None:
     sources = flow.sources(join)
     for operand in reversed(sources):
         others = [source for source in sources if source is not operand]
-        if not others or not all(flow.is_ancestor(other, operand) for other in others):
+        if not others or not flow.ancestors(operand, since=flow.in_order(others)[0]).issuperset(others):
             continue
         fork = _fork_of_dense_layer(flow, operand, others)
         if fork is None:

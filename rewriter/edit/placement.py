@@ -7,6 +7,7 @@ decided whether that is a change of one module's class or of the source of the m
 from __future__ import annotations
 
 import ast
+import functools
 import itertools
 import types
 from collections import Counter
@@ -84,7 +85,7 @@ class Placement:
             self._refuse_repeated(target, consumer)
             moved, expression = self._expression(where), self._expression(target)
             number = self._operand_number(target, expression, consumer, operand)
-            why_not = why_not_movable(moved.source, moved.span, 0, expression.span)
+            why_not = _why_not_movable(moved.source, moved.span, 0, expression.span)
             if why_not is not None:
                 raise Refused(Reason.NOT_MOVABLE, f"`{moved.source.segment(moved.span)}` cannot be moved: {why_not}")
             return [moved.edit(Move(moved.span, 0, expression.span, number))]
@@ -281,6 +282,10 @@ def positions(node: fx.Node) -> Iterator[Position]:
             callee = frames[index - 1] if index > 0 else inner
             yield Position(frame, call, direct, callee.arguments if callee is not None else ())
         inner, frames, call = call, call.frames, call.parent
+
+
+_why_not_movable = functools.lru_cache(maxsize=1024)(why_not_movable)
+"""Of the blocks of a model, all that have one class ask the same."""
 
 
 def _note_evaluations(seen: dict[tuple[int, int], set[Any]], frames: tuple[Frame, ...], what: Any) -> None:

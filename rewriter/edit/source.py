@@ -53,7 +53,7 @@ class FunctionSource:
     header: str
     tree: ast.FunctionDef = field(repr=False)
 
-    @property
+    @functools.cached_property
     def header_lines(self) -> int:
         return self.header.count("\n")
 
@@ -61,7 +61,7 @@ class FunctionSource:
     def first_line(self) -> int:
         return self.function.__code__.co_firstlineno
 
-    @property
+    @functools.cached_property
     def digest(self) -> str:
         """Changes when the text changes, so that a plan made for other code is noticed."""
         return hashlib.sha256(self.text.encode()).hexdigest()[:16]
@@ -81,9 +81,10 @@ class FunctionSource:
         start, stop = _offsets(self.text, span)
         return self.text.encode()[start:stop].decode()
 
-    def nodes(self) -> Iterator[ast.AST]:
-        """Every node that has a position."""
-        return (node for node in ast.walk(self.tree) if hasattr(node, "end_col_offset"))
+    @functools.cached_property
+    def nodes(self) -> dict[ast.AST, Span]:
+        """Every node that has a position, and where."""
+        return {node: self.span(node) for node in ast.walk(self.tree) if hasattr(node, "end_col_offset")}
 
     def find(self, span: Span, kinds: tuple[type[ast.AST], ...] = (ast.expr, ast.stmt)) -> ast.AST:
         """The node at ``span``.
@@ -92,10 +93,9 @@ class FunctionSource:
         attribute, not at the start of the expression.
         """
         calls = None
-        for node in self.nodes():
+        for node, found in self.nodes.items():
             if not isinstance(node, kinds):
                 continue
-            found = self.span(node)
             if found == span and not isinstance(node, ast.Expr):
                 return node
             if isinstance(node, ast.Call) and (found.end_line, found.end_column) == (span.end_line, span.end_column):

@@ -100,10 +100,11 @@ class Recorder(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         if self._paused or not self._stack:
-            return func(*args, **kwargs)
-        inputs = list(tensors_in((args, kwargs)))
-        versions = [t._version for t in inputs]
-        result = func(*args, **kwargs)
+            return self._result(func, args, kwargs)
+        with _torch_unobserved():
+            inputs = list(tensors_in((args, kwargs)))
+            versions = [t._version for t in inputs]
+        result = self._result(func, args, kwargs)
         changed = [t for t, version in zip(inputs, versions, strict=True) if t._version != version]
         if not changed and not any(True for _ in tensors_in(result)):
             return result
@@ -115,6 +116,9 @@ class Recorder(TorchFunctionMode):
             self._write(changed, node)
             self._bind(result, node)
         return result
+
+    def _result(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return shapes.call(func, args, kwargs) if self._predict_shapes else func(*args, **kwargs)
 
     def _instrument(self) -> None:
         """Put a wrapper on every module of the skeleton; hooks and compiled calls are thereby bypassed."""
@@ -164,7 +168,8 @@ class Recorder(TorchFunctionMode):
             try:
                 result = None
                 if self._predict_shapes and len(args) == 1 and isinstance(args[0], torch.Tensor) and not kwargs:
-                    result = shapes.predict(module, kind, args[0])
+                    with _torch_unobserved():
+                        result = shapes.predict_module(module, kind, args[0])
                 if result is not None:
                     changed = [result] if result is args[0] else []
                 else:
