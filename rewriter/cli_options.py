@@ -54,6 +54,10 @@ PRESERVE = Annotated[
 JSON = Annotated[bool, option("--json", help="One JSON document on stdout, nothing else.")]
 
 
+_BOOLEANS = {"true": "True", "false": "False"}
+"""As people write them on a command line."""
+
+
 def assignments(texts: Sequence[str], option: str) -> dict[str, Any]:
     """``["a=1", "b=x,c=(1,2)"]`` as ``{"a": 1, "b": "x", "c": (1, 2)}``."""
     values: dict[str, Any] = {}
@@ -63,7 +67,7 @@ def assignments(texts: Sequence[str], option: str) -> dict[str, Any]:
             if not equals or not name.isidentifier() or not value:
                 raise typer.BadParameter(f"{option}: expected OPTION=VALUE, found {part!r}")
             try:
-                values[name] = ast.literal_eval(value)
+                values[name] = ast.literal_eval(_BOOLEANS.get(value.lower(), value))
             except (ValueError, SyntaxError):
                 values[name] = value
     return values

@@ -104,6 +104,11 @@ class TestPlan:
         made = json.loads(run("plan", *SMALL, "--pass", "dropout:p=0.3,head_p=0.2", "--json").stdout)
         assert made["passes"] == [{"dropout": {"p": 0.3, "head_p": 0.2}}]
 
+    def test_options_of_passes_as_people_write_them(self) -> None:
+        made = run("plan", "seresnet18", "--pass", "stochastic-pooling:squeeze=true,scale=none", "--json").stdout
+        assert dict(rewriter.Plan.from_json(made).passes)["stochastic-pooling"]["squeeze"] is True
+        assert len(rewriter.Plan.from_json(made).sites) == 9
+
     def test_selection(self) -> None:
         made = json.loads(
             run("plan", *SMALL, "--only", "blocks.0", "--only", "blocks.1", "--skip", "*.mlp", "--json").stdout
