@@ -36,8 +36,8 @@ class Dropout(Pass):
 
     Attributes:
         p: drop rate for every residual branch, dense layer and pooled head that has a compliant place and no dropout
-            or one of rate 0: it is inserted or switched on. None only moves what is there.
-        head_p: the same for heads; None takes ``p``.
+            or one of rate 0: it is inserted or switched on. None and 0 only move what is there.
+        head_p: the same for heads; None takes ``p``, and 0 leaves them to stochastic pooling.
     """
 
     name = Drops.name

@@ -73,7 +73,7 @@ class _Rule:
     def _decide(self, dropouts: list[fx.Node], weight: fx.Node, operand: fx.Node) -> Site | Skipped:
         drops, reason = self.drops, f"{name_of(weight)} is the last weight, after the last norm of the branch"
         if not dropouts:
-            if self.p is None:
+            if not self.p:
                 return self._skipped(
                     Reason.NOTHING_TO_MOVE, f"compliant place before {name_of(weight)}; give p= to use it"
                 )

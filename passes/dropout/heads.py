@@ -37,7 +37,7 @@ def _one_head(drops: Drops, head: Head, p: float | None) -> Iterator[Site | Skip
             yield _clear_after_pooling(drops, head, before, after, p)
         elif before:
             yield _already_before_pooling(drops, head, before[-1], p)
-        elif p is not None and head.classifier is not None:
+        elif p and head.classifier is not None:
             yield _insert(drops, head, p)
         elif not later:
             detail = f"no dropout ran after {_where(head)} (a rate of 0 may hide it); give p= to insert one before it"
