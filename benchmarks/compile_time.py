@@ -34,7 +34,7 @@ from torch import nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
 import rewriter
-from passes import Dropout
+from passes import Dropout, StochasticPooling
 from rewriter.guard import collector_paused, random_state_kept
 from rewriter.skeleton import meta_twin, skeleton
 from rewriter.tracing.recorder import Recorder
@@ -49,7 +49,7 @@ OWN = (BARE, "trace, one mode", "trace, both", "plan", "apply", "undo")
 PEERS = ("fx.symbolic_trace", "create_feature_extractor", "torch.export")
 DEPTHS = (10, 30, 100, 300, 1000)
 VERIFIED = 100e6
-PASSES = [Dropout(p=0.1)]
+PASSES = [Dropout(p=0.1, head_p=0), StochasticPooling()]
 
 
 def steps_of(model: nn.Module, size: tuple[int, int, int], classifier: str) -> dict[str, Step]:
@@ -89,7 +89,7 @@ def record(model: nn.Module, images: torch.Tensor) -> Recorder:
 
 def verification_of(name: str) -> Step:
     """Applying with verification, on the model with its weights."""
-    model = timm.create_model(name, drop_rate=0.1)
+    model = timm.create_model(name)
     made = rewriter.plan(model, PASSES)
     return Step(lambda: made.apply(model, inplace=True), after=lambda changed: rewriter.undo(changed, inplace=True))
 
@@ -97,7 +97,7 @@ def verification_of(name: str) -> Step:
 def measure(name: str, rounds: int, seconds: float) -> tuple[int, dict[str, Step]]:
     """The number of parameters of a timm model, and its steps after all rounds."""
     with torch.device("meta"):
-        model = timm.create_model(name, drop_rate=0.1)
+        model = timm.create_model(name)
     parameters = sum(p.numel() for p in model.parameters())
     classifier = model.pretrained_cfg["classifier"]
     steps = steps_of(
@@ -139,19 +139,20 @@ def measure_depths(rounds: int, seconds: float) -> tuple[list[dict[str, Any]], l
 
 MEMORY = """
 import sys, timm, torch, rewriter
-from passes import Dropout
+from passes import Dropout, StochasticPooling
+PASSES = [Dropout(p=0.1, head_p=0), StochasticPooling()]
 def megabytes(field):
     with open("/proc/self/status") as status:
         return next(int(line.split()[1]) / 1024 for line in status if line.startswith(field))
 def make(name, device):
     with torch.device(device):
-        return timm.create_model(name, drop_rate=0.1)
-rewriter.plan(make("test_vit", "meta"), [Dropout(p=0.1)])
+        return timm.create_model(name)
+rewriter.plan(make("test_vit", "meta"), PASSES)
 model = make(sys.argv[1], sys.argv[2])
 before = megabytes("VmRSS")
 with open("/proc/self/clear_refs", "w") as reset:
     reset.write("5")  # the peak starts again from here
-rewriter.plan(model, [Dropout(p=0.1)])
+rewriter.plan(model, PASSES)
 print(before, megabytes("VmHWM"), sum(p.nbytes for p in model.parameters()) / 2**20)
 """
 
