@@ -1,0 +1,161 @@
+"""What the passes find in whole model libraries: sweeps, and from their result files docs/coverage.md.
+
+    python benchmarks/coverage.py sweep FOLDER     # hours of one core; goes on where it stopped
+    python benchmarks/coverage.py write FOLDER     # docs/coverage.md and the floors in tests/data/sites.json
+
+The sweeps are those of ``rewriter sweep``; the same commands give the same rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import model_zoo
+
+ROOT = Path(__file__).parent.parent
+FAMILIES: dict[str, str] = json.loads((ROOT / "tests" / "data" / "timm_families.json").read_text())
+ARCHITECTURES = [name for name in model_zoo.names("smp:*") if "-" not in name]
+PASSES = ("--pass", "dropout:p=0.1,head_p=0", "--pass", "stochastic-pooling")
+SWEEPS: dict[str, tuple[str, ...]] = {
+    "timm": ("timm:*",),
+    "other": ("torchvision:*", *ARCHITECTURES),
+    "numerics": (*(f"timm:{name}" for name in FAMILIES.values()), "--numerics"),
+}
+LIBRARIES = {"timm": "timm", "torchvision": "torchvision", "smp": "segmentation_models_pytorch"}
+
+INTRODUCTION = """# Coverage
+
+What the passes find in every model of timm and torchvision and every architecture of segmentation_models_pytorch.
+Written by `python benchmarks/coverage.py`, from the sweeps
+
+```
+{commands}
+```
+
+Versions: {versions}. Dropout is asked for in every residual branch (`p=0.1`) and not in heads (`head_p=0`), so that
+heads are left to stochastic pooling. Each model is created, traced in training and in evaluation mode, planned, edited,
+verified and restored: on meta tensors, so without values, except where the table *With weights* says so. There the eval
+output was compared bit for bit; for one model of each timm family also, after undo, outputs, gradients, buffers and
+random numbers in both modes.
+"""
+
+
+def sweep(folder: Path) -> None:
+    """Run the sweeps, or go on with them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, asked in SWEEPS.items():
+        subprocess.run(["rewriter", "sweep", *asked, *PASSES, "-o", str(folder / f"{name}.jsonl")], check=False)
+
+
+def read(file: Path) -> tuple[dict[str, str], list[dict[str, Any]]]:
+    """The versions in the header of a result file, and its rows, the last one of each name."""
+    header, *rows = (json.loads(line) for line in file.read_text().splitlines())
+    return header["versions"], list({row["name"]: row for row in rows}.values())
+
+
+def write(folder: Path) -> None:
+    """docs/coverage.md and tests/data/sites.json."""
+    families = set(FAMILIES.values())
+    versions, timm_rows = read(folder / "timm.jsonl")
+    rows = [*timm_rows, *read(folder / "other.jsonl")[1]]
+    numerics = read(folder / "numerics.jsonl")[1]
+    commands = [f"rewriter sweep {' '.join(repr(p) if '*' in p else p for p in SWEEPS[n])}" for n in ("timm", "other")]
+    commands.append("rewriter sweep <one timm name a family> --numerics")
+    text = INTRODUCTION.format(
+        commands="\n".join(f"{command} {' '.join(PASSES)}" for command in commands),
+        versions=", ".join(f"{name} {version}" for name, version in versions.items()),
+    )
+    parts = [text, "## Libraries", libraries(rows, numerics), "## Not ok", not_ok([*rows, *numerics])]
+    parts += ["## Why places are left alone", reasons(rows), "## With weights", with_weights([*rows, *numerics])]
+    parts += ["## All models", "Sites of each pass, and places left alone.", models(rows)]
+    (ROOT / "docs" / "coverage.md").write_text("\n\n".join(part.strip() for part in parts) + "\n")
+    tested = [row for row in rows if row["weights"] == "meta" and (":" in row["name"] or row["name"] in families)]
+    floors = {row["name"]: {name: found["sites"] for name, found in row["passes"].items()} for row in tested}
+    lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(sites)}" for name, sites in floors.items())
+    (ROOT / "tests" / "data" / "sites.json").write_text(f"{{\n{lines}\n}}\n")
+
+
+def libraries(rows: Sequence[dict[str, Any]], numerics: Sequence[dict[str, Any]]) -> str:
+    """One line a library."""
+    passes = list(rows[0]["passes"])
+    header = ["library", "models", "ok", *(f"`{name}`: sites, models" for name in passes), "verified", "undone"]
+    lines = []
+    for prefix, library in LIBRARIES.items():
+        found = [row for row in rows if (row["name"].partition(":")[0] if ":" in row["name"] else "timm") == prefix]
+        lines.append([library, *_counts(found, passes)])
+    lines.append(["timm, one a family, with weights", *_counts(numerics, passes)])
+    return table(header, lines)
+
+
+def _counts(rows: Sequence[dict[str, Any]], passes: Sequence[str]) -> list[str]:
+    cells = [str(len(rows)), str(sum(row["status"] == "ok" for row in rows))]
+    for name in passes:
+        applied = [row["passes"].get(name, {}).get("applied", 0) for row in rows]
+        cells.append(f"{sum(applied)}, {sum(count > 0 for count in applied)}")
+    return [*cells, *(str(sum(row[part] == "held" for row in rows)) for part in ("verified", "undo"))]
+
+
+def not_ok(rows: Sequence[dict[str, Any]]) -> str:
+    """Every row that failed, died, ran out of time, or could not be decided."""
+    found = [row for row in rows if row["status"] != "ok" or "held" not in (row["verified"], row["undo"])]
+    lines = [[row["name"], row["status"], row["error"] or row["undo_detail"] or ""] for row in found]
+    return table(["model", "status", "why"], lines) if lines else "None."
+
+
+def reasons(rows: Iterable[dict[str, Any]]) -> str:
+    """How often each pass left a place alone for each reason."""
+    places: Counter[tuple[str, str]] = Counter()
+    models_with: Counter[tuple[str, str]] = Counter()
+    for row in rows:
+        for name, found in row["passes"].items():
+            for reason, count in found["skipped"].items():
+                places[name, reason] += count
+                models_with[name, reason] += 1
+    lines = [[name, reason, str(n), str(models_with[name, reason])] for (name, reason), n in places.most_common()]
+    return table(["pass", "reason", "places", "models"], sorted(lines, key=lambda line: line[0]))
+
+
+def with_weights(rows: Iterable[dict[str, Any]]) -> str:
+    """Models that were run with values, and what they were traced on."""
+    found = [row for row in rows if row["weights"] == "real"]
+    lines = [[row["name"], row["backend"] or "", row["verified"] or "", row["undo"] or ""] for row in found]
+    return table(["model", "traced on", "verified", "undone"], lines)
+
+
+def models(rows: Sequence[dict[str, Any]]) -> str:
+    """One line a model."""
+    passes = list(rows[0]["passes"])
+    header = ["model", "parameters", *passes, "left alone"]
+    lines = []
+    for row in rows:
+        skipped: Counter[str] = Counter()
+        for found in row["passes"].values():
+            skipped.update(found["skipped"])
+        sites = (str(row["passes"].get(name, {}).get("applied", "")) for name in passes)
+        why = ", ".join(f"{count} {reason}" for reason, count in sorted(skipped.items()))
+        lines.append([row["name"], f"{(row['parameters'] or 0) / 1e6:.1f} M", *sites, why])
+    return table(header, lines)
+
+
+def table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    return "\n".join(f"| {' | '.join(line)} |" for line in (header, ["---"] * len(header), *lines))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("what", choices=("sweep", "write"))
+    parser.add_argument("folder", type=Path)
+    chosen = parser.parse_args()
+    sys.exit({"sweep": sweep, "write": write}[chosen.what](chosen.folder))
+
+
+if __name__ == "__main__":
+    main()

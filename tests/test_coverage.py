@@ -1,0 +1,28 @@
+"""What passes find in whole libraries may not become less: every count in ``data/sites.json`` is a floor.
+
+``python benchmarks/coverage.py`` writes the counts, with the passes as asked for here.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import model_zoo
+import rewriter
+from passes import Dropout, StochasticPooling
+
+FLOORS: dict[str, dict[str, int]] = json.loads((Path(__file__).parent / "data" / "sites.json").read_text())
+
+
+@pytest.mark.parametrize("name", FLOORS)
+def test_no_fewer_sites_than_before(name: str) -> None:
+    with torch.device("meta"):
+        entry = model_zoo.create(name, **model_zoo.quick_options(name))
+    examples = {"example_inputs": entry.example_inputs} if entry.example_inputs else {"input_size": entry.input_size}
+    plan = rewriter.plan(entry.model, [Dropout(p=0.1, head_p=0), StochasticPooling()], **examples)
+    for pass_name, floor in FLOORS[name].items():
+        assert sum(site.pass_name == pass_name for site in plan.sites) >= floor, pass_name
