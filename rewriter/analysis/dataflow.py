@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import networkx as nx
 from torch import fx
@@ -15,6 +17,26 @@ WEIGHT_KINDS = frozenset({Kind.CONV, Kind.LINEAR, Kind.ATTENTION})
 """Operations that multiply by a weight."""
 
 
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
+
+
+def once(
+    find: Callable[Concatenate[Dataflow, Parameters], Result],
+) -> Callable[Concatenate[Dataflow, Parameters], Result]:
+    """Decorator of ``find(flow, …)``: what it found is kept with the flow, and shared by all passes."""
+
+    @functools.wraps(find)
+    def remembered(flow: Dataflow, /, *args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+        key = (find, args, tuple(kwargs.items()))
+        if key not in flow.found:
+            flow.found[key] = find(flow, *args, **kwargs)
+        result: Result = flow.found[key]
+        return result
+
+    return remembered
+
+
 class Dataflow:
     """A directed acyclic graph over the nodes of one recording.
 
@@ -22,6 +44,7 @@ class Dataflow:
     """
 
     def __init__(self, graph: fx.Graph) -> None:
+        self.found: dict[tuple[Any, ...], Any] = {}
         self.inputs = [node for node in graph.nodes if node.op == "placeholder"]
         self.output = next(node for node in reversed(graph.nodes) if node.op == "output")
         self.graph = nx.DiGraph()

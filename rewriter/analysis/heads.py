@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from rewriter.analysis.dataflow import Dataflow
+from rewriter.analysis.dataflow import Dataflow, once
 from rewriter.analysis.residual import has_weight
 from rewriter.reasons import Reason
 from rewriter.tracing.kinds import Kind
@@ -33,6 +33,7 @@ class Head:
     classifier: fx.Node | None
 
 
+@once
 def find_heads(flow: Dataflow) -> list[Head]:
     """Every head with global average pooling, in the order they ran.
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from rewriter.analysis.dataflow import Dataflow
+from rewriter.analysis.dataflow import Dataflow, once
 from rewriter.analysis.heads import find_heads, pooled_dims
 from rewriter.analysis.residual import find_branches, has_weight
 from rewriter.tracing.kinds import Kind
@@ -53,6 +53,7 @@ class Pooling:
     side_by_side: bool
 
 
+@once
 def find_poolings(flow: Dataflow, model: nn.Module) -> list[Pooling]:
     """Every average pooling over positions or tokens, in the order they ran; means over channels are none."""
     roles = _Roles(flow, model)

@@ -12,7 +12,7 @@ from functools import cached_property
 
 from torch import fx, nn
 
-from rewriter.analysis.dataflow import WEIGHT_KINDS, Dataflow
+from rewriter.analysis.dataflow import WEIGHT_KINDS, Dataflow, once
 from rewriter.tracing.kinds import Kind
 
 PASS_THROUGH = frozenset({Kind.VIEW, Kind.IDENTITY, Kind.SELECT})
@@ -72,6 +72,7 @@ class Branch:
         return self.flow.in_order(n for n in self.nodes if n.meta["kind"] is Kind.NORM and n not in after)
 
 
+@once
 def find_branches(flow: Dataflow, model: nn.Module) -> list[Branch]:
     """Every residual branch and dense layer, in the order their joins ran."""
     branches: list[Branch] = []
