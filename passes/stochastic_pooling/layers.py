@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from passes.stochastic_pooling.sampling import SCALES, pool_bins, pool_sequence, pool_windows
+from passes.stochastic_pooling.sampling import SCALES, bins, pool_regions, pool_sequence, pool_windows, windows
 from rewriter.layers import register_layer
 from rewriter.tracing.kinds import Kind
 
@@ -91,7 +91,7 @@ class SamplesBins(Sampling):
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         if not self.is_sampling:
             return super().forward(input)  # type: ignore[misc, no-any-return]
-        return _adaptive(self, input, _spatial_dims(self), self.output_size, super().forward)
+        return _adaptive(self, input, _spatial_dims(self), super().forward, self.output_size)
 
 
 @register_layer("stochastic-pooling/local")
@@ -99,11 +99,15 @@ class SamplesWindows(Sampling):
     """Behaviour of ``nn.AvgPool1d``, ``2d``, ``3d`` and their subclasses whose windows lie side by side."""
 
     kernel_size: Any
+    stride: Any
+    ceil_mode: bool
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         if not self.is_sampling:
             return super().forward(input)  # type: ignore[misc, no-any-return]
-        return _local(self, input, _spatial_dims(self), self.kernel_size, super().forward)
+        return _local(
+            self, input, _spatial_dims(self), super().forward, self.kernel_size, self.stride, 0, self.ceil_mode
+        )
 
 
 class StochasticAvgPool1d(SamplesWindows, nn.AvgPool1d):
@@ -148,7 +152,7 @@ class StochasticAvgPool2d(SamplesWindows, nn.AvgPool2d):
             return super().forward(input)
         if not self.is_sampling:
             return F.adaptive_avg_pool2d(input, 1)
-        return _adaptive(self, input, 2, 1, lambda x: F.adaptive_avg_pool2d(x, 1))
+        return _adaptive(self, input, 2, lambda x: F.adaptive_avg_pool2d(x, 1), 1)
 
 
 class StochasticAdaptiveAvgPool1d(SamplesBins, nn.AdaptiveAvgPool1d):
@@ -254,10 +258,8 @@ class StochasticFunction(Sampling):
             return pool(input)
         if self.function == "mean":
             return _mean(self, input, args[0] if args else kwargs["dim"], pool)
-        spatial_dims = int(self.function[-2])
-        if self.function.startswith("adaptive"):
-            return _adaptive(self, input, spatial_dims, args[0] if args else kwargs["output_size"], pool)
-        return _local(self, input, spatial_dims, args[0] if args else kwargs["kernel_size"], pool)
+        average = _adaptive if self.function.startswith("adaptive") else _local
+        return average(self, input, int(self.function[-2]), pool, *args, **kwargs)
 
     def extra_repr(self) -> str:
         return f"{self.function}, {super().extra_repr()}"
@@ -272,19 +274,36 @@ def _mean(sampling: Sampling, x: torch.Tensor, dim: int | Sequence[int], pool: P
     return pool_windows(x, pool, dims, window, sampling.keep_prob, sampling.scale)
 
 
-def _local(sampling: Sampling, x: torch.Tensor, spatial_dims: int, kernel_size: Any, pool: Pool) -> torch.Tensor:
-    window = _per_dim(kernel_size, spatial_dims)
+def _local(
+    sampling: Sampling, x: torch.Tensor, spatial_dims: int, pool: Pool, *given: Any, **named: Any
+) -> torch.Tensor:
+    """The arguments after ``pool`` are those of ``avg_pool2d``."""
+    arguments = dict(zip(("kernel_size", "stride", "padding", "ceil_mode"), given, strict=False)) | named
+    window = _per_dim(arguments["kernel_size"], spatial_dims)
+    stride = _per_dim(arguments.get("stride") or window, spatial_dims)
+    ceil_mode = bool(arguments.get("ceil_mode", False))
+    sizes = x.shape[-spatial_dims:]
+    whole = [
+        size == length or (length == step and not (ceil_mode and size % length))
+        for size, length, step in zip(sizes, window, stride, strict=True)
+    ]
+    if not all(whole):
+        regions = [windows(*edges, ceil_mode, x.device) for edges in zip(sizes, window, stride, strict=True)]
+        return pool_regions(x, regions, sampling.keep_prob, sampling.scale)
     if spatial_dims == 1 and (sampling.keep_prob * window[0]).is_integer():
         return pool_sequence(x, window[0], sampling.keep_prob, sampling.scale)
     return _windows(sampling, x, window, pool)
 
 
-def _adaptive(sampling: Sampling, x: torch.Tensor, spatial_dims: int, output_size: Any, pool: Pool) -> torch.Tensor:
+def _adaptive(sampling: Sampling, x: torch.Tensor, spatial_dims: int, pool: Pool, output_size: Any) -> torch.Tensor:
     sizes = x.shape[-spatial_dims:]
-    bins = [s if b is None else b for b, s in zip(_per_dim(output_size, spatial_dims), sizes, strict=True)]
-    if all(size % count == 0 for size, count in zip(sizes, bins, strict=True)):
-        return _windows(sampling, x, [size // count for size, count in zip(sizes, bins, strict=True)], pool)
-    return pool_bins(x, bins, sampling.keep_prob, sampling.scale)
+    counts = [
+        s if count is None else count for count, s in zip(_per_dim(output_size, spatial_dims), sizes, strict=True)
+    ]
+    if all(size % count == 0 for size, count in zip(sizes, counts, strict=True)):
+        return _windows(sampling, x, [size // count for size, count in zip(sizes, counts, strict=True)], pool)
+    regions = [bins(size, count, x.device) for size, count in zip(sizes, counts, strict=True)]
+    return pool_regions(x, regions, sampling.keep_prob, sampling.scale)
 
 
 def _windows(sampling: Sampling, x: torch.Tensor, window: Sequence[int], pool: Pool) -> torch.Tensor:

@@ -101,9 +101,12 @@ class _Rule:
         module, node = self._module(pooling.node), pooling.node
         if isinstance(module, Sampling):
             return Reason.ALREADY_DONE, f"{name_of(node)} is stochastic already, keep_prob {module.keep_prob:g}"
-        if not pooling.side_by_side and pooling.role in (Role.INSIDE_BRANCH, Role.LOCAL, Role.OTHER):
+        wanted = pooling.role in self.wanted
+        if not wanted and pooling.role not in (Role.INSIDE_BRANCH, Role.OTHER):
+            return _WHY_NOT[pooling.role]
+        if not pooling.side_by_side:
             return Reason.OVERLAPPING_WINDOWS, "its windows overlap or reach over the border"
-        if pooling.role in _WHY_NOT and pooling.role not in self.wanted:
+        if not wanted:
             return _WHY_NOT[pooling.role]
         if pooling.elements < FEWEST_ELEMENTS:
             return Reason.FEW_ELEMENTS, f"an output averages {pooling.elements}, fewer than {FEWEST_ELEMENTS}"

@@ -75,45 +75,51 @@ def _kept(x: torch.Tensor, dims: Sequence[int], window: Sequence[int], kept: int
     return averaged.view(shape)
 
 
-def pool_bins(x: torch.Tensor, bins: Sequence[int], keep_prob: float, scale: str) -> torch.Tensor:
-    """Adaptive average pooling whose bins differ in size or share elements, over a random subset of each bin.
+def pool_regions(x: torch.Tensor, regions: Sequence[torch.Tensor], keep_prob: float, scale: str) -> torch.Tensor:
+    """Average pooling over regions that may differ in size and share elements, over a random subset of each.
 
     Args:
-        x: ``(N, C, …)`` or ``(C, …)`` with as many further dimensions as ``bins``.
-        bins: the output size.
-        keep_prob: share of the elements of a bin that is kept; the factor of ``scale`` is that of each bin.
+        x: ``(N, C, …)`` or ``(C, …)`` with as many further dimensions as ``regions``.
+        regions: for each of these dimensions, which positions each output averages, ``(outputs, positions)``.
+        keep_prob: share of the elements of a region that is kept; the factor of ``scale`` is that of each region.
         scale: one of :data:`SCALES`.
 
     Returns:
-        ``(N, C, *bins)`` or ``(C, *bins)``.
+        ``(N, C, …)`` or ``(C, …)`` with as many elements along each dimension as it has regions.
 
     Raises:
         ValueError: there is nothing to average.
     """
-    sizes = x.shape[x.dim() - len(bins) :]
-    if 0 in sizes:
-        raise ValueError(f"expected a map with at least one position to average, found shape {tuple(x.shape)}")
     inside = functools.reduce(
-        lambda a, b: (a[:, None, :, None] & b[None, :, None, :]).flatten(2).flatten(0, 1),
-        [_bins_of(size, count, x.device) for size, count in zip(sizes, bins, strict=True)],
+        lambda a, b: (a[:, None, :, None] & b[None, :, None, :]).flatten(2).flatten(0, 1), regions
     )
+    if 0 in inside.shape:
+        raise ValueError(f"expected a map with at least one position to average, found shape {tuple(x.shape)}")
     elements = inside.sum(-1, dtype=torch.float32)
     kept = (keep_prob * elements).round().clamp(min=1)
     factor = torch.ones_like(kept) if scale == "none" else (kept / elements).sqrt()
-    values = x.flatten(x.dim() - len(bins))
+    values = x.flatten(x.dim() - len(regions))
     samples = values.shape[0] if values.dim() == 3 else 1
     keys = torch.rand(samples, *inside.shape, device=x.device).masked_fill(~inside, 2.0)
     chosen = torch.arange(inside.shape[1], device=x.device) < kept[:, None]
     weights = torch.zeros_like(keys).scatter(-1, keys.argsort(-1), (chosen * (factor / kept)[:, None]).expand_as(keys))
     with torch.autocast(x.device.type, enabled=False):
         pooled = torch.matmul(values, weights.to(values.dtype).mT)
-    return pooled.reshape(*x.shape[: -len(bins)], *bins)
+    return pooled.reshape(*x.shape[: -len(regions)], *(len(region) for region in regions))
 
 
-def _bins_of(size: int, count: int, device: torch.device) -> torch.Tensor:
+def bins(size: int, count: int, device: torch.device) -> torch.Tensor:
     """Which of ``size`` positions each of ``count`` adaptive bins averages, ``(count, size)``."""
     position, number = torch.arange(size, device=device), torch.arange(count, device=device)[:, None]
     return (position >= number * size // count) & (position < -(-(number + 1) * size // count))
+
+
+def windows(size: int, length: int, stride: int, ceil_mode: bool, device: torch.device) -> torch.Tensor:
+    """Which of ``size`` positions each window averages, ``(windows, size)``; ``ceil_mode`` keeps a part of one."""
+    count = max(0, (-(-(size - length) // stride) if ceil_mode else (size - length) // stride) + 1)
+    count -= (count - 1) * stride >= size  # a window that begins beyond the end is dropped
+    position, start = torch.arange(size, device=device), stride * torch.arange(count, device=device)[:, None]
+    return (position >= start) & (position < start + length)
 
 
 def pool_sequence(x: torch.Tensor, window: int, keep_prob: float, scale: str) -> torch.Tensor:
