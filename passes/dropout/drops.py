@@ -8,7 +8,7 @@ from passes.dropout.layers import Bypassed
 from rewriter.analysis.dropouts import drop_rate
 from rewriter.analysis.residual import PASS_THROUGH
 from rewriter.edit.edits import AddBehaviour, AddModule, Edit, SetAttribute
-from rewriter.edit.placement import Placement
+from rewriter.edit.placement import placement
 from rewriter.reasons import Reason, Refused
 from rewriter.tracing.kinds import Kind
 from rewriter.tracing.trace import Trace
@@ -22,7 +22,7 @@ class Drops:
     def __init__(self, trace: Trace) -> None:
         self.model = trace.model
         self.flow = trace.train.dataflow
-        self.place = Placement(trace.model, trace.train)
+        self.place = placement(self.flow, trace)
         self._nodes = list(self.flow.nodes(Kind.DROPOUT))
         self._claimed: set[fx.Node] = set()
 

@@ -13,7 +13,7 @@ from rewriter.analysis.heads import find_heads, missing_heads, noise_claim
 from rewriter.analysis.naming import name_of
 from rewriter.analysis.pooling import Pooling, Role, find_poolings
 from rewriter.edit.edits import AddBehaviour, Edit
-from rewriter.edit.placement import Placement
+from rewriter.edit.placement import placement
 from rewriter.guideline import Site, Skipped
 from rewriter.reasons import Reason, Refused
 from rewriter.tracing.kinds import Kind
@@ -64,7 +64,7 @@ class _Rule:
     def __init__(self, trace: Trace, name: str, keep_prob: float, scale: str, squeeze: bool) -> None:
         self.name, self.keep_prob, self.scale = name, keep_prob, scale
         self.model = trace.model
-        self.place = Placement(trace.model, trace.train)
+        self.place = placement(trace.train.dataflow, trace)
         self.wanted = {Role.HEAD, Role.PYRAMID, Role.LOCAL} | ({Role.SQUEEZE} if squeeze else set())
         self.dropouts = {
             head.pool: node

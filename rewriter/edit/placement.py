@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from rewriter.analysis.dataflow import Dataflow, once
 from rewriter.analysis.residual import PASS_THROUGH
 from rewriter.edit.classes import class_name, method_source
 from rewriter.edit.edits import AddBehaviour, AddModule, Edit, EditMethod
@@ -28,7 +29,7 @@ from rewriter.errors import SourceError
 from rewriter.reasons import Reason, Refused
 from rewriter.tracing.frames import Frame
 from rewriter.tracing.recorder import ModuleCall
-from rewriter.tracing.trace import Recording
+from rewriter.tracing.trace import Recording, Trace
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,12 @@ class Expression:
 
     def edit(self, operation: Any) -> EditMethod:
         return EditMethod(self.path, class_name(self.owner), self.method, self.source.digest, operation)
+
+
+@once
+def placement(flow: Dataflow, trace: Trace) -> Placement:
+    """Turns operations of the training run into edits; all passes share one, so that they give out different names."""
+    return Placement(trace.model, trace.train)
 
 
 class Placement:
