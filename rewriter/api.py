@@ -21,7 +21,7 @@ from rewriter.inputs import Inputs, candidate_inputs
 from rewriter.manager import resolve_passes
 from rewriter.planning import Plan, fingerprint
 from rewriter.reasons import TECHNICAL, Reason
-from rewriter.record import Record, Report, Verdict, make_report, records_of, set_records
+from rewriter.record import Record, Report, Verdict, make_report, records_in_force, records_of, set_records
 from rewriter.selection import Selection, as_sequence, select, selector_texts
 from rewriter.tracing.trace import Trace, trace_model
 from rewriter.verification import Observation, observe
@@ -112,6 +112,7 @@ def apply_plan(
     before = _observe_original(target, inputs) if verify and inputs is not None and made.sites else None
     seconds["verify"] = time.perf_counter() - started
 
+    previous = records_in_force(target)
     started = time.perf_counter()
     with random_state_kept():
         applied = apply_edits(target, made.edits)
@@ -132,9 +133,9 @@ def apply_plan(
     elif verify and not made.sites:
         verdict = Verdict((("model", True, "unchanged"),))
     _warn_of_places_left_alone(made)
-    previous = records_of(target)
-    if made.sites or not previous:
-        set_records(target, (*previous, Record(made, applied, verdict, seconds)))
+    if made.sites or made.passes not in [record.plan.passes for record in previous]:
+        previous = (*previous, Record(made, applied, verdict, seconds))
+    set_records(target, previous)
     return target
 
 

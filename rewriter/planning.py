@@ -6,6 +6,7 @@ import difflib
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -177,7 +178,7 @@ def fingerprint(model: nn.Module) -> str:
 
 
 def group(items: Any) -> list[tuple[str, Any]]:
-    """Items that differ only in numbers, as one: ``layer{1,2}.{0,1}`` and the first of them with ``*`` for numbers."""
+    """Items that differ only in numbers, as one: their paths as ``layer{1,2}.{0,1}``, and one item with all numbers."""
     groups: dict[Any, list[Any]] = {}
     for item in items:
         texts = [item.path, *(getattr(item, name, "") for name in ("pattern", "action", "reason", "detail", "rate_at"))]
@@ -189,13 +190,13 @@ _NUMBER = re.compile(r"\d+")
 
 
 def _generalised(found: list[Any]) -> Any:
-    """The first item, with ``*`` for the numbers that the others do not share."""
+    """The first item, with all the numbers where the others have different ones."""
     changes = {}
     for name in ("action", "reason", "detail", "rate_at"):
         texts = [str(getattr(item, name)) for item in found if hasattr(item, name)]
         if len(set(texts)) > 1:
             columns = zip(*(re.split(r"(\d+)", text) for text in texts), strict=True)
-            changes[name] = "".join(column[0] if len(set(column)) == 1 else "*" for column in columns)
+            changes[name] = "".join(map(_of_column, columns))
     return replace(found[0], **changes)
 
 
@@ -205,8 +206,7 @@ def _joined(paths: list[str]) -> str:
     if len(unique) == 1:
         return unique[0] or "(root)"
     columns = zip(*(re.split(r"(\d+)", path) for path in unique), strict=True)
-    parts = [column[0] if len(set(column)) == 1 else _number_set({int(n) for n in column}) for column in columns]
-    return f"{''.join(parts)} ({len(unique)})"
+    return f"{''.join(map(_of_column, columns))} ({len(unique)})"
 
 
 def _joined_groups(paths: list[str]) -> str:
@@ -219,6 +219,11 @@ def _joined_groups(paths: list[str]) -> str:
 def _with_options(name: str, options: dict[str, Any]) -> str:
     given = ", ".join(f"{option}={value}" for option, value in options.items() if value is not None)
     return f"{name} ({given})" if given else name
+
+
+def _of_column(texts: Sequence[str]) -> str:
+    """What texts have at one place: a text that all share, or their numbers."""
+    return texts[0] if len(set(texts)) == 1 else _number_set({int(text) for text in texts})
 
 
 def _number_set(numbers: set[int]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
@@ -131,13 +131,35 @@ class Report:
 def make_report(model: nn.Module) -> Report:
     """The report of a rewritten model; an empty one for a model that was not rewritten."""
     records = records_of(model)
-    modules = dict(model.named_modules(remove_duplicate=False))
-    stale = []
-    for record in records:
-        for path in record.applied.edited_classes:
-            if path not in modules or not is_generated(type(modules[path])):
-                stale.append(path or "(root)")
-        for edit in record.applied.edits:
-            if isinstance(edit, EditMethod) and "forward" in getattr(modules.get(edit.path), "__dict__", {}):
-                stale.append(edit.path or "(root)")
+    stale = [path or "(root)" for record in records for path in _stale_paths(model, record)]
     return Report(records, tuple(dict.fromkeys(stale)))
+
+
+def records_in_force(model: nn.Module) -> tuple[Record, ...]:
+    """The rewrites that ``model`` went through, without the sites of which nothing is left in it."""
+    return tuple(_without(record, set(_stale_paths(model, record))) for record in records_of(model))
+
+
+def _stale_paths(model: nn.Module, record: Record) -> list[str]:
+    """Where what a rewrite had edited was replaced."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    edited = record.applied.edited_classes
+    stale = [path for path in edited if path not in modules or not is_generated(type(modules[path]))]
+    return stale + [
+        edit.path
+        for edit in record.applied.edits
+        if isinstance(edit, EditMethod) and "forward" in getattr(modules.get(edit.path), "__dict__", {})
+    ]
+
+
+def _without(record: Record, stale: set[str]) -> Record:
+    if not stale:
+        return record
+    sites = tuple(site for site in record.plan.sites if not {edit.path for edit in site.edits} <= stale)
+    paths = {edit.path for site in sites for edit in site.edits}
+    applied = Applied(
+        tuple(edit for site in sites for edit in site.edits),
+        tuple(item for item in record.applied.previous if item[0] in paths),
+        tuple(path for path in record.applied.edited_classes if path in paths),
+    )
+    return replace(record, plan=replace(record.plan, sites=sites), applied=applied)

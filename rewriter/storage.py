@@ -34,7 +34,7 @@ from rewriter.edit.edits import AddBehaviour, AddModule
 from rewriter.errors import PlanError, StorageError
 from rewriter.guard import check_model, random_state_kept
 from rewriter.planning import Plan
-from rewriter.record import Verdict, make_report, records_of, set_records
+from rewriter.record import Verdict, make_report, records_in_force, records_of, set_records
 
 FORMAT = 2
 """Version of the directory's form."""
@@ -71,7 +71,7 @@ def save(model: nn.Module, directory: str | Path, *, recipe: Mapping[str, Any] |
     target = check_target(directory)
     name, options = _checked_recipe(recipe or {})
     tensors, shared = _tensors_to_store(model)
-    records = records_of(model)
+    records = records_in_force(model)
     contents = {
         PLAN: json.dumps([json.loads(record.plan.to_json()) for record in records], indent=2),
         REPORT: make_report(model).to_json(),

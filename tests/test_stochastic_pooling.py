@@ -165,6 +165,32 @@ def test_saved_models_keep_what_was_set(tmp_path: Any) -> None:
     assert loaded.global_pool.pool.keep_prob == 0.25
 
 
+def test_a_pooling_that_was_replaced_is_saved_as_it_is_now(tmp_path: Any) -> None:
+    model = rewriter.rewrite(timm_model("resnet10t"), SAMPLED, input_size=64)
+    model.reset_classifier(3, "avg")
+    assert rewriter.report(model).stale == ("global_pool.pool",)
+    rewriter.save(model, tmp_path / "plain")
+    loaded = rewriter.load(tmp_path / "plain", timm_model("resnet10t", num_classes=3))
+    assert not hasattr(loaded.global_pool.pool, "keep_prob")
+    mended = rewriter.rewrite(model, SAMPLED, input_size=64)
+    assert not rewriter.report(mended).stale and len(rewriter.report(mended).applied) == 1
+    rewriter.save(mended, tmp_path / "mended")
+    loaded = rewriter.load(tmp_path / "mended", timm_model("resnet10t", num_classes=3))
+    assert torch.equal(output(loaded, image(), training=True), output(mended, image(), training=True))
+    assert type(rewriter.undo(loaded).global_pool.pool) is nn.AdaptiveAvgPool2d
+
+
+def test_the_report_tells_of_a_rewrite_that_found_nothing_to_do() -> None:
+    model = rewriter.rewrite(timm_model("resnet10t"), SAMPLED, input_size=64)
+    again = rewriter.rewrite(model, [StochasticPooling(keep_prob=0.2)], input_size=64)
+    text = str(rewriter.report(again))
+    assert "1 applied" in text and "0 applied" in text and "already-done" in text
+    assert len(rewriter.report(rewriter.rewrite(again, SAMPLED, input_size=64)).records) == 2
+    plan = rewriter.plan(again, [StochasticPooling(keep_prob=0.2)], input_size=64)
+    assert "set its keep_prob (0.5) to change it" in str(plan)
+    assert type(rewriter.undo(again).global_pool.pool) is nn.AdaptiveAvgPool2d
+
+
 def test_undo_leaves_no_trace() -> None:
     model = timm_model("resnet10t")
     before = snapshot(model)

@@ -74,7 +74,7 @@ FORMS = {
     "bins of a sequence": Form(lambda **k: StochasticAdaptiveAvgPool1d(4, **k), nn.AdaptiveAvgPool1d(4), (3, 4, 11)),
     "tokens": Form(lambda **k: StochasticMean(1, **k), lambda x: x.mean(1), (3, 11, 4), 2),
     "channels last": Form(
-        lambda **k: StochasticMean((1, 2), True, **k), lambda x: x.mean((1, 2), True), (3, 5, 6, 4), 3
+        lambda **k: StochasticMean((1, 2), keepdim=True, **k), lambda x: x.mean((1, 2), True), (3, 5, 6, 4), 3
     ),
 }
 
@@ -242,6 +242,9 @@ def test_settings_can_be_changed_and_are_checked() -> None:
             StochasticMean(1, keep_prob=value)
     with pytest.raises(ValueError, match="scale: expected one of 'sqrt', 'none', found 'linear'"):
         pool.scale = "linear"
+    for size in (0.5, 0, -1, (2, 0), True):
+        with pytest.raises(ValueError, match="kernel_size: expected positive ints, found"):
+            StochasticAvgPool2d(size)
     with pytest.raises(ValueError, match="function: expected one of"):
         StochasticFunction("max_pool2d")
     assert pool.keep_prob == 0.25 and pool.scale == "none"

@@ -121,11 +121,11 @@ class StochasticAvgPool1d(SamplesWindows, nn.AvgPool1d):
         keep_prob, scale: see :class:`Sampling`.
 
     Raises:
-        ValueError: ``keep_prob`` or ``scale`` is not as described.
+        ValueError: an argument is not as described.
     """
 
     def __init__(self, kernel_size: int, *, keep_prob: float = 0.5, scale: str = "sqrt") -> None:
-        super().__init__(kernel_size)
+        super().__init__(_checked_sides(kernel_size))
         self.keep_prob, self.scale = keep_prob, scale
 
 
@@ -144,7 +144,7 @@ class StochasticAvgPool2d(SamplesWindows, nn.AvgPool2d):
     def __init__(
         self, kernel_size: int | tuple[int, int] | None = None, *, keep_prob: float = 0.5, scale: str = "sqrt"
     ) -> None:
-        super().__init__(kernel_size)  # type: ignore[arg-type]
+        super().__init__(None if kernel_size is None else _checked_sides(kernel_size))  # type: ignore[arg-type]
         self.keep_prob, self.scale = keep_prob, scale
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
@@ -201,7 +201,7 @@ class StochasticMean(Sampling):
     """
 
     def __init__(
-        self, dim: int | tuple[int, ...], keepdim: bool = False, *, keep_prob: float = 0.5, scale: str = "sqrt"
+        self, dim: int | tuple[int, ...], *, keepdim: bool = False, keep_prob: float = 0.5, scale: str = "sqrt"
     ) -> None:
         super().__init__()
         self.dim, self.keepdim = dim, keepdim
@@ -263,6 +263,13 @@ class StochasticFunction(Sampling):
 
     def extra_repr(self) -> str:
         return f"{self.function}, {super().extra_repr()}"
+
+
+def _checked_sides(kernel_size: Any) -> Any:
+    sides = kernel_size if isinstance(kernel_size, tuple) else (kernel_size,)
+    if not all(type(side) is int and side > 0 for side in sides):
+        raise ValueError(f"kernel_size: expected positive ints, found {kernel_size!r}; keep_prob is given by its name")
+    return kernel_size
 
 
 Pool = Callable[[torch.Tensor], torch.Tensor]

@@ -12,6 +12,7 @@ from rewriter.analysis.dropouts import drop_rate
 from rewriter.analysis.heads import find_heads, missing_heads, noise_claim
 from rewriter.analysis.naming import name_of
 from rewriter.analysis.pooling import Pooling, Role, find_poolings
+from rewriter.analysis.residual import PASS_THROUGH
 from rewriter.edit.edits import AddBehaviour, Edit
 from rewriter.edit.placement import placement
 from rewriter.guideline import Site, Skipped
@@ -34,7 +35,7 @@ _WHY_NOT = {
     Role.SHORTCUT: (Reason.SHORTCUT, "it lies on the shortcut of a residual block"),
     Role.ANTI_ALIASING: (Reason.ANTI_ALIASING, "it makes the stride of what is before it"),
     Role.INSIDE_BRANCH: (Reason.INSIDE_BRANCH, "it lies inside a residual branch"),
-    Role.OTHER: (Reason.OUTSIDE, "it is no head, pyramid level or transition"),
+    Role.OTHER: (Reason.OUTSIDE, "no output passes only through it, and it is no pyramid level"),
 }
 
 
@@ -63,12 +64,12 @@ def _by_module(poolings: list[Pooling], model: nn.Module) -> list[list[Pooling]]
 class _Rule:
     def __init__(self, trace: Trace, name: str, keep_prob: float, scale: str, squeeze: bool) -> None:
         self.name, self.keep_prob, self.scale = name, keep_prob, scale
-        self.model = trace.model
-        self.place = placement(trace.train.dataflow, trace)
+        self.model, self.flow = trace.model, trace.train.dataflow
+        self.place = placement(self.flow, trace)
         self.wanted = {Role.HEAD, Role.PYRAMID, Role.LOCAL} | ({Role.SQUEEZE} if squeeze else set())
         self.dropouts = {
             head.pool: node
-            for head in find_heads(trace.train.dataflow)
+            for head in find_heads(self.flow)
             for node in (*head.before, *head.after)
             if node.meta["kind"] is Kind.DROPOUT and drop_rate(node, trace.model) > 0
         }
@@ -90,7 +91,7 @@ class _Rule:
             self.name,
             _path(first.node),
             first.role.value,
-            f"{name_of(first.node)} averages {kept} of {first.elements} elements in training",
+            f"let {name_of(first.node)} average {kept} of {first.elements} elements in training",
             self._why(first),
             tuple(edits),
             f"keep_prob {self.keep_prob:g} ({holder}.keep_prob)",
@@ -100,7 +101,10 @@ class _Rule:
     def _why_not(self, pooling: Pooling) -> tuple[Reason, str] | None:
         module, node = self._module(pooling.node), pooling.node
         if isinstance(module, Sampling):
-            return Reason.ALREADY_DONE, f"{name_of(node)} is stochastic already, keep_prob {module.keep_prob:g}"
+            return (
+                Reason.ALREADY_DONE,
+                f"it is stochastic already; set its keep_prob ({module.keep_prob:g}) to change it",
+            )
         wanted = pooling.role in self.wanted
         if not wanted and pooling.role not in (Role.INSIDE_BRANCH, Role.OTHER):
             return _WHY_NOT[pooling.role]
@@ -118,9 +122,14 @@ class _Rule:
         return None
 
     def _why(self, pooling: Pooling) -> str:
-        if pooling.source.meta["kind"] is Kind.ACTIVATION and self.scale == "sqrt":
-            return f"{_WHY[pooling.role]}; its input has a mean, which sqrt shrinks in training: scale='none' does not"
-        return _WHY[pooling.role]
+        source, flow = pooling.source, self.flow
+        while source.meta["kind"] in (*PASS_THROUGH, Kind.DROPOUT) and len(flow.sources(source)) == 1:
+            source = flow.sources(source)[0]
+        if source.meta["kind"] is not Kind.ACTIVATION or self.scale != "sqrt" or self.keep_prob == 1:
+            return _WHY[pooling.role]
+        return (
+            f"{_WHY[pooling.role]}; sqrt makes activations smaller in training than at test time, scale='none' does not"
+        )
 
     def _edits(self, pooling: Pooling, calls: int) -> list[Edit]:
         node, options = pooling.node, {"keep_prob": self.keep_prob, "scale": self.scale}

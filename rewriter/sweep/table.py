@@ -16,11 +16,13 @@ def summary_lines(sweep: Sweep) -> list[tuple[str, str]]:
     found = sweep.summary()
     lines = [
         ("models", f"{found['models']}: {_counts(found['status'])}"),
+        ("resumed", f"{sweep.resumed} rows were in the file" if sweep.resumed else ""),
         ("weights", _counts(found["weights"])),
         ("traced on", _counts(found["backend"])),
     ]
     for name, total in found["passes"].items():
-        lines.append((name, f"{total['applied']} of {total['sites']} sites applied, in {total['models']} models"))
+        models = f"{total['models']} model{'' if total['models'] == 1 else 's'}"
+        lines.append((name, f"{total['applied']} of {total['sites']} sites applied, in {models}"))
         if total["skipped"]:
             lines.append(("", f"skipped: {_counts(total['skipped'])}"))
     lines += [
