@@ -306,6 +306,14 @@ def test_autocast(form: Form) -> None:
     assert y.dtype == torch.float32 and torch.equal(y, reference), "float32 features are averaged in float32"
 
 
+def test_on_meta_tensors(form: Form) -> None:
+    """Sweeps and plans run models without memory, with a backward pass too."""
+    x = form.input().to("meta").requires_grad_()
+    y = form.make(keep_prob=0.5)(x)
+    y.sum().backward()
+    assert y.is_meta and y.shape == form.plain(form.input()).shape and x.grad is not None
+
+
 def test_channels_last_memory() -> None:
     x = torch.randn(2, 8, 6, 6).to(memory_format=torch.channels_last)
     for pool in (StochasticAvgPool2d(2), StochasticAdaptiveAvgPool2d(2)):

@@ -98,14 +98,17 @@ def pool_regions(x: torch.Tensor, regions: Sequence[torch.Tensor], keep_prob: fl
     elements = inside.sum(-1, dtype=torch.float32)
     kept = (keep_prob * elements).round().clamp(min=1)
     factor = torch.ones_like(kept) if scale == "none" else (kept / elements).sqrt()
+    shape = (*x.shape[: -len(regions)], *(len(region) for region in regions))
     values = x.flatten(x.dim() - len(regions))
     samples = values.shape[0] if values.dim() == 3 else 1
     keys = torch.rand(samples, *inside.shape, device=x.device).masked_fill(~inside, 2.0)
     chosen = torch.arange(inside.shape[1], device=x.device) < kept[:, None]
     weights = torch.zeros_like(keys).scatter(-1, keys.argsort(-1), (chosen * (factor / kept)[:, None]).expand_as(keys))
+    weights = weights.to(values.dtype).mT
+    if not torch.amp.is_autocast_available(x.device.type):  # meta
+        return torch.matmul(values, weights).reshape(shape)
     with torch.autocast(x.device.type, enabled=False):
-        pooled = torch.matmul(values, weights.to(values.dtype).mT)
-    return pooled.reshape(*x.shape[: -len(regions)], *(len(region) for region in regions))
+        return torch.matmul(values, weights).reshape(shape)
 
 
 def bins(size: int, count: int, device: torch.device) -> torch.Tensor:
