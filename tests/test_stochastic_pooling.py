@@ -293,6 +293,7 @@ def test_a_pooling_module_that_is_used_twice(import_text: Callable[[str], Module
     [
         "x.mean((2, 3))",
         "x.mean(dim=[-1, -2])",
+        "x.mean(axis=(2, 3))",
         "x.mean([2, 3], keepdim=True).flatten(1)",
         "torch.mean(x, (2, 3))",
         "torch.mean(input=x, dim=(2, 3))",

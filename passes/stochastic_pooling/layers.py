@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from passes.stochastic_pooling.sampling import SCALES, bins, pool_regions, pool_sequence, pool_windows, windows
+from rewriter.analysis.pooling import per_dim
 from rewriter.layers import register_layer
 from rewriter.tracing.kinds import Kind
 
@@ -193,7 +194,8 @@ class StochasticMean(Sampling):
     """The mean over tokens or positions, of a random subset of them: ``(N, L, C)`` to ``(N, C)`` for ``dim=1``.
 
     Args:
-        dim: the dimensions to average over, not the first, which counts samples; ``keepdim`` keeps them with size 1.
+        dim: the dimensions to average over, not the first, which counts samples.
+        keepdim: keep them, with size 1.
         keep_prob, scale: see :class:`Sampling`.
 
     Raises:
@@ -257,7 +259,7 @@ class StochasticFunction(Sampling):
         if not self.is_sampling:
             return pool(input)
         if self.function == "mean":
-            return _mean(self, input, args[0] if args else kwargs["dim"], pool)
+            return _mean(self, input, args[0] if args else kwargs.get("dim", kwargs.get("axis")), pool)
         average = _adaptive if self.function.startswith("adaptive") else _local
         return average(self, input, int(self.function[-2]), pool, *args, **kwargs)
 
@@ -275,7 +277,7 @@ def _checked_sides(kernel_size: Any) -> Any:
 Pool = Callable[[torch.Tensor], torch.Tensor]
 
 
-def _mean(sampling: Sampling, x: torch.Tensor, dim: int | Sequence[int], pool: Pool) -> torch.Tensor:
+def _mean(sampling: Sampling, x: torch.Tensor, dim: Any, pool: Pool) -> torch.Tensor:
     dims = (dim,) if isinstance(dim, int) else tuple(dim)
     window = [x.shape[d] for d in dims]
     return pool_windows(x, pool, dims, window, sampling.keep_prob, sampling.scale)
@@ -286,8 +288,8 @@ def _local(
 ) -> torch.Tensor:
     """The arguments after ``pool`` are those of ``avg_pool2d``."""
     arguments = dict(zip(("kernel_size", "stride", "padding", "ceil_mode"), given, strict=False)) | named
-    window = _per_dim(arguments["kernel_size"], spatial_dims)
-    stride = _per_dim(arguments.get("stride") or window, spatial_dims)
+    window = per_dim(arguments["kernel_size"], spatial_dims)
+    stride = per_dim(arguments.get("stride") or window, spatial_dims)
     ceil_mode = bool(arguments.get("ceil_mode", False))
     sizes = x.shape[-spatial_dims:]
     whole = [
@@ -304,9 +306,7 @@ def _local(
 
 def _adaptive(sampling: Sampling, x: torch.Tensor, spatial_dims: int, pool: Pool, output_size: Any) -> torch.Tensor:
     sizes = x.shape[-spatial_dims:]
-    counts = [
-        s if count is None else count for count, s in zip(_per_dim(output_size, spatial_dims), sizes, strict=True)
-    ]
+    counts = [s if count is None else count for count, s in zip(per_dim(output_size, spatial_dims), sizes, strict=True)]
     if all(size % count == 0 for size, count in zip(sizes, counts, strict=True)):
         return _windows(sampling, x, [size // count for size, count in zip(sizes, counts, strict=True)], pool)
     regions = [bins(size, count, x.device) for size, count in zip(sizes, counts, strict=True)]
@@ -323,8 +323,3 @@ def _spatial_dims(module: nn.Module) -> int:
     """1, 2 or 3, by the class of the pooling layer."""
     classes = ((nn.AdaptiveAvgPool1d, nn.AvgPool1d), (nn.AdaptiveAvgPool2d, nn.AvgPool2d))
     return next((number for number, kinds in enumerate(classes, 1) if isinstance(module, kinds)), 3)
-
-
-def _per_dim(size: Any, spatial_dims: int) -> tuple[Any, ...]:
-    given = tuple(size) if isinstance(size, (tuple, list)) else (size,)
-    return given * spatial_dims if len(given) == 1 else given

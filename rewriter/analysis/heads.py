@@ -89,7 +89,8 @@ def is_global_average(node: fx.Node, flow: Dataflow) -> bool:
 
 def pooled_dims(node: fx.Node, rank: int) -> frozenset[int] | None:
     """The dimensions that a mean over all positions or tokens reduces; None if it reduces others."""
-    dim = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
+    named = node.kwargs.get("dim", node.kwargs.get("axis"))
+    dim = node.args[1] if len(node.args) > 1 else named
     dims = dim if isinstance(dim, (list, tuple)) else (dim,)
     found = frozenset(d % rank for d in dims if isinstance(d, int))
     return found if found in _SPATIAL_DIMS.get(rank, ()) else None

@@ -84,7 +84,7 @@ def _window(node: fx.Node, flow: Dataflow, model: nn.Module) -> tuple[int, bool]
     if "kernel_size" not in arguments:  # adaptive
         return math.prod(size // bins for size, bins in zip(before[2:], after[2:], strict=True) if bins), True
     spatial_dims = len(before) - 2
-    kernel, stride, padding = (_per_dim(arguments[name], spatial_dims) for name in ("kernel_size", "stride", "padding"))
+    kernel, stride, padding = (per_dim(arguments[name], spatial_dims) for name in ("kernel_size", "stride", "padding"))
     whole = not arguments["ceil_mode"] or all(s % k == 0 for s, k in zip(before[2:], kernel, strict=True))
     one_window = all(size == 1 for size in after[2:])
     side_by_side = (kernel == stride or one_window) and not any(padding) and whole and not arguments["divisor_override"]
@@ -108,7 +108,8 @@ def _pooling_arguments(node: fx.Node, model: nn.Module) -> dict[str, Any]:
     return {**_DEFAULTS, **given} if given.get("kernel_size") is not None else {}
 
 
-def _per_dim(size: Any, spatial_dims: int) -> tuple[int, ...]:
+def per_dim(size: Any, spatial_dims: int) -> tuple[Any, ...]:
+    """A size as pooling layers take it, one number or one for each dimension, as one for each dimension."""
     given = tuple(size) if isinstance(size, (tuple, list)) else (size,)
     return given * spatial_dims if len(given) == 1 else given
 
