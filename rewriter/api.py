@@ -240,7 +240,7 @@ def plan_traced(
     skipped: list[Skipped] = []
     if traced is not None and traced.backend != "meta":
         notes.append(f"traced on {traced.backend} tensors: {traced.notes[-1].split(': ', 1)[-1]}")
-    claims = {site.claim: site for record in records_of(model) for site in record.plan.sites}
+    claims = {site.claim: site for record in records_in_force(model) for site in record.plan.sites}
     for item in resolved:
         for found in item.find(traced) if traced is not None else ():
             found = _filtered(found, selection, held_back, claims)

@@ -131,21 +131,25 @@ class Report:
 def make_report(model: nn.Module) -> Report:
     """The report of a rewritten model; an empty one for a model that was not rewritten."""
     records = records_of(model)
-    stale = [path or "(root)" for record in records for path in _stale_paths(model, record)]
+    stale = [path or "(root)" for record in records for path in (*_replaced(model, record), *_hidden(model, record))]
     return Report(records, tuple(dict.fromkeys(stale)))
 
 
 def records_in_force(model: nn.Module) -> tuple[Record, ...]:
     """The rewrites that ``model`` went through, without the sites of which nothing is left in it."""
-    return tuple(_without(record, set(_stale_paths(model, record))) for record in records_of(model))
+    return tuple(_without(record, set(_replaced(model, record))) for record in records_of(model))
 
 
-def _stale_paths(model: nn.Module, record: Record) -> list[str]:
-    """Where what a rewrite had edited was replaced."""
+def _replaced(model: nn.Module, record: Record) -> list[str]:
+    """Where a module that was edited is not there any more."""
     modules = dict(model.named_modules(remove_duplicate=False))
-    edited = record.applied.edited_classes
-    stale = [path for path in edited if path not in modules or not is_generated(type(modules[path]))]
-    return stale + [
+    return [path for path in record.applied.edited_classes if not is_generated(type(modules.get(path)))]
+
+
+def _hidden(model: nn.Module, record: Record) -> list[str]:
+    """Where a ``forward`` set on the instance hides a method that was edited."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    return [
         edit.path
         for edit in record.applied.edits
         if isinstance(edit, EditMethod) and "forward" in getattr(modules.get(edit.path), "__dict__", {})

@@ -347,7 +347,7 @@ def _restore_settings(model: nn.Module, recipe: Mapping[str, Any]) -> None:
 def _options(model: nn.Module) -> Iterator[tuple[str, set[str]]]:
     """The names of the hyper-parameters that rewrites gave to modules, by the paths of these."""
     modules = dict(model.named_modules())
-    for record in records_of(model):
+    for record in records_in_force(model):
         for edit in record.applied.edits:
             if isinstance(edit, AddBehaviour):
                 path, names = edit.path, set(edit.options)

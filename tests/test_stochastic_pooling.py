@@ -294,6 +294,8 @@ def test_a_pooling_module_that_is_used_twice(import_text: Callable[[str], Module
         "x.mean((2, 3))",
         "x.mean(dim=[-1, -2])",
         "x.mean(axis=(2, 3))",
+        "x.flatten(2).mean((2))",
+        "(x + 1).mean((2, 3),)",
         "x.mean([2, 3], keepdim=True).flatten(1)",
         "torch.mean(x, (2, 3))",
         "torch.mean(input=x, dim=(2, 3))",
@@ -427,3 +429,130 @@ def test_noise_that_a_batch_norm_hides_in_training_shows_at_test_time() -> None:
         ratios[scale] = float(tested / trained)
     assert F.relu(features).equal(features), "these are ReLU features"
     assert abs(ratios["sqrt"] - math.sqrt(49 / 24)) < 0.03 and abs(ratios["none"] - 1) < 0.03
+
+
+class TestWhatIsTheUsersStaysTheUsers:
+    SCALED = """
+        import torch.nn.functional as F
+        from torch import nn
+
+        class Pool(nn.AdaptiveAvgPool2d):
+            def __init__(self):
+                super().__init__(1)
+                self.scale = 2.0
+
+            def forward(self, x):
+                return super().forward(x) * self.scale
+
+        class Net(nn.Module):
+            def __init__(self, pool=None):
+                super().__init__()
+                self.conv, self.fc = nn.Conv2d(3, 4, 3), nn.Linear(4, 2)
+                self.pool = pool or Pool()
+
+            def forward(self, x):
+                return self.fc(self.pool(self.conv(x)).flatten(1))
+        """
+
+    def test_attributes_of_the_same_name(self, import_text: Callable[[str], ModuleType]) -> None:
+        module = import_text(self.SCALED)
+        net = module.Net()
+        before = snapshot(net)
+        plan = rewriter.plan(net, SAMPLED, example_inputs=image(10))
+        assert Reason.NOT_MOVABLE in reasons(plan) and not plan.sites
+        assert_unchanged(net, before)
+        rewritten = rewriter.rewrite(module.Net(nn.AdaptiveAvgPool2d(1)), SAMPLED, example_inputs=image(10))
+        rewritten.pool = module.Pool()
+        assert rewriter.undo(rewritten).pool.scale == 2.0
+
+    @pytest.mark.parametrize("name", ["_parameters", "forward", "keep_prob", "training"])
+    def test_options_of_a_damaged_plan(self, name: str, import_text: Callable[[str], ModuleType]) -> None:
+        model = timm_model("resnet10t")
+        text = rewriter.plan(model, SAMPLED, input_size=64).to_json()
+        model.fc.keep_prob = 3
+        before = snapshot(model)
+        damaged = text.replace(
+            '"path": "global_pool.pool",\n          "behaviour"', '"path": "fc",\n          "behaviour"'
+        )
+        damaged = damaged.replace('"keep_prob": 0.5', f'"{name}": 1', 2)
+        with pytest.raises(rewriter.RewriterError):
+            rewriter.Plan.from_json(damaged).apply(model, inplace=True, verify=False)
+        assert_unchanged(model, before)
+
+    @pytest.mark.parametrize("name", ["state_dict", "train", "__reduce_ex__", "_rewriter_base", "a-b"])
+    def test_methods_of_a_damaged_plan(self, name: str) -> None:
+        model = timm_model("test_vit", global_pool="avg", img_size=64)
+        text = rewriter.plan(model, SAMPLED, input_size=64).to_json()
+        before = snapshot(model)
+        damaged = text.replace('"method": "global_pool_nlc"', f'"method": "{name}"')
+        assert damaged != text
+        with pytest.raises(rewriter.PlanError):
+            rewriter.Plan.from_json(damaged).apply(model, inplace=True)
+        assert_unchanged(model, before)
+
+    def test_a_function_that_is_chosen_at_run_time(self, import_text: Callable[[str], ModuleType]) -> None:
+        module = import_text(
+            """
+            from functools import partial
+            import torch.nn.functional as F
+            from torch import nn
+
+            class Net(nn.Module):
+                def __init__(self, how):
+                    super().__init__()
+                    self.conv, self.fc = nn.Conv2d(3, 4, 3), nn.Linear(4, 2)
+                    self.mode, self.how, self.pool = "avg", how, partial(F.avg_pool2d, kernel_size=8)
+
+                def forward(self, x):
+                    x = self.conv(x)
+                    if self.how == "local":
+                        pool = F.adaptive_avg_pool2d if self.mode == "avg" else F.adaptive_max_pool2d
+                        x = pool(x, 1)
+                    elif self.how == "getattr":
+                        x = getattr(F, f"adaptive_{self.mode}_pool2d")(x, 1)
+                    elif self.how == "partial":
+                        x = self.pool(x)
+                    else:
+                        x = (F.adaptive_avg_pool2d)(x, 1)
+                    return self.fc(x.flatten(1))
+            """
+        )
+        for how in ("local", "getattr", "partial", "parentheses"):
+            plan = rewriter.plan(module.Net(how), SAMPLED, example_inputs=image(10))
+            assert reasons(plan) == [Reason.NOT_MOVABLE] and not plan.sites, how
+
+    def test_a_forward_set_on_the_instance_does_not_hide_what_undo_has_to_restore(self) -> None:
+        model = rewriter.rewrite(timm_model("test_vit", global_pool="avg", img_size=64), SAMPLED, input_size=64)
+        original = model.forward
+        model.forward = lambda x: original(x)
+        again = rewriter.rewrite(model, "dropout", input_size=64, inplace=True)
+        undone = rewriter.undo(again, inplace=True)
+        del undone.forward
+        assert not hasattr(undone, "stochastic_pooling") and not hasattr(undone, "global_pool_nlc")
+
+    def test_the_claim_of_a_dropout_ends_with_its_pooling(self) -> None:
+        model = rewriter.rewrite(timm_model("test_convnext"), [Dropout(p=0.1)], input_size=64)
+        assert Reason.HEAD_DROPOUT in reasons(rewriter.plan(model, SAMPLED, input_size=64))
+        model = rewriter.rewrite(torchvision.models.resnet18(), [Dropout(p=0.1)], input_size=64)
+        assert not rewriter.plan(model, SAMPLED, input_size=64).sites
+        model.avgpool = nn.AdaptiveAvgPool2d(1)
+        assert rewriter.plan(model, SAMPLED, input_size=64).sites
+
+
+def test_maps_without_a_batch_are_planned(import_text: Callable[[str], ModuleType]) -> None:
+    net = import_text(
+        """
+        import torch.nn.functional as F
+        from torch import nn
+
+        class Net(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.conv, self.fc = nn.Conv2d(3, 4, 3), nn.Linear(4, 2)
+
+            def forward(self, x):
+                x = F.avg_pool2d(self.conv(x)[0], (2, 2), ceil_mode=True)
+                return self.fc(F.adaptive_avg_pool2d(x, 1).flatten())
+        """
+    ).Net()
+    check_contract(net, SAMPLED, example_inputs=image(64))

@@ -143,6 +143,10 @@ class _Rule:
             raise Refused(Reason.SHARED_MODULE, f"module {path!r} is called in places that are not to be sampled too")
         if _has_own_forward(module) and any(size > 1 for size in node.meta["shape"][2:]):
             raise Refused(Reason.OWN_FORWARD, f"{type(module).__name__} has a forward of its own")
+        if taken := sorted(options.keys() & module.__dict__.keys()):
+            raise Refused(
+                Reason.NOT_MOVABLE, f"{type(module).__name__} has attributes of the same name: {', '.join(taken)}"
+            )
         adaptive = hasattr(module, "output_size")
         return [AddBehaviour(path, f"stochastic-pooling/{'adaptive' if adaptive else 'local'}", options)]
 

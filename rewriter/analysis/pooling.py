@@ -80,13 +80,13 @@ def _window(node: fx.Node, flow: Dataflow, model: nn.Module) -> tuple[int, bool]
     if node.meta["kind"] is Kind.MEAN:
         dims = pooled_dims(node, len(before))
         return None if dims is None else (math.prod(before[dim] for dim in dims), True)
-    arguments = _pooling_arguments(node, model)
+    arguments, spatial_dims = _pooling_arguments(node, model), _spatial_dims(node, model)
+    before, after = before[-spatial_dims:], after[-spatial_dims:]
     if "kernel_size" not in arguments:  # adaptive
-        return math.prod(size // bins for size, bins in zip(before[2:], after[2:], strict=True) if bins), True
-    spatial_dims = len(before) - 2
+        return math.prod(size // bins for size, bins in zip(before, after, strict=True) if bins), True
     kernel, stride, padding = (per_dim(arguments[name], spatial_dims) for name in ("kernel_size", "stride", "padding"))
-    whole = not arguments["ceil_mode"] or all(s % k == 0 for s, k in zip(before[2:], kernel, strict=True))
-    one_window = all(size == 1 for size in after[2:])
+    whole = not arguments["ceil_mode"] or all(s % k == 0 for s, k in zip(before, kernel, strict=True))
+    one_window = all(size == 1 for size in after)
     side_by_side = (kernel == stride or one_window) and not any(padding) and whole and not arguments["divisor_override"]
     return math.prod(kernel), side_by_side
 
@@ -106,6 +106,14 @@ def _pooling_arguments(node: fx.Node, model: nn.Module) -> dict[str, Any]:
     if given.get("stride", ()) in (None, ()):
         given["stride"] = given.get("kernel_size")
     return {**_DEFAULTS, **given} if given.get("kernel_size") is not None else {}
+
+
+def _spatial_dims(node: fx.Node, model: nn.Module) -> int:
+    """1, 2 or 3: in the name of the function, or of the class that the module comes from."""
+    module = model.get_submodule(str(node.target)) if node.op == "call_module" else None
+    names = [getattr(module, "function", getattr(node.target, "__name__", ""))]
+    names += [cls.__name__ for cls in type(module).__mro__ if cls.__module__ == "torch.nn.modules.pooling"]
+    return next(int(name[-2]) for name in names if name[-2:] in ("1d", "2d", "3d"))
 
 
 def per_dim(size: Any, spatial_dims: int) -> tuple[Any, ...]:

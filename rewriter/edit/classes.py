@@ -86,7 +86,12 @@ def _derive(base: type[nn.Module], edit: ClassEdit) -> type[nn.Module]:
     for method in edit.methods:
         owner = _find_owner(base, method)
         function, found = _edited(owner, method)
-        namespace |= {new.__name__: new for new in _adopted(found, method)}
+        for new in _adopted(found, method):
+            if not new.__name__.isidentifier() or new.__name__.startswith("_") or hasattr(base, new.__name__):
+                raise PlanError(
+                    f"{class_name(base)} cannot get a method {new.__name__!r}: the name is taken or private"
+                )
+            namespace[new.__name__] = new
         first = next(cls for cls in base.__mro__ if method.method in cls.__dict__)
         if first is owner:
             namespace[method.method] = function

@@ -131,8 +131,10 @@ def apply_edits(model: nn.Module, edits: Sequence[Edit]) -> Applied:
         for edit in edits:
             if isinstance(edit, AddBehaviour) and edit.options:
                 module = find_module(model, edit.path)
+                _check_options(module, edit)
                 undo.append(lambda module=module, edit=edit: _unset(module, edit))  # type: ignore[misc]
-                _set_options(module, edit)
+                for name, value in edit.options.items():
+                    setattr(module, name, value)
     except BaseException as error:
         for step in reversed(undo):
             step()
@@ -144,10 +146,12 @@ def apply_edits(model: nn.Module, edits: Sequence[Edit]) -> Applied:
 
 def take_back(model: nn.Module, applied: Applied) -> None:
     """Undo ``applied``; what the user has replaced since (a new classifier, say) is left as it is."""
+    restored = set()
     for path in applied.edited_classes:
         module = _module_or_none(model, path)
         if module is not None and is_generated(type(module)):
             module.__class__ = type(module)._rewriter_base  # type: ignore[attr-defined]
+            restored.add(path)
     for path, name, value in reversed(applied.previous):
         module = _module_or_none(model, path)
         if module is not None:
@@ -156,7 +160,7 @@ def take_back(model: nn.Module, applied: Applied) -> None:
         module = _module_or_none(model, edit.path)
         if isinstance(edit, AddModule) and module is not None and edit.name in module._modules:
             delattr(module, edit.name)
-        elif isinstance(edit, AddBehaviour) and module is not None:
+        elif isinstance(edit, AddBehaviour) and module is not None and edit.path in restored:
             _unset(module, edit)
 
 
@@ -249,12 +253,14 @@ def _settable_value(module: nn.Module, edit: SetAttribute) -> Any:
     return value
 
 
-def _set_options(module: nn.Module, edit: AddBehaviour) -> None:
+def _check_options(module: nn.Module, edit: AddBehaviour) -> None:
     behaviour = layer_class(edit.behaviour)
-    for name, value in edit.options.items():
-        if not isinstance(getattr(behaviour, name, None), property):
+    for name in edit.options:
+        option = getattr(behaviour, name, None)
+        if not isinstance(option, property) or option.fset is None:
             raise PlanError(f"{edit.behaviour} has no option {name!r}")
-        setattr(module, name, value)
+        if name in module.__dict__:
+            raise PlanError(f"module {edit.path!r} already has an attribute {name!r}")
 
 
 def _unset(module: nn.Module, edit: AddBehaviour) -> None:

@@ -94,17 +94,20 @@ class Redirect(Operation):
     def splices_for(self, source: FunctionSource, receiver: str) -> Iterator[Splice]:
         """The changes, where ``receiver`` names the module that has the submodule."""
         node, operand = _call_and_operand(source, self.call, self.operand)
-        (start, stop), (inner_start, inner_stop) = offsets(source, node), offsets(source, operand)
+        (start, _), (inner_start, inner_stop) = offsets(source, node), offsets(source, operand)
+        (func_start, func_stop), data = offsets(source, node.func), source.text.encode()
+        opened = data.index(b"(", func_stop)
+        if func_start != start or data[func_stop:opened].strip():
+            raise SourceError(f"`{source.segment(self.call)}`: the function is in parentheses")
         called = _submodule(receiver, self.module)
         if self.operand != RECEIVER:
-            yield Splice(start, offsets(source, node.func)[1], called)
+            yield Splice(start, func_stop, called)
             return
-        arguments = [offsets(source, argument)[0] for argument in (*node.args, *node.keywords)]
         bare = _is_bare(operand)
         # what other operations put around the operand belongs inside the call
         yield Splice(start, inner_start, f"{called}(" if bare else f"{called}((", order=-1)
-        separator = ", " if arguments else ")"
-        yield Splice(inner_stop, min(arguments, default=stop), separator if bare else f"){separator}")
+        separator = ", " if node.args or node.keywords else ""
+        yield Splice(inner_stop, opened + 1, separator if bare else f"){separator}")
 
 
 @dataclass(frozen=True)
@@ -419,6 +422,20 @@ def _is_bare(operand: ast.expr) -> bool:
     """Whether the expression means the same without parentheses around it."""
     one_line = operand.lineno == operand.end_lineno
     return one_line and isinstance(operand, (ast.Name, ast.Attribute, ast.Call, ast.Subscript))
+
+
+def called_function(source: FunctionSource, call: ast.AST) -> Any:
+    """What a call by a name of the module scope calls (``F.avg_pool2d``); None if that is decided at run time."""
+    path, function = [], call.func if isinstance(call, ast.Call) else None
+    while isinstance(function, ast.Attribute):
+        path.append(function.attr)
+        function = function.value
+    if not isinstance(function, ast.Name) or function.id in _local_names(source):
+        return None
+    found = source.function.__globals__.get(function.id)
+    for name in reversed(path):
+        found = getattr(found, name, None) if isinstance(found, types.ModuleType) else None
+    return found
 
 
 def _receiver(source: FunctionSource) -> ast.arg | None:

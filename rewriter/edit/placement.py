@@ -23,7 +23,18 @@ from rewriter.analysis.dataflow import Dataflow, once
 from rewriter.analysis.residual import PASS_THROUGH
 from rewriter.edit.classes import class_name, method_source
 from rewriter.edit.edits import AddBehaviour, AddModule, Edit, EditMethod
-from rewriter.edit.operations import RECEIVER, Adopt, Move, Operation, Redirect, Remove, Wrap, operands, why_not_movable
+from rewriter.edit.operations import (
+    RECEIVER,
+    Adopt,
+    Move,
+    Operation,
+    Redirect,
+    Remove,
+    Wrap,
+    called_function,
+    operands,
+    why_not_movable,
+)
 from rewriter.edit.source import FunctionSource, Span, code_span, read_source
 from rewriter.errors import SourceError
 from rewriter.reasons import Reason, Refused
@@ -161,7 +172,14 @@ class Placement:
 
     def _redirection(self, where: Position, expression: Expression, call: fx.Node, child: str) -> Redirect:
         number = self._operand_number(where, expression, call, call.all_input_nodes[0])
-        return Redirect(expression.span, number, child)
+        redirect = Redirect(expression.span, number, child)
+        if number != RECEIVER and called_function(expression.source, expression.node) != call.target:
+            raise Refused(Reason.NOT_MOVABLE, "which function is called is decided at run time")
+        try:
+            tuple(redirect.splices_for(expression.source, "self"))
+        except SourceError as error:
+            raise Refused(Reason.NOT_MOVABLE, str(error)) from error
+        return redirect
 
     def _adoption(self, where: Position, expression: Expression, call: fx.Node, child: str) -> Adopt:
         """Redirect the call inside the helper function that ``expression`` calls."""
