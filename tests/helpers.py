@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import sys
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -162,3 +163,9 @@ def _tensor(tensor: torch.Tensor) -> tuple[Any, ...]:
         tensor.requires_grad,
         None if gradient is None else (id(gradient), gradient.sum().item()),
     )
+
+
+def interruptible(command: list[str]) -> list[str]:
+    """The command with Ctrl-C in force: a shell that starts the tests in the background has it ignored."""
+    code = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
+    return [sys.executable, "-c", code, *command]

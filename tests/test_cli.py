@@ -16,6 +16,7 @@ import pytest
 import safetensors.torch
 import timm
 import torch
+from helpers import interruptible
 from typer.testing import CliRunner, Result
 
 import rewriter
@@ -313,7 +314,7 @@ class TestErrors:
             "from rewriter.cli import main\nmain()"
         )
         command = [sys.executable, "-c", code, "rewrite", *SMALL, "--no-verify", "-o", "out"]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=tmp_path) as process:
+        with subprocess.Popen(interruptible(command), stdout=subprocess.PIPE, text=True, cwd=tmp_path) as process:
             assert process.stdout is not None and process.stdout.readline() == "now\n"
             time.sleep(0.1)
             process.send_signal(signal.SIGINT)

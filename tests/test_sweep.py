@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from helpers import interruptible
 from typer.testing import CliRunner, Result
 
 import model_zoo
@@ -258,7 +259,7 @@ class TestWorkers:
         code = "from rewriter.cli import main; main()"
         command = [sys.executable, "-c", code, "sweep", "test_*", "resnet*", "-j", "2", "-o", "rows.jsonl"]
         output = tmp_path / "rows.jsonl"
-        with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+        with subprocess.Popen(interruptible(command), cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
             deadline = time.monotonic() + 120
             while not (output.exists() and output.read_bytes().count(b"\n") >= 4):
                 assert process.poll() is None and time.monotonic() < deadline
