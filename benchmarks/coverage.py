@@ -106,7 +106,9 @@ def not_ok(rows: Sequence[dict[str, Any]]) -> str:
     """Every row that failed, died, ran out of time, or could not be decided."""
     found = [row for row in rows if row["status"] != "ok" or "held" not in (row["verified"], row["undo"])]
     lines = [[row["name"], row["status"], row["error"] or row["undo_detail"] or ""] for row in found]
-    return table(["model", "status", "why"], lines) if lines else "None."
+    late = "\n\nWhat timed out takes longer than that to run forward and backward several times on one thread."
+    text = table(["model", "status", "why"], lines) if lines else "None."
+    return text + late if any(row["status"] == "timed out" for row in found) else text
 
 
 def reasons(rows: Iterable[dict[str, Any]]) -> str:
