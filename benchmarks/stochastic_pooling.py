@@ -11,11 +11,11 @@ from __future__ import annotations
 import argparse
 import math
 import statistics
-import time
 from collections.abc import Callable
 
 import timm
 import torch
+from measuring import Step, interleave
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -58,28 +58,19 @@ LAYERS: dict[str, tuple[tuple[int, ...], nn.Module, dict[str, nn.Module]]] = {
 MODELS = ("resnet18", "densenet121")
 
 
-def step(module: nn.Module, x: torch.Tensor) -> float:
-    """Milliseconds of one forward and backward."""
-    if x.is_cuda:
-        torch.cuda.synchronize()
-    started = time.perf_counter()
+def step(module: nn.Module, x: torch.Tensor) -> None:
+    """One forward and backward, to the end."""
     module(x).float().sum().backward()
     if x.is_cuda:
         torch.cuda.synchronize()
-    return 1000 * (time.perf_counter() - started)
 
 
 def ratios(plain: nn.Module, other: nn.Module, x: torch.Tensor, rounds: int) -> tuple[float, list[float]]:
-    """The median time of ``plain`` and the ratios of ``other`` to it, round by round, in alternating order."""
-    base, found = [], []
-    for number in range(rounds + 2):
-        first = step(plain, x) if number % 2 else 0.0
-        time_of_other = step(other, x)
-        time_of_plain = first or step(plain, x)
-        if number > 1:  # the first ones warm up
-            base.append(time_of_plain)
-            found.append(time_of_other / time_of_plain)
-    return statistics.median(base), found
+    """The median time of ``plain``, and the ratios of ``other`` to it, round by round."""
+    steps = {name: Step(lambda module=module: step(module, x)) for name, module in (("plain", plain), ("other", other))}  # type: ignore[misc]
+    interleave(steps, rounds, seconds=math.inf)
+    base, found = steps["plain"], steps["other"]
+    return base.median, [b / a for a, b in zip(base.milliseconds, found.milliseconds, strict=True)]
 
 
 def main() -> None:

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from passes.dropout.branches import find_in_branches
 from passes.dropout.drops import Drops
 from passes.dropout.heads import find_in_heads
+from rewriter.analysis.naming import path_of
 from rewriter.guideline import Contract, Pass, Site, Skipped
 from rewriter.reasons import Reason
 from rewriter.tracing.trace import Trace
@@ -60,5 +61,5 @@ class Dropout(Pass):
         yield from find_in_branches(drops, self.p)
         for node in drops.unclaimed():
             yield Skipped(
-                self.name, drops.path(node), "dropout", Reason.OUTSIDE, "in no residual branch and no pooled head"
+                self.name, path_of(node), "dropout", Reason.OUTSIDE, "in no residual branch and no pooled head"
             )

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from torch import fx
 
 from passes.dropout.drops import Drops
-from rewriter.analysis.naming import name_of
+from rewriter.analysis.naming import name_of, path_of
 from rewriter.analysis.residual import Branch, find_branches
 from rewriter.edit.edits import Edit
 from rewriter.guideline import Site, Skipped
@@ -37,7 +37,7 @@ class _Rule:
                 yield self._skipped(
                     Reason.ATTENTION_DROPOUT,
                     "it drops attention weights, not activations, and is kept",
-                    self.drops.path(node),
+                    path_of(node),
                 )
         dropouts = [node for node in claimed if not self.drops.on_attention(node)]
         refusal = self._no_compliant_place()

@@ -6,6 +6,7 @@ from torch import fx, nn
 
 from passes.dropout.layers import Bypassed
 from rewriter.analysis.dropouts import drop_rate
+from rewriter.analysis.naming import path_of
 from rewriter.analysis.residual import PASS_THROUGH
 from rewriter.edit.edits import AddBehaviour, AddModule, Edit, SetAttribute
 from rewriter.edit.placement import placement
@@ -40,10 +41,6 @@ class Drops:
         """The dropout's module; None for a function call."""
         return self.model.get_submodule(str(node.target)) if node.op == "call_module" else None
 
-    def path(self, node: fx.Node) -> str:
-        """Where the user finds it: the module's path, or the module whose method calls the function."""
-        return str(node.target) if node.op == "call_module" else node.meta["owner"].path
-
     def rate(self, node: fx.Node) -> float:
         """Its drop rate during the trace."""
         return drop_rate(node, self.model)
@@ -51,7 +48,7 @@ class Drops:
     def rate_at(self, node: fx.Node, asked_for: float | None = None) -> str:
         """The rate after the rewrite, and where it is read from."""
         module = self.module(node)
-        where = f"{self.path(node)}.p" if module is not None else f"as before, read in {node.meta['owner'].method}()"
+        where = f"{path_of(node)}.p" if module is not None else f"as before, read in {node.meta['owner'].method}()"
         rate = asked_for if asked_for is not None and self.switch_on(node, asked_for) else self.rate(node)
         return f"{rate:g} ({where})"
 
@@ -59,7 +56,7 @@ class Drops:
         """Edits that give a dropout module whose rate is 0 the ``rate`` asked for; none if there is nothing to do."""
         if not rate or self.module(node) is None or self.rate(node) > 0:
             return []
-        return [SetAttribute(self.path(node), "p", rate)]
+        return [SetAttribute(path_of(node), "p", rate)]
 
     def inserted_rate_at(self, edits: list[Edit]) -> str:
         """Where the rate of a dropout that ``edits`` insert will be found."""
@@ -111,7 +108,7 @@ class Drops:
                 raise
             return [
                 *self.remove(node),
-                *self._put(consumer, operand, "dropout/moved", references={"origin": self.path(node)}),
+                *self._put(consumer, operand, "dropout/moved", references={"origin": path_of(node)}),
             ]
 
     def remove(self, node: fx.Node) -> list[Edit]:
@@ -120,8 +117,8 @@ class Drops:
         Raises:
             Refused: it is a function call in a place that cannot be edited.
         """
-        if node.op == "call_module" and self.place.calls_of(self.path(node)) == 1:
-            return [AddBehaviour(self.path(node), "dropout/bypassed")]
+        if node.op == "call_module" and self.place.calls_of(path_of(node)) == 1:
+            return [AddBehaviour(path_of(node), "dropout/bypassed")]
         return self.place.remove(node)
 
     def insert(self, rate: float, consumer: fx.Node, operand: fx.Node) -> list[Edit]:

@@ -8,7 +8,7 @@ from torch import fx
 
 from passes.dropout.drops import Drops
 from rewriter.analysis.heads import Head, find_heads, missing_heads, noise_claim
-from rewriter.analysis.naming import name_of
+from rewriter.analysis.naming import name_of, path_of
 from rewriter.guideline import Site, Skipped
 from rewriter.reasons import Reason, Refused
 
@@ -30,7 +30,7 @@ def _one_head(drops: Drops, head: Head, p: float | None) -> Iterator[Site | Skip
     later = drops.claim(set(head.later))
     for node in later:
         detail = f"{name_of(head.classifier)} lies between the pooling and the dropout" if head.classifier else ""
-        yield Skipped(drops.name, drops.path(node), PATTERN, Reason.WEIGHT_BETWEEN, detail)
+        yield Skipped(drops.name, path_of(node), PATTERN, Reason.WEIGHT_BETWEEN, detail)
     before, after = drops.claim(set(head.before)), drops.claim(set(head.after))
     try:
         if after:
@@ -45,7 +45,7 @@ def _one_head(drops: Drops, head: Head, p: float | None) -> Iterator[Site | Skip
                 detail = f"{_where(head)} is followed by no classifier"
             yield Skipped(drops.name, path, PATTERN, Reason.NOTHING_TO_MOVE, detail)
     except Refused as refused:
-        yield Skipped(drops.name, drops.path(after[0]) if after else path, PATTERN, refused.reason, refused.detail)
+        yield Skipped(drops.name, path_of(after[0]) if after else path, PATTERN, refused.reason, refused.detail)
 
 
 def _clear_after_pooling(
@@ -106,4 +106,4 @@ def _without_average_pooling(drops: Drops) -> Iterator[Skipped]:
     """Why a dropout in front of the outputs has no pooling to go before."""
     for passed, reason, detail in missing_heads(drops.flow):
         for dropout in drops.claim(set(passed)):
-            yield Skipped(drops.name, drops.path(dropout), PATTERN, reason, detail)
+            yield Skipped(drops.name, path_of(dropout), PATTERN, reason, detail)

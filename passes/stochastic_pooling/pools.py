@@ -10,7 +10,7 @@ from passes.stochastic_pooling.layers import Sampling
 from passes.stochastic_pooling.sampling import kept_count
 from rewriter.analysis.dropouts import drop_rate
 from rewriter.analysis.heads import find_heads, missing_heads, noise_claim
-from rewriter.analysis.naming import name_of
+from rewriter.analysis.naming import name_of, path_of
 from rewriter.analysis.pooling import Pooling, Role, find_poolings
 from rewriter.analysis.residual import PASS_THROUGH
 from rewriter.edit.edits import AddBehaviour, Edit
@@ -89,7 +89,7 @@ class _Rule:
         holder = changed.path if isinstance(changed, AddBehaviour) else f"{changed.path}.{changed.name}".lstrip(".")  # type: ignore[attr-defined]
         return Site(
             self.name,
-            _path(first.node),
+            path_of(first.node),
             first.role.value,
             f"let {name_of(first.node)} average {kept} of {first.elements} elements in training",
             self._why(first),
@@ -152,14 +152,10 @@ class _Rule:
 
     def _module(self, node: fx.Node) -> nn.Module:
         """The pooling module; of a function, the module that calls it."""
-        return self.model.get_submodule(_path(node))
+        return self.model.get_submodule(path_of(node))
 
     def _skipped(self, pooling: Pooling, reason: Reason, detail: str) -> Skipped:
-        return Skipped(self.name, _path(pooling.node), pooling.role.value, reason, detail)
-
-
-def _path(node: fx.Node) -> str:
-    return str(node.target) if node.op == "call_module" else node.meta["owner"].path
+        return Skipped(self.name, path_of(pooling.node), pooling.role.value, reason, detail)
 
 
 def _has_own_forward(module: nn.Module) -> bool:

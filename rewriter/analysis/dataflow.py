@@ -110,6 +110,10 @@ class Dataflow:
             return node is later
         return self._intervals[later].start in self._intervals[node]
 
+    def leads_to_output(self, node: fx.Node) -> bool:
+        """Whether everything on the way to some output passes through ``node``."""
+        return any(self.dominates(node, output) for output in self.sources(self.output))
+
     def region(self, start: fx.Node, end: fx.Node) -> set[fx.Node]:
         """Nodes on some path from ``start`` to ``end``: ``end`` included, ``start`` not."""
         found = {start}

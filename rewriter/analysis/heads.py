@@ -39,12 +39,8 @@ def find_heads(flow: Dataflow) -> list[Head]:
 
     A squeeze-and-excitation pool is none: the feature map reaches the output around it.
     """
-    outputs = flow.sources(flow.output)
-    heads = []
-    for pool in flow.nodes(Kind.AVG_POOL, Kind.MEAN):
-        if is_global_average(pool, flow) and any(flow.dominates(pool, output) for output in outputs):
-            heads.append(_head(flow, pool))
-    return heads
+    pools = flow.nodes(Kind.AVG_POOL, Kind.MEAN)
+    return [_head(flow, pool) for pool in pools if is_global_average(pool, flow) and flow.leads_to_output(pool)]
 
 
 def missing_heads(flow: Dataflow) -> Iterator[tuple[list[fx.Node], Reason, str]]:

@@ -150,9 +150,7 @@ class _Roles:
             return Role.OTHER
         if self._makes_a_stride(node):
             return Role.ANTI_ALIASING
-        outputs = self._flow.sources(self._flow.output)
-        main_path = any(self._flow.dominates(node, output) for output in outputs)
-        return self._path.get(node, Role.LOCAL if main_path else Role.OTHER)
+        return self._path.get(node, Role.LOCAL if self._flow.leads_to_output(node) else Role.OTHER)
 
     def _use(self, node: fx.Node) -> Role | None:
         """Follow what is made of the pooling alone up to where it meets a larger map: the role it plays there."""

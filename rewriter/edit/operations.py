@@ -128,10 +128,7 @@ class Adopt(Operation):
     change: Redirect
 
     def splices(self, source: FunctionSource) -> Iterator[Splice]:
-        node = source.find(self.call)
-        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
-            raise SourceError(f"`{source.segment(self.call)}` is not a call of a function by its name")
-        yield Splice(*offsets(source, node.func), _submodule(_receiver_name(source), self.method))
+        yield Splice(*offsets(source, self._called(source).func), _submodule(_receiver_name(source), self.method))
 
     def helper(self, source: FunctionSource) -> types.FunctionType:
         """The function that the method ``source`` calls.
@@ -139,9 +136,7 @@ class Adopt(Operation):
         Raises:
             SourceError: the name is none of a Python function.
         """
-        node = source.find(self.call)
-        name = node.func.id if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) else ""
-        found = source.function.__globals__.get(name)
+        found = called_function(source, self._called(source))
         if not isinstance(found, types.FunctionType):
             raise SourceError(f"{describe(source.function)}: `{source.segment(self.call)}` calls no Python function")
         return found
@@ -150,12 +145,18 @@ class Adopt(Operation):
         """The text of the new method."""
         names = {node.id for node in ast.walk(helper.tree) if isinstance(node, ast.Name)}
         receiver = "self" if "self" not in names | _local_names(helper) else "the_module"
-        first = next(iter((*helper.tree.args.posonlyargs, *helper.tree.args.args)), None)
+        first = _receiver(helper)
         if first is None:
             raise SourceError(f"{describe(helper.function)} has no positional parameter")
         start = offsets(helper, first)[0]
         changes = [Splice(start, start, f"{receiver}, "), *self.change.splices_for(helper, receiver)]
         return splice(helper.text, changes)
+
+    def _called(self, source: FunctionSource) -> ast.Call:
+        node = source.find(self.call)
+        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
+            raise SourceError(f"`{source.segment(self.call)}` is not a call of a function by its name")
+        return node
 
 
 @dataclass(frozen=True)
@@ -439,7 +440,7 @@ def called_function(source: FunctionSource, call: ast.AST) -> Any:
 
 
 def _receiver(source: FunctionSource) -> ast.arg | None:
-    """The first parameter of a method, whatever its name: the module that it belongs to."""
+    """The first positional parameter, whatever its name; of a method, the module that it belongs to."""
     arguments = source.tree.args
     return next(iter((*arguments.posonlyargs, *arguments.args)), None)
 
