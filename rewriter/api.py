@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import time
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from rewriter.edit.edits import apply_edits, take_back
 from rewriter.errors import ContractError, InputError, PlaceLeftAlone, SelectorError, UndoError
 from rewriter.freshness import carries_trained_weights
 from rewriter.guard import check_model, collector_paused, random_state_kept
-from rewriter.guideline import Contract, Pass, Site, Skipped
+from rewriter.guideline import Advice, Contract, Finding, Site, Skipped
 from rewriter.inputs import Inputs, candidate_inputs
 from rewriter.manager import resolve_passes
 from rewriter.planning import Plan, fingerprint
@@ -232,19 +233,24 @@ def plan_traced(
     resolved = resolve_passes(passes)
     only, skip = (None if selectors is None else as_sequence(selectors) for selectors in (only, skip))
     selection = select(model, only, skip)
-    held_back, notes = _held_back(model, resolved, preserve, named=passes is not None)
+    changing = {item.name for item in resolved if not item.contract.eval_output}
+    trained = preserve == "auto" and bool(changing) and carries_trained_weights(model)
+    held_back = changing if preserve == "eval" or (trained and passes is None) else set()
+    notes: list[str] = []
     started = time.perf_counter()
     traced = trace(model, example_inputs, input_size) if resolved else None
     seconds = {"trace": time.perf_counter() - started}
-    sites: list[Site] = []
-    skipped: list[Skipped] = []
+    findings: dict[type, list[Any]] = {Site: [], Skipped: [], Advice: []}
     if traced is not None and traced.backend != "meta":
         notes.append(f"traced on {traced.backend} tensors: {traced.notes[-1].split(': ', 1)[-1]}")
+    if traced is not None:
+        traced.may_measure = not held_back
     claims = {site.claim: site for record in records_in_force(model) for site in record.plan.sites}
     for item in resolved:
-        for found in item.find(traced) if traced is not None else ():
-            found = _filtered(found, selection, held_back, claims)
-            (sites if isinstance(found, Site) else skipped).append(found)  # type: ignore[arg-type]
+        for finding in item.find(traced) if traced is not None else ():
+            found = _filtered(finding, selection, held_back, claims)
+            findings[type(found)].append(found)
+    notes = _notes_on_preserving(findings, changing if trained else set(), preserve) + notes
     request = {
         "input": traced.inputs.origin if traced else "none",
         "input_size": list(traced.inputs.image_size) if traced and traced.inputs.image_size else None,
@@ -256,8 +262,9 @@ def plan_traced(
         class_name(original_class(type(model))),
         fingerprint(model),
         tuple((item.name, item.options()) for item in resolved),
-        tuple(sites),
-        tuple(skipped),
+        tuple(findings[Site]),
+        tuple(findings[Skipped]),
+        tuple(findings[Advice]),
         tuple(notes),
         request,
         {item.name: item.contract for item in resolved},
@@ -265,20 +272,19 @@ def plan_traced(
     return made, traced, seconds
 
 
-def _held_back(model: nn.Module, passes: list[Pass], preserve: str, *, named: bool) -> tuple[set[str], list[str]]:
-    """Names of passes that may not be applied because they change the eval output, and a note that says so."""
-    changing = [item.name for item in passes if not item.contract.eval_output]
-    if preserve == "nothing" or not changing or (preserve == "auto" and not carries_trained_weights(model)):
-        return set(), []
-    if preserve == "auto" and named:
-        return set(), [f"{', '.join(changing)} changes the output of trained weights, as asked for by name"]
-    why = "preserve='eval'" if preserve == "eval" else "the model carries trained weights"
-    return set(changing), [f"held back: {', '.join(changing)}, because {why}; preserve='nothing' applies them"]
+def _notes_on_preserving(findings: Mapping[type, list[Any]], changing: set[str], preserve: str) -> list[str]:
+    """What was held back, or changes trained weights' output because it was asked for by name."""
+    held = dict.fromkeys(skip.pass_name for skip in findings[Skipped] if skip.reason is Reason.HELD_BACK)
+    if held:
+        why = "preserve='eval'" if preserve == "eval" else "the model carries trained weights"
+        return [f"held back: {', '.join(held)}, because {why}; preserve='nothing' applies them"]
+    named = dict.fromkeys(site.pass_name for site in findings[Site] if site.pass_name in changing)
+    return [f"{', '.join(named)} changes the output of trained weights, as asked for by name"] if named else []
 
 
-def _filtered(
-    found: Site | Skipped, selection: Selection, held_back: set[str], claims: dict[str, Site]
-) -> Site | Skipped:
+def _filtered(found: Finding, selection: Selection, held_back: set[str], claims: dict[str, Site]) -> Finding:
+    if isinstance(found, Advice) and not selection.allows(found.path):
+        return Skipped(found.pass_name, found.path, found.pattern, Reason.FILTERED, f"{found.advice}: not selected")
     if not isinstance(found, Site):
         return found
     if found.pass_name in held_back:

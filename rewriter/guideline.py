@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 from rewriter.edit.edits import Edit
 from rewriter.reasons import Reason
@@ -20,16 +20,19 @@ class Contract:
         eval_output: whether the output in evaluation mode stays equal bit for bit.
         state_dict: whether keys, shapes and values of the state dict stay equal.
         gradients: whether every parameter that received a gradient still does.
+        adds_buffers: whether modules it adds bring buffers. Then checkpoints of the original still load with
+            ``strict=True``, and :func:`rewriter.original_state_dict` leaves them out.
     """
 
     eval_output: bool = True
     state_dict: bool = True
     gradients: bool = True
+    adds_buffers: bool = False
 
     def __str__(self) -> str:
         promises = {
             "eval output bit for bit": self.eval_output,
-            "state dict": self.state_dict,
+            "state dict (buffers are added)" if self.adds_buffers else "state dict": self.state_dict,
             "a gradient for every parameter": self.gradients,
         }
         return ", ".join(promise for promise, holds in promises.items() if holds)
@@ -73,6 +76,29 @@ class Skipped:
 
 
 @dataclass(frozen=True)
+class Advice:
+    """What a pass says about a place without editing the model.
+
+    Attributes:
+        pass_name: the pass.
+        path: the module it is about.
+        pattern: what was recognised, such as ``"last norm of a residual branch"``.
+        advice: what is recommended, in words.
+        reason: why.
+    """
+
+    pass_name: str
+    path: str
+    pattern: str
+    advice: str
+    reason: str
+
+
+Finding: TypeAlias = Site | Skipped | Advice
+"""What a pass finds in a trace."""
+
+
+@dataclass(frozen=True)
 class Pass(abc.ABC):
     """A guideline. Subclass as a frozen dataclass; every field is an option of the same name on the command line.
 
@@ -82,6 +108,7 @@ class Pass(abc.ABC):
         paper: where the rule comes from.
         contract: what it promises to preserve.
         after: names of passes that must come before this one, when both are asked for.
+        needs_values: whether it measures on real weights where there are any; all else is planned without values.
     """
 
     name: ClassVar[str]
@@ -89,9 +116,10 @@ class Pass(abc.ABC):
     paper: ClassVar[str]
     contract: ClassVar[Contract] = Contract()
     after: ClassVar[tuple[str, ...]] = ()
+    needs_values: ClassVar[bool] = False
 
     @abc.abstractmethod
-    def find(self, trace: Trace) -> Iterator[Site | Skipped]:
+    def find(self, trace: Trace) -> Iterator[Finding]:
         """Every place in ``trace`` where the guideline applies, or nearly does."""
 
     def options(self) -> dict[str, Any]:

@@ -16,10 +16,10 @@ from rewriter.edit.classes import MethodEdit, adopted_source, class_name, origin
 from rewriter.edit.edits import Edit, class_edits, edit_from_data, edit_to_data, find_module
 from rewriter.edit.operations import Adopt, edited_text
 from rewriter.errors import PlanError
-from rewriter.guideline import Contract, Site, Skipped
+from rewriter.guideline import Advice, Contract, Site, Skipped
 from rewriter.reasons import Reason
 
-FORMAT = 2
+FORMAT = 3
 """Version of the JSON form."""
 
 
@@ -32,6 +32,7 @@ class Plan:
         passes: names and options of the passes, in their order.
         sites: where they apply, with the edits.
         skipped: where they nearly do, with the reason.
+        advice: what they say about places without editing them.
         notes: what else the user should know, the most important first.
         request: how the plan was asked for (``input``, ``only``, ``skip``, ``preserve``).
         contracts: what each pass promises to preserve.
@@ -42,6 +43,7 @@ class Plan:
     passes: tuple[tuple[str, dict[str, Any]], ...]
     sites: tuple[Site, ...]
     skipped: tuple[Skipped, ...]
+    advice: tuple[Advice, ...] = ()
     notes: tuple[str, ...] = ()
     request: dict[str, Any] = field(default_factory=dict)
     contracts: dict[str, Contract] = field(default_factory=dict)
@@ -112,6 +114,10 @@ class Plan:
                 {"pass": s.pass_name, "path": s.path, "pattern": s.pattern, "reason": str(s.reason), "detail": s.detail}
                 for s in self.skipped
             ],
+            "advice": [
+                {"pass": a.pass_name, "path": a.path, "pattern": a.pattern, "advice": a.advice, "reason": a.reason}
+                for a in self.advice
+            ],
         }
         return json.dumps(data, indent=2)
 
@@ -139,6 +145,9 @@ class Plan:
                     Skipped(s["pass"], s["path"], s["pattern"], Reason(s["reason"]), s["detail"])
                     for s in data["skipped"]
                 ),
+                advice=tuple(
+                    Advice(a["pass"], a["path"], a["pattern"], a["advice"], a["reason"]) for a in data["advice"]
+                ),
                 notes=tuple(data["notes"]),
                 request=dict(data["request"]),
                 contracts={str(name): Contract(**promises) for name, promises in data["contracts"].items()},
@@ -153,10 +162,14 @@ class Plan:
         names = ", ".join(_with_options(*item) for item in self.passes) or "no passes"
         lines = [f"plan for {self.model.rsplit('.', 1)[-1]}: {names}"]
         lines += [f"  note: {note}" for note in self.notes]
+        if self.idle:
+            lines.append(f"nothing found by {', '.join(self.idle)}")
         for name, _ in self.passes:
-            sites = [s for s in self.sites if s.pass_name == name]
-            skipped = [s for s in self.skipped if s.pass_name == name]
-            lines.append(f"{name}: {_count(len(sites), 'site')}, {len(skipped)} skipped")
+            if name in self.idle:
+                continue
+            sites, skipped, advice = self.findings(name)
+            given = f", {_count(len(advice), 'place')} advised on" if advice else ""
+            lines.append(f"{name}: {_count(len(sites), 'site')}, {len(skipped)} skipped{given}")
             for paths, site in group(sites):
                 lines.append(f"  + {paths}: {site.pattern}")
                 lines.append(f"      {site.action}")
@@ -166,7 +179,23 @@ class Plan:
             for paths, skip in group(skipped):
                 lines.append(f"  - {paths}: {skip.pattern} [{skip.reason}]")
                 lines.append(f"      {skip.detail}")
+            for paths, advised in group(advice):
+                lines.append(f"  * {paths}: {advised.pattern}: {advised.advice}")
+                lines.append(f"      because {advised.reason}")
         return "\n".join(lines)
+
+    def findings(self, name: str) -> tuple[list[Site], list[Skipped], list[Advice]]:
+        """What one pass found."""
+        return (
+            [site for site in self.sites if site.pass_name == name],
+            [skip for skip in self.skipped if skip.pass_name == name],
+            [advice for advice in self.advice if advice.pass_name == name],
+        )
+
+    @property
+    def idle(self) -> tuple[str, ...]:
+        """Passes that found nothing, not even a near miss."""
+        return tuple(name for name, _ in self.passes if not any(self.findings(name)))
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -181,18 +210,19 @@ def group(items: Any) -> list[tuple[str, Any]]:
     """Items that differ only in numbers, as one: their paths as ``layer{1,2}.{0,1}``, and one item with all numbers."""
     groups: dict[Any, list[Any]] = {}
     for item in items:
-        texts = [item.path, *(getattr(item, name, "") for name in ("pattern", "action", "reason", "detail", "rate_at"))]
+        texts = [item.path, *(getattr(item, name, "") for name in ("pattern", *_TEXTS))]
         groups.setdefault(tuple(_NUMBER.sub("#", str(text)) for text in texts), []).append(item)
     return [(_joined([item.path for item in found]), _generalised(found)) for found in groups.values()]
 
 
 _NUMBER = re.compile(r"\d+")
+_TEXTS = ("action", "reason", "detail", "rate_at", "advice")
 
 
 def _generalised(found: list[Any]) -> Any:
     """The first item, with all the numbers where the others have different ones."""
     changes = {}
-    for name in ("action", "reason", "detail", "rate_at"):
+    for name in _TEXTS:
         texts = [str(getattr(item, name)) for item in found if hasattr(item, name)]
         if len(set(texts)) > 1:
             columns = zip(*(re.split(r"(\d+)", text) for text in texts), strict=True)

@@ -84,6 +84,11 @@ class Report:
         return tuple(skip for record in self.records for skip in record.plan.skipped)
 
     @property
+    def advice(self) -> tuple[Any, ...]:
+        """What passes say about places without editing them."""
+        return tuple(advice for record in self.records for advice in record.plan.advice)
+
+    @property
     def verified(self) -> bool | None:
         """Whether every contract held; None if a rewrite was not verified or could not be decided."""
         held = [check[1] for r in self.records for check in (r.verdict.checks if r.verdict else ((0, None, 0),))]
@@ -114,14 +119,19 @@ class Report:
         for record in self.records:
             lines += list(record.plan.notes)
             for name, _ in record.plan.passes:
-                sites = [s for s in record.plan.sites if s.pass_name == name]
-                skipped = [s for s in record.plan.skipped if s.pass_name == name]
+                if name in record.plan.idle:
+                    continue
+                sites, skipped, advice = record.plan.findings(name)
                 reasons = Counter(str(s.reason) for s in skipped)
                 why = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()))
-                lines.append(f"{name}: {len(sites)} applied, {len(skipped)} skipped{f' ({why})' if why else ''}")
+                given = f", {len(advice)} advised on" if advice else ""
+                lines.append(f"{name}: {len(sites)} applied, {len(skipped)} skipped{f' ({why})' if why else ''}{given}")
                 lines += [f"  + {paths}: {site.action}" for paths, site in group(sites)]
                 refused = [skip for skip in skipped if skip.reason in TECHNICAL]
                 lines += [f"  ! {paths}: {skip.reason}: {skip.detail}" for paths, skip in group(refused)]
+                lines += [f"  * {paths}: {item.pattern}: {item.advice}" for paths, item in group(advice)]
+            if record.plan.idle:
+                lines.append(f"nothing found by {', '.join(record.plan.idle)}")
             lines.append(f"verified: {record.verdict or 'no'}")
             lines.append("time: " + ", ".join(f"{name} {1000 * s:.0f} ms" for name, s in record.seconds.items()))
         lines += [f"stale: {path} was replaced after the rewrite; rewrite again to mend it" for path in self.stale]

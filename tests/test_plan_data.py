@@ -72,7 +72,7 @@ def test_a_plan_is_plain_json_and_plain_python(name: str) -> None:
 
     data = json.loads(plan.to_json(), parse_constant=refuse)
     assert set(data) == {
-        "format", "model", "structure", "request", "passes", "contracts", "notes", "sites", "skipped",
+        "format", "model", "structure", "request", "passes", "contracts", "notes", "sites", "skipped", "advice",
     }  # fmt: skip
     assert pickle.loads(pickle.dumps(plan)) == plan
 
@@ -178,18 +178,20 @@ def test_the_diff_shows_each_change_of_source_once() -> None:
 
 _SPANS = st.builds(Span, *[st.integers(0, 99)] * 4)
 _PATHS = st.text("abc.01", max_size=8)
+_SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5)
 _VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
+    _SCALARS,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
     max_leaves=5,
 )
+_HYPER_PARAMETERS = _SCALARS | st.lists(st.integers(), max_size=3).map(tuple)
 _OPERATIONS = st.one_of(
     st.builds(Remove, _SPANS, st.integers(-1, 5)),
     st.builds(Move, _SPANS, st.integers(-1, 5), _SPANS, st.integers(-1, 5)),
     st.builds(Wrap, _SPANS, st.integers(-1, 5), st.text("ab.", min_size=1, max_size=5)),
 )
 _EDITS = st.one_of(
-    st.builds(SetAttribute, _PATHS, st.text(max_size=5), _VALUES),
+    st.builds(SetAttribute, _PATHS, st.text(max_size=5), _HYPER_PARAMETERS),
     st.builds(
         AddModule, _PATHS, st.text(max_size=5), st.text(max_size=5),
         st.dictionaries(st.text(max_size=3), _VALUES, max_size=3),

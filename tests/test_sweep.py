@@ -147,7 +147,7 @@ class TestRows:
         row = check("resnet10t", Request.of(["stuck"], "auto", {}, True))
         assert (row.status, row.verified) == (Status.FAILED, Held.NOT)
         assert "ContractError: pass stuck broke its contract" in str(row.error)
-        assert row.passes["stuck"] == {"sites": 1, "applied": 0, "skipped": {}}
+        assert row.passes["stuck"] == {"sites": 1, "applied": 0, "advised": 0, "skipped": {}}
 
 
 @dataclass(frozen=True)
@@ -337,7 +337,7 @@ class TestResultFile:
     @pytest.mark.parametrize(
         ("old", "new", "words"),
         [
-            (b'"format": 1', b'"format": 7', "expected the format 1 of result files, found 7"),
+            (b'"format": 2', b'"format": 7', "expected the format 2 of result files, found 7"),
             (b'"name": "test_vit"', b'"nme": "test_vit"', "line 3 is damaged"),
             (b'{"kind": "rewriter sweep"', b'{"kind": "diary"', "is not the result of a sweep"),
         ],

@@ -204,6 +204,8 @@ def edit_from_data(data: Any) -> Edit:
     cls = _EDITS.get(str(values.pop("kind", "")))
     if cls is EditMethod:
         values["operation"] = _operation_from_data(values.get("operation"))
+    elif cls is SetAttribute and isinstance(values.get("value"), list):
+        values["value"] = tuple(values["value"])  # JSON knows no tuples, and hyper-parameters are no lists
     if cls is None or not _fits(cls, values):
         raise PlanError(f"the plan is damaged: not an edit: {data!r}")
     return cls(**values)
@@ -232,7 +234,7 @@ _FIELD_TYPES: dict[str, tuple[type, ...]] = {
     "target": (Span,),
     "operand": (int,),
     "target_operand": (int,),
-    "value": (bool, int, float, str, list, dict, type(None)),
+    "value": (bool, int, float, str, tuple, dict, type(None)),
 }
 
 

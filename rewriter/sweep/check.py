@@ -111,7 +111,10 @@ class _Check:
         for name, _ in made.passes:
             reasons = Counter(str(skip.reason) for skip in made.skipped if skip.pass_name == name)
             sites = sum(site.pass_name == name for site in made.sites)
-            self.row.passes[name] = {"sites": sites, "applied": 0, "skipped": dict(sorted(reasons.items()))}
+            advised = sum(advice.pass_name == name for advice in made.advice)
+            self.row.passes[name] = {
+                "sites": sites, "applied": 0, "advised": advised, "skipped": dict(sorted(reasons.items())),
+            }  # fmt: skip
         return made, traced
 
     def _inputs(self, entry: model_zoo.Entry, traced: Trace) -> Inputs:

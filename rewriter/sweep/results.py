@@ -12,7 +12,7 @@ from rewriter.errors import SweepError
 from rewriter.sweep.request import Request, versions
 from rewriter.sweep.row import Row
 
-FORMAT = 1
+FORMAT = 2
 """Version of the file's form."""
 
 _KIND = "rewriter sweep"

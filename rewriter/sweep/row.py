@@ -36,7 +36,8 @@ class Row:
         parameters: number of parameters.
         weights: ``"meta"`` if the model had no memory, ``"real"`` if it had weights.
         backend: what both modes were traced on: ``"meta"``, ``"fake"`` or ``"cpu"`` tensors.
-        passes: for each pass the number of ``sites`` planned and ``applied``, and ``skipped``, places by reason.
+        passes: for each pass the number of ``sites`` planned and ``applied``, of places
+            ``advised`` on, and ``skipped``, places by reason.
         verified: whether the passes' contracts held; ``checks`` has each one: name, verdict, detail.
         undo: whether undo gave the model back; ``undo_detail`` says what was compared, or what differs.
         milliseconds: of each step: create, trace, plan, apply, verify, undo, and numbers (comparing, with numerics).

@@ -42,10 +42,11 @@ def _of_passes(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for row in rows:
         for name, counts in row.passes.items():
-            total = found.setdefault(name, {"models": 0, "sites": 0, "applied": 0, "skipped": Counter()})
-            total["models"] += counts["applied"] > 0
+            total = found.setdefault(name, {"models": 0, "sites": 0, "applied": 0, "advised": 0, "skipped": Counter()})
+            total["models"] += counts["applied"] > 0 or counts["advised"] > 0
             total["sites"] += counts["sites"]
             total["applied"] += counts["applied"]
+            total["advised"] += counts["advised"]
             total["skipped"].update(counts["skipped"])
     return {name: {**total, "skipped": dict(total["skipped"].most_common())} for name, total in found.items()}
 

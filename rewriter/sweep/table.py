@@ -22,7 +22,8 @@ def summary_lines(sweep: Sweep) -> list[tuple[str, str]]:
     ]
     for name, total in found["passes"].items():
         models = f"{total['models']} model{'' if total['models'] == 1 else 's'}"
-        lines.append((name, f"{total['applied']} of {total['sites']} sites applied, in {models}"))
+        advised = f", {total['advised']} places advised on" if total["advised"] else ""
+        lines.append((name, f"{total['applied']} of {total['sites']} sites applied{advised}, in {models}"))
         if total["skipped"]:
             lines.append(("", f"skipped: {_counts(total['skipped'])}"))
     lines += [
@@ -68,7 +69,8 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 def _pass_cell(name: str, counts: Mapping[str, Any]) -> str:
     skipped = f" ({_counts(counts['skipped'])})" if counts["skipped"] else ""
-    return f"{name} {counts['applied']}/{counts['sites']}, skipped {sum(counts['skipped'].values())}{skipped}"
+    advised = f", advised {counts['advised']}" if counts["advised"] else ""
+    return f"{name} {counts['applied']}/{counts['sites']}{advised}, skipped {sum(counts['skipped'].values())}{skipped}"
 
 
 def _counts(counts: Mapping[str, int]) -> str:

@@ -48,6 +48,7 @@ class Trace:
         train: the recording in training mode, ``eval`` the one in evaluation mode.
         backend: ``"meta"``, ``"fake"`` or ``"cpu"``: what the tensors of the run were.
         notes: why the backends before it could not be used.
+        may_measure: whether passes may run the model's real weights, which takes the time of a forward pass.
     """
 
     model: nn.Module
@@ -56,6 +57,7 @@ class Trace:
     eval: Recording
     backend: str
     notes: tuple[str, ...] = ()
+    may_measure: bool = True
 
     @property
     def graph(self) -> fx.Graph:
