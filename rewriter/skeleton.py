@@ -9,7 +9,7 @@ import functools
 import operator
 import types
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
@@ -24,8 +24,12 @@ _HOOKS = (
     "_forward_hooks_always_called", "_forward_pre_hooks", "_forward_pre_hooks_with_kwargs",
 )  # fmt: skip
 
+KeepsHook: TypeAlias = Callable[[nn.Module, Callable[..., Any]], bool]
 
-def skeleton(model: nn.Module, twin: Callable[[torch.Tensor], torch.Tensor]) -> nn.Module:
+
+def skeleton(
+    model: nn.Module, twin: Callable[[torch.Tensor], torch.Tensor], keeps_hook: KeepsHook | None = None
+) -> nn.Module:
     """A copy of ``model`` whose tensors are ``twin(tensor)``: same classes, attributes, flags and sharing, no hooks.
 
     Much cheaper than ``deepcopy`` and works where that fails: what cannot be copied is shared with the original.
@@ -33,8 +37,15 @@ def skeleton(model: nn.Module, twin: Callable[[torch.Tensor], torch.Tensor]) -> 
     Args:
         model: any module; it is only read.
         twin: makes the stand-in of a parameter, buffer or plain tensor attribute. Called once for each tensor.
+        keeps_hook: says of a module's forward hook whether the copy has it too.
     """
-    return _copy_module(model, {}, twin)
+    copied = _copy_module(model, {}, twin)
+    if keeps_hook is not None:
+        for module, twin_of_module in zip(model.modules(), copied.modules(), strict=True):
+            for key, hook in module._forward_hooks.items():
+                if keeps_hook(module, hook):
+                    twin_of_module.register_forward_hook(hook, with_kwargs=key in module._forward_hooks_with_kwargs)
+    return copied
 
 
 def meta_twin(tensor: torch.Tensor) -> torch.Tensor:

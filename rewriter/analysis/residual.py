@@ -154,10 +154,11 @@ def _reach(flow: Dataflow, model: nn.Module, fork: fx.Node, operand: fx.Node, st
     if not weights:
         return "shortcut"
     simple = not any(n.meta["kind"] in (Kind.ACTIVATION, Kind.SOFTMAX, Kind.MATMUL) for n in nodes)
-    return "projection" if simple and len(weights) == 1 and _is_pointwise(weights[0], model) else "branch"
+    return "projection" if simple and len(weights) == 1 and is_pointwise(weights[0], model) else "branch"
 
 
-def _is_pointwise(node: fx.Node, model: nn.Module) -> bool:
+def is_pointwise(node: fx.Node, model: nn.Module) -> bool:
+    """Whether a weight acts on each position alone: a linear layer, or a convolution with a kernel of 1."""
     if node.op == "call_module":
         kernel = getattr(model.get_submodule(str(node.target)), "kernel_size", (1,))
         return all(size == 1 for size in (kernel if isinstance(kernel, tuple) else (kernel,)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -18,8 +19,9 @@ from rewriter.analysis.dataflow import Dataflow
 from rewriter.errors import TraceError
 from rewriter.guard import random_state_kept
 from rewriter.inputs import Inputs
-from rewriter.skeleton import meta_twin, skeleton
+from rewriter.skeleton import KeepsHook, meta_twin, skeleton
 from rewriter.tracing.drawing import draw
+from rewriter.tracing.hooks import has_library_hooks, is_library_hook
 from rewriter.tracing.recorder import ModuleCall, Recorder
 
 
@@ -76,30 +78,37 @@ def trace_model(model: nn.Module, inputs: Inputs, backends: Sequence[str] = ("me
     """Run a skeleton of ``model`` in both modes and record it.
 
     On meta tensors if the model allows, then on fake tensors, then on real CPU tensors with the model's own weights.
+    Without any of its hooks, or if that fails, with those that the model's library has put on its own modules.
 
     Raises:
         TraceError: the model does not run on ``inputs``; names the module and the source line.
     """
     notes: list[str] = []
-    for backend in backends:
+    hooked = (None, is_library_hook) if has_library_hooks(model) else (None,)
+    for keeps_hook, backend in itertools.product(hooked, backends):
         prepare, context = _BACKENDS[backend]
         try:
             # in inference mode tensors have no version counter, and a write could not be noticed
             with random_state_kept(), torch.inference_mode(False), context() as mode:
-                train = _record(model, inputs, prepare(mode), training=True)
-                evaluation = _record(model, inputs, prepare(mode), training=False)
+                train = _record(model, inputs, prepare(mode), keeps_hook, training=True)
+                evaluation = _record(model, inputs, prepare(mode), keeps_hook, training=False)
             return Trace(model, inputs, train, evaluation, backend, tuple(notes))
         except TraceError as error:
             notes.append(f"{backend}: {error}")
-            if backend == backends[-1]:
+            if backend == backends[-1] and keeps_hook is hooked[-1]:
                 raise
     raise AssertionError("no backend was given")
 
 
 def _record(
-    model: nn.Module, inputs: Inputs, twin: Callable[[torch.Tensor], torch.Tensor], *, training: bool
+    model: nn.Module,
+    inputs: Inputs,
+    twin: Callable[[torch.Tensor], torch.Tensor],
+    keeps_hook: KeepsHook | None,
+    *,
+    training: bool,
 ) -> Recording:
-    copy = skeleton(model, twin)
+    copy = skeleton(model, twin, keeps_hook)
     copy.train(training)
     reference = next(iter(model.parameters()), torch.empty(0))
     twins = inputs.map(lambda t: twin(t.detach()))

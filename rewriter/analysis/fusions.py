@@ -1,0 +1,182 @@
+"""Fusions: concatenations and sums of feature maps of which at least one was upsampled bilinearly."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import fx, nn
+
+from rewriter.analysis.dataflow import Dataflow, once
+from rewriter.analysis.residual import find_branches, has_weight, is_pointwise
+from rewriter.tracing.kinds import Kind, function_name
+
+_SAME_POSITION = frozenset({Kind.ACTIVATION, Kind.DROPOUT, Kind.IDENTITY, Kind.VIEW})
+"""Operations whose results keep the scale differences of the maps that they read."""
+
+
+@dataclass(eq=False)
+class Operand:
+    """One map that is fused.
+
+    Attributes:
+        node: the map; ``reader`` the operation that reads it as its argument ``index``.
+        upsampling: the bilinear upsampling that it comes from; None if it was not upsampled.
+    """
+
+    node: fx.Node
+    reader: fx.Node
+    index: int
+    upsampling: fx.Node | None
+
+
+@dataclass(eq=False)
+class Fusion:
+    """Where feature maps of several levels meet.
+
+    Attributes:
+        form: ``"concatenation"`` or ``"sum"``.
+        join: the operation whose result is the fused map.
+        operands: the maps.
+        weights: the weights that read the fused map, seen through what keeps its scale.
+        norms: the norms that read it before any weight does.
+    """
+
+    form: str
+    join: fx.Node
+    operands: list[Operand]
+    weights: list[fx.Node]
+    norms: list[fx.Node]
+
+    @property
+    def stacked(self) -> bool:
+        """Whether the operands are given as one sequence, to ``cat`` or ``stack``."""
+        return self.operands[0].reader.meta["kind"] is not Kind.ADD
+
+
+@once
+def find_fusions(flow: Dataflow, model: nn.Module) -> list[Fusion]:
+    """Every fusion with an operand that was upsampled bilinearly, in the order they ran.
+
+    The upsampling is seen through operations that act on each position alone, 1x1 convolutions among them: they
+    commute with it. A norm is not seen through: behind it maps are of one scale.
+    """
+    branches = {branch.join for branch in find_branches(flow, model)}
+    fusions = []
+    for join, form, read in _joins(flow):
+        if join in branches:
+            continue
+        operands = [Operand(node, reader, i, _upsampling(flow, model, node)) for node, reader, i in read]
+        if any(operand.upsampling is not None for operand in operands):
+            fusions.append(Fusion(form, join, operands, *_readers(flow, join)))
+    return fusions
+
+
+def enlarges(node: fx.Node) -> bool:
+    """Whether an interpolation has more positions in its output than in its input."""
+    before, after = (other.meta["shape"] for other in (node.all_input_nodes[0], node))
+    return before is not None and after is not None and len(before) == 4 and _area(after) > _area(before)
+
+
+def interpolation_mode(node: fx.Node, model: nn.Module) -> str:
+    """``"bilinear"``, ``"nearest"``, …, of a call or a module; empty where it does not say."""
+    if node.op == "call_module":
+        return str(getattr(model.get_submodule(str(node.target)), "mode", ""))
+    name = function_name(node.target)  # type: ignore[arg-type]
+    if name == "upsample_bilinear":
+        return "bilinear"
+    if name not in ("interpolate", "upsample"):
+        return ""
+    return str(node.kwargs.get("mode", node.args[3] if len(node.args) > 3 else "nearest"))
+
+
+def _joins(flow: Dataflow) -> Iterator[tuple[fx.Node, str, list[tuple[fx.Node, fx.Node, int]]]]:
+    """Each join with its form and its operands: node, who reads it, and as which argument."""
+    for node in flow.nodes():
+        sources = flow.sources(node)
+        if node.meta["kind"] is Kind.CONCAT and len(sources) > 1 and _along_channels(node, sources):
+            yield node, "concatenation", [(source, node, i) for i, source in enumerate(_sequence(node))]
+        elif _is_stack(node) and (total := _summed(flow, node)) is not None:
+            yield total, "sum", [(source, node, i) for i, source in enumerate(_sequence(node))]
+        elif node.meta["kind"] is Kind.ADD and len(sources) == 2 and not _added_on(flow, node):
+            yield node, "sum", list(_addends(flow, node))
+
+
+def _addends(flow: Dataflow, node: fx.Node) -> Iterator[tuple[fx.Node, fx.Node, int]]:
+    """What a chain of additions in one method sums up."""
+    for index, source in enumerate(node.args):
+        if not isinstance(source, fx.Node) or source not in flow.sources(node):
+            continue
+        if source.meta["kind"] is Kind.ADD and len(flow.sources(source)) == 2 and _added_on(flow, source):
+            yield from _addends(flow, source)
+        else:
+            yield source, node, index
+
+
+def _added_on(flow: Dataflow, node: fx.Node) -> bool:
+    """Whether the only use of a sum is to be added to something else in the same method."""
+    users = flow.users(node)
+    return (
+        len(users) == 1
+        and users[0].meta["kind"] is Kind.ADD
+        and len(flow.sources(users[0])) == 2
+        and users[0].meta["call"] is node.meta["call"]
+    )
+
+
+def _sequence(node: fx.Node) -> list[fx.Node]:
+    first: Any = node.args[0] if node.args else node.kwargs.get("tensors", ())
+    return [item for item in first if isinstance(item, fx.Node)] if isinstance(first, (list, tuple)) else []
+
+
+def _is_stack(node: fx.Node) -> bool:
+    return node.op == "call_function" and function_name(node.target) == "stack"  # type: ignore[arg-type]
+
+
+def _summed(flow: Dataflow, stack: fx.Node) -> fx.Node | None:
+    """The sum over what was stacked: ``torch.stack(maps).sum(0)``."""
+    users = flow.users(stack)
+    if len(users) != 1 or users[0].op != "call_function" or function_name(users[0].target) not in ("sum", "mean"):  # type: ignore[arg-type]
+        return None
+    return users[0] if users[0].meta["shape"] == _sequence(stack)[0].meta["shape"] else None
+
+
+def _along_channels(node: fx.Node, sources: list[fx.Node]) -> bool:
+    """Whether maps of the same size are joined along dimension 1, or along the last."""
+    shapes = [source.meta["shape"] for source in sources]
+    joined = node.meta["shape"]
+    if joined is None or any(shape is None or len(shape) != len(joined) for shape in shapes) or len(joined) < 3:
+        return False
+    differing = [d for d in range(len(joined)) if any(shape[d] != joined[d] for shape in shapes)]
+    return differing in ([1], [len(joined) - 1])
+
+
+def _upsampling(flow: Dataflow, model: nn.Module, node: fx.Node) -> fx.Node | None:
+    while len(flow.sources(node)) == 1:
+        if node.meta["kind"] is Kind.INTERPOLATE and interpolation_mode(node, model) == "bilinear" and enlarges(node):
+            return node
+        if not keeps_scale(flow, node) and not (has_weight(node, flow) and is_pointwise(node, model)):
+            return None
+        node = flow.sources(node)[0]
+    return None
+
+
+def keeps_scale(flow: Dataflow, node: fx.Node) -> bool:
+    """Whether ``node`` acts on each position alone and has no weight: activations, dropouts, constant factors."""
+    constant_factor = node.meta["kind"] in (Kind.ADD, Kind.MULTIPLY) and len(flow.sources(node)) == 1
+    return node.meta["kind"] in _SAME_POSITION or constant_factor
+
+
+def _readers(flow: Dataflow, join: fx.Node) -> tuple[list[fx.Node], list[fx.Node]]:
+    """The first weights and norms on the ways onwards from ``join``."""
+
+    def stops(node: fx.Node) -> bool:
+        return has_weight(node, flow) or node.meta["kind"] is Kind.NORM
+
+    found = flow.in_order(filter(stops, flow.reachable(join, stop=stops)))
+    return [n for n in found if has_weight(n, flow)], [n for n in found if n.meta["kind"] is Kind.NORM]
+
+
+def _area(shape: tuple[int, ...]) -> int:
+    return shape[-1] * shape[-2]
