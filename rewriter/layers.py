@@ -6,8 +6,9 @@ So loading any of them never imports or runs anything that the file chooses.
 
 from __future__ import annotations
 
+import abc
 import importlib.metadata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from torch import nn
@@ -18,6 +19,40 @@ PASS_GROUP = "rewriter.passes"
 _LAYERS: dict[str, type[nn.Module]] = {}
 
 Layer = TypeVar("Layer", bound=type[nn.Module])
+
+
+class CalibratedLayer(nn.Module, abc.ABC):
+    """Base of layers that subtract and divide by constants of the data, one pair for each tensor that they take.
+
+    The forward takes one tensor or a sequence of tensors. The layer is the identity until :func:`rewriter.calibrate`
+    has measured the constants; :func:`rewriter.fold` moves them into the weights that follow.
+
+    Attributes:
+        operands: how many tensors the forward takes.
+        absorbed: after folding, for each tensor the padding to apply (as ``torch.nn.functional.pad`` takes it) and the
+            value to pad with; None before.
+    """
+
+    operands: int
+    absorbed: list[tuple[list[int], float]] | None = None
+
+    @property
+    @abc.abstractmethod
+    def calibrated(self) -> bool:
+        """Whether it is more than the identity."""
+
+    @abc.abstractmethod
+    def constants(self) -> list[tuple[float, float]]:
+        """For each tensor, what is subtracted and what it is then multiplied by."""
+
+    @abc.abstractmethod
+    def set_constants(self, constants: Sequence[tuple[float, float]]) -> None:
+        """Change what :meth:`constants` gives."""
+
+
+def calibrated_layers(model: nn.Module) -> dict[str, CalibratedLayer]:
+    """The layers of ``model`` that have to be calibrated, by path."""
+    return {path: module for path, module in model.named_modules() if isinstance(module, CalibratedLayer)}
 
 
 def register_layer(name: str) -> Callable[[Layer], Layer]:

@@ -21,13 +21,12 @@ class Operand:
     """One map that is fused.
 
     Attributes:
-        node: the map; ``reader`` the operation that reads it as its argument ``index``.
+        node: the map; ``reader`` the operation that reads it.
         upsampling: the bilinear upsampling that it comes from; None if it was not upsampled.
     """
 
     node: fx.Node
     reader: fx.Node
-    index: int
     upsampling: fx.Node | None
 
 
@@ -67,7 +66,7 @@ def find_fusions(flow: Dataflow, model: nn.Module) -> list[Fusion]:
     for join, form, read in _joins(flow):
         if join in branches:
             continue
-        operands = [Operand(node, reader, i, _upsampling(flow, model, node)) for node, reader, i in read]
+        operands = [Operand(node, reader, _upsampling(flow, model, node)) for node, reader in read]
         if any(operand.upsampling is not None for operand in operands):
             fusions.append(Fusion(form, join, operands, *_readers(flow, join)))
     return fusions
@@ -91,27 +90,25 @@ def interpolation_mode(node: fx.Node, model: nn.Module) -> str:
     return str(node.kwargs.get("mode", node.args[3] if len(node.args) > 3 else "nearest"))
 
 
-def _joins(flow: Dataflow) -> Iterator[tuple[fx.Node, str, list[tuple[fx.Node, fx.Node, int]]]]:
-    """Each join with its form and its operands: node, who reads it, and as which argument."""
+def _joins(flow: Dataflow) -> Iterator[tuple[fx.Node, str, list[tuple[fx.Node, fx.Node]]]]:
+    """Each join with its form and its operands, each with the operation that reads it."""
     for node in flow.nodes():
         sources = flow.sources(node)
         if node.meta["kind"] is Kind.CONCAT and len(sources) > 1 and _along_channels(node, sources):
-            yield node, "concatenation", [(source, node, i) for i, source in enumerate(_sequence(node))]
+            yield node, "concatenation", [(source, node) for source in _sequence(node)]
         elif _is_stack(node) and (total := _summed(flow, node)) is not None:
-            yield total, "sum", [(source, node, i) for i, source in enumerate(_sequence(node))]
+            yield total, "sum", [(source, node) for source in _sequence(node)]
         elif node.meta["kind"] is Kind.ADD and len(sources) == 2 and not _added_on(flow, node):
             yield node, "sum", list(_addends(flow, node))
 
 
-def _addends(flow: Dataflow, node: fx.Node) -> Iterator[tuple[fx.Node, fx.Node, int]]:
+def _addends(flow: Dataflow, node: fx.Node) -> Iterator[tuple[fx.Node, fx.Node]]:
     """What a chain of additions in one method sums up."""
-    for index, source in enumerate(node.args):
-        if not isinstance(source, fx.Node) or source not in flow.sources(node):
-            continue
+    for source in flow.sources(node):
         if source.meta["kind"] is Kind.ADD and len(flow.sources(source)) == 2 and _added_on(flow, source):
             yield from _addends(flow, source)
         else:
-            yield source, node, index
+            yield source, node
 
 
 def _added_on(flow: Dataflow, node: fx.Node) -> bool:

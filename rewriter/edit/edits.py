@@ -6,6 +6,7 @@ parameters, hooks and place; what changes is an attribute, a child, or the class
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar
@@ -276,6 +277,9 @@ def _add(model: nn.Module, module: nn.Module, edit: AddModule) -> None:
     references = {name: find_module(model, path) for name, path in edit.references.items()}
     child = layer_class(edit.layer)(**edit.options, **references)
     child.train(module.training)
+    near = next(itertools.chain(module.parameters(), module.buffers(), model.parameters()), None)
+    if near is not None:
+        child.to(near.device)
     module.add_module(edit.name, child)
 
 

@@ -146,6 +146,28 @@ class Placement:
             expression.edit(Wrap(expression.span, number, child)),
         ]
 
+    def wrap_argument(
+        self, call: fx.Node, argument: fx.Node | None, name: str, layer: str, **options: Any
+    ) -> list[Edit]:
+        """Pass the ``argument`` of an operation through a new layer; None is the first one, a sequence of tensors.
+
+        Raises:
+            Refused: the call is made in a loop, by a helper function, in code without source, or the argument cannot be
+                told apart there.
+        """
+        where = next(p for p in positions(call) if p.direct)
+        self._refuse_repeated(where, call)
+        expression = self._expression(where)
+        number = 0 if argument is None else self._operand_number(where, expression, call, argument)
+        if number not in operands(expression.node):
+            text = expression.source.segment(expression.span)
+            raise Refused(Reason.NOT_MOVABLE, f"`{text}` does not take it as a plain argument")
+        child = self.free_name(expression.path, name)
+        return [
+            AddModule(expression.path, child, layer, options),
+            expression.edit(Wrap(expression.span, number, child)),
+        ]
+
     def redirect(self, call: fx.Node, name: str, layer: str, **options: Any) -> list[Edit]:
         """Let a new layer stand for the function of the call ``call``; it gets the arguments as they are written.
 

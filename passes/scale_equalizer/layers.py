@@ -1,0 +1,73 @@
+"""The layer that the pass puts before a fusion."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from rewriter.layers import CalibratedLayer, register_layer
+
+
+@register_layer("scale-equalizer/equalizer")
+class Equalizer(CalibratedLayer):
+    """``(x - mean) / std`` for each map that is fused, with constants measured over the whole data.
+
+    The constants are one number a map, not one a channel, and the same in training and evaluation. They are buffers,
+    never parameters: the identity, bit for bit, until :func:`rewriter.calibrate` has measured them. A checkpoint that
+    does not have them leaves them as they are.
+
+    Takes a tensor of any shape, or a sequence of ``operands`` tensors, and returns the same.
+
+    Args:
+        operands: how many maps are fused.
+    """
+
+    mean: torch.Tensor
+    inverse_std: torch.Tensor
+
+    def __init__(self, operands: int = 1) -> None:
+        super().__init__()
+        self.operands = operands
+        self.register_buffer("mean", torch.zeros(operands))
+        self.register_buffer("inverse_std", torch.ones(operands))
+
+    def forward(self, x: torch.Tensor | Sequence[torch.Tensor]) -> torch.Tensor | list[torch.Tensor]:
+        if isinstance(x, torch.Tensor):
+            return self._equalized(x, 0)
+        if len(x) != self.operands:
+            raise ValueError(
+                f"the equalizer was made for a fusion of {self.operands} maps, found {len(x)}; rewrite the model again"
+            )
+        return [self._equalized(operand, index) for index, operand in enumerate(x)]
+
+    def _equalized(self, x: torch.Tensor, index: int) -> torch.Tensor:
+        if self.absorbed is None:
+            return (x - self.mean[index]) * self.inverse_std[index]
+        padding, value = self.absorbed[index]
+        return nn.functional.pad(x, padding, value=value) if any(padding) else x
+
+    @property
+    def calibrated(self) -> bool:
+        if self.mean.is_meta:
+            return False
+        return self.absorbed is not None or bool((self.mean != 0).any()) or bool((self.inverse_std != 1).any())
+
+    def constants(self) -> list[tuple[float, float]]:
+        return list(zip(self.mean.double().tolist(), self.inverse_std.double().tolist(), strict=True))
+
+    def set_constants(self, constants: Sequence[tuple[float, float]]) -> None:
+        means, inverse = zip(*constants, strict=True)
+        with torch.no_grad():
+            self.mean.copy_(torch.tensor(means, dtype=torch.float64))
+            self.inverse_std.copy_(torch.tensor(inverse, dtype=torch.float64))
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        kept = {f"{prefix}{name}": buffer for name, buffer in self._buffers.items()}
+        state_dict = {**kept, **{key: value for key, value in state_dict.items() if key.startswith(prefix)}}
+        super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[no-untyped-call]
+
+    def extra_repr(self) -> str:
+        return f"operands={self.operands}, calibrated={self.calibrated}"
