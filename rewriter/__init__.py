@@ -9,8 +9,11 @@ print(rewriter.report(model))
 
 from rewriter import testing
 from rewriter.api import original_state_dict, plan, report, rewrite, to_graph_module, trace, undo
+from rewriter.calibration import calibrate
 from rewriter.errors import (
+    CalibrationError,
     ContractError,
+    FoldError,
     InputError,
     ModelError,
     PlaceLeftAlone,
@@ -23,6 +26,7 @@ from rewriter.errors import (
     TraceError,
     UndoError,
 )
+from rewriter.folding import fold
 from rewriter.guideline import Contract, Pass, Site, Skipped
 from rewriter.planning import Plan
 from rewriter.reasons import Reason
@@ -31,10 +35,10 @@ from rewriter.storage import load, save
 from rewriter.tracing.trace import Trace
 
 __all__ = [
-    "Contract", "ContractError", "InputError", "ModelError", "Pass", "PlaceLeftAlone", "Plan", "PlanError", "Reason",
-    "Report", "RewriterError", "SelectorError", "Site", "Skipped", "SourceError", "StorageError", "SweepError", "Trace",
-    "TraceError", "UndoError", "load", "original_state_dict", "plan", "report", "rewrite", "save", "testing",
-    "to_graph_module", "trace", "undo",
+    "CalibrationError", "Contract", "ContractError", "FoldError", "InputError", "ModelError", "Pass", "PlaceLeftAlone",
+    "Plan", "PlanError", "Reason", "Report", "RewriterError", "SelectorError", "Site", "Skipped", "SourceError",
+    "StorageError", "SweepError", "Trace", "TraceError", "UndoError", "calibrate", "fold", "load",
+    "original_state_dict", "plan", "report", "rewrite", "save", "testing", "to_graph_module", "trace", "undo",
 ]  # fmt: skip
 
 __version__ = "0.1.0"

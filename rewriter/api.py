@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from rewriter.edit.classes import class_name, original_class
 from rewriter.edit.edits import apply_edits, take_back
-from rewriter.errors import ContractError, InputError, PlaceLeftAlone, SelectorError, UndoError
+from rewriter.errors import ContractError, InputError, ModelError, PlaceLeftAlone, SelectorError, UndoError
 from rewriter.freshness import carries_trained_weights
 from rewriter.guard import check_model, collector_paused, random_state_kept
 from rewriter.guideline import Advice, Contract, Finding, Site, Skipped
@@ -149,6 +149,8 @@ def undo(model: nn.Module, inplace: bool = False) -> nn.Module:
     check_model(model)
     if not records_of(model):
         raise UndoError(f"{type(model).__name__} was not rewritten, or is only a part of a model that was")
+    if any(record.folded for record in records_of(model)):
+        raise UndoError("the model was folded for export: its weights are not those of the original any more")
     target = model if inplace else copy_model(model)
     for record in reversed(records_of(target)):
         take_back(target, record.applied)
@@ -228,6 +230,8 @@ def plan_traced(
 ) -> tuple[Plan, Trace | None, dict[str, float]]:
     """The plan, the trace that it was made from (None without passes) and the seconds that tracing took."""
     check_model(model)
+    if any(record.folded for record in records_of(model)):
+        raise ModelError("the model was folded for export; rewrite the model that it was folded from")
     if preserve not in _PRESERVE:
         raise SelectorError(f"preserve: expected one of {', '.join(map(repr, _PRESERVE))}, found {preserve!r}")
     resolved = resolve_passes(passes)
@@ -298,6 +302,11 @@ def _filtered(found: Finding, selection: Selection, held_back: set[str], claims:
         detail = f"{first.pass_name} acts here ({first.action}); one kind of noise at one pooling"
         return Skipped(found.pass_name, found.path, found.pattern, Reason.CLAIMED, detail)
     return found
+
+
+def inputs_of_rewrite(model: nn.Module) -> Inputs | None:
+    """What the last rewrite of ``model`` was planned on; None if that were the user's own examples."""
+    return _inputs_for_verification(records_of(model)[-1].plan, model)
 
 
 def _inputs_for_verification(made: Plan, model: nn.Module) -> Inputs | None:

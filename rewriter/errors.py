@@ -43,6 +43,14 @@ class UndoError(RewriterError, RuntimeError):
     """There is nothing to undo, or undoing is no longer possible."""
 
 
+class CalibrationError(RewriterError, ValueError):
+    """There is nothing to calibrate, or the data cannot be used for it; the model is as it was."""
+
+
+class FoldError(RewriterError, RuntimeError):
+    """There is nothing to fold, or folding would change what the model computes; the model is as it was."""
+
+
 class PlaceLeftAlone(UserWarning):
     """A guideline applies at a place whose code cannot be edited; the plan and the report say why."""
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from rewriter.edit.classes import is_generated
 from rewriter.edit.edits import Applied, EditMethod
+from rewriter.layers import calibrated_layers
 from rewriter.planning import Plan, group
 from rewriter.reasons import TECHNICAL
 
@@ -36,12 +37,20 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Record:
-    """One rewrite of a model: its plan, what was applied, what was verified, how long each step took (seconds)."""
+    """One rewrite of a model.
+
+    Attributes:
+        plan: what was asked for; ``applied`` what was done.
+        verdict: what was verified; None if nothing was.
+        seconds: how long each step took.
+        folded: after :func:`rewriter.fold`, the layers by path, each with the reason why it was left, if it was.
+    """
 
     plan: Plan
     applied: Applied
     verdict: Verdict | None = None
     seconds: dict[str, float] = field(default_factory=dict)
+    folded: tuple[tuple[str, str], ...] = ()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Record:
         return self
@@ -68,10 +77,12 @@ class Report:
     Attributes:
         records: one for each rewrite.
         stale: sites whose modules were replaced after the rewrite; rewriting again mends them.
+        uncalibrated: layers that are the identity until :func:`rewriter.calibrate` has measured their constants.
     """
 
     records: tuple[Record, ...]
     stale: tuple[str, ...]
+    uncalibrated: tuple[str, ...] = ()
 
     @property
     def applied(self) -> tuple[Any, ...]:
@@ -103,6 +114,8 @@ class Report:
                     "verified": [list(check) for check in record.verdict.checks] if record.verdict else None,
                     "milliseconds": {name: round(1000 * value, 1) for name, value in record.seconds.items()},
                     "stale": list(self.stale),
+                    "uncalibrated": list(self.uncalibrated),
+                    "folded": [list(entry) for entry in record.folded],
                 }
                 for record in self.records
             ],
@@ -134,6 +147,14 @@ class Report:
                 lines.append(f"nothing found by {', '.join(record.plan.idle)}")
             lines.append(f"verified: {record.verdict or 'no'}")
             lines.append("time: " + ", ".join(f"{name} {1000 * s:.0f} ms" for name, s in record.seconds.items()))
+            whole = [path for path, reason in record.folded if not reason]
+            if record.folded:
+                lines.append(f"folded into the weights that follow: {', '.join(whole) or 'none'}")
+            lines += [f"not folded: {path}: {reason}" for path, reason in record.folded if reason]
+        if self.uncalibrated:
+            lines.append(
+                f"not calibrated: {', '.join(self.uncalibrated)}; the identity until rewriter.calibrate(model, batches)"
+            )
         lines += [f"stale: {path} was replaced after the rewrite; rewrite again to mend it" for path in self.stale]
         return "\n".join(lines)
 
@@ -142,7 +163,8 @@ def make_report(model: nn.Module) -> Report:
     """The report of a rewritten model; an empty one for a model that was not rewritten."""
     records = records_of(model)
     stale = [path or "(root)" for record in records for path in (*_replaced(model, record), *_hidden(model, record))]
-    return Report(records, tuple(dict.fromkeys(stale)))
+    uncalibrated = [path for path, layer in calibrated_layers(model).items() if not layer.calibrated]
+    return Report(records, tuple(dict.fromkeys(stale)), tuple(uncalibrated))
 
 
 def records_in_force(model: nn.Module) -> tuple[Record, ...]:

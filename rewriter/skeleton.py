@@ -19,7 +19,7 @@ _ATOMIC = (
     types.BuiltinFunctionType, torch.dtype, torch.device, torch.Size,
 )  # fmt: skip
 
-_HOOKS = (
+HOOKS = (
     "_backward_hooks", "_backward_pre_hooks", "_forward_hooks", "_forward_hooks_with_kwargs",
     "_forward_hooks_always_called", "_forward_pre_hooks", "_forward_pre_hooks_with_kwargs",
 )  # fmt: skip
@@ -64,7 +64,7 @@ def _copy_module(model: nn.Module, memo: dict[int, Any], twin: Callable[[torch.T
     for module in modules:
         state = memo[id(module)].__dict__
         for name, value in module.__dict__.items():
-            if name in _HOOKS:
+            if name in HOOKS:
                 state[name] = type(value)()
             elif name == "_modules":
                 state[name] = {key: memo.get(id(child)) for key, child in value.items()}

@@ -233,6 +233,8 @@ def _check_savable(model: Any) -> None:
     )
     if not compiled:  # .compile() in place changes nothing that is saved
         check_model(model)
+    if any(record.folded for record in records_of(model)):
+        raise StorageError("the model was folded for export; save the model that it was folded from, or use torch.save")
 
 
 def _checked_recipe(recipe: Mapping[str, Any]) -> tuple[str | None, dict[str, Any]]:

@@ -149,3 +149,13 @@ def test_hooks_by_which_transformers_collects_hidden_states_are_part_of_the_mode
     joined = [node for node in trace.graph.nodes if node.meta["kind"] == "concat"]
     assert [len(node.args[0]) for node in joined] == [4]
     assert not called
+
+
+def test_verification_leaves_no_hooks_of_transformers_behind() -> None:
+    config = transformers.SegformerConfig(depths=[1] * 4, hidden_sizes=[8, 16, 24, 32], decoder_hidden_size=16)
+    model = transformers.SegformerForSemanticSegmentation(config).eval()
+    image = torch.randn(1, 3, 64, 64)
+    rewritten = rewriter.rewrite(model, "scale-equalizer", input_size=64)
+    assert not any(module._forward_hooks for module in rewritten.modules())
+    with torch.no_grad():  # hooks that were added twice would collect every state twice
+        assert torch.equal(rewritten(image).logits, model(image).logits)

@@ -1,17 +1,17 @@
 """Equal scale for the feature maps that a segmentation decoder fuses.
 
 Rule (Kim and Kim, *Scale equalization for multi-level feature fusion*, arXiv:2402.01149; we read the abstract and a
-summary): bilinear upsampling lowers the variance of a map, so maps of several levels meet at a fusion with unequal scale,
-and their weights get gradients of unequal scale. Each map that is fused is normalised, after upsampling and before the
-fusion, by its mean and standard deviation over the data set: ``(x - mean) / std``. These are constants: no parameters, no
-statistics of batches, and no cost after :func:`rewriter.fold`.
+summary): bilinear upsampling lowers the variance of a map, so maps of several levels meet at a fusion with unequal
+scale, and their weights get gradients of unequal scale. Each map that is fused is normalised, after upsampling and
+before the fusion, by its mean and standard deviation over the data set: ``(x - mean) / std``. These are constants: no
+parameters and no statistics of batches.
 
 Why, in short (our derivation): of independent positions of variance v, bilinear upsampling by an even factor s leaves
 ``v ((4 s^2 - 1) / (6 s^2))^2``, some 0.39 v to 0.44 v; the smoother the map, the less it shrinks. So the constants have
 to be measured: :func:`rewriter.calibrate`.
 
-Ours, not the paper's: one pair of constants a map (not one a channel), that maps that were not upsampled are equalized too,
-which joins count as fusions, sums (``additive=True``), and how the data are run for calibration.
+Ours, not the paper's: one pair of constants a map (not one a channel), that maps which were not upsampled are equalized
+too, which joins count as fusions, sums (``additive=True``), and how the data are run for calibration.
 
 Dataflow::
 
@@ -24,6 +24,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+
+from torch import fx
 
 from passes.scale_equalizer.layers import Equalizer
 from rewriter.analysis.fusions import Fusion, find_fusions
@@ -83,7 +85,7 @@ class ScaleEqualizer(Pass):
         if fusion.norms:
             return (
                 Reason.NORM_FOLLOWS,
-                f"{name_of(fusion.norms[0])} normalises the fused map before any weight reads it",
+                f"{name_of(fusion.norms[0])} normalises the fused map before a weight reads it",
             )
         if not fusion.weights:
             return Reason.LOGITS, "no weight reads the fused map: it is an output, or on the way to one"
@@ -107,11 +109,16 @@ def _action(fusion: Fusion) -> str:
 
 
 def _reason(fusion: Fusion) -> str:
-    sizes = [operand.upsampling.all_input_nodes[0].meta["shape"] for operand in fusion.operands if operand.upsampling]
-    ups = ", ".join(dict.fromkeys(f"{height}x{width}" for *_, height, width in sizes))
-    height, width = next(o.upsampling for o in fusion.operands if o.upsampling).meta["shape"][-2:]  # type: ignore[union-attr]
-    count = f"{len(sizes)} of them {'was' if len(sizes) == 1 else 'were'}"
-    return f"{count} upsampled bilinearly, from {ups} to {height}x{width}; {name_of(fusion.weights[0])} reads the fused map"
+    upsamplings = [operand.upsampling for operand in fusion.operands if operand.upsampling]
+    before = ", ".join(dict.fromkeys(_size(upsampling.all_input_nodes[0]) for upsampling in upsamplings))
+    count = f"{len(upsamplings)} of them {'was' if len(upsamplings) == 1 else 'were'}"
+    reader = name_of(fusion.weights[0])
+    return f"{count} upsampled bilinearly, from {before} to {_size(upsamplings[0])}; {reader} reads the fused map"
+
+
+def _size(node: fx.Node) -> str:
+    height, width = node.meta["shape"][-2:]
+    return f"{height}x{width}"
 
 
 def _constants(edits: list[Edit]) -> str:

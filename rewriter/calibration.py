@@ -1,0 +1,197 @@
+"""Measure, over the user's data, the constants that layers of passes need.
+
+Layers behind other layers are measured with those in force, so a model whose fusions are nested takes as many passes
+over the data as they are deep.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from rewriter.batches import Batches
+from rewriter.errors import CalibrationError, TraceError
+from rewriter.guard import check_model, random_state_kept
+from rewriter.inputs import Inputs, tensors_in
+from rewriter.layers import CalibratedLayer, calibrated_layers
+from rewriter.moments import Moments, moments_of
+from rewriter.progress import progress_bar
+from rewriter.tracing.trace import trace_model
+from rewriter.verification import state_kept
+
+SMALLEST_STD = 1e-6
+"""A map with a smaller standard deviation, or one smaller than this share of its mean, is constant and left alone."""
+
+
+def calibrate(model: nn.Module, batches: Any, max_batches: int | None = None, *, progress: bool = True) -> nn.Module:
+    """Measure the mean and standard deviation of every map that ``model``'s equalizers take, over all ``batches``.
+
+    Run it after :func:`rewriter.rewrite`, on the training data with the training transforms, before training begins.
+    Dropout is off. Norms whose running statistics were never updated normalise by the batch, the others as they will
+    in training: by the batch too, unless they were put into evaluation mode in a model that is in training mode.
+    Buffers, modes, gradients and random numbers are afterwards as they were. Hooks fire. Where ``torch.distributed``
+    is initialised, each process gives its share of the data, and all get the same constants.
+
+    Args:
+        model: a rewritten model; its equalizers are changed in place. Earlier constants are measured anew.
+        batches: a data loader or another iterable of batches, each a tensor, a tuple or list of positional arguments,
+            or a dict of keyword arguments. What the model does not need of a batch (targets) is left out. Nested
+            fusions take several passes over it.
+        max_batches: how many batches to use at most; None for all.
+        progress: show a progress bar if the output is a terminal.
+
+    Returns:
+        ``model`` itself.
+
+    Raises:
+        CalibrationError: the model has no equalizers; there are no batches, or not enough passes over them; a batch is
+            not finite, or the model does not run on it. The model is as it was.
+    """
+    check_model(model)
+    layers = calibrated_layers(model)
+    if not layers:
+        raise CalibrationError(
+            f"{type(model).__name__} has no layer to calibrate: rewrite it with the pass scale-equalizer first; "
+            "rewriter.plan(model, 'scale-equalizer') says where it applies"
+        )
+    data = Batches(model, batches, max_batches)
+    with random_state_kept():
+        levels = _levels(model, data.first(), layers)
+        data.allow_passes(len(levels))
+        kept = {path: layer.constants() for path, layer in layers.items()}
+        try:
+            with _as_in_training(model), torch.no_grad():
+                for layer in layers.values():
+                    layer.set_constants([(0.0, 1.0)] * layer.operands)
+                for number, level in enumerate(levels, 1):
+                    title = f"calibrating, pass {number} of {len(levels)}"
+                    with progress_bar(title, data.length, shown=progress) as advance:
+                        moments = _measure(model, data, level, advance)
+                    for path, layer in level.items():
+                        layer.set_constants(_constants(path, moments[path]))
+                measured = {path: layer.constants() for path, layer in layers.items()}
+        finally:
+            for path, layer in layers.items():
+                layer.set_constants(kept[path])
+    for path, layer in layers.items():
+        layer.set_constants(measured[path])
+    return model
+
+
+def _levels(
+    model: nn.Module, inputs: Inputs, layers: Mapping[str, CalibratedLayer]
+) -> list[dict[str, CalibratedLayer]]:
+    """The layers in the order that they have to be measured in: none depends on one of its own or a later level."""
+    try:
+        flow = trace_model(model, inputs).eval.dataflow
+    except TraceError as error:
+        raise CalibrationError(f"the first batch does not fit the model: {error}") from error
+    nodes = {path: [n for n in flow.nodes() if n.meta["owner"].path == path] for path in layers}
+    missing = [path for path, found in nodes.items() if not found]
+    if missing:
+        warnings.warn(
+            f"the model does not use {', '.join(missing)} when it is evaluated; it stays the identity", stacklevel=3
+        )
+    depth: dict[str, int] = {}
+    reached = {path: flow.in_order(found) for path, found in nodes.items() if found}
+    for path in sorted(reached, key=lambda path: flow.position(reached[path][0])):
+        before = set().union(*(flow.ancestors(node, since=flow.inputs[0]) for node in reached[path]))
+        depth[path] = 1 + max((depth[p] for p in depth if not before.isdisjoint(nodes[p])), default=0)
+    numbers = range(1, max(depth.values(), default=0) + 1)
+    return [{path: layers[path] for path in depth if depth[path] == number} for number in numbers]
+
+
+def _measure(
+    model: nn.Module, data: Batches, layers: Mapping[str, CalibratedLayer], advance: Callable[[], None]
+) -> dict[str, list[Moments]]:
+    """One pass over the data: the moments of everything that ``layers`` take."""
+    found = {path: [Moments()] * layer.operands for path, layer in layers.items()}
+
+    def watch(path: str) -> Any:
+        def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
+            maps = [args[0]] if isinstance(args[0], torch.Tensor) else args[0]
+            found[path] = [old + moments_of(new) for old, new in zip(found[path], maps, strict=True)]
+
+        return hook
+
+    handles = [layer.register_forward_pre_hook(watch(path)) for path, layer in layers.items()]
+    problem = None
+    try:
+        for number, inputs in enumerate(data):
+            _run(model, inputs, number)
+            advance()
+    except CalibrationError as error:
+        problem = error
+    finally:
+        for handle in handles:
+            handle.remove()
+    return _merged_over_ranks(found, problem)
+
+
+def _run(model: nn.Module, inputs: Inputs, number: int) -> None:
+    for tensor in tensors_in((inputs.args, inputs.kwargs)):
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise CalibrationError(f"batch {number} of the data holds values that are not finite (NaN or infinity)")
+    try:
+        model(*inputs.args, **inputs.kwargs)
+    except Exception as error:
+        raise CalibrationError(
+            f"the model does not run on batch {number} of the data: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _merged_over_ranks(found: dict[str, list[Moments]], problem: CalibrationError | None) -> dict[str, list[Moments]]:
+    """The moments over the data of all processes; an error of one is an error of all, so that none waits."""
+    distributed = torch.distributed
+    if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
+        if problem is not None:
+            raise problem
+        return found
+    gathered: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(gathered, (found, None if problem is None else str(problem)))
+    for rank, (_, message) in enumerate(gathered):
+        if message is not None:
+            raise CalibrationError(f"rank {rank}: {message}") from problem
+    return {
+        path: [sum(parts, Moments()) for parts in zip(*(of_rank[path] for of_rank, _ in gathered), strict=True)]
+        for path in found
+    }
+
+
+def _constants(path: str, moments: Sequence[Moments]) -> list[tuple[float, float]]:
+    constants = []
+    for index, operand in enumerate(moments):
+        usable = math.isfinite(operand.mean) and math.isfinite(operand.std)
+        if not usable or operand.std <= SMALLEST_STD * max(1.0, abs(operand.mean)):
+            warnings.warn(
+                f"{path}: map {index} has mean {operand.mean:.3g} and standard deviation {operand.std:.3g}; "
+                "it is left as it is",
+                stacklevel=3,
+            )
+            constants.append((0.0, 1.0))
+        else:
+            constants.append((operand.mean, 1 / operand.std))
+    return constants
+
+
+@contextlib.contextmanager
+def _as_in_training(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, but for norms that normalise by the batch in training; everything is put back afterwards."""
+    norms = [m for m in model.modules() if isinstance(m._buffers.get("running_var"), torch.Tensor)]
+    by_batch = [norm for norm in norms if norm.training or not model.training or _never_updated(norm)]
+    with state_kept(model):
+        model.eval()
+        for norm in by_batch:
+            norm.training = True
+        yield
+
+
+def _never_updated(norm: nn.Module) -> bool:
+    mean, variance = norm._buffers.get("running_mean"), norm._buffers["running_var"]
+    return (mean is None or not bool(mean.any())) and variance is not None and bool((variance == 1).all())

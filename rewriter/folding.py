@@ -1,0 +1,238 @@
+"""Move the constants of calibrated layers into the weights that read what they normalise.
+
+Each map of a concatenation has input channels of its own in the weight behind it, so ``(x_i - mean_i) * scale_i`` can
+go there: ``W_i * scale_i`` takes the scale, and the bias takes ``- sum W_i * scale_i * mean_i``. Where the weight is a
+convolution that pads with zeros, a zero beside a normalised map means ``mean_i`` beside the map itself: then each map
+is padded with its mean before the concatenation, and the convolution does not pad.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from rewriter.analysis.dataflow import Dataflow
+from rewriter.api import copy_model, inputs_of_rewrite
+from rewriter.errors import FoldError, InputError
+from rewriter.guard import check_model, random_state_kept
+from rewriter.inputs import Inputs, candidate_inputs, tensors_in
+from rewriter.layers import CalibratedLayer, calibrated_layers
+from rewriter.record import records_of, set_records
+from rewriter.tracing.kinds import Kind
+from rewriter.tracing.trace import trace_model
+from rewriter.verification import state_kept
+
+TOLERANCE = 1e-5
+"""Largest difference of an output, as a share of its largest value, in single precision; other types scale it."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """The weight that a layer is folded into, and the number of input channels of each of its maps."""
+
+    path: str
+    module: nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
+    channels: list[int]
+
+    @property
+    def padding(self) -> list[int]:
+        """Zeros that the weight puts around each map, as ``torch.nn.functional.pad`` takes them."""
+        if isinstance(self.module, nn.Linear) or self.module.padding_mode != "zeros":
+            return []
+        if self.module.padding == "valid":
+            return []
+        sides: list[int] = []
+        for size, dilation, padding in zip(
+            reversed(self.module.kernel_size), reversed(self.module.dilation), reversed(self._padding()), strict=True
+        ):
+            total = dilation * (size - 1)
+            sides += [total // 2, total - total // 2] if padding is None else [padding, padding]
+        return sides if any(sides) else []
+
+    def _padding(self) -> Sequence[int | None]:
+        assert not isinstance(self.module, nn.Linear)
+        if self.module.padding == "same":
+            return [None] * len(self.module.kernel_size)
+        return list(self.module.padding)  # type: ignore[arg-type]
+
+
+def fold(
+    model: nn.Module,
+    inplace: bool = False,
+    *,
+    example_inputs: Any = None,
+    input_size: Any = None,
+) -> nn.Module:
+    """Fold the constants of calibrated equalizers into the weights that follow, for inference and export.
+
+    The output in evaluation mode stays the same up to rounding; this is checked on one input. What cannot be folded
+    exactly is left as it is, with the reason in :func:`rewriter.report`. The result is for inference: it can be
+    trained, but with the unequal gradients that the equalizers took away, and :func:`rewriter.undo` refuses it. A
+    weight without bias gets one.
+
+    Args:
+        model: a rewritten and calibrated model.
+        inplace: fold ``model`` itself instead of a copy.
+        example_inputs, input_size: what to check it on, as for :func:`rewriter.rewrite`; None takes the input size of
+            the rewrite.
+
+    Raises:
+        FoldError: there is nothing to fold, it was not calibrated, or the output would change. The model is as it was.
+    """
+    check_model(model)
+    layers = calibrated_layers(model)
+    if not layers:
+        raise FoldError(f"{type(model).__name__} has no equalizers to fold: rewrite it with scale-equalizer first")
+    if not any(layer.calibrated for layer in layers.values()):
+        raise FoldError("the equalizers were not calibrated: run rewriter.calibrate(model, batches) first")
+    if any(layer.absorbed is not None for layer in layers.values()):
+        raise FoldError("the model was folded before")
+    inputs = _inputs(model, example_inputs, input_size)
+    target = model if inplace else copy_model(model)
+    flow = trace_model(target, inputs).eval.dataflow
+    undo: list[Callable[[], None]] = []
+    left: dict[str, str] = {}
+    before = _outputs(target, inputs)
+    try:
+        for path, layer in calibrated_layers(target).items():
+            found = _target(target, flow, path, layer)
+            if isinstance(found, str):
+                left[path] = found
+            else:
+                undo += _fold_into(layer, found)
+        _check(before, _outputs(target, inputs))
+    except BaseException:
+        for step in reversed(undo):
+            step()
+        raise
+    folded = tuple((path, left.get(path, "")) for path in layers)
+    *earlier, last = records_of(target)
+    set_records(target, (*earlier, replace(last, folded=folded)))
+    return target
+
+
+def _inputs(model: nn.Module, example_inputs: Any, input_size: Any) -> Inputs:
+    if example_inputs is not None or input_size is not None:
+        return candidate_inputs(model, example_inputs, input_size)[0]
+    found = inputs_of_rewrite(model)
+    if found is None:
+        raise InputError("the rewrite was made from example_inputs: give example_inputs= or input_size= to fold, too")
+    return found
+
+
+def _outputs(model: nn.Module, inputs: Inputs) -> list[torch.Tensor]:
+    with state_kept(model), random_state_kept(), torch.no_grad():
+        model.eval()
+        return [t.detach().clone() for t in tensors_in(model(*inputs.args, **inputs.kwargs))]
+
+
+def _check(before: list[torch.Tensor], after: list[torch.Tensor]) -> None:
+    for old, new in zip(before, after, strict=True):
+        if not old.is_floating_point():
+            continue
+        allowed = TOLERANCE * max(1.0, torch.finfo(old.dtype).eps / torch.finfo(torch.float32).eps)
+        difference, largest = float((old.double() - new.double()).abs().max()), float(old.double().abs().max())
+        if not difference <= allowed * largest:
+            raise FoldError(
+                f"folding would change an output by {difference:.3g}, more than {allowed:.0e} of its largest value "
+                f"{largest:.3g}; the model is as it was"
+            )
+
+
+def _target(model: nn.Module, flow: Dataflow, path: str, layer: CalibratedLayer) -> Target | str:
+    """The weight that ``layer`` can be folded into, or why there is none."""
+    own = [node for node in flow.nodes() if node.meta["owner"].path == path]
+    results = [node for node in own if any(user not in own for user in flow.users(node))]
+    readers = {user for node in results for user in flow.users(node)}
+    if not own:
+        return "it is not used in evaluation mode"
+    if len(readers) != 1 or (join := readers.pop()).meta["kind"] is not Kind.CONCAT:
+        return "what it normalises is summed, and a sum has no weights of its own for each map"
+    weight = _only_reader(flow, join)
+    if weight is None or weight.op != "call_module" or weight.meta["kind"] not in (Kind.CONV, Kind.LINEAR):
+        return "the concatenation is not read by one weight alone, directly"
+    module = model.get_submodule(str(weight.target))
+    calls = [n for n in flow.nodes() if n.op == "call_module" and model.get_submodule(str(n.target)) is module]
+    if len(calls) > 1:
+        return f"{weight.target} is called {len(calls)} times"
+    if not _is_plain(module):
+        return f"{weight.target} is a {type(module).__name__} with a forward of its own"
+    if sum(parameter is module.weight for m in model.modules() for parameter in m._parameters.values()) > 1:
+        return f"the weight of {weight.target} is shared"
+    dim = -1 if isinstance(module, nn.Linear) else 1
+    channels = [node.meta["shape"][dim] for node in _in_order_of(join, results)]
+    taken = module.in_features if isinstance(module, nn.Linear) else module.in_channels
+    if sum(channels) != taken:
+        return f"the maps are joined along another dimension than the one that {weight.target} reads"
+    return Target(str(weight.target), module, channels)  # type: ignore[arg-type]
+
+
+def _only_reader(flow: Dataflow, node: fx.Node) -> fx.Node | None:
+    """The one operation that reads ``node``, dropouts and identities left out."""
+    users = flow.users(node)
+    while len(users) == 1 and users[0].meta["kind"] in (Kind.DROPOUT, Kind.IDENTITY):
+        users = flow.users(users[0])
+    return users[0] if len(users) == 1 else None
+
+
+def _in_order_of(join: fx.Node, results: list[fx.Node]) -> list[fx.Node]:
+    sequence: Any = join.args[0] if join.args else join.kwargs["tensors"]
+    return [node for node in sequence if node in results]
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Whether the module's weight is used as torch's own layers use it."""
+    plain = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    forwards = {cls.forward for cls in plain}
+    return isinstance(module, plain) and type(module).forward in forwards and "weight" in module._parameters
+
+
+def _fold_into(layer: CalibratedLayer, target: Target) -> list[Callable[[], None]]:
+    """Fold; returns what takes it back."""
+    module, constants = target.module, layer.constants()
+    weight, bias, old_padding = module.weight.detach().clone(), module.bias, getattr(module, "padding", None)
+    old_bias = None if bias is None else bias.detach().clone()
+
+    def take_back() -> None:
+        with torch.no_grad():
+            module.weight.copy_(weight)
+            if bias is not None and old_bias is not None:
+                bias.copy_(old_bias)
+        module.bias = bias
+        if old_padding is not None:
+            module.padding = old_padding  # type: ignore[assignment, union-attr]
+        layer.absorbed = None
+
+    channels = torch.tensor(target.channels)
+    means, scales = (
+        torch.tensor(values, dtype=torch.float64).repeat_interleave(channels).to(weight.device)
+        for values in zip(*constants, strict=True)
+    )
+    columns = _input_channels(module).to(weight.device)
+    shape = (*columns.shape, *[1] * (weight.dim() - 2))
+    scaled = weight.double() * scales[columns].view(shape)
+    shift = (scaled * means[columns].view(shape)).flatten(1).sum(1)
+    padding = target.padding
+    with torch.no_grad():
+        module.weight.copy_(scaled)
+        if bias is None:
+            module.bias = nn.Parameter((-shift).to(weight.dtype), requires_grad=module.weight.requires_grad)
+        else:
+            bias.copy_(bias.double() - shift)
+    if padding and not isinstance(module, nn.Linear):
+        module.padding = (0,) * len(module.kernel_size)  # type: ignore[assignment]
+    layer.absorbed = [(padding, mean) for mean, _ in constants]
+    return [take_back]
+
+
+def _input_channels(module: nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d) -> torch.Tensor:
+    """For each output and each column of the weight, the input channel that it is multiplied with."""
+    if isinstance(module, nn.Linear):
+        return torch.arange(module.in_features).expand(module.out_features, -1)
+    width = module.in_channels // module.groups
+    group = torch.arange(module.out_channels) // (module.out_channels // module.groups)
+    return group[:, None] * width + torch.arange(width)

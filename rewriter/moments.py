@@ -1,0 +1,45 @@
+"""Mean and variance of a stream of tensors."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Number, mean and sum of squared deviations from the mean of all values seen, as double-precision numbers.
+
+    Partial moments are merged by the formula of Chan, Golub and LeVeque: no difference of large squares is taken.
+    """
+
+    count: int = 0
+    mean: float = 0.0
+    squared_deviations: float = 0.0
+
+    @property
+    def std(self) -> float:
+        """Standard deviation of the values (not of a sample: divided by their number)."""
+        return math.sqrt(self.squared_deviations / self.count) if self.count else math.nan
+
+    def __add__(self, other: Moments) -> Moments:
+        count = self.count + other.count
+        if not count:
+            return self
+        difference = other.mean - self.mean
+        between = difference * difference * self.count * other.count / count
+        return Moments(
+            count,
+            self.mean + difference * other.count / count,
+            self.squared_deviations + other.squared_deviations + between,
+        )
+
+
+def moments_of(tensor: torch.Tensor) -> Moments:
+    """The moments of all values of a floating-point tensor, computed in single precision or better."""
+    values = tensor.detach()
+    values = values if values.dtype is torch.float64 else values.float()
+    variance, mean = torch.var_mean(values, correction=0)
+    return Moments(values.numel(), float(mean), float(variance) * values.numel())
