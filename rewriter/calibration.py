@@ -10,7 +10,7 @@ import contextlib
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -24,6 +24,8 @@ from rewriter.moments import Moments, moments_of
 from rewriter.progress import progress_bar
 from rewriter.tracing.trace import trace_model
 from rewriter.verification import state_kept
+
+Found = TypeVar("Found")
 
 SMALLEST_STD = 1e-6
 """A map with a smaller standard deviation, or one smaller than this share of its mean, is constant and left alone."""
@@ -62,8 +64,7 @@ def calibrate(model: nn.Module, batches: Any, max_batches: int | None = None, *,
         )
     data = Batches(model, batches, max_batches)
     with random_state_kept():
-        levels = _levels(model, data.first(), layers)
-        data.allow_passes(len(levels))
+        levels = _levels_of_all_ranks(model, data, layers)
         kept = {path: layer.constants() for path, layer in layers.items()}
         try:
             with _as_in_training(model), torch.no_grad():
@@ -82,6 +83,19 @@ def calibrate(model: nn.Module, batches: Any, max_batches: int | None = None, *,
     for path, layer in layers.items():
         layer.set_constants(measured[path])
     return model
+
+
+def _levels_of_all_ranks(
+    model: nn.Module, data: Batches, layers: Mapping[str, CalibratedLayer]
+) -> list[dict[str, CalibratedLayer]]:
+    problem, levels = None, []
+    try:
+        levels = _levels(model, data.first(), layers)
+        data.allow_passes(len(levels))
+    except CalibrationError as error:
+        problem = error
+    _of_all_ranks(None, problem)
+    return levels
 
 
 def _levels(
@@ -131,7 +145,11 @@ def _measure(
     finally:
         for handle in handles:
             handle.remove()
-    return _merged_over_ranks(found, problem)
+    of_ranks = _of_all_ranks(found, problem)
+    return {
+        path: [sum(parts, Moments()) for parts in zip(*(of_rank[path] for of_rank in of_ranks), strict=True)]
+        for path in found
+    }
 
 
 def _run(model: nn.Module, inputs: Inputs, number: int) -> None:
@@ -146,22 +164,19 @@ def _run(model: nn.Module, inputs: Inputs, number: int) -> None:
         ) from error
 
 
-def _merged_over_ranks(found: dict[str, list[Moments]], problem: CalibrationError | None) -> dict[str, list[Moments]]:
-    """The moments over the data of all processes; an error of one is an error of all, so that none waits."""
+def _of_all_ranks(found: Found, problem: CalibrationError | None) -> list[Found]:
+    """What each process found; an error of one is an error of all, so that none waits for it."""
     distributed = torch.distributed
     if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
         if problem is not None:
             raise problem
-        return found
+        return [found]
     gathered: list[Any] = [None] * distributed.get_world_size()
     distributed.all_gather_object(gathered, (found, None if problem is None else str(problem)))
     for rank, (_, message) in enumerate(gathered):
         if message is not None:
             raise CalibrationError(f"rank {rank}: {message}") from problem
-    return {
-        path: [sum(parts, Moments()) for parts in zip(*(of_rank[path] for of_rank, _ in gathered), strict=True)]
-        for path in found
-    }
+    return [of_rank for of_rank, _ in gathered]
 
 
 def _constants(path: str, moments: Sequence[Moments]) -> list[tuple[float, float]]:

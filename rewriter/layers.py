@@ -34,7 +34,7 @@ class CalibratedLayer(nn.Module, abc.ABC):
     """
 
     operands: int
-    absorbed: list[tuple[list[int], float]] | None = None
+    absorbed: list[tuple[list[int], float]] | None
 
     @property
     @abc.abstractmethod

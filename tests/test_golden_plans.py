@@ -15,7 +15,7 @@ import torch
 
 import model_zoo
 import rewriter
-from passes import Dropout, StochasticPooling
+from passes import Dropout, ScaleEqualizer, StochasticPooling
 
 GOLDEN = Path(__file__).parent / "golden"
 DROPS = {"drop_rate": 0.2, "drop_path_rate": 0.1}
@@ -75,6 +75,12 @@ CASES = {
     ),
     "stochastic-pooling/smp-pspnet": Case("smp:pspnet-resnet18", {}, SAMPLED),
     "stochastic-pooling/smp-upernet": Case("smp:upernet-resnet18", {}, SAMPLED),
+    "scale-equalizer/smp-deeplabv3plus": Case("smp:deeplabv3plus-resnet18", {}, (ScaleEqualizer(),)),
+    "scale-equalizer/smp-upernet": Case("smp:upernet-resnet18", {}, (ScaleEqualizer(),)),
+    "scale-equalizer/smp-upernet-additive": Case("smp:upernet-resnet18", {}, (ScaleEqualizer(additive=True),)),
+    "scale-equalizer/smp-segformer": Case("smp:segformer-resnet18", {}, (ScaleEqualizer(),)),
+    "scale-equalizer/smp-fpn-additive": Case("smp:fpn-resnet18", {}, (ScaleEqualizer(additive=True),)),
+    "scale-equalizer/torchvision-deeplabv3_resnet50": Case("torchvision:deeplabv3_resnet50", {}, (ScaleEqualizer(),)),
 }
 
 

@@ -30,7 +30,7 @@ class Equalizer(CalibratedLayer):
 
     def __init__(self, operands: int = 1) -> None:
         super().__init__()
-        self.operands = operands
+        self.operands, self.absorbed = operands, None
         self.register_buffer("mean", torch.zeros(operands))
         self.register_buffer("inverse_std", torch.ones(operands))
 

@@ -133,9 +133,12 @@ def _residual(flow: Dataflow, model: nn.Module, join: fx.Node, streams: dict[fx.
         return None
     shortcut, operand = sources if reach[0] < reach[1] else reversed(sources)
     branch = Branch(flow, "residual", fork, join, operand, shortcut)
-    if any(node.meta["kind"] is Kind.INTERPOLATE for node in branch.nodes):
-        return None  # maps of two resolutions are fused here
-    return branch
+    return None if _spans_resolutions(branch) else branch
+
+
+def _spans_resolutions(branch: Branch) -> bool:
+    """Whether maps of two resolutions are fused: top-down paths, U-Nets."""
+    return any(node.meta["kind"] is Kind.INTERPOLATE for node in branch.nodes)
 
 
 _REACH = ("shortcut", "projection", "branch")
@@ -177,7 +180,7 @@ def _dense_layer(flow: Dataflow, join: fx.Node) -> Branch | None:
         if fork is None:
             return None
         branch = Branch(flow, "dense", fork, join, operand, others[0])
-        return branch if branch.end.weight is not None else None
+        return branch if branch.end.weight is not None and not _spans_resolutions(branch) else None
     return None
 
 

@@ -1,0 +1,255 @@
+"""Calibration: constants of the whole data, measured level by level, with the model left as it was."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import segmentation_models_pytorch as smp
+import torch
+from helpers import assert_unchanged, snapshot, timm_model
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import rewriter
+from rewriter.layers import calibrated_layers
+from rewriter.moments import Moments, moments_of
+
+SIZE = 64
+
+
+def data(batches: int = 3, batch: int = 2) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(batch, 3, SIZE, SIZE, generator=generator) + index for index in range(batches)]
+
+
+@pytest.fixture(scope="module")
+def fresh() -> nn.Module:
+    torch.manual_seed(0)
+    model = smp.DeepLabV3Plus("resnet18", encoder_weights=None, decoder_channels=32)
+    return rewriter.rewrite(model, "scale-equalizer", input_size=SIZE, verify=False)
+
+
+@pytest.fixture
+def model(fresh: nn.Module) -> nn.Module:
+    return rewriter.api.copy_model(fresh)
+
+
+def constants(model: nn.Module) -> dict[str, list[tuple[float, float]]]:
+    return {path: layer.constants() for path, layer in calibrated_layers(model).items()}
+
+
+def equalized(model: nn.Module, batches: Any) -> dict[str, list[Moments]]:
+    """The moments of what each equalizer gives, over the data, as training begins: batch statistics, no dropout."""
+    found = {path: [Moments()] * layer.operands for path, layer in calibrated_layers(model).items()}
+
+    def watch(path: str) -> Any:
+        def hook(module: nn.Module, args: Any, results: list[torch.Tensor]) -> None:
+            found[path] = [a + moments_of(r.double()) for a, r in zip(found[path], results, strict=True)]
+
+        return hook
+
+    handles = [layer.register_forward_hook(watch(path)) for path, layer in calibrated_layers(model).items()]
+    for module in model.train().modules():
+        if isinstance(module, nn.Dropout):
+            module.eval()
+    with torch.no_grad():
+        for batch in batches:
+            model(batch)
+    for handle in handles:
+        handle.remove()
+    return found
+
+
+def test_every_map_has_mean_0_and_variance_1_over_all_the_data_also_behind_other_fusions(
+    model: nn.Module, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert rewriter.calibrate(model, data()) is model
+    assert "pass 1 of 2" in (printed := capsys.readouterr().err) and "pass 2 of 2" in printed
+    for path, moments in equalized(model, data()).items():
+        for moment in moments:
+            assert abs(moment.mean) < 1e-4 and abs(moment.std - 1) < 1e-4, (path, moment)
+
+
+def test_nothing_else_changes(model: nn.Module) -> None:
+    model.decoder.eval()  # modes of single modules are kept, too
+    before = snapshot(model)
+    rewriter.calibrate(model, data(1), progress=False)
+    after = snapshot(model)
+    changed = {name for name in after.tensors if after.tensors[name] != before.tensors[name]}
+    assert changed == {f"{path}.{name}" for path in calibrated_layers(model) for name in ("mean", "inverse_std")}
+    assert (before.random, before.training, before.hooks, before.attributes) == (
+        after.random, after.training, after.hooks, after.attributes,
+    )  # fmt: skip
+
+
+def test_all_forms_of_batches_give_the_same(model: nn.Module) -> None:
+    images = torch.cat(data())
+    targets = torch.zeros(len(images))
+    loader = DataLoader(TensorDataset(images, targets), batch_size=2)
+    forms: dict[str, Any] = {
+        "list of tensors": data(),
+        "loader with targets": loader,
+        "tuples": [(x, None) for x in data()],
+        "dicts with more than the model takes": [{"x": x, "mask": x} for x in data()],
+        "an iterator that is kept": iter(data()),
+        "a list that is too long": data(5),
+    }
+    found = {}
+    for form, batches in forms.items():
+        rewriter.calibrate(model, batches, max_batches=3, progress=False)
+        found[form] = constants(model)
+    assert all(values == found["list of tensors"] for values in found.values())
+    rewriter.calibrate(model, images, progress=False)  # one batch
+    assert constants(model).keys() == found["list of tensors"].keys()
+
+
+def test_calibrating_again_measures_anew(model: nn.Module) -> None:
+    rewriter.calibrate(model, data(), progress=False)
+    first = constants(model)
+    rewriter.calibrate(model, [10 * x for x in data(1)], progress=False)
+    assert constants(model) != first
+    rewriter.calibrate(model, data(), progress=False)
+    assert constants(model) == first
+
+
+class TestNorms:
+    """Batch statistics where running ones were never updated, otherwise what training will use."""
+
+    def test_never_updated_ones_normalise_by_the_batch_even_if_frozen(self, model: nn.Module) -> None:
+        rewriter.calibrate(model, data(1), progress=False)
+        expected = constants(model)
+        for part in (model.encoder, model):
+            rewriter.calibrate(part.eval() and model, data(1), progress=False)
+            assert constants(model) == expected
+
+    def test_frozen_ones_use_their_statistics(self, model: nn.Module) -> None:
+        with torch.no_grad():
+            for batch in data():
+                model.train()(5 * batch)
+        rewriter.calibrate(model, data(1), progress=False)
+        by_batch = constants(model)
+        model.encoder.eval()
+        rewriter.calibrate(model, data(1), progress=False)
+        assert constants(model) != by_batch
+        model.eval()  # the whole model, as from_pretrained leaves it: training will normalise by the batch
+        rewriter.calibrate(model, data(1), progress=False)
+        assert constants(model) == by_batch
+
+
+def _not_finite() -> list[torch.Tensor]:
+    batches = data()
+    batches[1][0, 0, 0, 0] = math.nan
+    return batches
+
+
+def _exhausted() -> Iterator[torch.Tensor]:
+    iterator = iter(data())
+    list(iterator)
+    return iterator
+
+
+class ShrinkingData:
+    """Data whose second pass is shorter."""
+
+    def __init__(self) -> None:
+        self.passes = 0
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        self.passes += 1
+        return iter(data(3 if self.passes < 3 else 1))
+
+
+BAD: dict[str, tuple[Callable[[], Any], dict[str, Any], str]] = {
+    "empty": (list, {}, "there are no batches"),
+    "exhausted": (_exhausted, {}, "the iterator was read to its end before"),
+    "one pass only": (lambda: iter(data()), {}, "nested 2 deep, which takes 2 passes .* max_batches="),
+    "shrinking": (ShrinkingData, {}, "gave 1 batches, the one before 3"),
+    "NaN": (_not_finite, {}, "batch 1 of the data holds values that are not finite"),
+    "no tensors": (lambda: ["text"], {}, "batch 0 holds no tensor"),
+    "no iterable": (lambda: 5, {}, "expected a data loader or another iterable of batches, found int"),
+    "other keys": (lambda: [{"image": data()[0]}], {}, "has the keys image; the model takes x"),
+    "other channels": (lambda: [torch.zeros(2, 4, SIZE, SIZE)], {}, "the first batch does not fit the model"),
+    "a later batch": (lambda: [*data(1), torch.zeros(2, 4, SIZE, SIZE)], {}, "does not run on batch 1"),
+    "max_batches": (data, {"max_batches": 0}, "max_batches: expected a positive int or None, found 0"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_data_is_refused_and_leaves_the_model_as_it_was(case: str, fresh: nn.Module) -> None:
+    make, options, message = BAD[case]
+    before = snapshot(fresh)
+    with pytest.raises(rewriter.CalibrationError, match=message):
+        rewriter.calibrate(fresh, make(), progress=False, **options)
+    assert_unchanged(fresh, before)
+
+
+def test_a_model_without_equalizers_is_refused() -> None:
+    with pytest.raises(rewriter.CalibrationError, match="ResNet has no layer to calibrate: rewrite it"):
+        rewriter.calibrate(timm_model("test_resnet"), data())
+
+
+def test_a_constant_map_is_left_as_it_is_with_a_warning(model: nn.Module) -> None:
+    nn.init.zeros_(model.decoder.block1[1].weight)  # the low-level branch becomes zero
+    with pytest.warns(UserWarning, match=r"decoder.scale_equalizer: map 1 has mean 0 and standard deviation 0"):
+        rewriter.calibrate(model, data(1), progress=False)
+    first, second = model.decoder.scale_equalizer.constants()
+    assert second == (0.0, 1.0) != first
+
+
+@settings(deadline=None, max_examples=100, derandomize=True)
+@given(st.lists(st.lists(st.floats(-1e3, 1e3, width=32), min_size=1, max_size=8), min_size=1, max_size=5))
+def test_partial_moments_merge_to_those_of_the_whole(parts: list[list[float]]) -> None:
+    merged = sum((moments_of(torch.tensor(part, dtype=torch.float64)) for part in parts), Moments())
+    whole = torch.tensor([value for part in parts for value in part], dtype=torch.float64)
+    assert merged.count == len(whole)
+    assert merged.mean == pytest.approx(whole.mean().item(), abs=1e-9)
+    assert merged.std == pytest.approx(whole.std(correction=0).item(), rel=1e-9, abs=1e-7)
+
+
+def test_a_large_mean_does_not_drown_the_variance() -> None:
+    """The difference of mean square and squared mean would be off by more than itself in single precision."""
+    x = 1000.1 + 0.2 * torch.rand(4, 10_000, generator=torch.Generator().manual_seed(0))
+    merged = sum((moments_of(row) for row in x), Moments())
+    assert merged.std == pytest.approx(x.double().std(correction=0).item(), rel=1e-4)
+    assert merged.std != pytest.approx(math.sqrt(abs(x.square().mean() - x.mean().square())), rel=0.1)
+
+
+def _calibrate_in_process(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    torch.manual_seed(0)
+    model = smp.PSPNet("resnet18", encoder_weights=None).eval()
+    for module in model.modules():  # statistics of their own, so that the split into batches does not matter
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_var.fill_(2.0)
+    model = rewriter.rewrite(model.train(), "scale-equalizer", input_size=SIZE, verify=False)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+    rewriter.calibrate(model, data()[rank::2], progress=False)
+    torch.save(constants(model), f"{folder}/{rank}.pt")
+    try:
+        rewriter.calibrate(model, [] if rank else data(1), progress=False)
+    except rewriter.CalibrationError as error:
+        Path(folder, f"{rank}.txt").write_text(str(error))
+    if rank == 0:
+        torch.distributed.destroy_process_group()
+        rewriter.calibrate(model, data(), progress=False)
+        torch.save(constants(model), f"{folder}/alone.pt")
+
+
+def test_ranks_share_their_moments_and_their_errors(tmp_path: Path) -> None:
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    torch.multiprocessing.spawn(_calibrate_in_process, (str(tmp_path),), nprocs=2)
+    found = [torch.load(tmp_path / f"{name}.pt") for name in ("0", "1", "alone")]
+    assert found[0] == found[1]
+    for path, pairs in found[2].items():
+        assert torch.tensor(found[0][path]).allclose(torch.tensor(pairs), rtol=1e-6)
+    assert all("there are no batches" in (tmp_path / f"{rank}.txt").read_text() for rank in (0, 1))
