@@ -69,10 +69,10 @@ def test_real_models_compute_the_same_at_any_size(name: str) -> None:
 class Fused(nn.Module):
     """Two levels, concatenated and read by ``reader``."""
 
-    def __init__(self, reader: nn.Module, between: Callable[[torch.Tensor], torch.Tensor] = lambda x: x) -> None:
+    def __init__(self, reader: nn.Module, between: Callable[[torch.Tensor], torch.Tensor] | None = None) -> None:
         super().__init__()
         self.low, self.high = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(3, 8, 3, stride=4, padding=1)
-        self.reader, self.between = reader, between
+        self.reader, self.between = reader, between or nn.Identity()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         low, high = self.low(x), self.high(x)
