@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -102,7 +102,6 @@ def apply_plan(
     check_model(model)
     seconds = dict(seconds or {})
     made.check_fits(model)
-    contracts = [made.contracts.get(name, Contract()) for name in {site.pass_name for site in made.sites}]
     if verify and inputs is None:
         inputs = _inputs_for_verification(made, model)
     started = time.perf_counter()
@@ -115,6 +114,10 @@ def apply_plan(
 
     previous = records_in_force(target)
     started = time.perf_counter()
+    preserving = _preserving_alone(made, target, inputs, before) if before is not None and inputs is not None else ()
+    seconds["verify"] += time.perf_counter() - started
+
+    started = time.perf_counter()
     with random_state_kept():
         applied = apply_edits(target, made.edits)
     seconds["apply"] = time.perf_counter() - started
@@ -123,7 +126,7 @@ def apply_plan(
     if before is not None and inputs is not None:
         started = time.perf_counter()
         try:
-            verdict = _judge(target, inputs, before, contracts)
+            verdict = _judge(target, inputs, before, _contracts(made, _names(made)))
         except BaseException:
             take_back(target, applied)
             raise
@@ -131,6 +134,7 @@ def apply_plan(
         if verdict.failed:
             take_back(target, applied)
             raise ContractError(_broken(made, target, inputs, before, verdict))
+        verdict = Verdict((*verdict.checks[:1], *preserving, *verdict.checks[1:]))
     elif verify and not made.sites:
         verdict = Verdict((("model", True, "unchanged"),))
     _warn_of_places_left_alone(made)
@@ -351,18 +355,43 @@ def _judge(model: nn.Module, inputs: Inputs, before: Observation, contracts: lis
     return compare_observations(before, after, contracts)
 
 
+def _preserving_alone(
+    made: Plan, model: nn.Module, inputs: Inputs, before: Observation
+) -> tuple[tuple[str, bool | None, str], ...]:
+    """Where some passes change the eval output: the check that the others, by themselves, do not."""
+    names = _names(made)
+    alone = [name for name, contract in zip(names, _contracts(made, names), strict=True) if contract.eval_output]
+    if not alone or alone == names:
+        return ()
+    verdict = _judge_alone(made, model, inputs, before, alone)
+    if verdict.failed:
+        raise ContractError(_broken(made, model, inputs, before, verdict))
+    return tuple((f"eval output of {', '.join(alone)} alone", *c[1:]) for c in verdict.checks if c[0] == "eval output")
+
+
+def _names(made: Plan) -> list[str]:
+    """The passes that edit something."""
+    return list(dict.fromkeys(site.pass_name for site in made.sites))
+
+
+def _contracts(made: Plan, names: Sequence[str]) -> list[Contract]:
+    return [made.contracts.get(name, Contract()) for name in names]
+
+
+def _judge_alone(made: Plan, model: nn.Module, inputs: Inputs, before: Observation, names: Sequence[str]) -> Verdict:
+    """Whether the passes called ``names`` keep their contracts by themselves; the model is as it was afterwards."""
+    with random_state_kept():
+        applied = apply_edits(model, [e for s in made.sites if s.pass_name in names for e in s.edits])
+    try:
+        return _judge(model, inputs, before, _contracts(made, names))
+    finally:
+        take_back(model, applied)
+
+
 def _broken(made: Plan, model: nn.Module, inputs: Inputs, before: Observation, verdict: Verdict) -> str:
     """Name the pass that broke its contract, by applying each alone."""
-    culprits = []
-    names = list(dict.fromkeys(site.pass_name for site in made.sites))
-    for name in names:
-        with random_state_kept():
-            applied = apply_edits(model, [e for s in made.sites if s.pass_name == name for e in s.edits])
-        try:
-            if _judge(model, inputs, before, [made.contracts.get(name, Contract())]).failed:
-                culprits.append(name)
-        finally:
-            take_back(model, applied)
+    names = _names(made)
+    culprits = [name for name in names if _judge_alone(made, model, inputs, before, [name]).failed]
     return (
         f"pass {', '.join(culprits or names)} broke its contract ({'; '.join(verdict.failed)}). "
         "The model is as it was; leave the pass out with passes=, or the place with skip=."
