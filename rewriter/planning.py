@@ -159,8 +159,7 @@ class Plan:
         printer.text(str(self))  # what a notebook shows
 
     def __str__(self) -> str:
-        names = ", ".join(_with_options(*item) for item in self.passes) or "no passes"
-        lines = [f"plan for {self.model.rsplit('.', 1)[-1]}: {names}"]
+        lines = [f"plan for {self.model.rsplit('.', 1)[-1]}: {self.order}"]
         lines += [f"  note: {note}" for note in self.notes]
         if self.idle:
             lines.append(f"nothing found by {', '.join(self.idle)}")
@@ -191,6 +190,11 @@ class Plan:
             [skip for skip in self.skipped if skip.pass_name == name],
             [advice for advice in self.advice if advice.pass_name == name],
         )
+
+    @property
+    def order(self) -> str:
+        """The passes with the options that were given, in the order that they come in."""
+        return " → ".join(_with_options(*item) for item in self.passes) or "no passes"
 
     @property
     def idle(self) -> tuple[str, ...]:

@@ -131,6 +131,8 @@ class Report:
         lines = []
         for record in self.records:
             lines += list(record.plan.notes)
+            if len(record.plan.passes) > 1:
+                lines.append(f"passes: {record.plan.order}")
             for name, _ in record.plan.passes:
                 if name in record.plan.idle:
                     continue
