@@ -1,6 +1,7 @@
 """The guidelines, one folder or file each."""
 
+from passes.atrous_rates import AtrousRates as AtrousRates
 from passes.dropout import Dropout as Dropout
 from passes.stochastic_pooling import StochasticPooling as StochasticPooling
 
-__all__ = ["Dropout", "StochasticPooling"]
+__all__ = ["AtrousRates", "Dropout", "StochasticPooling"]
