@@ -15,7 +15,7 @@ import torch
 
 import model_zoo
 import rewriter
-from passes import Dropout, StochasticPooling
+from passes import AtrousRates, Dropout, StochasticPooling
 
 GOLDEN = Path(__file__).parent / "golden"
 DROPS = {"drop_rate": 0.2, "drop_path_rate": 0.1}
@@ -30,6 +30,7 @@ class Case(NamedTuple):
 
 
 SAMPLED = (StochasticPooling(),)
+ATROUS = (AtrousRates(),)
 
 CASES = {
     "dropout/resnet50": Case("resnet50", DROPS),
@@ -75,6 +76,13 @@ CASES = {
     ),
     "stochastic-pooling/smp-pspnet": Case("smp:pspnet-resnet18", {}, SAMPLED),
     "stochastic-pooling/smp-upernet": Case("smp:upernet-resnet18", {}, SAMPLED),
+    "atrous-rates/torchvision-deeplabv3_resnet50": Case("torchvision:deeplabv3_resnet50", {}, ATROUS),
+    "atrous-rates/torchvision-deeplabv3_mobilenet_v3_large": Case(
+        "torchvision:deeplabv3_mobilenet_v3_large", {}, ATROUS
+    ),
+    "atrous-rates/torchvision-fcn_resnet50": Case("torchvision:fcn_resnet50", {}, ATROUS),
+    "atrous-rates/smp-deeplabv3": Case("smp:deeplabv3-resnet18", {}, ATROUS),
+    "atrous-rates/smp-deeplabv3plus": Case("smp:deeplabv3plus-resnet18", {}, ATROUS),
 }
 
 

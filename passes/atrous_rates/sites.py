@@ -48,8 +48,8 @@ def _decide(trace: Trace, name: str, path: str, calls: list[AtrousPyramid], rule
     if not rates:
         raise Refused(
             Reason.SMALL_MAP,
-            f"a map of {size[0]}x{size[1]} has no room for {len(present)} different dilations from 2 to "
-            f"{largest_rate(min(size), kernel)}",
+            f"a map of {size[0]}x{size[1]} has no room for {len(present)} different dilations above 1; the largest "
+            f"whose taps find it is {largest_rate(min(size), kernel)}",
         )
     if any(other != rates for other in wanted):
         raise Refused(Reason.SHARED_MODULE, f"the same convolutions read maps of different sizes: {_listed(sizes)}")
@@ -110,7 +110,7 @@ def _edits(trace: Trace, calls: list[AtrousPyramid], new: Mapping[int, int]) -> 
     Raises:
         Refused: a convolution is no module, is used elsewhere too, or its padding does not follow the dilation.
     """
-    convs = [conv for pyramid in calls for conv in pyramid.convs]
+    convs = list(dict.fromkeys(conv for pyramid in calls for conv in pyramid.convs))
     edits: list[SetAttribute] = []
     for conv in convs:
         module = _module(trace, conv)

@@ -53,7 +53,7 @@ class AtrousPyramid:
     @property
     def concatenated(self) -> bool:
         """Whether the results are concatenated, not summed."""
-        return self.join.meta["kind"] is Kind.CONCAT
+        return not _is_sum(self.join)
 
 
 @once
@@ -76,20 +76,21 @@ def find_pyramids(flow: Dataflow, model: nn.Module) -> list[AtrousPyramid]:
 
 
 def _by_join(convs: list[AtrousConv], flow: Dataflow, model: nn.Module) -> dict[fx.Node, list[AtrousConv]]:
-    """The convolutions that meet in each concatenation; in each sum, if they meet in no concatenation."""
+    """The convolutions that meet in each join, each in one: concatenations come before sums, then the largest first."""
     joins: dict[fx.Node, list[AtrousConv]] = {}
     for conv in convs:
         reached = flow.reachable(conv.node, stop=lambda node: not _belongs_to_branch(node, flow, model))
-        ends = (_outermost(node, flow) for node in reached if _is_join(node, flow))
-        for join in flow.in_order(set(ends)):
+        for join in {_outermost(node, flow) for node in reached if _is_join(node, flow)}:
             if join.meta["shape"][2:] == conv.node.meta["shape"][2:]:  # channels are joined, not rows
                 joins.setdefault(join, []).append(conv)
-    joins = {join: together for join, together in joins.items() if _differ(together)}
-    for kind in (Kind.CONCAT, Kind.ADD):
-        of_kind = {join: together for join, together in joins.items() if join.meta["kind"] is kind}
-        if of_kind:
-            return of_kind if kind is Kind.CONCAT else dict([next(iter(of_kind.items()))])
-    return {}
+    found: dict[fx.Node, list[AtrousConv]] = {}
+    free = dict.fromkeys(convs)
+    for join in sorted(joins, key=lambda join: (_is_sum(join), -len(joins[join]), flow.position(join))):
+        together = [conv for conv in joins[join] if conv in free]
+        if _differ(together):
+            found[join] = together
+            free = {conv: None for conv in free if conv not in together}
+    return found
 
 
 def _differ(convs: Iterable[AtrousConv]) -> bool:
@@ -104,13 +105,16 @@ def _belongs_to_branch(node: fx.Node, flow: Dataflow, model: nn.Module) -> bool:
     if node.meta["kind"] is Kind.CONV:
         conv = _read(node, flow, model)
         return conv is not None and max(conv.kernel) == 1
-    one_source = node.meta["kind"] is Kind.ADD and len(flow.sources(node)) == 1
+    one_source = _is_sum(node) and len(flow.sources(node)) == 1
     return one_source or node.meta["kind"] in _PASSED
 
 
 def _is_join(node: fx.Node, flow: Dataflow) -> bool:
-    kind = node.meta["kind"]
-    return kind is Kind.CONCAT or (kind is Kind.ADD and len(flow.sources(node)) > 1)
+    return node.meta["kind"] is Kind.CONCAT or (_is_sum(node) and len(flow.sources(node)) > 1)
+
+
+def _is_sum(node: fx.Node) -> bool:
+    return node.meta["kind"] is Kind.ADD
 
 
 def _outermost(join: fx.Node, flow: Dataflow) -> fx.Node:
