@@ -1,7 +1,7 @@
 """Dilations of atrous spatial pyramid pooling that fit the map they work on.
 
-Rule (Kim et al., *Resolution-aware atrous rates*, arXiv:2307.14179, abstract): with fixed rates ASPP has a fixed field
-of view; the best rates follow the size of the image that is trained on.
+Rule (Kim et al., *Resolution-Aware Design of Atrous Rates for Semantic Segmentation Networks*, arXiv:2307.14179,
+abstract): fixed rates restrict the field of view of ASPP; the best rates follow the size of the input image.
 
 The paper's formula is not known to us. Ours (:mod:`passes.atrous_rates.rule`): rates ``R, 2R, …, nR`` that maximise how
 far the taps reach times how often they lie inside the map and not in its padding. For three rates ``R = 0.183 H``,
@@ -43,7 +43,7 @@ class AtrousRates(Pass):
 
     name = "atrous-rates"
     summary = "dilations of atrous spatial pyramid pooling that fit the map at the training resolution"
-    paper = "Kim et al., Resolution-aware atrous rates, arXiv:2307.14179"
+    paper = "Kim et al., Resolution-Aware Design of Atrous Rates for Semantic Segmentation Networks, arXiv:2307.14179"
     contract = Contract(eval_output=False, state_dict=True, gradients=True)
 
     rule: str | RateRule = "coverage"
@@ -51,7 +51,7 @@ class AtrousRates(Pass):
     def __post_init__(self) -> None:
         if self.rule != "coverage" and not callable(self.rule):
             raise ValueError(
-                "atrous-rates: rule: expected 'coverage' or a function "
+                "rule: expected 'coverage' or a function "
                 f"(map_side, number_of_rates, kernel_size) -> dilations, found {self.rule!r}"
             )
 
