@@ -1,7 +1,8 @@
 """The guidelines, one folder or file each."""
 
+from passes.atrous_rates import AtrousRates as AtrousRates
 from passes.dropout import Dropout as Dropout
 from passes.scale_equalizer import ScaleEqualizer as ScaleEqualizer
 from passes.stochastic_pooling import StochasticPooling as StochasticPooling
 
-__all__ = ["Dropout", "ScaleEqualizer", "StochasticPooling"]
+__all__ = ["AtrousRates", "Dropout", "ScaleEqualizer", "StochasticPooling"]

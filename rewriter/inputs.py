@@ -147,7 +147,7 @@ def _from_configuration(model: nn.Module) -> tuple[list[tuple[int, int, int]], s
     if not isinstance(size, int | tuple | list):
         raise InputError(
             f"no input size found: {type(model).__name__} has no pretrained_cfg, default_cfg or config.image_size. "
-            "Give input_size=224, input_size=(H, W) or example_inputs=."
+            "Give input_size=224, input_size=(H, W) or example_inputs=, of the resolution that it is trained at."
         )
     sides = size if isinstance(size, int) else tuple(size)
     return [_normalise(sides, channels) for channels in _input_channels(model)], origin

@@ -34,6 +34,11 @@ class Reason(enum.StrEnum):
     FEW_ELEMENTS = "few-elements"
     OVERLAPPING_WINDOWS = "overlapping-windows"
     OWN_FORWARD = "own-forward"
+    SUMMED = "summed"
+    KERNEL_SHAPE = "kernel-shape"
+    SMALL_MAP = "small-map"
+    FUNCTIONAL = "functional"
+    FIXED_PADDING = "fixed-padding"
     IN_PLACE = "in-place"
     IN_A_LOOP = "in-a-loop"
     SHARED_MODULE = "shared-module"
@@ -52,6 +57,8 @@ TECHNICAL = frozenset(
         Reason.DIFFERENT_METHODS,
         Reason.NOT_MOVABLE,
         Reason.NO_SOURCE,
+        Reason.FUNCTIONAL,
+        Reason.FIXED_PADDING,
     }
 )
 """The guideline applies, but the code there cannot be edited: what users should hear of without asking."""

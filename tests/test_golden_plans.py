@@ -15,7 +15,7 @@ import torch
 
 import model_zoo
 import rewriter
-from passes import Dropout, ScaleEqualizer, StochasticPooling
+from passes import AtrousRates, Dropout, ScaleEqualizer, StochasticPooling
 
 GOLDEN = Path(__file__).parent / "golden"
 DROPS = {"drop_rate": 0.2, "drop_path_rate": 0.1}
@@ -30,6 +30,7 @@ class Case(NamedTuple):
 
 
 SAMPLED = (StochasticPooling(),)
+ATROUS = (AtrousRates(),)
 
 CASES = {
     "dropout/resnet50": Case("resnet50", DROPS),
@@ -81,6 +82,13 @@ CASES = {
     "scale-equalizer/smp-segformer": Case("smp:segformer-resnet18", {}, (ScaleEqualizer(),)),
     "scale-equalizer/smp-fpn-additive": Case("smp:fpn-resnet18", {}, (ScaleEqualizer(additive=True),)),
     "scale-equalizer/torchvision-deeplabv3_resnet50": Case("torchvision:deeplabv3_resnet50", {}, (ScaleEqualizer(),)),
+    "atrous-rates/torchvision-deeplabv3_resnet50": Case("torchvision:deeplabv3_resnet50", {}, ATROUS),
+    "atrous-rates/torchvision-deeplabv3_mobilenet_v3_large": Case(
+        "torchvision:deeplabv3_mobilenet_v3_large", {}, ATROUS
+    ),
+    "atrous-rates/torchvision-fcn_resnet50": Case("torchvision:fcn_resnet50", {}, ATROUS),
+    "atrous-rates/smp-deeplabv3": Case("smp:deeplabv3-resnet18", {}, ATROUS),
+    "atrous-rates/smp-deeplabv3plus": Case("smp:deeplabv3plus-resnet18", {}, ATROUS),
 }
 
 

@@ -1,0 +1,66 @@
+"""Dilations of atrous spatial pyramid pooling that fit the map they work on.
+
+Rule (Kim et al., *Resolution-Aware Design of Atrous Rates for Semantic Segmentation Networks*, arXiv:2307.14179,
+abstract): fixed rates restrict the field of view of ASPP; the best rates follow the size of the input image.
+
+The paper's formula is not known to us. Ours (:mod:`passes.atrous_rates.rule`): rates ``R, 2R, …, nR`` that maximise how
+far the taps reach times how often they lie inside the map and not in its padding. For three rates ``R = 0.183 H``,
+which is DeepLabV3's (6, 12, 18) on its 33x33 map, and (12, 24, 36) on 65x65. ``rule=`` takes another one.
+
+Ours too: the smaller side of a map that is not square decides, and the map is that of the training resolution.
+
+Dataflow::
+
+          ┌─ 3x3, dilation R  ─ norm ─ act ─┐
+    map ──┼─ 3x3, dilation 2R ─ norm ─ act ─┼─ concatenation ─ …       beside them perhaps a 1x1 convolution
+          └─ 3x3, dilation 3R ─ norm ─ act ─┘                          and a pooled, upsampled branch
+
+The edit sets ``dilation`` and ``padding`` of the convolutions; weights and shapes stay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from passes.atrous_rates.rule import RateRule, coverage
+from passes.atrous_rates.sites import find_sites
+from rewriter.guideline import Contract, Pass, Site, Skipped
+from rewriter.tracing.trace import Trace
+
+__all__ = ["AtrousRates", "RateRule"]
+
+
+@dataclass(frozen=True)
+class AtrousRates(Pass):
+    """Set the dilations of every ASPP to what the training resolution asks for.
+
+    Attributes:
+        rule: ``"coverage"``, the rule above, or a function ``(map_side, number_of_rates, kernel_size)`` that returns as
+            many dilations, each above 1, increasing. Plans name such a function, they do not hold it.
+    """
+
+    name = "atrous-rates"
+    summary = "dilations of atrous spatial pyramid pooling that fit the map at the training resolution"
+    paper = "Kim et al., Resolution-Aware Design of Atrous Rates for Semantic Segmentation Networks, arXiv:2307.14179"
+    contract = Contract(eval_output=False, state_dict=True, gradients=True)
+
+    rule: str | RateRule = "coverage"
+
+    def __post_init__(self) -> None:
+        if self.rule != "coverage" and not callable(self.rule):
+            raise ValueError(
+                "rule: expected 'coverage' or a function "
+                f"(map_side, number_of_rates, kernel_size) -> dilations, found {self.rule!r}"
+            )
+
+    def find(self, trace: Trace) -> Iterator[Site | Skipped]:
+        yield from find_sites(trace, self.name, self.rule if callable(self.rule) else coverage)
+
+    def options(self) -> dict[str, Any]:
+        """The options as plain data; a function by its qualified name."""
+        if not callable(self.rule):
+            return {"rule": self.rule}
+        named = self.rule if hasattr(self.rule, "__qualname__") else type(self.rule)
+        return {"rule": f"{named.__module__}.{named.__qualname__}"}
