@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import math
 import statistics
+from functools import partial
 
 import segmentation_models_pytorch as smp
 import torch
@@ -66,7 +67,7 @@ def main() -> None:
             ("training step", training_step, {"equalized": equalized}),
             ("inference", inference, {"equalized": equalized, "folded": folded}),
         ):
-            steps = {key: Step(lambda m=m, run=run: run(m, x)) for key, m in {"original": model, **others}.items()}  # type: ignore[misc]
+            steps = {key: Step(partial(run, m, x)) for key, m in {"original": model, **others}.items()}
             interleave(steps, arguments.rounds, seconds=math.inf)
             base = steps["original"]
             for key in others:
