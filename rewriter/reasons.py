@@ -30,6 +30,8 @@ class Reason(enum.StrEnum):
     INSIDE_BRANCH = "inside-branch"
     FEW_ELEMENTS = "few-elements"
     OVERLAPPING_WINDOWS = "overlapping-windows"
+    NO_WEIGHT_BEFORE = "no-weight-before"
+    OUTSIDE_BAND = "outside-band"
     OWN_FORWARD = "own-forward"
     IN_PLACE = "in-place"
     IN_A_LOOP = "in-a-loop"
