@@ -4,9 +4,9 @@ The *gradient gain* is the ratio of the norms of the gradients at the two ends o
 output, for a random gradient at the output and gamma 1. What follows is our derivation, no paper's.
 
 Of a group of ``K`` elements with variance ``v``, a group norm hands back ``(g - mean(g) - z * mean(g * z)) / sqrt(v)``.
-So with independent gradients behind an activation ``f`` each element keeps ``slope - (slope + radial_slope) / K`` of its
-square, where ``slope = E[f'(z)^2]`` and ``radial_slope = E[f'(z)^2 z^2]`` over a normal ``z``. The weight sends it to
-the input times ``e_c``, the squared norm of what its output channel ``c`` reads:
+So with independent gradients behind an activation ``f`` each element keeps ``slope - (slope + radial_slope) / K`` of
+its square, where ``slope = E[f'(z)^2]`` and ``radial_slope = E[f'(z)^2 z^2]`` over a normal ``z``. The weight sends it
+to the input times ``e_c``, the squared norm of what its output channel ``c`` reads:
 
     gain^2 = (slope - (slope + radial_slope) / K) * mean over samples and channels of e_c / (v + eps)
 """
