@@ -22,7 +22,7 @@ from typing import Any
 
 from passes.group_count.layers import GroupNormFunction
 from passes.group_count.norms import Choosing, find_in_norms
-from passes.group_count.rules import GroupChoice, Rule, channels_per_group, isometry
+from passes.group_count.rules import GroupChoice, Rule, channels_per_group, isometry, nearest
 from rewriter.guideline import Contract, Pass, Site, Skipped
 from rewriter.tracing.trace import Trace
 
@@ -73,10 +73,13 @@ class GroupCount(Pass):
     def find(self, trace: Trace) -> Iterator[Site | Skipped]:
         band = (self.min_channels_per_group, self.min_groups)
         if callable(self.rule):
-            choosing = Choosing(self.rule, f"{self.options()['rule']} chose it", False, *band)
-        elif self.rule == "isometry":
-            choosing = Choosing(isometry, "of the numbers in the band its gradient gain is nearest to one", True, *band)
+            choosing = Choosing(self.rule, f"{self.options()['rule']} chose it", None, *band)
         else:
-            rule = channels_per_group(self.channels)
-            choosing = Choosing(rule, f"it makes groups as near to {self.channels} channels as it can", True, *band)
+            distance, why = isometry, "of the numbers in the band its gradient gain is nearest to one"
+            if self.rule != "isometry":
+                distance, why = (
+                    channels_per_group(self.channels),
+                    f"groups are as near to {self.channels} channels as can be",
+                )
+            choosing = Choosing(nearest(distance), why, distance, *band)
         yield from find_in_norms(trace, self.name, choosing)

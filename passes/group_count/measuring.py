@@ -68,6 +68,8 @@ class _Measuring:
 
     def _norm(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
         call, chain = self._chains[node]
+        if chain.weight not in self._energy:  # a layer with code of its own
+            return args, kwargs
         given = dict(zip(("input", "num_groups", "weight", "bias", "eps"), args, strict=False)) | kwargs
         activation = activation_moments(chain.activation, self._model)
         energy, eps = self._energy.pop(chain.weight), given.get("eps", 1e-5)

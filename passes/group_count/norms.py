@@ -10,7 +10,7 @@ from torch import fx
 
 from passes.group_count import gains
 from passes.group_count.measuring import measured_gains
-from passes.group_count.rules import GroupChoice, Rule
+from passes.group_count.rules import TIE, Distance, GroupChoice, Rule
 from rewriter.analysis.activations import activation_before, activation_moments
 from rewriter.analysis.chains import Chain, GroupNormCall, find_group_norms
 from rewriter.analysis.dataflow import Dataflow
@@ -35,12 +35,12 @@ class Choosing:
     Attributes:
         rule: chooses one of the divisors in the band.
         why: what its choice is, in words.
-        free: whether plans say what it would choose without the band.
+        distance: what it makes smallest; then plans say where the band kept it from a smaller one.
     """
 
     rule: Rule
     why: str
-    free: bool
+    distance: Distance | None
     min_channels_per_group: int
     min_groups: int
 
@@ -111,7 +111,7 @@ class _Chosen:
         self._measured: dict[Hashable, dict[int, float]] = {}
         given = trace.inputs.origin == "example_inputs"
         self._how = f"measured on {'the given' if given else 'Gaussian'} input"
-        self._why_not = "measured gains are not positive numbers"
+        self._why_not = "nothing could be measured here"
         if not has_values(trace):
             self._why_not = "the model has no values"
         elif not trace.may_measure:
@@ -158,7 +158,10 @@ class _Chosen:
         return gains.pooled(calls)
 
     def _number(self, choice: GroupChoice) -> int:
-        groups = self._choosing.rule(choice)
+        try:
+            groups = self._choosing.rule(choice)
+        except Exception as error:
+            raise SelectorError(f"{self._name}: the rule raised {type(error).__name__}: {error}") from error
         if groups not in choice.candidates:
             expected = ", ".join(map(str, choice.candidates))
             raise SelectorError(
@@ -168,10 +171,12 @@ class _Chosen:
         return int(groups)
 
     def _what_the_band_did(self, choice: GroupChoice, groups: int) -> str:
-        if not self._choosing.free:
+        distance = self._choosing.distance
+        if distance is None:
             return ""
         free = self._choosing.rule(replace(choice, candidates=tuple(choice.gains)))
-        return "" if free == groups else f", the band decided ({free} would have {choice.gains[free]:.2f})"
+        nearer = distance(choice, free) + TIE < distance(choice, groups)
+        return f", the band decided ({free} would have {choice.gains[free]:.2f})" if nearer else ""
 
 
 def _path(call: GroupNormCall) -> str:

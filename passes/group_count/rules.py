@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
 TIE = 1e-3
-"""Gains whose logarithms differ by less are equally near to one: less than a measurement can tell apart."""
+"""Ratios whose logarithms differ by less are equally near: less than a measurement can tell apart."""
 
 
 @dataclass(frozen=True)
@@ -35,26 +35,27 @@ Rule: TypeAlias = Callable[[GroupChoice], int]
 """Returns one of the candidates."""
 
 
-def isometry(choice: GroupChoice) -> int:
-    """The number of groups whose gradient gain is nearest to one, in ratio; of equals the one of larger groups."""
-    return nearest(choice.candidates, {groups: _distance(choice.gains[groups]) for groups in choice.candidates})
+Distance: TypeAlias = Callable[[GroupChoice, int], float]
+"""How far a number of groups is from what is wanted."""
 
 
-def channels_per_group(channels: int) -> Rule:
-    """The rule that makes groups as near to ``channels`` channels as the candidates allow, in ratio."""
+def isometry(choice: GroupChoice, groups: int) -> float:
+    """How far the gradient gain with ``groups`` groups is from one, in ratio; infinite for none at all."""
+    gain = choice.gains[groups]
+    return abs(math.log(gain)) if 0 < gain < math.inf else math.inf
+
+
+def channels_per_group(channels: int) -> Distance:
+    """How far the size of a group is from ``channels`` channels, in ratio."""
+    return lambda choice, groups: abs(math.log(choice.n_out / groups / channels))
+
+
+def nearest(distance: Distance) -> Rule:
+    """The rule that chooses the candidate of the smallest distance, up to :data:`TIE`; of equals the fewest groups."""
 
     def choose(choice: GroupChoice) -> int:
-        sizes = {groups: choice.n_out / groups for groups in choice.candidates}
-        return nearest(sizes, {groups: abs(math.log(size / channels)) for groups, size in sizes.items()})
+        distances = {groups: distance(choice, groups) for groups in choice.candidates}
+        smallest = min(distances.values())
+        return min(groups for groups, found in distances.items() if found <= smallest + TIE)
 
     return choose
-
-
-def nearest(candidates: Iterable[int], distances: Mapping[int, float]) -> int:
-    """The candidate of the smallest distance, up to :data:`TIE`; of equals the fewest groups."""
-    smallest = min(distances[groups] for groups in candidates)
-    return min(groups for groups in candidates if distances[groups] <= smallest + TIE)
-
-
-def _distance(gain: float) -> float:
-    return abs(math.log(gain)) if 0 < gain < math.inf else math.inf

@@ -70,10 +70,16 @@ def activation_before(flow: Dataflow, node: fx.Node) -> tuple[fx.Node, ...]:
 def activation_moments(operations: tuple[fx.Node, ...], model: nn.Module) -> ActivationMoments:
     """The moments of the activation that ``operations`` make up; of the identity if there are none.
 
-    Weights of the activation are read from ``model``; it is not run, and neither are its hooks.
+    Weights of the activation are read from ``model``; it is not run, and neither are its hooks. An activation that
+    cannot be run alone, on numbers, counts as none.
     """
-    if not operations:
+    try:
+        return _moments(operations, model) if operations else IDENTITY
+    except Exception:  # it reads more than its input, or takes another type
         return IDENTITY
+
+
+def _moments(operations: tuple[fx.Node, ...], model: nn.Module) -> ActivationMoments:
     step = 2 * _REACH / _POINTS
     z = torch.linspace(-_REACH + step / 2, _REACH - step / 2, _POINTS, dtype=torch.float64, device="cpu")
     weights = torch.exp(-z.square() / 2)

@@ -9,7 +9,7 @@ import torch
 from torch import fx, nn
 from torch.overrides import TorchFunctionMode
 
-from rewriter.errors import TraceError
+from rewriter.errors import RewriterError, TraceError
 from rewriter.guard import random_state_kept
 from rewriter.inputs import tensors_in
 from rewriter.skeleton import skeleton
@@ -39,7 +39,7 @@ def run_on_values(trace: Trace, kinds: frozenset[Kind], watch: Watch) -> None:
     Args:
         trace: of a model that :func:`has_values`.
         kinds: kinds of operation that always return tensors, such as layers with weights and norms.
-        watch: its exceptions end the run and are handed on as :class:`TraceError`.
+        watch: see above; an error of ours that it raises ends the run and is handed on.
 
     Raises:
         TraceError: the model does not run, or does not run the operations that were recorded.
@@ -54,12 +54,16 @@ def run_on_values(trace: Trace, kinds: frozenset[Kind], watch: Watch) -> None:
         return nn.Parameter(own, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else own
 
     with random_state_kept(), torch.inference_mode(False), torch.no_grad():
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
+        if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            torch.cuda.manual_seed_all(0)
         model = skeleton(trace.model, twin).eval()
         inputs = trace.inputs.map(lambda tensor: tensor.detach().clone())
         try:
             with _Rerun(model, _operations(trace.eval.graph, kinds), kinds, watch):
                 model(*inputs.args, **inputs.kwargs)
+        except RewriterError:
+            raise
         except Exception as error:
             lines = str(error).strip().splitlines()
             raise TraceError(f"{type(error).__name__}: {lines[0] if lines else ''}") from error
