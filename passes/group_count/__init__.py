@@ -22,7 +22,7 @@ from typing import Any
 
 from passes.group_count.layers import GroupNormFunction
 from passes.group_count.norms import Choosing, find_in_norms
-from passes.group_count.rules import GroupChoice, Rule, channels_per_group, isometry, nearest
+from passes.group_count.rules import Distance, GroupChoice, Rule, channels_per_group, isometry, nearest
 from rewriter.guideline import Contract, Pass, Site, Skipped
 from rewriter.tracing.trace import Trace
 
@@ -75,11 +75,10 @@ class GroupCount(Pass):
         if callable(self.rule):
             choosing = Choosing(self.rule, f"{self.options()['rule']} chose it", None, *band)
         else:
-            distance, why = isometry, "of the numbers in the band its gradient gain is nearest to one"
+            distance: Distance = isometry
+            why = "of the numbers in the band its gradient gain is nearest to one"
             if self.rule != "isometry":
-                distance, why = (
-                    channels_per_group(self.channels),
-                    f"groups are as near to {self.channels} channels as can be",
-                )
+                distance = channels_per_group(self.channels)
+                why = f"groups are as near to {self.channels} channels as can be"
             choosing = Choosing(nearest(distance), why, distance, *band)
         yield from find_in_norms(trace, self.name, choosing)
