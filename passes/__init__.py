@@ -2,7 +2,8 @@
 
 from passes.atrous_rates import AtrousRates as AtrousRates
 from passes.dropout import Dropout as Dropout
+from passes.group_count import GroupCount as GroupCount
 from passes.scale_equalizer import ScaleEqualizer as ScaleEqualizer
 from passes.stochastic_pooling import StochasticPooling as StochasticPooling
 
-__all__ = ["AtrousRates", "Dropout", "ScaleEqualizer", "StochasticPooling"]
+__all__ = ["AtrousRates", "Dropout", "GroupCount", "ScaleEqualizer", "StochasticPooling"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from rewriter.tracing.kinds import Kind, module_kind
+from rewriter.tracing.kinds import is_norm
 
 
 def carries_trained_weights(model: nn.Module) -> bool:
@@ -15,7 +15,7 @@ def carries_trained_weights(model: nn.Module) -> bool:
     Layers that are created with other values (a zero-initialised last gamma) are fresh as long as each tensor is
     constant: training makes the entries of a tensor differ.
     """
-    norms = [module for module in model.modules() if module_kind(module) is Kind.NORM]
+    norms = [module for module in model.modules() if is_norm(module)]
     tensors = [t for norm in norms for t in (*norm._parameters.values(), *norm._buffers.values()) if t is not None]
     if not tensors:
         return True

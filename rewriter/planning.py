@@ -215,12 +215,18 @@ def group(items: Any) -> list[tuple[str, Any]]:
     groups: dict[Any, list[Any]] = {}
     for item in items:
         texts = [item.path, *(getattr(item, name, "") for name in ("pattern", *_TEXTS))]
-        groups.setdefault(tuple(_NUMBER.sub("#", str(text)) for text in texts), []).append(item)
+        groups.setdefault(tuple(map(_masked, texts)), []).append(item)
     return [(_joined([item.path for item in found]), _generalised(found)) for found in groups.values()]
 
 
 _NUMBER = re.compile(r"\d+")
+_DECIMAL_OR_NUMBER = re.compile(r"((?<![\w.])\d+\.\d+(?!\.?\w))|\d+")
 _TEXTS = ("action", "reason", "detail", "rate_at", "advice")
+
+
+def _masked(text: object) -> str:
+    """``text`` without its whole numbers; a decimal such as a measured figure stays, for it belongs to one place."""
+    return _DECIMAL_OR_NUMBER.sub(lambda found: found[1] or "#", str(text))
 
 
 def _generalised(found: list[Any]) -> Any:

@@ -33,6 +33,8 @@ class Reason(enum.StrEnum):
     INSIDE_BRANCH = "inside-branch"
     FEW_ELEMENTS = "few-elements"
     OVERLAPPING_WINDOWS = "overlapping-windows"
+    NO_WEIGHT_BEFORE = "no-weight-before"
+    OUTSIDE_BAND = "outside-band"
     OWN_FORWARD = "own-forward"
     SUMMED = "summed"
     KERNEL_SHAPE = "kernel-shape"

@@ -109,9 +109,7 @@ def planned() -> dict[str, tuple[nn.Module, rewriter.Plan]]:
 
 
 @settings(deadline=None, max_examples=20, derandomize=True)
-@given(
-    st.sampled_from(["deeplab", "classifier", "pyramid"]), st.lists(st.sampled_from(CORE), unique=True, min_size=1)
-)
+@given(st.sampled_from(["deeplab", "classifier", "pyramid"]), st.lists(st.sampled_from(CORE), unique=True, min_size=1))
 def test_any_subset_in_any_order_finds_what_all_find(
     planned: dict[str, tuple[nn.Module, rewriter.Plan]], name: str, subset: list[str]
 ) -> None:

@@ -261,7 +261,7 @@ def test_examples_that_the_model_does_not_take_are_refused(examples: Any) -> Non
 @pytest.mark.parametrize(
     ("passes", "message"),
     [
-        ("dropuot", r"unknown pass 'dropuot'; did you mean 'dropout'\?"),
+        ("dropuot", r"unknown pass 'dropuot'; did you mean 'dropout'"),
         (["dropout", "nonsense"], "unknown pass 'nonsense'; known: .*dropout"),
         ({"dropout": {"q": 0.1}}, "pass 'dropout' has no option 'q'; its options: p, head_p"),
         ({"dropout": {"p": 2}}, "dropout: p is a drop rate, expected 0 <= p < 1, found 2"),

@@ -15,7 +15,7 @@ import torch
 
 import model_zoo
 import rewriter
-from passes import AtrousRates, Dropout, ScaleEqualizer, StochasticPooling
+from passes import AtrousRates, Dropout, GroupCount, ScaleEqualizer, StochasticPooling
 
 GOLDEN = Path(__file__).parent / "golden"
 DROPS = {"drop_rate": 0.2, "drop_path_rate": 0.1}
@@ -31,6 +31,7 @@ class Case(NamedTuple):
 
 SAMPLED = (StochasticPooling(),)
 ATROUS = (AtrousRates(),)
+GROUPED = (GroupCount(),)
 
 CASES = {
     "dropout/resnet50": Case("resnet50", DROPS),
@@ -48,6 +49,9 @@ CASES = {
     "dropout/torchvision-resnet18": Case("torchvision:resnet18", {}, (Dropout(p=0.1),)),
     "dropout/torchvision-densenet121": Case("torchvision:densenet121", {"drop_rate": 0.2}),
     "dropout/torchvision-mobilenet_v2": Case("torchvision:mobilenet_v2"),
+    "group-count/resnet50_gn": Case("resnet50_gn", {}, GROUPED),
+    "group-count/resnetv2_50d_gn": Case("resnetv2_50d_gn", {}, GROUPED),
+    "group-count/resnetv2_50x1_bit-16": Case("resnetv2_50x1_bit", {}, (GroupCount(rule="channels-per-group"),)),
     "stochastic-pooling/resnet50": Case("resnet50", {}, SAMPLED),
     "stochastic-pooling/resnet50d": Case("resnet50d", {}, SAMPLED),
     "stochastic-pooling/resnetaa50": Case("resnetaa50", {}, SAMPLED),

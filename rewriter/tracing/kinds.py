@@ -136,6 +136,12 @@ def module_kind(module: nn.Module) -> Kind | None:
     return None
 
 
+def is_norm(module: nn.Module) -> bool:
+    """Whether ``module`` is a normalisation, perhaps with a dropout and an activation of its own."""
+    classes = next(classes for classes, kind in _MODULE_KINDS if kind is Kind.NORM)
+    return module_kind(module) is Kind.NORM or isinstance(module, classes)
+
+
 def function_kind(function: Callable[..., Any]) -> Kind:
     """The kind of a torch function or tensor method, in place or not."""
     return _BY_NAME.get(function_name(function), Kind.OTHER)

@@ -27,12 +27,16 @@ from rewriter.tracing.recorder import ModuleCall, Recorder
 
 @dataclass(eq=False)
 class Recording:
-    """One run of the model in one mode: the graph, the module calls, and the structure of the result."""
+    """One run of the model in one mode: the graph, the module calls, and the structure of the result.
+
+    ``written`` names the parameters that forward wrote to.
+    """
 
     graph: fx.Graph
     calls: list[ModuleCall]
     training: bool
     result: Any
+    written: frozenset[str] = frozenset()
 
     @cached_property
     def dataflow(self) -> Dataflow:
@@ -117,7 +121,8 @@ def _record(
         result = recorder.run(twins.args, twins.kwargs)
     except Exception as error:
         raise _explained(error, recorder.failed_in, model, inputs.origin, training) from error
-    return Recording(recorder.graph, recorder.calls, training, result)
+    written = frozenset(name for name, parameter in copy.named_parameters() if parameter._version > 0)
+    return Recording(recorder.graph, recorder.calls, training, result, written)
 
 
 def _explained(error: Exception, path: str | None, model: nn.Module, origin: str, training: bool) -> TraceError:

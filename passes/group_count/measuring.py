@@ -1,0 +1,96 @@
+"""Measure the gradient gain of every chain in one forward pass, each behind the norms as they will be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any
+
+import torch
+from torch import fx
+
+from passes.group_count import gains
+from rewriter.analysis.activations import activation_moments
+from rewriter.analysis.chains import Chain, GroupNormCall, find_group_norms
+from rewriter.tracing.kinds import Kind, function_name
+from rewriter.tracing.trace import Trace
+from rewriter.tracing.values import run_on_values
+
+Decide = Callable[[Hashable, dict[int, float]], int | None]
+"""Gets a place and the gains there; returns the number of groups it will have, None for the one it has."""
+
+ROUNDS = 8
+"""Forward passes at most, where one norm is called on several maps and not all of them would choose alike."""
+
+
+def measured_gains(trace: Trace, decide: Decide) -> dict[Hashable, dict[int, float]]:
+    """The gradient gain by number of groups, for every place with a chain that runs in evaluation mode.
+
+    From one forward pass: the moments of what a norm is given serve for every number of groups, and the norm then runs
+    with the number that ``decide`` chooses, so that those behind it are measured behind it as it will be. A norm that
+    is called on several maps is decided by all of them; if the first did not choose as all do, there is another pass.
+
+    Raises:
+        TraceError: the model does not run on its values as it was recorded.
+    """
+    decided: dict[Hashable, int | None] = {}
+    for _ in range(ROUNDS):
+        measuring = _Measuring(trace, decide, decided)
+        run_on_values(trace, frozenset({Kind.CONV, Kind.LINEAR, Kind.NORM}), measuring.watch)
+        found = {place: gains.pooled(calls) for place, calls in measuring.squares.items()}
+        decided = {place: decide(place, values) for place, values in found.items()}
+        if all(used == {decided[place]} for place, used in measuring.used.items()):
+            break
+    return found
+
+
+class _Measuring:
+    """What is seen in one forward pass."""
+
+    def __init__(self, trace: Trace, decide: Decide, decided: Mapping[Hashable, int | None]) -> None:
+        self.squares: dict[Hashable, list[dict[int, float]]] = {}
+        self.used: dict[Hashable, set[int | None]] = {}
+        self._decide, self._decided = decide, decided
+        self._chains: dict[fx.Node, tuple[GroupNormCall, Chain]] = {}
+        for call in find_group_norms(trace.eval.dataflow, trace.model):
+            if call.chain is not None:
+                self._chains[call.norm] = call, call.chain
+        self._weights = {chain.weight for _, chain in self._chains.values()}
+        self._energy: dict[fx.Node, torch.Tensor] = {}
+        self._model = trace.model
+
+    def watch(self, node: fx.Node, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        name = function_name(function)
+        if node in self._chains and name == "group_norm":
+            args, kwargs = self._norm(node, args, kwargs)
+        elif node in self._weights and name.startswith(("conv", "linear")):
+            self._energy[node] = _energy(function, args, kwargs)
+        return function(*args, **kwargs)
+
+    def _norm(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+        call, chain = self._chains[node]
+        if chain.weight not in self._energy:  # a layer with code of its own
+            return args, kwargs
+        given = dict(zip(("input", "num_groups", "weight", "bias", "eps"), args, strict=False)) | kwargs
+        activation = activation_moments(chain.activation, self._model)
+        energy, eps = self._energy.pop(chain.weight), given.get("eps", 1e-5)
+        calls = self.squares.setdefault(call.place, [])
+        calls.append(gains.measured(given["input"], energy, eps, activation))
+        if call.place in self._decided:
+            number = self._decided[call.place]
+        else:
+            number = self._decide(call.place, gains.pooled(calls))
+        self.used.setdefault(call.place, set()).add(number)
+        return (), given if number is None else {**given, "num_groups": number}
+
+
+def _energy(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
+    """For each output channel, the sum of squares of the weights that reach its input, averaged over positions.
+
+    The layer itself tells, on ones and with its weights squared: so stride, groups, transposition and what padding cuts
+    off are all in it.
+    """
+    given = dict(zip(("input", "weight", "bias"), args, strict=False)) | kwargs
+    ones = torch.ones_like(given["input"][:1], dtype=torch.float32)
+    rest = {name: value for name, value in kwargs.items() if name not in ("input", "weight", "bias")}
+    energy: torch.Tensor = function(ones, given["weight"].float().square(), None, *args[3:], **rest)
+    return energy.reshape(energy.shape[1], -1).mean(-1)

@@ -1,0 +1,61 @@
+"""Rules that choose a number of groups for one norm; ours, see the pass."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TypeAlias
+
+TIE = 1e-3
+"""Ratios whose logarithms differ by less are equally near: less than a measurement can tell apart."""
+
+
+@dataclass(frozen=True)
+class GroupChoice:
+    """What a rule is given to choose from.
+
+    Attributes:
+        n_in: inputs that one output channel of the weight reads at one position; ``n_out`` its output channels.
+        num_groups: the number that the norm has now.
+        slope: the mean square derivative of the activation over a standard normal; 1 without an activation.
+        gains: the gradient gain of the chain for every divisor of ``n_out``.
+        candidates: the divisors inside the band, at least one.
+    """
+
+    n_in: int
+    n_out: int
+    num_groups: int
+    slope: float
+    gains: Mapping[int, float]
+    candidates: tuple[int, ...]
+
+
+Rule: TypeAlias = Callable[[GroupChoice], int]
+"""Returns one of the candidates."""
+
+
+Distance: TypeAlias = Callable[[GroupChoice, int], float]
+"""How far a number of groups is from what is wanted."""
+
+
+def isometry(choice: GroupChoice, groups: int) -> float:
+    """How far the gradient gain with ``groups`` groups is from one, in ratio; infinite for none at all."""
+    gain = choice.gains[groups]
+    return abs(math.log(gain)) if 0 < gain < math.inf else math.inf
+
+
+def channels_per_group(channels: int) -> Distance:
+    """How far the size of a group is from ``channels`` channels, in ratio."""
+    return lambda choice, groups: abs(math.log(choice.n_out / groups / channels))
+
+
+def nearest(distance: Distance) -> Rule:
+    """The rule that chooses the candidate of the smallest distance, up to :data:`TIE`; of equals the fewest groups."""
+
+    def choose(choice: GroupChoice) -> int:
+        distances = {groups: distance(choice, groups) for groups in choice.candidates}
+        smallest = min(distances.values())
+        return min(groups for groups, found in distances.items() if found <= smallest + TIE)
+
+    return choose

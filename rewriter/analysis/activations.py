@@ -1,0 +1,137 @@
+"""What an activation does to a standard normal: its moments, and those of its derivative, by quadrature."""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from rewriter.analysis.dataflow import Dataflow
+from rewriter.skeleton import skeleton
+from rewriter.tracing.kinds import Kind
+
+_POINTS, _REACH = 4096, 8.0
+_INITIAL_SLOPE = 0.25
+"""Of ``nn.PReLU``, the only activation with weights, where a model has no values."""
+
+
+@dataclass(frozen=True)
+class ActivationMoments:
+    """Expectations over ``z`` from the standard normal distribution, of ``f`` and its derivative ``f'``.
+
+    Attributes:
+        mean: of ``f(z)``.
+        square: of ``f(z) ** 2``.
+        slope: of ``f'(z) ** 2``.
+        radial_slope: of ``f'(z) ** 2 * z ** 2``.
+    """
+
+    mean: float = 0.0
+    square: float = 1.0
+    slope: float = 1.0
+    radial_slope: float = 1.0
+
+
+IDENTITY = ActivationMoments()
+"""Without an activation."""
+
+
+def activation_after(flow: Dataflow, node: fx.Node) -> tuple[fx.Node, ...]:
+    """The operations that make up the element-wise activation that reads ``node``, and alone does; empty if none.
+
+    One activation, or a gate of the tensor by itself: ``x * sigmoid(x)``.
+    """
+    users = flow.users(node)
+    first = users[0] if users else node
+    if first.meta["kind"] is not Kind.ACTIVATION or first.meta["shape"] != node.meta["shape"]:
+        return ()
+    if len(users) == 1:
+        return (first,)
+    gate = users[1]
+    gates_itself = gate.meta["kind"] is Kind.MULTIPLY and flow.users(first) == [gate] and len(users) == 2
+    return (first, gate) if gates_itself and set(flow.sources(gate)) == {node, first} else ()
+
+
+def activation_before(flow: Dataflow, node: fx.Node) -> tuple[fx.Node, ...]:
+    """The operations that make up the activation whose result is ``node``; empty if there is none."""
+    sources = flow.sources(node)
+    if node.meta["kind"] is Kind.ACTIVATION and len(sources) == 1 and sources[0].meta["shape"] == node.meta["shape"]:
+        return (node,)
+    if node.meta["kind"] is Kind.MULTIPLY and len(sources) == 2:
+        for gate, gated in (sources, reversed(sources)):
+            if gate.meta["kind"] is Kind.ACTIVATION and flow.sources(gate) == [gated]:
+                return (gate, node)
+    return ()
+
+
+def activation_moments(operations: tuple[fx.Node, ...], model: nn.Module) -> ActivationMoments:
+    """The moments of the activation that ``operations`` make up; of the identity if there are none.
+
+    Weights of the activation are read from ``model``; it is not run, and neither are its hooks. An activation that
+    cannot be run alone, on numbers, counts as none.
+    """
+    try:
+        return _moments(operations, model) if operations else IDENTITY
+    except Exception:  # it reads more than its input, or takes another type
+        return IDENTITY
+
+
+def _moments(operations: tuple[fx.Node, ...], model: nn.Module) -> ActivationMoments:
+    step = 2 * _REACH / _POINTS
+    z = torch.linspace(-_REACH + step / 2, _REACH - step / 2, _POINTS, dtype=torch.float64, device="cpu")
+    weights = torch.exp(-z.square() / 2)
+    weights /= weights.sum()
+    with torch.inference_mode(False), torch.enable_grad():
+        points = z[:, None].expand(-1, _channels(operations[0], model)).clone().requires_grad_()
+        values = {operations[0].all_input_nodes[0]: points.clone()}  # some activations write in place
+        for operation in operations:
+            values[operation] = _evaluate(operation, values, model)
+        result = values[operations[-1]]
+        (slope,) = torch.autograd.grad(result.sum(), points)
+    columns = (result.detach(), result.detach().square(), slope.square(), slope.square() * z.square()[:, None])
+    return ActivationMoments(*(float((weights @ column).mean()) for column in columns))
+
+
+def _channels(operation: fx.Node, model: nn.Module) -> int:
+    """1 will do, unless the activation has a weight for each channel."""
+    module = model.get_submodule(str(operation.target)) if operation.op == "call_module" else None
+    tensors = (
+        list(module.parameters())
+        if module is not None
+        else [
+            attribute for attribute in (_constant(n, model) for n in operation.all_input_nodes) if attribute is not None
+        ]
+    )
+    return max((tensor.numel() for tensor in tensors), default=1)
+
+
+def _evaluate(operation: fx.Node, values: dict[fx.Node, torch.Tensor], model: nn.Module) -> torch.Tensor:
+    def value_of(node: fx.Node) -> Any:
+        if node in values:
+            return values[node].clone()
+        constant = _constant(node, model)
+        return node if constant is None else _with_values(constant)
+
+    args = fx.map_arg(operation.args, value_of)
+    kwargs = fx.map_arg(operation.kwargs, value_of)
+    if operation.op == "call_module":
+        module = skeleton(model.get_submodule(str(operation.target)), _with_values).eval()
+        result: torch.Tensor = module(*args, **kwargs)
+    else:
+        result = operation.target(*args, **kwargs)  # type: ignore[operator]
+    return result
+
+
+def _constant(node: fx.Node, model: nn.Module) -> torch.Tensor | None:
+    return operator.attrgetter(str(node.target))(model) if node.op == "get_attr" else None
+
+
+def _with_values(tensor: torch.Tensor) -> torch.Tensor:
+    if tensor.device.type == "meta":
+        found = torch.full(tensor.shape, _INITIAL_SLOPE, dtype=torch.float64, device="cpu")
+    else:
+        found = tensor.detach().to("cpu", torch.float64)
+    return nn.Parameter(found) if isinstance(tensor, nn.Parameter) else found

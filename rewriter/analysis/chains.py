@@ -1,0 +1,188 @@
+"""Chains of a weight, a group normalisation and an activation.
+
+A *chain* is a convolution or linear layer whose output only a group normalisation over its channels reads, perhaps
+after terms that are constant over space were added (an embedding of the time), and the activation that reads the norm.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from torch import fx, nn
+from torch.nn.modules.conv import _ConvNd
+
+from rewriter.analysis.activations import activation_after
+from rewriter.analysis.dataflow import Dataflow, once
+from rewriter.analysis.naming import name_of
+from rewriter.tracing.kinds import Kind, function_name
+
+
+@dataclass(frozen=True, eq=False)
+class Chain:
+    """A weight, the group norm that alone reads its output, and the activation that follows.
+
+    Attributes:
+        weight: the convolution or linear layer; ``source`` what it reads.
+        n_in: inputs that one of its output channels reads at one position.
+        activation: the operations that make up the activation; empty if there is none.
+    """
+
+    weight: fx.Node
+    source: fx.Node
+    n_in: int
+    activation: tuple[fx.Node, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class GroupNormCall:
+    """One call of a group normalisation.
+
+    Attributes:
+        norm: the operation.
+        holder: path of the module whose ``num_groups`` it reads; None if the number is written in the code.
+        place: the same for two calls that can only be changed together, also in another recording of the model.
+        num_groups: into how many groups it divides ``channels`` channels of ``positions`` positions each.
+        chain: what it belongs to; None if it is in no chain.
+        why_not: in words, why it is in none.
+    """
+
+    norm: fx.Node
+    holder: str | None
+    place: Any
+    num_groups: int
+    channels: int
+    positions: int
+    chain: Chain | None
+    why_not: str = ""
+
+
+@once
+def find_group_norms(flow: Dataflow, model: nn.Module) -> list[GroupNormCall]:
+    """Every call of a group normalisation, in the order they ran."""
+    found = []
+    for node in flow.nodes(Kind.NORM):
+        read = _holder_and_number(node, model)
+        shape = node.meta["shape"]
+        if read is None or shape is None or len(shape) < 2:
+            continue
+        holder, number = read
+        try:
+            chain, why_not = _chain(flow, model, node), ""
+        except _NoChain as reason:
+            chain, why_not = None, str(reason)
+        place: Any = holder
+        if holder is None:
+            frame = node.meta["frames"][0] if node.meta["frames"] else None
+            place = (node.meta["owner"].path, frame and frame.code, frame and frame.instruction)
+        found.append(GroupNormCall(node, holder, place, number, shape[1], math.prod(shape[2:]), chain, why_not))
+    return found
+
+
+def _holder_and_number(node: fx.Node, model: nn.Module) -> tuple[str | None, int] | None:
+    """Which module holds the number of groups, if one does, and the number; None if it is no group norm."""
+    if node.op == "call_module":
+        number = getattr(model.get_submodule(str(node.target)), "num_groups", None)
+        return (str(node.target), number) if type(number) is int else None
+    if function_name(node.target) != "group_norm":  # type: ignore[arg-type]
+        return None
+    number = _argument(node, "num_groups", 1)
+    if not isinstance(number, int):
+        return None
+    path = node.meta["owner"].path
+    owner = model.get_submodule(path)
+    return (path if isinstance(owner, nn.GroupNorm) and owner.num_groups == number else None), int(number)
+
+
+_WEIGHTS = (Kind.CONV, Kind.LINEAR)
+
+
+class _NoChain(Exception):
+    """Why a norm is in no chain."""
+
+
+def _chain(flow: Dataflow, model: nn.Module, norm: fx.Node) -> Chain:
+    node, reader = flow.sources(norm)[0], norm
+    while True:
+        kind = node.meta["kind"]
+        carried = None if kind in _WEIGHTS else _carried(flow, node)
+        if kind not in _WEIGHTS and carried is None:
+            raise _NoChain(f"{_described(kind)} comes before the norm, no weight")
+        if flow.users(node) != [reader]:
+            raise _NoChain(f"the output of {name_of(node)} is not read by the norm alone")
+        if carried is None:
+            break
+        node, reader = carried, node
+    shape, channels = node.meta["shape"], norm.meta["shape"][1]
+    n_in, n_out = _features(node, model)
+    over_channels = shape == norm.meta["shape"] and (kind is Kind.CONV or len(shape) == 2)
+    if not over_channels or n_out != channels or len(flow.sources(node)) != 1:
+        raise _NoChain(f"the {channels} channels of the norm are not known to be the outputs of {name_of(node)}")
+    return Chain(node, flow.sources(node)[0], n_in, activation_after(flow, _modulated(flow, norm)))
+
+
+def _carried(flow: Dataflow, node: fx.Node) -> fx.Node | None:
+    """The map that ``node`` hands on, unchanged but for a term that is constant over space; None if it does more."""
+    sources = flow.sources(node)
+    if node.meta["kind"] is Kind.IDENTITY and len(sources) == 1:
+        return sources[0]
+    if node.meta["kind"] is not Kind.ADD:
+        return None
+    maps = [source for source in node.all_input_nodes if not _constant_over_space(source, node)]
+    return maps[0] if len(maps) == 1 and maps[0] in sources else None
+
+
+def _modulated(flow: Dataflow, norm: fx.Node) -> fx.Node:
+    """The norm, or the last of what acts on it alone like a gamma, a beta or a dropout."""
+    node = norm
+    while len(users := flow.users(node)) == 1:
+        user = users[0]
+        kind, others = user.meta["kind"], [n for n in user.all_input_nodes if n is not node]
+        modulates = kind in (Kind.MULTIPLY, Kind.ADD) and all(_constant_over_space(n, user) for n in others)
+        if not (modulates or kind in (Kind.IDENTITY, Kind.DROPOUT)) or user.meta["shape"] != node.meta["shape"]:
+            break
+        node = user
+    return node
+
+
+def _constant_over_space(operand: fx.Node, result: fx.Node) -> bool:
+    """Whether ``operand`` has one value a sample and channel, where ``result`` has a map."""
+    small, full = operand.meta["shape"], result.meta["shape"]
+    if small is None or full is None or len(full) < 3:
+        return False
+    aligned = (1,) * (len(full) - len(small)) + tuple(small)
+    return all(size == 1 for size in aligned[2:]) and any(size > 1 for size in full[2:])
+
+
+def _features(weight: fx.Node, model: nn.Module) -> tuple[int, int]:
+    """Inputs that one output of a layer reads, and its outputs; zeros if that is not known."""
+    if weight.op == "call_module":
+        module = model.get_submodule(str(weight.target))
+        if isinstance(module, nn.Linear):
+            return module.in_features, module.out_features
+        return (module.in_channels // module.groups, module.out_channels) if isinstance(module, _ConvNd) else (0, 0)
+    name, tensor = function_name(weight.target), _argument(weight, "weight", 1)  # type: ignore[arg-type]
+    shape = tensor.meta["shape"] if isinstance(tensor, fx.Node) else None
+    if not shape or not name.startswith(("conv", "linear")):
+        return 0, 0
+    if "transpose" not in name:
+        return int(shape[1]), int(shape[0])
+    groups = _argument(weight, "groups", 6) or 1
+    return int(shape[0]) // groups, int(shape[1]) * groups
+
+
+def _argument(call: fx.Node, name: str, position: int) -> Any:
+    return call.kwargs.get(name, call.args[position] if len(call.args) > position else None)
+
+
+_DESCRIBED = {
+    Kind.ADD: "a sum",
+    Kind.CONCAT: "a concatenation",
+    Kind.INPUT: "the input",
+    Kind.ACTIVATION: "an activation",
+}
+
+
+def _described(kind: Kind) -> str:
+    return _DESCRIBED.get(kind, f"an operation ({kind})")

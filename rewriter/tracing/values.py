@@ -1,0 +1,122 @@
+"""Run a recording again on the model's own values, for passes that decide by what the tensors hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.overrides import TorchFunctionMode
+
+from rewriter.errors import RewriterError, TraceError
+from rewriter.guard import random_state_kept
+from rewriter.inputs import tensors_in
+from rewriter.skeleton import skeleton
+from rewriter.tracing.kinds import Kind, function_kind, module_kind
+from rewriter.tracing.trace import Trace
+
+Watch = Callable[[fx.Node, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
+"""Gets the operation, and a torch function with its arguments that carries it out; returns what the function would."""
+
+
+def has_values(trace: Trace) -> bool:
+    """Whether the model's parameters and buffers, and what it was traced on, all have values."""
+    tensors = (*trace.model.parameters(), *trace.model.buffers(), *tensors_in((trace.inputs.args, trace.inputs.kwargs)))
+    return not any(tensor.device.type == "meta" for tensor in tensors)
+
+
+def run_on_values(trace: Trace, kinds: frozenset[Kind], watch: Watch) -> None:
+    """Run the model in evaluation mode on its own weights, and let ``watch`` see the operations of ``kinds``.
+
+    ``watch(node, function, args, kwargs)`` is called, in the place of the function, with each torch function that an
+    operation of ``trace.eval`` is carried out by: itself if the operation is a function; what it calls, with the weight
+    as it is used (standardised, parametrized), if it is a layer.
+
+    What runs is a skeleton: it shares the parameters with the model, and has copies of the few that forward writes to
+    and of all buffers. So the model, its hooks and the random numbers are left alone; no memory is taken for weights.
+
+    Args:
+        trace: of a model that :func:`has_values`.
+        kinds: kinds of operation that always return tensors, such as layers with weights and norms.
+        watch: see above; an error of ours that it raises ends the run and is handed on.
+
+    Raises:
+        TraceError: the model does not run, or does not run the operations that were recorded.
+    """
+    parameters = dict(trace.model.named_parameters(remove_duplicate=False))
+    written = {id(parameters[name]) for name in (*trace.eval.written, *trace.train.written)}
+
+    def twin(tensor: torch.Tensor) -> torch.Tensor:
+        own = tensor.detach()
+        if not isinstance(tensor, nn.Parameter) or id(tensor) in written:
+            own = own.clone()
+        return nn.Parameter(own, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else own
+
+    with random_state_kept(), torch.inference_mode(False), torch.no_grad():
+        torch.default_generator.manual_seed(0)
+        if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            torch.cuda.manual_seed_all(0)
+        model = skeleton(trace.model, twin).eval()
+        inputs = trace.inputs.map(lambda tensor: tensor.detach().clone())
+        try:
+            with _Rerun(model, _operations(trace.eval.graph, kinds), kinds, watch):
+                model(*inputs.args, **inputs.kwargs)
+        except RewriterError:
+            raise
+        except Exception as error:
+            lines = str(error).strip().splitlines()
+            raise TraceError(f"{type(error).__name__}: {lines[0] if lines else ''}") from error
+        finally:
+            for module in model.modules():  # the wrappers hold the skeleton
+                for name in _CALLS:
+                    module.__dict__.pop(name, None)
+
+
+_CALLS = ("forward", "_compiled_call_impl")
+
+
+def _operations(graph: fx.Graph, kinds: frozenset[Kind]) -> Iterator[fx.Node]:
+    return (n for n in graph.nodes if n.op in ("call_module", "call_function") and n.meta["kind"] in kinds)
+
+
+class _Rerun(TorchFunctionMode):
+    """Tells which recorded operation each function belongs to: they run in the order they were recorded in."""
+
+    def __init__(self, model: nn.Module, recorded: Iterator[fx.Node], kinds: frozenset[Kind], watch: Watch) -> None:
+        super().__init__()
+        self._recorded, self._kinds, self._watch = recorded, kinds, watch
+        self._inside_layer = False
+        self._layer: fx.Node | None = None
+        for path, module in model.named_modules():
+            kind = module_kind(module)
+            call = module.forward if kind is None else self._of_layer(path, kind, module.forward)
+            module.__dict__.update(dict.fromkeys(_CALLS, call))  # hooks, also global ones, are thereby bypassed
+
+    def _of_layer(self, path: str, kind: Kind, original: Callable[..., Any]) -> Callable[..., Any]:
+        def call_layer(*args: Any, **kwargs: Any) -> Any:
+            if self._inside_layer:
+                return original(*args, **kwargs)
+            self._inside_layer = True
+            self._layer = self._next(path) if kind in self._kinds else None
+            try:
+                return original(*args, **kwargs)
+            finally:
+                self._inside_layer, self._layer = False, None
+
+        return call_layer
+
+    def _next(self, target: Any) -> fx.Node:
+        node = next(self._recorded, None)
+        if node is None or node.target != target:
+            raise RuntimeError(f"another operation ran than was recorded: {target}, not {node and node.target}")
+        return node
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        node = self._layer
+        if not self._inside_layer and function_kind(func) in self._kinds:
+            node = self._next(func)
+        return func(*args, **kwargs) if node is None else self._watch(node, func, args, kwargs)
