@@ -13,6 +13,7 @@ from rewriter.errors import (
     ContractError,
     InputError,
     ModelError,
+    OptimizerError,
     PlaceLeftAlone,
     PlanError,
     RewriterError,
@@ -24,6 +25,8 @@ from rewriter.errors import (
     UndoError,
 )
 from rewriter.guideline import Contract, Pass, Site, Skipped
+from rewriter.optimizers import check_optimizer
+from rewriter.param_groups import ParamGroups, param_groups
 from rewriter.planning import Plan
 from rewriter.reasons import Reason
 from rewriter.record import Report
@@ -31,10 +34,10 @@ from rewriter.storage import load, save
 from rewriter.tracing.trace import Trace
 
 __all__ = [
-    "Contract", "ContractError", "InputError", "ModelError", "Pass", "PlaceLeftAlone", "Plan", "PlanError", "Reason",
-    "Report", "RewriterError", "SelectorError", "Site", "Skipped", "SourceError", "StorageError", "SweepError", "Trace",
-    "TraceError", "UndoError", "load", "original_state_dict", "plan", "report", "rewrite", "save", "testing",
-    "to_graph_module", "trace", "undo",
+    "Contract", "ContractError", "InputError", "ModelError", "OptimizerError", "ParamGroups", "Pass", "PlaceLeftAlone",
+    "Plan", "PlanError", "Reason", "Report", "RewriterError", "SelectorError", "Site", "Skipped", "SourceError",
+    "StorageError", "SweepError", "Trace", "TraceError", "UndoError", "check_optimizer", "load", "original_state_dict",
+    "param_groups", "plan", "report", "rewrite", "save", "testing", "to_graph_module", "trace", "undo",
 ]  # fmt: skip
 
 __version__ = "0.1.0"
