@@ -1,17 +1,17 @@
 """Which gammas of norms decay, by their place in the dataflow.
 
 Rule (Kim et al., *Guidelines for the Regularization of Gammas in Batch Normalization for Deep Residual Networks*,
-arXiv:2205.07260, abstract): there are four categories of gamma, each with a guideline; L2 regularization suits some and
-not others, for two reasons: it lets a residual network behave like an identity map, and it changes the effective
-learning rate.
+arXiv:2205.07260, abstract): there are four categories of gamma with a guideline each. L2 regularization suits some and
+harms others, by two analyses: variance control that makes a residual network behave like an identity map, and a better
+effective learning rate.
 
-Why, in short (our derivation): the variance of a branch falls with the square of its last gamma, so decay draws the block
-towards the identity; decay of a gamma on the shortcut does the opposite. A gamma inside the branch is followed by weights
-and another norm that take its scale out again: decay costs no capacity and raises the effective learning rate.
+Why, in short (our derivation): the variance of a branch falls with the square of its last gamma, so decay draws the
+block towards the identity; decay of a gamma on the shortcut does the opposite. Behind a gamma inside the branch another
+norm takes its scale out again: decay costs no capacity and raises the effective learning rate.
 
-Ours, not the paper's: the answer for each category, the dataflow that defines the categories, everything about dense
-layers, transformers, gates and norms other than batch norms, and that the rule is used with decoupled decay (AdamW), which
-is a different penalty: the paper studies the coupled one of SGD.
+Ours, not the paper's: which category decays, the dataflow that defines the categories, what is done with dense layers,
+transformer blocks, gates and norms other than batch norms, and that the same groups serve decoupled decay (AdamW), a
+penalty other than the L2 regularization that the paper is about.
 
 Dataflow::
 

@@ -44,8 +44,8 @@ def check_optimizer(model: nn.Module, optimizer: Any) -> None:
     )
     if 2 * alike > len(missing):
         message += (
-            f" It holds {alike} other tensors of the same shapes instead, so it was built on another model, such as the "
-            "one before rewriter.rewrite(), which returns a copy. Build the optimizer on the model that rewrite() "
+            f" It holds {alike} other tensors of the same shapes instead, so it was built on another model, such as "
+            "the one before rewriter.rewrite(), which returns a copy. Build the optimizer on the model that rewrite() "
             "returns, or rewrite with inplace=True."
         )
     else:

@@ -1,9 +1,9 @@
-"""Where in the dataflow each gamma acts: at the end of a residual branch, inside one, on a shortcut, or on the main path.
+"""Where each gamma acts: at the end of a residual branch, inside one, on a shortcut, or on the main path.
 
 The innermost block around a norm decides. In a residual block the *last* norm is the one whose output reaches the sum
 without another norm in between; gates (``x * gate(x)``) and attention weights are not on that way, so a norm that only
-feeds them is another norm of the branch. A norm that feeds branch and shortcut alike (the first norm of a pre-activation
-block with a projection) is on the main path, and so is one behind the sum (post-norm transformers).
+feeds them is another norm of the branch. A norm that feeds branch and shortcut alike (the first norm of a
+pre-activation block with a projection) is on the main path, and so is one behind the sum (post-norm transformers).
 """
 
 from __future__ import annotations
@@ -141,7 +141,11 @@ _NORM_CLASSES = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.
 def _positions(flow: Dataflow, model: nn.Module) -> list[tuple[Norm, Position]]:
     norms = find_norms(flow, model)
     applied = {norm.node for norm in norms}
-    branches = [b for b in find_branches(flow, model, side_inputs=True) if b.form == "residual" or _is_flat(b)]
+    branches = [
+        branch
+        for branch in find_branches(flow, model, side_inputs=True)
+        if (_is_flat(branch) if branch.form == "dense" else not _of_other_channels(branch))
+    ]
     joins = {branch.join for branch in branches}
     blocks = sorted(((_shortcut(b, joins), b) for b in branches), key=lambda item: len(item[0]) + len(item[1].nodes))
     decided: dict[fx.Node, Position] = {}
@@ -235,6 +239,18 @@ def _is_attention(node: fx.Node, flow: Dataflow) -> bool:
 
 
 _ONE_BY_ONE = frozenset({Kind.VIEW, Kind.IDENTITY, Kind.SELECT, Kind.DROPOUT})
+
+
+def _of_other_channels(branch: Branch) -> bool:
+    """Whether the sum adds another part of a split tensor than the branch read (Res2Net): no block skips anything."""
+    node, flow = branch.shortcut, branch.flow
+    while node is not branch.fork and len(flow.sources(node)) == 1:
+        source = flow.sources(node)[0]
+        if node.meta["kind"] is Kind.SELECT:
+            others = [user for user in flow.users(source) if user in branch.nodes]
+            return bool(others) and all(user.meta["kind"] is Kind.SELECT and user is not node for user in others)
+        node = source
+    return False
 
 
 def _is_flat(branch: Branch) -> bool:

@@ -1,8 +1,8 @@
 """What each parameter is to the model: a weight that multiplies features, or something else.
 
 Decided by the operations that read it, never by its name: a ``pos_embed`` is what is added to features, a class token
-what is concatenated with them. Where uses differ (an embedding that is also the weight of the output layer) it counts as
-a weight only if every operation that reads it uses it as one.
+what is concatenated with them. Where uses differ (an embedding that is also the weight of the output layer) it counts
+as a weight only if every operation that reads it uses it as one.
 """
 
 from __future__ import annotations
