@@ -43,7 +43,7 @@ _REASONS = {
     Position.LAST: "a smaller one brings the block closer to the identity",
     Position.INSIDE: "a later norm of the branch takes its scale out: no capacity is lost, steps become larger",
     Position.GATE: "it scales no output of the branch",
-    Position.DENSE: "a later norm takes its scale out: no capacity is lost, steps become larger",
+    Position.DENSE: "norms of later layers take its scale out: no capacity is lost, steps become larger",
     Position.TRANSITION: "the norms of the next dense block take its scale out: no capacity is lost",
     Position.SHORTCUT: "a smaller one takes the block away from the identity",
     Position.MAIN: "it is in no branch alone: it scales the stream or what the head reads",

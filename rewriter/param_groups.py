@@ -197,14 +197,13 @@ def _checked_groups(within: Any, parameters: Mapping[str, nn.Parameter]) -> list
         params = group["params"]
         groups.append({**group, "params": [params] if isinstance(params, torch.Tensor) else list(params)})
     count = Counter(id(_tensor(entry)) for group in groups for entry in group["params"])
-    for problem, names in (
-        ("lacks", [name for name, parameter in parameters.items() if not count[id(parameter)]]),
-        ("has more than once", [name for name, parameter in parameters.items() if count[id(parameter)] > 1]),
-    ):
+    lacking = [name for name, parameter in parameters.items() if not count[id(parameter)]]
+    repeated = [name for name, parameter in parameters.items() if count[id(parameter)] > 1]
+    for problem, names in (("none for", lacking), ("several for", repeated)):
         if names:
             raise OptimizerError(
-                f"within: {problem} {len(names)} trainable parameters of the model: {listed(names)}. "
-                "Make the groups from this model, with each parameter in one group."
+                f"within: expected one group for every trainable parameter, found {problem} {len(names)} of "
+                f"{len(parameters)}: {listed(names)}. Make the groups from this model."
             )
     return groups
 

@@ -15,7 +15,7 @@ import torch
 
 import model_zoo
 import rewriter
-from passes import Dropout, StochasticPooling
+from passes import Dropout, StochasticPooling, WeightDecay
 
 GOLDEN = Path(__file__).parent / "golden"
 DROPS = {"drop_rate": 0.2, "drop_path_rate": 0.1}
@@ -30,6 +30,7 @@ class Case(NamedTuple):
 
 
 SAMPLED = (StochasticPooling(),)
+DECAYED = (WeightDecay(),)
 
 CASES = {
     "dropout/resnet50": Case("resnet50", DROPS),
@@ -75,6 +76,10 @@ CASES = {
     ),
     "stochastic-pooling/smp-pspnet": Case("smp:pspnet-resnet18", {}, SAMPLED),
     "stochastic-pooling/smp-upernet": Case("smp:upernet-resnet18", {}, SAMPLED),
+    "weight-decay/resnet50": Case("resnet50", {}, DECAYED),
+    "weight-decay/resnetv2_50": Case("resnetv2_50", {}, DECAYED),
+    "weight-decay/densenet121": Case("densenet121", {}, DECAYED),
+    "weight-decay/swin_tiny-main": Case("swin_tiny_patch4_window7_224", {}, (WeightDecay({"main": True}),)),
 }
 
 
