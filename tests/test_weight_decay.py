@@ -13,10 +13,12 @@ from typing import Any
 import pytest
 import torch
 from torch import fx, nn
+from typer.testing import CliRunner
 
 import model_zoo
 import rewriter
 from passes import WeightDecay
+from rewriter import cli
 from rewriter.analysis.gammas import Category, find_gammas
 from rewriter.reasons import Reason
 from tests.helpers import timm_model
@@ -410,6 +412,13 @@ def test_a_policy_by_category_survives_json() -> None:
     again = rewriter.Plan.from_json(plan.to_json())
     assert again == plan
     assert again.passes == (("weight-decay", {"gamma": {"main": True}}),)
+
+
+def test_the_command_line_shows_the_advice() -> None:
+    shown = CliRunner().invoke(cli.application(), ["plan", "resnet18", "--pass", "weight-decay:gamma=exclude-all"])
+    assert shown.exit_code == 0
+    assert "advised on: 20 places" in shown.output
+    assert "layer{2-4}.0.downsample.1 (3)  shortcut, norm on a shortcut: no decay" in shown.output
 
 
 def test_contract_holds() -> None:
