@@ -25,8 +25,8 @@ from rewriter.errors import (
     UndoError,
 )
 from rewriter.guideline import Contract, Pass, Site, Skipped
-from rewriter.optimizers import check_optimizer
-from rewriter.param_groups import ParamGroups, param_groups
+from rewriter.optimizer_check import check_optimizer
+from rewriter.optimizer_groups import ParamGroups, param_groups
 from rewriter.planning import Plan
 from rewriter.reasons import Reason
 from rewriter.record import Report

@@ -11,7 +11,7 @@ from torch import nn
 
 from rewriter.errors import OptimizerError
 from rewriter.guard import check_model
-from rewriter.param_groups import listed
+from rewriter.optimizer_groups import listed
 
 
 def check_optimizer(model: nn.Module, optimizer: Any) -> None:

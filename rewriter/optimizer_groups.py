@@ -162,7 +162,7 @@ def _excluded(model: nn.Module, given: str | Iterable[str]) -> dict[str, str]:
         said = getattr(module, "no_weight_decay", None)
         if callable(said):
             owner = type(module).__name__
-            for pattern in said():
+            for pattern in said() or ():
                 for name in _matching(f"{path}.{pattern}".lstrip("."), names):
                     excluded[names[name]] = f"named by {owner}.no_weight_decay()"
     for pattern in [given] if isinstance(given, str) else given:
