@@ -5,5 +5,6 @@ from passes.dropout import Dropout as Dropout
 from passes.group_count import GroupCount as GroupCount
 from passes.scale_equalizer import ScaleEqualizer as ScaleEqualizer
 from passes.stochastic_pooling import StochasticPooling as StochasticPooling
+from passes.weight_decay import WeightDecay as WeightDecay
 
-__all__ = ["AtrousRates", "Dropout", "GroupCount", "ScaleEqualizer", "StochasticPooling"]
+__all__ = ["AtrousRates", "Dropout", "GroupCount", "ScaleEqualizer", "StochasticPooling", "WeightDecay"]

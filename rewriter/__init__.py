@@ -16,6 +16,7 @@ from rewriter.errors import (
     FoldError,
     InputError,
     ModelError,
+    OptimizerError,
     PlaceLeftAlone,
     PlanError,
     RewriterError,
@@ -27,7 +28,9 @@ from rewriter.errors import (
     UndoError,
 )
 from rewriter.folding import fold
-from rewriter.guideline import Contract, Pass, Site, Skipped
+from rewriter.guideline import Advice, Contract, Pass, Site, Skipped
+from rewriter.optimizer_check import check_optimizer
+from rewriter.optimizer_groups import ParamGroups, param_groups
 from rewriter.planning import Plan
 from rewriter.reasons import Reason
 from rewriter.record import Report
@@ -35,10 +38,11 @@ from rewriter.storage import load, save
 from rewriter.tracing.trace import Trace
 
 __all__ = [
-    "CalibrationError", "Contract", "ContractError", "FoldError", "InputError", "ModelError", "Pass", "PlaceLeftAlone",
-    "Plan", "PlanError", "Reason", "Report", "RewriterError", "SelectorError", "Site", "Skipped", "SourceError",
-    "StorageError", "SweepError", "Trace", "TraceError", "UndoError", "calibrate", "fold", "load",
-    "original_state_dict", "plan", "report", "rewrite", "save", "testing", "to_graph_module", "trace", "undo",
+    "Advice", "CalibrationError", "Contract", "ContractError", "FoldError", "InputError", "ModelError",
+    "OptimizerError", "ParamGroups", "Pass", "PlaceLeftAlone", "Plan", "PlanError", "Reason", "Report",
+    "RewriterError", "SelectorError", "Site", "Skipped", "SourceError", "StorageError", "SweepError", "Trace",
+    "TraceError", "UndoError", "calibrate", "check_optimizer", "fold", "load", "original_state_dict", "param_groups",
+    "plan", "report", "rewrite", "save", "testing", "to_graph_module", "trace", "undo",
 ]  # fmt: skip
 
 __version__ = "0.1.0"

@@ -423,6 +423,11 @@ def _show_sites(console: Console, made: Plan, *, done: bool) -> None:
         _indented(console, Text(f"because {site.reason}"), 6)
         if site.rate_at:
             _indented(console, Text(f"rate: {site.rate_at}"), 6)
+    if made.advice:
+        _heading(console, f"advised on: {_count(len(made.advice), 'place')}")
+    for paths, item in group(made.advice):
+        _indented(console, Text.assemble(("* ", "cyan"), (paths, "bold"), f"  {item.pattern}: {item.advice}"), 2)
+        _indented(console, Text(f"because {item.reason}"), 6)
 
 
 def _show_skipped(console: Console, made: Plan) -> None:

@@ -55,6 +55,10 @@ class PlaceLeftAlone(UserWarning):
     """A guideline applies at a place whose code cannot be edited; the plan and the report say why."""
 
 
+class OptimizerError(RewriterError, ValueError):
+    """Parameter groups or an optimizer do not fit the model: parameters are missing, or of another model."""
+
+
 class StorageError(RewriterError, OSError):
     """A saved directory is incomplete, damaged or does not fit the model."""
 

@@ -48,6 +48,8 @@ class Reason(enum.StrEnum):
     DIFFERENT_METHODS = "different-methods"
     NOT_MOVABLE = "not-movable"
     NO_SOURCE = "no-source"
+    NO_GAMMA = "no-gamma"
+    FROZEN = "frozen"
 
 
 TECHNICAL = frozenset(

@@ -60,7 +60,7 @@ def meta_twin(tensor: torch.Tensor) -> torch.Tensor:
 
 def _copy_module(model: nn.Module, memo: dict[int, Any], twin: Callable[[torch.Tensor], torch.Tensor]) -> nn.Module:
     modules = [module for module in model.modules() if id(module) not in memo]
-    memo.update((id(module), type(module).__new__(type(module))) for module in modules)
+    memo.update((id(module), _blank(type(module))) for module in modules)
     for module in modules:
         state = memo[id(module)].__dict__
         for name, value in module.__dict__.items():
@@ -74,6 +74,11 @@ def _copy_module(model: nn.Module, memo: dict[int, Any], twin: Callable[[torch.T
                 state[name] = _copy(value, memo, twin)
     copy_of_model: nn.Module = memo[id(model)]
     return copy_of_model
+
+
+def _blank(cls: type[nn.Module]) -> nn.Module:
+    """An object of exactly this class; ``fx.GraphModule.__new__`` would make one of a new class, without a forward."""
+    return object.__new__(cls) if isinstance(cls.__new__, types.FunctionType) else cls.__new__(cls)
 
 
 def _twin_of(tensor: torch.Tensor | None, memo: dict[int, Any], twin: Callable[[torch.Tensor], torch.Tensor]) -> Any:

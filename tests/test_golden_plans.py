@@ -15,7 +15,7 @@ import torch
 
 import model_zoo
 import rewriter
-from passes import AtrousRates, Dropout, GroupCount, ScaleEqualizer, StochasticPooling
+from passes import AtrousRates, Dropout, GroupCount, ScaleEqualizer, StochasticPooling, WeightDecay
 
 GOLDEN = Path(__file__).parent / "golden"
 DROPS = {"drop_rate": 0.2, "drop_path_rate": 0.1}
@@ -32,6 +32,7 @@ class Case(NamedTuple):
 SAMPLED = (StochasticPooling(),)
 ATROUS = (AtrousRates(),)
 GROUPED = (GroupCount(),)
+DECAYED = (WeightDecay(),)
 
 CASES = {
     "dropout/resnet50": Case("resnet50", DROPS),
@@ -93,6 +94,10 @@ CASES = {
     "atrous-rates/torchvision-fcn_resnet50": Case("torchvision:fcn_resnet50", {}, ATROUS),
     "atrous-rates/smp-deeplabv3": Case("smp:deeplabv3-resnet18", {}, ATROUS),
     "atrous-rates/smp-deeplabv3plus": Case("smp:deeplabv3plus-resnet18", {}, ATROUS),
+    "weight-decay/resnet50": Case("resnet50", {}, DECAYED),
+    "weight-decay/resnetv2_50": Case("resnetv2_50", {}, DECAYED),
+    "weight-decay/densenet121": Case("densenet121", {}, DECAYED),
+    "weight-decay/swin_tiny-main": Case("swin_tiny_patch4_window7_224", {}, (WeightDecay({"main": True}),)),
 }
 
 

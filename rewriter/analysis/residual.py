@@ -73,12 +73,22 @@ class Branch:
 
 
 @once
-def find_branches(flow: Dataflow, model: nn.Module) -> list[Branch]:
-    """Every residual branch and dense layer, in the order their joins ran."""
+def find_branches(flow: Dataflow, model: nn.Module, side_inputs: bool = False) -> list[Branch]:
+    """Every residual branch and dense layer, in the order their joins ran.
+
+    Args:
+        flow: the dataflow of a recording.
+        model: the model that was recorded.
+        side_inputs: whether data may enter a branch from the side (a mask, a timestep, a memory), so that its end
+            depends on more than the fork. Then the fork is where the shortcut leaves what the branch depends on.
+    """
     branches: list[Branch] = []
     streams: dict[fx.Node, fx.Node] = {}
     for join in flow.nodes(Kind.ADD, Kind.CONCAT):
-        branch = _residual(flow, model, join, streams) if join.meta["kind"] is Kind.ADD else _dense_layer(flow, join)
+        if join.meta["kind"] is Kind.ADD:
+            branch = _residual(flow, model, join, streams, side_inputs)
+        else:
+            branch = _dense_layer(flow, join)
         if branch is not None:
             branches.append(branch)
             streams[join] = branch.fork
@@ -124,10 +134,44 @@ def _followed(flow: Dataflow, node: fx.Node) -> fx.Node | None:
     return None
 
 
-def _residual(flow: Dataflow, model: nn.Module, join: fx.Node, streams: dict[fx.Node, fx.Node]) -> Branch | None:
-    fork, sources = flow.fork(join), flow.sources(join)
-    if fork is None or len(sources) != 2:
+def _residual(
+    flow: Dataflow, model: nn.Module, join: fx.Node, streams: dict[fx.Node, fx.Node], side_inputs: bool
+) -> Branch | None:
+    sources = flow.sources(join)
+    if len(sources) != 2:
         return None
+    fork = flow.fork(join)
+    found = None if fork is None else _block(flow, model, fork, join, sources, streams)
+    if found is not None or not side_inputs:
+        return found
+    for shortcut, operand in (sources, sources[::-1]):
+        leaves_at = _leaves(flow, shortcut, operand)
+        if leaves_at is not None and leaves_at is not fork:
+            found = _block(flow, model, leaves_at, join, sources, streams)
+            if found is not None and found.shortcut is shortcut:
+                return found
+    return None
+
+
+def _leaves(flow: Dataflow, shortcut: fx.Node, operand: fx.Node) -> fx.Node | None:
+    """Where ``shortcut``, which follows one input after the other from there, leaves what ``operand`` depends on."""
+    node = shortcut
+    while not flow.is_ancestor(node, operand):
+        sources = flow.sources(node)
+        if len(sources) != 1:
+            return None
+        node = sources[0]
+    return node
+
+
+def _block(
+    flow: Dataflow,
+    model: nn.Module,
+    fork: fx.Node,
+    join: fx.Node,
+    sources: list[fx.Node],
+    streams: dict[fx.Node, fx.Node],
+) -> Branch | None:
     reach = [_REACH.index(_reach(flow, model, fork, source, streams)) for source in sources]
     if reach[0] == reach[1]:
         return None

@@ -1,0 +1,269 @@
+"""Where each gamma acts: at the end of a residual branch, inside one, on a shortcut, or on the main path.
+
+The innermost block around a norm decides. In a residual block the *last* norm is the one whose output reaches the sum
+without another norm in between; gates (``x * gate(x)``) and attention weights are not on that way, so a norm that only
+feeds them is another norm of the branch. A norm that feeds branch and shortcut alike (the first norm of a
+pre-activation block with a projection) is on the main path, and so is one behind the sum (post-norm transformers).
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+from torch import fx, nn
+
+from rewriter.analysis.dataflow import Dataflow, once
+from rewriter.analysis.norms import Norm, find_norms, parameter_role
+from rewriter.analysis.residual import PASS_THROUGH, Branch, find_branches
+from rewriter.tracing.kinds import Kind, function_name, module_kind
+from rewriter.tracing.trace import Trace
+
+
+class Category(enum.StrEnum):
+    """The four kinds of place; the order is that in which disagreeing uses of one gamma are settled, first wins."""
+
+    MAIN = "main"
+    SHORTCUT = "shortcut"
+    BRANCH_OTHER = "branch_other"
+    BRANCH_LAST = "branch_last"
+
+
+class Position(enum.StrEnum):
+    """The place in words; each belongs to one category."""
+
+    LAST = "last norm of a residual branch"
+    INSIDE = "norm inside a residual branch"
+    GATE = "norm of a gate or of attention weights"
+    DENSE = "norm of a dense layer"
+    TRANSITION = "norm between dense blocks"
+    SHORTCUT = "norm on a shortcut"
+    MAIN = "norm on the main path"
+    CONSTANT = "norm of what no input reaches"
+    UNSEEN = "norm that did not run"
+
+    @property
+    def category(self) -> Category:
+        """The category that it belongs to."""
+        return _CATEGORIES[self]
+
+
+_CATEGORIES = {
+    Position.LAST: Category.BRANCH_LAST,
+    Position.INSIDE: Category.BRANCH_OTHER,
+    Position.GATE: Category.BRANCH_OTHER,
+    Position.DENSE: Category.BRANCH_OTHER,
+    Position.TRANSITION: Category.BRANCH_OTHER,
+    Position.SHORTCUT: Category.SHORTCUT,
+    Position.MAIN: Category.MAIN,
+    Position.CONSTANT: Category.MAIN,
+    Position.UNSEEN: Category.MAIN,
+}
+
+
+@dataclass(frozen=True)
+class Gamma:
+    """The scale of a norm.
+
+    Attributes:
+        name: the parameter's name in the model; None for a norm without one (``affine=False``, a frozen buffer).
+        path: the module that holds it.
+        position: where the norm acts.
+        uses: how many places it acts in; where they disagree, the most careful category holds.
+    """
+
+    name: str | None
+    path: str
+    position: Position
+    uses: int = 1
+
+    @property
+    def category(self) -> Category:
+        """The category of its position."""
+        return self.position.category
+
+
+def find_gammas(trace: Trace) -> list[Gamma]:
+    """Every norm's gamma once, in the order the norms ran; then those of norms that ran in neither mode.
+
+    Where a norm ran in training its places there count, otherwise those of the evaluation mode.
+    """
+    names = canonical_names(trace.model)
+    places: dict[tuple[str | None, str], list[Position]] = {}
+    for recording in (trace.train, trace.eval):
+        found: dict[tuple[str | None, str], list[Position]] = {}
+        for norm, position in _positions(recording.dataflow, trace.model):
+            for name in dict.fromkeys(names[gamma] for gamma in norm.gammas) or (None,):
+                path = _holder(name) if name is not None else _path(norm.node)
+                found.setdefault((name, path), []).append(position)
+        for key, positions in found.items():
+            places.setdefault(key, positions)
+    for name in _unseen(trace.model, names):
+        places.setdefault((name, _holder(name)), [Position.UNSEEN])
+    order = list(Category)
+    return [
+        Gamma(name, path, min(positions, key=lambda p: order.index(p.category)), len(positions))
+        for (name, path), positions in places.items()
+    ]
+
+
+def canonical_names(model: nn.Module) -> dict[str, str]:
+    """Each name of a parameter to the first name of the same parameter: shared ones have several."""
+    first = {id(parameter): name for name, parameter in model.named_parameters()}
+    return {name: first[id(parameter)] for name, parameter in model.named_parameters(remove_duplicate=False)}
+
+
+def _holder(name: str) -> str:
+    """The module that holds the parameter, without the modules of a parametrization."""
+    parts = name.split(".")
+    return ".".join(parts[: parts.index("parametrizations")] if "parametrizations" in parts else parts[:-1])
+
+
+def _path(node: fx.Node) -> str:
+    return str(node.target) if node.op == "call_module" else str(node.meta["owner"].path)
+
+
+def _unseen(model: nn.Module, names: dict[str, str]) -> list[str]:
+    """Gammas of norm modules; most of them ran, and have a better place than this."""
+    return [
+        names[f"{path}.{name}".lstrip(".")]
+        for path, module in model.named_modules()
+        if module_kind(module) is Kind.NORM or isinstance(module, _NORM_CLASSES)
+        for name, _ in module.named_parameters()
+        if parameter_role(name) == "weight"
+    ]
+
+
+_NORM_CLASSES = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+
+
+@once
+def _positions(flow: Dataflow, model: nn.Module) -> list[tuple[Norm, Position]]:
+    norms = find_norms(flow, model)
+    applied = {norm.node for norm in norms}
+    branches = [
+        branch
+        for branch in find_branches(flow, model, side_inputs=True)
+        if (_is_flat(branch) if branch.form == "dense" else not _of_other_channels(branch))
+    ]
+    joins = {branch.join for branch in branches}
+    blocks = sorted(((_shortcut(b, joins), b) for b in branches), key=lambda item: len(item[0]) + len(item[1].nodes))
+    decided: dict[fx.Node, Position] = {}
+    for shortcut, branch in blocks:
+        last = _last(branch, applied) if branch.form == "residual" else set()
+        gate = _off_the_way(branch) if branch.form == "residual" else set()
+        for node in applied & (branch.nodes | shortcut):
+            if node in decided:
+                continue
+            if node in shortcut:
+                decided[node] = Position.SHORTCUT
+            elif branch.form == "dense":
+                decided[node] = Position.DENSE
+            elif node in last:
+                decided[node] = Position.LAST
+            else:
+                decided[node] = Position.GATE if node in gate else Position.INSIDE
+    dense = [branch for branch in branches if branch.form == "dense"]
+    return [(norm, decided.get(norm.node) or _outside(norm.node, flow, dense)) for norm in norms]
+
+
+def _outside(node: fx.Node, flow: Dataflow, dense: list[Branch]) -> Position:
+    if node not in flow:
+        return Position.CONSTANT
+    behind = any(flow.dominates(branch.join, node) for branch in dense)
+    before = any(flow.dominates(node, branch.fork) for branch in dense)
+    return Position.TRANSITION if behind and before else Position.MAIN
+
+
+def _shortcut(branch: Branch, joins: set[fx.Node]) -> set[fx.Node]:
+    """The operations on the shortcut; none if it is an earlier sum over the same fork: ``x + f(x) + g(x)``."""
+    node, flow = branch.shortcut, branch.flow
+    while node is not branch.fork and node.meta["kind"] in PASS_THROUGH and len(flow.sources(node)) == 1:
+        node = flow.sources(node)[0]
+    return set() if node in joins or node is branch.fork else flow.region(branch.fork, branch.shortcut)
+
+
+def _last(branch: Branch, norms: set[fx.Node]) -> set[fx.Node]:
+    """The norms whose output reaches the end of the branch without passing another."""
+    found: set[fx.Node] = set()
+    pending, seen = [branch.operand], set()
+    while pending:
+        node = pending.pop()
+        if node in seen or node not in branch.nodes:
+            continue
+        seen.add(node)
+        if node in norms:
+            found.add(node)
+        else:
+            pending += carrying(branch.flow, node)
+    return found
+
+
+def _off_the_way(branch: Branch) -> set[fx.Node]:
+    """What of a branch only reaches its end through a gate or as attention weights."""
+    carried: set[fx.Node] = set()
+    pending = [branch.operand]
+    while pending:
+        node = pending.pop()
+        if node in branch.nodes and node not in carried:
+            carried.add(node)
+            pending += carrying(branch.flow, node)
+    return branch.nodes - carried
+
+
+def carrying(flow: Dataflow, node: fx.Node) -> list[fx.Node]:
+    """The inputs whose scale ``node`` hands on: not the gate of a product, nor queries, keys and attention weights."""
+    sources = flow.sources(node)
+    kind = node.meta["kind"]
+    fused = callable(node.target) and function_name(node.target) == "scaled_dot_product_attention"
+    if fused or kind is Kind.ATTENTION:
+        value = node.kwargs.get("value", node.args[2] if len(node.args) > 2 else None)
+        return [source for source in sources if source is value]
+    if len(sources) == 2 and kind is Kind.MATMUL:
+        values = [source for source in sources if not _is_attention(source, flow)]
+        return values if len(values) == 1 else sources
+    if len(sources) == 2 and kind is Kind.MULTIPLY:
+        gated = [a for a, b in (sources, sources[::-1]) if flow.is_ancestor(a, b)]
+        return gated[:1] or sources
+    return sources
+
+
+def _is_attention(node: fx.Node, flow: Dataflow) -> bool:
+    """Whether ``node`` holds attention weights: a softmax, or what follows it one by one."""
+    while node.meta["kind"] is not Kind.SOFTMAX:
+        sources = flow.sources(node)
+        if len(sources) != 1 or node.meta["kind"] not in _ONE_BY_ONE:
+            return False
+        node = sources[0]
+    return True
+
+
+_ONE_BY_ONE = frozenset({Kind.VIEW, Kind.IDENTITY, Kind.SELECT, Kind.DROPOUT})
+
+
+def _of_other_channels(branch: Branch) -> bool:
+    """Whether the sum adds another part of a split tensor than the branch read (Res2Net): no block skips anything."""
+    node, flow = branch.shortcut, branch.flow
+    while node is not branch.fork and len(flow.sources(node)) == 1:
+        source = flow.sources(node)[0]
+        if node.meta["kind"] is Kind.SELECT:
+            others = [user for user in flow.users(source) if user in branch.nodes]
+            return bool(others) and all(user.meta["kind"] is Kind.SELECT and user is not node for user in others)
+        node = source
+    return False
+
+
+def _is_flat(branch: Branch) -> bool:
+    """Whether a concatenation is of a dense layer, and not of a decoder with what an encoder kept (U-Net)."""
+    return not any(_enlarges(node, branch.flow) for node in branch.nodes)
+
+
+def _enlarges(node: fx.Node, flow: Dataflow) -> bool:
+    if node.meta["kind"] is Kind.INTERPOLATE:
+        return True
+    sources = flow.sources(node)
+    shapes = [source.meta["shape"] for source in sources[:1]] + [node.meta["shape"]]
+    if len(sources) != 1 or any(shape is None or len(shape) < 4 for shape in shapes):
+        return False
+    before, after = (shape[2] * shape[3] for shape in shapes)
+    return node.meta["kind"] not in (Kind.VIEW, Kind.SELECT) and bool(after > before)

@@ -1,0 +1,139 @@
+"""Norms, however they are written: which operation applies the gamma, and which parameters it reads.
+
+A norm is a module (``nn.BatchNorm2d``), a function that is handed its parameters (``F.layer_norm(x, shape, weight)``,
+which is also what a module that is looked into calls), or arithmetic: ``weight * (x / sqrt(mean(x ** 2) + eps))``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import fx, nn
+
+from rewriter.analysis.dataflow import Dataflow, once
+from rewriter.analysis.residual import PASS_THROUGH, has_weight
+from rewriter.tracing.kinds import Kind, function_name
+
+
+@dataclass(frozen=True, eq=False)
+class Norm:
+    """One application of a norm.
+
+    Attributes:
+        node: the operation that applies gamma.
+        gammas: names of the parameters that scale what was normalised; none if there is no such parameter.
+        betas: names of the parameters that shift it.
+    """
+
+    node: fx.Node
+    gammas: tuple[str, ...]
+    betas: tuple[str, ...]
+
+
+@once
+def find_norms(flow: Dataflow, model: nn.Module) -> list[Norm]:
+    """Every application of a norm in the recording, in the order they ran."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    found = []
+    for node in flow.output.graph.nodes:
+        if node.meta["kind"] is Kind.NORM:
+            given = _of_module(node, model) if node.op == "call_module" else _of_function(node, flow, parameters)
+            found.append(Norm(node, *given))
+        elif node.meta["kind"] is Kind.MULTIPLY and (gammas := _of_arithmetic(node, flow, parameters)):
+            found.append(Norm(node, gammas, ()))
+    return found
+
+
+def parameter_role(name: str) -> str:
+    """What a module of torch calls the parameter ``name``: ``weight`` for ``parametrizations.weight.original0``."""
+    parts = name.split(".")
+    return parts[parts.index("parametrizations") + 1] if "parametrizations" in parts else parts[-1]
+
+
+def constants_behind(node: fx.Node, flow: Dataflow) -> Iterator[fx.Node]:
+    """The parameters, buffers and other stored tensors that ``node`` is computed from; none if it depends on data."""
+    pending, seen = [node], set()
+    while pending:
+        current = pending.pop()
+        if current in seen or current in flow:
+            continue
+        seen.add(current)
+        if current.op == "get_attr":
+            yield current
+        pending += current.all_input_nodes
+
+
+def _of_module(node: fx.Node, model: nn.Module) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    names = [
+        f"{node.target}.{name}".lstrip(".") for name, _ in model.get_submodule(str(node.target)).named_parameters()
+    ]
+    return (
+        tuple(name for name in names if parameter_role(name).startswith("weight")),
+        tuple(name for name in names if not parameter_role(name).startswith("weight")),
+    )
+
+
+_PLACES = {
+    "batch_norm": (3, 4),
+    "instance_norm": (3, 4),
+    "layer_norm": (2, 3),
+    "group_norm": (2, 3),
+    "rms_norm": (2, None),
+}
+"""Where torch's functions take gamma and beta."""
+
+
+def _of_function(
+    node: fx.Node, flow: Dataflow, parameters: dict[str, nn.Parameter]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    places = _PLACES.get(function_name(node.target), (None, None))  # type: ignore[arg-type]
+    names = []
+    for place, keyword in zip(places, ("weight", "bias"), strict=True):
+        given = node.kwargs.get(keyword)
+        if given is None and place is not None and place < len(node.args):
+            given = node.args[place]
+        found = constants_behind(given, flow) if isinstance(given, fx.Node) else ()
+        names.append(tuple(str(constant.target) for constant in found if constant.target in parameters))
+    return names[0], names[1]
+
+
+def _of_arithmetic(node: fx.Node, flow: Dataflow, parameters: dict[str, nn.Parameter]) -> tuple[str, ...]:
+    """The parameters that ``node`` multiplies what was normalised by; none if it does something else."""
+    sources = flow.sources(node)
+    if len(sources) != 1 or not _is_normalised(sources[0], flow):
+        return ()
+    factors = [operand for operand in node.all_input_nodes if operand not in flow]
+    constants = [constant for factor in factors for constant in constants_behind(factor, flow)]
+    return tuple(
+        str(constant.target)
+        for constant in constants
+        if constant.target in parameters and parameters[str(constant.target)].numel() > 1
+    )
+
+
+_REDUCTIONS = frozenset({"mean", "var", "std", "sum", "norm", "vector_norm", "linalg_vector_norm", "var_mean"})
+_ROOTS = frozenset({"sqrt", "rsqrt", "std", "norm", "vector_norm", "linalg_vector_norm", "pow"})
+
+
+def _is_normalised(node: fx.Node, flow: Dataflow) -> bool:
+    """Whether ``node`` is ``x`` divided by a root of a statistic of ``x``."""
+    while node.meta["kind"] in PASS_THROUGH and len(flow.sources(node)) == 1:
+        node = flow.sources(node)[0]
+    if node.op != "call_function":
+        return False
+    if node.target is torch.nn.functional.normalize:
+        return True
+    sources = flow.sources(node)
+    if node.meta["kind"] is not Kind.MULTIPLY or len(sources) != 2:
+        return False
+    for x, statistic in (sources, sources[::-1]):
+        origin = x if flow.is_ancestor(x, statistic) else flow.fork(node)
+        if x is statistic or origin is None or not flow.is_ancestor(origin, statistic):
+            continue
+        way = flow.region(origin, statistic)
+        names = {function_name(step.target) for step in way if callable(step.target)}
+        if names & _REDUCTIONS and names & _ROOTS and not any(has_weight(step, flow) for step in way):
+            return True
+    return False

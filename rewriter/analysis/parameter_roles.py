@@ -1,0 +1,156 @@
+"""What each parameter is to the model: a weight that multiplies features, or something else.
+
+Decided by the operations that read it, never by its name: a ``pos_embed`` is what is added to features, a class token
+what is concatenated with them. Where uses differ (an embedding that is also the weight of the output layer) it counts
+as a weight only if every operation that reads it uses it as one.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable, Iterator
+
+from torch import fx, nn
+
+from rewriter.analysis.dataflow import Dataflow
+from rewriter.analysis.gammas import canonical_names
+from rewriter.analysis.norms import find_norms, parameter_role
+from rewriter.tracing.kinds import Kind, function_name, module_kind
+from rewriter.tracing.trace import Trace
+
+
+class Role(enum.StrEnum):
+    """The roles; of several the first one holds."""
+
+    GAMMA = "gamma of a norm"
+    BETA = "beta of a norm"
+    EMBEDDING = "embedding"
+    TOKEN = "token, or the input of a layer"
+    ADDED = "bias, or an embedding of positions"
+    SCALE = "scale of features or logits"
+    OTHER = "read by another operation"
+    UNSEEN = "not seen to be read"
+    WEIGHT = "weight"
+
+
+def find_roles(trace: Trace) -> dict[str, Role]:
+    """The role of every parameter of the model, by its (first) name, in the model's order."""
+    names = canonical_names(trace.model)
+    roles: dict[str, set[Role]] = {name: set() for name, _ in trace.model.named_parameters()}
+    for recording in (trace.train, trace.eval):
+        for name, role in _uses(recording.dataflow, trace.model):
+            roles[names[name]].add(role)
+    for name, role in _by_module(trace.model):
+        roles[names[name]] = roles[names[name]] or {role}
+    order = list(Role)
+    return {name: min(found, key=order.index, default=Role.UNSEEN) for name, found in roles.items()}
+
+
+def _uses(flow: Dataflow, model: nn.Module) -> Iterator[tuple[str, Role]]:
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    of_norms: set[str] = set()
+    for norm in find_norms(flow, model):
+        yield from ((name, Role.GAMMA) for name in norm.gammas)
+        yield from ((name, Role.BETA) for name in norm.betas)
+        of_norms |= {*norm.gammas, *norm.betas}
+    called = set()
+    for node in flow.output.graph.nodes:
+        if node.op == "get_attr" and node.target in parameters and node.target not in of_norms:
+            yield from ((node.target, role) for role in _readers(node, flow))
+        elif node.op == "call_module" and node.target not in called:
+            called.add(node.target)
+            yield from _of_leaf(str(node.target), model.get_submodule(node.target), node.meta["kind"])
+
+
+def _by_module(model: nn.Module) -> Iterator[tuple[str, Role]]:
+    """What the module that holds it says, for parameters that no operation was seen to read."""
+    for path, module in model.named_modules():
+        kind = module_kind(module)
+        if kind is not None:
+            yield from _of_leaf(path, module, kind)
+
+
+def _of_leaf(path: str, module: nn.Module, kind: Kind) -> Iterator[tuple[str, Role]]:
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        called = parameter_role(name)
+        if kind is Kind.NORM:
+            role = Role.GAMMA if called.startswith("weight") else Role.BETA
+        elif kind is Kind.EMBEDDING:
+            role = Role.EMBEDDING
+        elif kind is Kind.ACTIVATION:
+            role = Role.SCALE
+        elif "bias" in called or parameter.dim() < 2:
+            role = Role.ADDED
+        elif "weight" in called or sum(size > 1 for size in parameter.shape) > 1:
+            role = Role.WEIGHT
+        else:
+            role = Role.SCALE  # the gain of a standardised convolution
+        yield f"{path}.{name}".lstrip("."), role
+
+
+def _readers(constant: fx.Node, flow: Dataflow) -> Iterator[Role]:
+    """The role in each operation that reads ``constant``, through operations that hold no data."""
+    pending: list[fx.Node] = [constant]
+    seen: set[fx.Node] = set()
+    while pending:
+        operand = pending.pop()
+        if operand in seen:
+            continue
+        seen.add(operand)
+        for reader in operand.users:
+            role = _role_in(reader, operand, flow)
+            if role is None:
+                pending.append(reader)
+            else:
+                yield role
+
+
+def _role_in(reader: fx.Node, operand: fx.Node, flow: Dataflow) -> Role | None:
+    """What ``operand`` is to ``reader``; None if it is only transformed, and what comes of it tells."""
+    kind = reader.meta["kind"]
+    if reader.op == "output" or reader.op == "call_module":
+        return Role.TOKEN
+    name = function_name(reader.target)  # type: ignore[arg-type]
+    if kind is Kind.EMBEDDING:
+        return Role.EMBEDDING
+    if name == "scaled_dot_product_attention":
+        return Role.TOKEN if operand in reader.args[:3] else Role.ADDED
+    if name in ("addmm", "baddbmm") and reader.args and reader.args[0] is operand:
+        return Role.ADDED
+    if kind in (Kind.CONV, Kind.LINEAR, Kind.ATTENTION) and name != "addmm":
+        if reader.args and reader.args[0] is operand:
+            return Role.TOKEN
+        is_bias = reader.kwargs.get("bias") is operand or operand in reader.args[_BIAS.get(name, 2) :]
+        return Role.ADDED if is_bias and operand is not _argument(reader, 1, "weight") else Role.WEIGHT
+    if reader not in flow:
+        return None
+    if kind is Kind.SELECT and any(index in flow for index in _nodes(reader.args[1:])):
+        return Role.EMBEDDING  # rows picked by what the input says
+    return _BY_KIND.get(kind) or _BY_NAME.get(name, Role.OTHER)
+
+
+_BIAS = {"bilinear": 3}
+"""Where torch's functions take their bias, if not third."""
+
+_BY_KIND = {
+    Kind.LINEAR: Role.WEIGHT,
+    Kind.MATMUL: Role.WEIGHT,
+    Kind.ADD: Role.ADDED,
+    Kind.CONCAT: Role.TOKEN,
+    Kind.MULTIPLY: Role.SCALE,
+    Kind.ACTIVATION: Role.SCALE,
+}
+
+_BY_NAME = {"sub": Role.ADDED, "rsub": Role.ADDED, "addcmul": Role.SCALE, "where": Role.TOKEN, "stack": Role.TOKEN}
+
+
+def _argument(node: fx.Node, place: int, keyword: str) -> object:
+    return node.kwargs.get(keyword, node.args[place] if len(node.args) > place else None)
+
+
+def _nodes(arguments: Iterable[object]) -> Iterator[fx.Node]:
+    for argument in arguments:
+        if isinstance(argument, fx.Node):
+            yield argument
+        elif isinstance(argument, (tuple, list)):
+            yield from _nodes(argument)
