@@ -60,7 +60,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], set[str]]] = {
     "torchvision segmentation": (
         deeplab,
         {"input_size": 256},
-        {"atrous-rates", "dropout", "scale-equalizer", "stochastic-pooling", "weight-decay"},
+        {"atrous-rates", "scale-equalizer", "stochastic-pooling", "weight-decay"},
     ),
     "smp segmentation": (feature_pyramid, {"input_size": 64}, {"group-count", "weight-decay"}),
     "hugging face segmentation": (segformer, {"input_size": 64}, {"scale-equalizer", "weight-decay"}),
