@@ -1202,7 +1202,7 @@ def timm_methods(package: str) -> dict[str, types.FunctionType]:
 
 
 def _assert_re_emitted(function: types.FunctionType) -> None:
-    innermost = list(undecorated(function))[-1] if function.__closure__ is None else function
+    innermost = inspect.unwrap(function)
     source = read_source(innermost)
     assert_same_code(re_emit(source, source.text).__code__, innermost.__code__)
 

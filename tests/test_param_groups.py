@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 import timm
 import torch
+from helpers import assert_unchanged, image, snapshot, timm_model
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from timm.optim import create_optimizer_v2, param_groups_layer_decay
 from torch import nn
 
 import rewriter
-from tests.helpers import assert_unchanged, image, snapshot, timm_model
 
 
 def names_of(model: nn.Module, groups: list[dict[str, Any]], *, decaying: bool) -> set[str]:

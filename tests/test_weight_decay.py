@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import timm_model
 from torch import fx, nn
 from typer.testing import CliRunner
 
@@ -21,7 +22,6 @@ from passes import WeightDecay
 from rewriter import cli
 from rewriter.analysis.gammas import Category, find_gammas
 from rewriter.reasons import Reason
-from tests.helpers import timm_model
 
 LAST, OTHER, SHORTCUT, MAIN = "branch_last", "branch_other", "shortcut", "main"
 
