@@ -11,13 +11,14 @@ from __future__ import annotations
 import fnmatch
 from typing import Any
 
-from model_zoo import smp_models, timm_models, torchvision_models
+from model_zoo import smp_models, timm_models, torchvision_models, zoo_models
 from model_zoo.entry import CreationError, Entry, MissingLibrary, ModelZooError, Source, UnknownModel, nearest
 
 SOURCES: dict[str, Source] = {
     "timm": timm_models.SOURCE,
     "torchvision": torchvision_models.SOURCE,
     "smp": smp_models.SOURCE,
+    "zoo": zoo_models.SOURCE,
 }
 """Where models come from, by the prefix of their names; a name without a prefix is a timm name."""
 
