@@ -11,18 +11,15 @@ from torch import nn
 
 from model_zoo.entry import CreationError, Entry, InputSize, MissingLibrary, Source, build, require, unknown
 from model_zoo.zoo.aspp import ASPPHead, SepASPPHead
-from model_zoo.zoo.blocks import DecodeHead
 from model_zoo.zoo.fcn import FCNHead
 from model_zoo.zoo.preact_resnet import PreActResNet
 from model_zoo.zoo.psp import PSPHead
 from model_zoo.zoo.segmenter import Segmenter
 from model_zoo.zoo.uper import UPerHead
 
-HEADS: dict[str, type[DecodeHead]] = {
-    cls.__name__.lower(): cls for cls in (UPerHead, PSPHead, ASPPHead, SepASPPHead, FCNHead)
-}
+HEADS: dict[str, Any] = {cls.__name__.lower(): cls for cls in (UPerHead, PSPHead, ASPPHead, SepASPPHead, FCNHead)}
 
-_CIFAR = {"depths": (18, 18, 18), "widths": (16, 32, 64)}
+_OF_CIFAR = functools.partial(PreActResNet, depths=(18, 18, 18), widths=(16, 32, 64))
 
 CLASSIFIERS: dict[str, Callable[..., nn.Module]] = {
     "preact_resnet18": PreActResNet,
@@ -30,8 +27,8 @@ CLASSIFIERS: dict[str, Callable[..., nn.Module]] = {
     "preact_resnet50": functools.partial(PreActResNet, depths=(3, 4, 6, 3), bottleneck=True),
     "preact_resnet101": functools.partial(PreActResNet, depths=(3, 4, 23, 3), bottleneck=True),
     "preact_resnet152": functools.partial(PreActResNet, depths=(3, 8, 36, 3), bottleneck=True),
-    "preact_resnet110": functools.partial(PreActResNet, **_CIFAR),
-    "preact_resnet164": functools.partial(PreActResNet, **_CIFAR, bottleneck=True),
+    "preact_resnet110": _OF_CIFAR,
+    "preact_resnet164": functools.partial(_OF_CIFAR, bottleneck=True),
 }
 
 _BACKBONE = "resnet18"
@@ -66,12 +63,14 @@ def _create(name: str, local: str, pretrained: bool, kwargs: dict[str, Any]) -> 
     return Entry(model, name, _input_size(timm, backbone, kwargs), dict(kwargs))
 
 
-def _segmenter(timm: Any, head: type[DecodeHead], name: str, pretrained: bool, **options: Any) -> Segmenter:
+def _segmenter(timm: Any, head: Any, name: str, pretrained: bool, **options: Any) -> Segmenter:
     """The head's options are those that its constructor names; the others are the backbone's."""
     of_head = {key: options.pop(key) for key in list(options) if key in inspect.signature(head).parameters}
     if not _fixed_size(timm, name):
         options.pop("img_size", None)  # the backbone runs on any
-    make = functools.partial(timm.create_model, name, pretrained=pretrained, features_only=True, **options)
+    make: Callable[..., Any] = functools.partial(
+        timm.create_model, name, pretrained=pretrained, features_only=True, **options
+    )
     backbone = make() if "output_stride" in options or _reads_coarse_levels(head, of_head) else _dilated(make)
     strides = backbone.feature_info.reduction()
     levels = [level for level, stride in enumerate(strides) if stride >= _FINEST][-_LEVELS:]
@@ -80,12 +79,12 @@ def _segmenter(timm: Any, head: type[DecodeHead], name: str, pretrained: bool, *
     return Segmenter(backbone, head(channels, **of_head), levels, channels_last)
 
 
-def _reads_coarse_levels(head: type[DecodeHead], options: dict[str, Any]) -> bool:
+def _reads_coarse_levels(head: Any, options: dict[str, Any]) -> bool:
     """Whether the head fuses levels of all strides, so that none is to be kept fine by dilation."""
     return head is UPerHead or options.get("input_transform") == "resize_concat"
 
 
-def _dilated(make: Callable[..., nn.Module]) -> nn.Module:
+def _dilated(make: Callable[..., Any]) -> Any:
     try:
         return make(output_stride=_DILATED_STRIDE)
     except Exception:  # backbones refuse in many ways; what else is wrong is refused again

@@ -14,19 +14,18 @@ from typing import Any
 import torch
 from torch import nn
 
+from rewriter import hooks
+
 _ATOMIC = (
     type(None), bool, int, float, complex, str, bytes, type, range,
     types.BuiltinFunctionType, torch.dtype, torch.device, torch.Size,
 )  # fmt: skip
 
-_HOOKS = (
-    "_backward_hooks", "_backward_pre_hooks", "_forward_hooks", "_forward_hooks_with_kwargs",
-    "_forward_hooks_always_called", "_forward_pre_hooks", "_forward_pre_hooks_with_kwargs",
-)  # fmt: skip
-
 
 def skeleton(model: nn.Module, twin: Callable[[torch.Tensor], torch.Tensor]) -> nn.Module:
-    """A copy of ``model`` whose tensors are ``twin(tensor)``: same classes, attributes, flags and sharing, no hooks.
+    """A copy of ``model`` whose tensors are ``twin(tensor)``: same classes, attributes, flags and sharing.
+
+    Of the hooks only those that the library of its classes put there itself are copied.
 
     Much cheaper than ``deepcopy`` and works where that fails: what cannot be copied is shared with the original.
 
@@ -50,10 +49,11 @@ def meta_twin(tensor: torch.Tensor) -> torch.Tensor:
 def _copy_module(model: nn.Module, memo: dict[int, Any], twin: Callable[[torch.Tensor], torch.Tensor]) -> nn.Module:
     modules = [module for module in model.modules() if id(module) not in memo]
     memo.update((id(module), type(module).__new__(type(module))) for module in modules)
+    libraries = hooks.libraries_of(model)
     for module in modules:
         state = memo[id(module)].__dict__
         for name, value in module.__dict__.items():
-            if name in _HOOKS:
+            if name in hooks.REGISTRIES:
                 state[name] = type(value)()
             elif name == "_modules":
                 state[name] = {key: memo.get(id(child)) for key, child in value.items()}
@@ -61,8 +61,26 @@ def _copy_module(model: nn.Module, memo: dict[int, Any], twin: Callable[[torch.T
                 state[name] = {key: _twin_of(tensor, memo, twin) for key, tensor in value.items()}
             else:
                 state[name] = _copy(value, memo, twin)
+        _copy_own_hooks(module, state, libraries, memo, twin)
     copy_of_model: nn.Module = memo[id(model)]
     return copy_of_model
+
+
+def _copy_own_hooks(
+    module: nn.Module,
+    state: dict[str, Any],
+    libraries: frozenset[str | None],
+    memo: dict[int, Any],
+    twin: Callable[[torch.Tensor], torch.Tensor],
+) -> None:
+    kept: set[int] = set()
+    for name in hooks.FORWARD:
+        for key, hook in module.__dict__[name].items():
+            if hooks.is_of(hook, libraries):
+                state[name][key] = _copy(hook, memo, twin)
+                kept.add(key)
+    for name in hooks.FORWARD_OPTIONS if kept else ():
+        state[name].update((key, value) for key, value in module.__dict__[name].items() if key in kept)
 
 
 def _twin_of(tensor: torch.Tensor | None, memo: dict[int, Any], twin: Callable[[torch.Tensor], torch.Tensor]) -> Any:

@@ -16,6 +16,7 @@ from torch import nn
 
 from rewriter.guard import random_state_kept
 from rewriter.guideline import Contract
+from rewriter.hooks import REGISTRIES
 from rewriter.inputs import Inputs, map_tensors, tensors_in
 from rewriter.record import Verdict
 from rewriter.skeleton import meta_twin, skeleton
@@ -105,10 +106,11 @@ def written_parameters(model: nn.Module, inputs: Inputs) -> list[nn.Parameter]:
 
 @contextlib.contextmanager
 def state_kept(model: nn.Module, parameters: Sequence[nn.Parameter] = ()) -> Iterator[None]:
-    """Afterwards buffers, gradients, modes, plain attributes and the ``parameters`` given are what they were."""
+    """Afterwards buffers, gradients, modes, hooks, plain attributes and the ``parameters`` given are what they were."""
     modules = list(model.modules())
     modes = [module.training for module in modules]
     attributes = [_plain_attributes(module) for module in modules]
+    hooks = [(registry, dict(registry)) for module in modules for registry in _hook_registries(module)]
     values = [(tensor, tensor.detach().clone()) for tensor in (*model.buffers(), *parameters)]
     gradients = [(p, p.grad) for p in model.parameters()]
     for parameter, _ in gradients:
@@ -126,6 +128,10 @@ def state_kept(model: nn.Module, parameters: Sequence[nn.Parameter] = ()) -> Ite
             for name in [name for name in _plain_attributes(module) if name not in attribute]:
                 del module.__dict__[name]
             module.__dict__.update(attribute)
+        for registry, content in hooks:
+            if registry != content:  # a forward may register hooks, and note in an attribute that it did
+                registry.clear()
+                registry.update(content)
         for module, mode in zip(modules, modes, strict=True):
             module.training = mode
 
@@ -156,6 +162,10 @@ def _plain_attributes(module: nn.Module) -> dict[str, Any]:
         for name, value in module.__dict__.items()
         if name not in registries and not name.endswith("_hooks")
     }
+
+
+def _hook_registries(module: nn.Module) -> list[dict[int, Any]]:
+    return [value for name in REGISTRIES if isinstance(value := module.__dict__.get(name), dict)]
 
 
 def _may_vary(outputs: list[torch.Tensor]) -> bool:

@@ -44,7 +44,8 @@ class PreActBlock(nn.Module):
         y = self.convs[0](y)
         for norm, conv in zip(self.norms[1:], self.convs[1:], strict=True):
             y = conv(F.relu(norm(y)))
-        return shortcut + y
+        summed: torch.Tensor = shortcut + y
+        return summed
 
 
 class PreActResNet(nn.Module):

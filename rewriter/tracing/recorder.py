@@ -16,6 +16,7 @@ import torch
 from torch import fx, nn
 from torch.overrides import TorchFunctionMode
 
+from rewriter.hooks import call_hooked
 from rewriter.inputs import tensors_in
 from rewriter.tracing import shapes
 from rewriter.tracing.frames import Frame, FrameReader, owner_of
@@ -121,14 +122,15 @@ class Recorder(TorchFunctionMode):
         return shapes.call(func, args, kwargs) if self._predict_shapes else func(*args, **kwargs)
 
     def _instrument(self) -> None:
-        """Put a wrapper on every module of the skeleton; hooks and compiled calls are thereby bypassed."""
+        """Put a wrapper on every module of the skeleton; global hooks and compiled calls are thereby bypassed."""
         for path, module in self._model.named_modules():
             kind = module_kind(module)
             original = module.forward
             wrapper = self._leaf(path, module, kind, original) if kind else self._inner(path, original)
             self._frames.boundaries.add(wrapper.__code__)  # type: ignore[attr-defined]
             module.__dict__["forward"] = wrapper
-            module.__dict__["_compiled_call_impl"] = wrapper
+            module.__dict__["_compiled_call_impl"] = called = _between_hooks(module, wrapper)
+            self._frames.machinery.update((called.__code__, call_hooked.__code__))  # type: ignore[attr-defined]
 
     def _inner(self, path: str, original: Callable[..., Any]) -> Callable[..., Any]:
         def call_module(*args: Any, **kwargs: Any) -> Any:
@@ -319,6 +321,17 @@ def _storage_of(tensor: torch.Tensor) -> int:
         return int(tensor.untyped_storage()._cdata)
     except NotImplementedError:  # sparse and opaque tensors have none
         return id(tensor)
+
+
+def _between_hooks(module: nn.Module, wrapper: Callable[..., Any]) -> Callable[..., Any]:
+    """What calls of ``module`` reach; the model may register hooks on it while it runs."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if module._forward_pre_hooks or module._forward_hooks:
+            return call_hooked(module, wrapper, args, kwargs)
+        return wrapper(*args, **kwargs)
+
+    return call
 
 
 def _named_tensors(model: nn.Module) -> Iterable[tuple[str, torch.Tensor]]:
