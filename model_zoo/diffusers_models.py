@@ -60,11 +60,8 @@ def _can_be_told(cls: Any) -> bool:
     """Whether the default configuration is whole, and tells everything that ``forward`` cannot do without."""
     config = _options(cls)
     needed = {p.name for p in _parameters_of_forward(cls) if p.default is p.empty}
-    return (
-        bool(needed)
-        and inspect.Parameter.empty not in config.values()
-        and needed <= _example_inputs(cls, config).keys()
-    )
+    whole = inspect.Parameter.empty not in config.values()
+    return whole and bool(needed) and needed <= _example_inputs(cls, config).keys()
 
 
 def _example_inputs(cls: Any, config: Mapping[str, Any], rank: int = 2) -> dict[str, torch.Tensor]:

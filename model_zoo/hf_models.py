@@ -1,4 +1,4 @@
-"""Vision models of Hugging Face transformers: ``hf:ViTForImageClassification``, or a hub id: ``hf:microsoft/resnet-18``.
+"""Vision models of transformers: ``hf:ViTForImageClassification``, or from the hub ``hf:microsoft/resnet-18``.
 
 A class is built from its default configuration with random weights. Only a hub id needs the network: for its
 configuration, and with ``pretrained=True`` for its weights.

@@ -17,7 +17,9 @@ from model_zoo.zoo.psp import PSPHead
 from model_zoo.zoo.segmenter import Segmenter
 from model_zoo.zoo.uper import UPerHead
 
-HEADS: dict[str, Any] = {cls.__name__.lower(): cls for cls in (UPerHead, PSPHead, ASPPHead, SepASPPHead, FCNHead)}
+HEADS: dict[str, Callable[..., DecodeHead]] = {
+    cls.__name__.lower(): cls for cls in (UPerHead, PSPHead, ASPPHead, SepASPPHead, FCNHead)
+}
 
 _OF_CIFAR = functools.partial(PreActResNet, depths=(18, 18, 18), widths=(16, 32, 64))
 
@@ -63,14 +65,13 @@ def _create(name: str, local: str, pretrained: bool, kwargs: dict[str, Any]) -> 
     return Entry(model, name, _input_size(timm, backbone, kwargs), dict(kwargs))
 
 
-def _segmenter(timm: Any, head: Any, name: str, pretrained: bool, **options: Any) -> Segmenter:
+def _segmenter(timm: Any, head: Callable[..., DecodeHead], name: str, pretrained: bool, **options: Any) -> Segmenter:
     """The head's options are those that its constructor names; the others are the backbone's."""
     of_head = {key: options.pop(key) for key in list(options) if key in inspect.signature(head).parameters}
     if not _fixed_size(timm, name):
         options.pop("img_size", None)  # the backbone runs on any
-    make: Callable[..., Any] = functools.partial(
-        timm.create_model, name, pretrained=pretrained, features_only=True, **options
-    )
+    options |= {"pretrained": pretrained, "features_only": True}
+    make: Callable[..., Any] = functools.partial(timm.create_model, name, **options)
     backbone = make() if "output_stride" in options or _reads_coarse_levels(head, of_head) else _dilated(make)
     strides = backbone.feature_info.reduction()
     levels = [level for level, stride in enumerate(strides) if stride >= _FINEST][-_LEVELS:]
@@ -79,7 +80,7 @@ def _segmenter(timm: Any, head: Any, name: str, pretrained: bool, **options: Any
     return Segmenter(backbone, head(channels, **of_head), levels, channels_last)
 
 
-def _reads_coarse_levels(head: Any, options: dict[str, Any]) -> bool:
+def _reads_coarse_levels(head: Callable[..., DecodeHead], options: dict[str, Any]) -> bool:
     """Whether the head fuses levels of all strides, so that none is to be kept fine by dilation."""
     return head is UPerHead or options.get("input_transform") == "resize_concat"
 
