@@ -11,6 +11,7 @@ from torch import nn
 
 from model_zoo.entry import CreationError, Entry, InputSize, MissingLibrary, Source, build, require, unknown
 from model_zoo.zoo.aspp import ASPPHead, SepASPPHead
+from model_zoo.zoo.blocks import DecodeHead
 from model_zoo.zoo.fcn import FCNHead
 from model_zoo.zoo.preact_resnet import PreActResNet
 from model_zoo.zoo.psp import PSPHead

@@ -19,6 +19,7 @@ from rewriter.errors import TraceError
 from rewriter.guard import random_state_kept
 from rewriter.inputs import Inputs
 from rewriter.skeleton import meta_twin, skeleton
+from rewriter.tracing.caches import clear_caches_with
 from rewriter.tracing.drawing import draw
 from rewriter.tracing.recorder import ModuleCall, Recorder
 
@@ -133,7 +134,7 @@ def _meta_context() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _fake_context() -> Iterator[Any]:
-    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
     logger = logging.getLogger("torch._subclasses.fake_tensor")
     level = logger.level
@@ -143,6 +144,7 @@ def _fake_context() -> Iterator[Any]:
             yield mode
     finally:
         logger.setLevel(level)
+        clear_caches_with(FakeTensor)
 
 
 @contextlib.contextmanager
