@@ -149,9 +149,12 @@ def _library() -> Any:
     return require("diffusers", "diffusers>=0.30")
 
 
+def _names() -> list[str]:
+    return list(_told(_library()))
+
+
 @functools.cache
-def _names() -> tuple[str, ...]:
-    library = _library()
+def _told(library: Any) -> tuple[str, ...]:
     base = library.ModelMixin
     found = (getattr(library, name, None) for name in library._import_structure["models"])
     classes = [cls for cls in found if inspect.isclass(cls) and issubclass(cls, base) and cls is not base]
@@ -169,4 +172,4 @@ def _is_buildable(local: str) -> bool:
     return False
 
 
-SOURCE = Source(_create, lambda: list(_names()), is_buildable=_is_buildable)
+SOURCE = Source(_create, _names, is_buildable=_is_buildable)

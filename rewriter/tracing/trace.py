@@ -19,7 +19,7 @@ from rewriter.errors import TraceError
 from rewriter.guard import random_state_kept
 from rewriter.inputs import Inputs
 from rewriter.skeleton import meta_twin, skeleton
-from rewriter.tracing.caches import clear_caches_with
+from rewriter.tracing.caches import clear_caches
 from rewriter.tracing.drawing import draw
 from rewriter.tracing.recorder import ModuleCall, Recorder
 
@@ -139,12 +139,13 @@ def _fake_context() -> Iterator[Any]:
     logger = logging.getLogger("torch._subclasses.fake_tensor")
     level = logger.level
     logger.setLevel(logging.CRITICAL)  # it logs the traceback of what we go on from
+    clear_caches(lambda tensor: tensor.is_meta)  # of the run that failed
     try:
         with FakeTensorMode(allow_non_fake_inputs=True) as mode:
             yield mode
     finally:
         logger.setLevel(level)
-        clear_caches_with(FakeTensor)
+        clear_caches(lambda tensor: isinstance(tensor, FakeTensor))
 
 
 @contextlib.contextmanager
