@@ -48,7 +48,7 @@ class ASPPHead(DecodeHead):
     Args:
         in_channels: channels of the levels; the last one is read.
         num_classes, channels, dropout: as in :class:`DecodeHead`.
-        dilations: of the 3x3 branches. The published ones are for an output stride of 8.
+        dilations: of the 3x3 branches, in pixels of the last level.
     """
 
     def __init__(

@@ -11,7 +11,7 @@ from model_zoo.zoo.blocks import ConvBlock, DecodeHead, resize_like
 
 
 class FCNHead(DecodeHead):
-    """Convolutions on the last level, or on all levels resized to the first and concatenated (the layout of HRNet).
+    """Convolutions on the last level, or on all levels resized to the first and concatenated.
 
     Args:
         in_channels: channels of the levels.

@@ -1,7 +1,7 @@
 """Pre-activation ResNets for CIFAR: He et al., "Identity Mappings in Deep Residual Networks", ECCV 2016.
 
-``preact_resnet110`` and ``preact_resnet164`` are the paper's CIFAR networks. The others put the depths and widths of
-the ImageNet ResNets on the CIFAR stem: one 3x3 convolution, no pooling.
+All have one 3x3 convolution as stem, without pooling. Those of depth 110 and 164 have three stages of 16, 32 and 64
+channels; the others have the depths and widths of the ResNets for ImageNet.
 """
 
 from __future__ import annotations
