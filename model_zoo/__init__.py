@@ -1,4 +1,5 @@
-"""Names → models: ``resnet18``, ``timm:resnet18``, ``torchvision:resnet18``, ``smp:unet-resnet18``.
+"""Names → models: ``resnet18``, ``timm:resnet18``, ``torchvision:resnet18``, ``smp:unet-resnet18``, ``zoo:uperhead``,
+``hf:ViTForImageClassification``, ``diffusers:UNet2DModel``.
 
     entry = model_zoo.create("resnet18", drop_rate=0.2)
     entry.model, entry.input_size        # a timm ResNet, (3, 224, 224)
@@ -11,13 +12,16 @@ from __future__ import annotations
 import fnmatch
 from typing import Any
 
-from model_zoo import smp_models, timm_models, torchvision_models
+from model_zoo import diffusers_models, hf_models, smp_models, timm_models, torchvision_models, zoo_models
 from model_zoo.entry import CreationError, Entry, MissingLibrary, ModelZooError, Source, UnknownModel, nearest
 
 SOURCES: dict[str, Source] = {
     "timm": timm_models.SOURCE,
     "torchvision": torchvision_models.SOURCE,
     "smp": smp_models.SOURCE,
+    "zoo": zoo_models.SOURCE,
+    "hf": hf_models.SOURCE,
+    "diffusers": diffusers_models.SOURCE,
 }
 """Where models come from, by the prefix of their names; a name without a prefix is a timm name."""
 
@@ -26,9 +30,11 @@ def create(name: str, *, pretrained: bool = False, **kwargs: Any) -> Entry:
     """Build the model called ``name``.
 
     Args:
-        name: ``NAME`` or ``timm:NAME``, ``torchvision:NAME``, ``smp:ARCHITECTURE`` or ``smp:ARCHITECTURE-ENCODER``.
-        pretrained: download the library's default weights (of the encoder, for ``smp``).
-        **kwargs: options of the model's constructor.
+        name: ``NAME`` or ``timm:NAME``, ``torchvision:NAME``, ``smp:ARCHITECTURE`` or ``smp:ARCHITECTURE-ENCODER``,
+            ``zoo:HEAD``, ``zoo:HEAD-TIMMNAME`` or ``zoo:preact_resnet18``, ``hf:CLASS`` or a hub id ``hf:ORG/NAME``
+            (whose configuration comes from the network), ``diffusers:CLASS``.
+        pretrained: download the library's default weights (of the encoder or backbone, for ``smp`` and ``zoo``).
+        **kwargs: options of the model's constructor; for ``hf`` of its configuration.
 
     Raises:
         UnknownModel: there is no such name; the message shows the nearest ones.
@@ -47,22 +53,34 @@ def create(name: str, *, pretrained: bool = False, **kwargs: Any) -> Entry:
         raise UnknownModel(f"{error} (there is a torchvision:{name})") from error
 
 
-def names(pattern: str = "*") -> list[str]:
+def names(pattern: str = "*", *, check: bool = True) -> list[str]:
     """Every name that fits a glob, with or without its prefix; libraries that are not installed contribute none.
+
+    A pattern with a prefix imports that library only.
 
     Args:
         pattern: such as ``"resnet*"``, ``"torchvision:*"`` or ``"smp:unet-*"``.
+        check: leave out names that cannot be built as they come, which for ``hf`` takes time: every class that fits is
+            imported and built without memory.
     """
     found = []
     for prefix, source in SOURCES.items():
+        if not _may_fit(prefix, pattern):
+            continue
         try:
             local_names = source.names()
         except MissingLibrary:
             continue
         for local in local_names:
-            if fnmatch.fnmatchcase(local, pattern) or fnmatch.fnmatchcase(f"{prefix}:{local}", pattern):
+            fits = fnmatch.fnmatchcase(local, pattern) or fnmatch.fnmatchcase(f"{prefix}:{local}", pattern)
+            if fits and (not check or source.is_buildable(local)):
                 found.append(local if prefix == "timm" else f"{prefix}:{local}")
     return found
+
+
+def _may_fit(prefix: str, pattern: str) -> bool:
+    wanted, colon, _ = pattern.partition(":")
+    return not colon or "[" in wanted or fnmatch.fnmatchcase(prefix, wanted)
 
 
 def quick_options(name: str) -> dict[str, Any]:

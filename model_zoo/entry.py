@@ -38,15 +38,16 @@ class Entry:
         name: the name it was asked for by.
         input_size: ``(channels, height, width)`` of one input, without the batch; None if it takes no single image.
         options: options that, given with ``name``, build the same structure without its weights.
-        example_inputs: positional arguments for one run, small and on the CPU, where ``input_size`` cannot tell them
-            (lists of images with targets, clips, pairs of images); None where it can.
+        example_inputs: arguments for one run, small and on the CPU, where ``input_size`` cannot tell them: a tuple of
+            positional ones (lists of images with targets, clips, pairs of images) or a dict of keyword arguments
+            (latents with time steps and text); None where it can.
     """
 
     model: nn.Module
     name: str
     input_size: InputSize | None
     options: Mapping[str, Any] = field(default_factory=dict)
-    example_inputs: tuple[Any, ...] | None = field(default=None, compare=False, repr=False)
+    example_inputs: tuple[Any, ...] | dict[str, Any] | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -57,11 +58,13 @@ class Source:
         create: from the full name, the name within the library, ``pretrained`` and the constructor's options.
         names: every name within the library.
         quick_options: from the name within the library, options that make a run quick and keep the structure.
+        is_buildable: whether a name can be built as it comes. May import and build it, which ``names`` does not.
     """
 
     create: Callable[[str, str, bool, dict[str, Any]], Entry]
     names: Callable[[], list[str]]
     quick_options: Callable[[str], dict[str, Any]] = lambda local: {}
+    is_buildable: Callable[[str], bool] = lambda local: True
 
 
 def require(library: str, package: str) -> Any:

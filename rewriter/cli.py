@@ -109,7 +109,10 @@ def _show_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-_NAME = Annotated[str, argument(help="A timm name, torchvision:NAME, smp:ARCHITECTURE or smp:ARCHITECTURE-ENCODER.")]
+_NAME = Annotated[
+    str,
+    argument(help="A timm name, or torchvision:NAME, smp:NAME, zoo:NAME, hf:CLASS, hf:ORG/NAME, diffusers:CLASS."),
+]
 _INPUT_SIZE = Annotated[
     str | None, option("--input-size", metavar="SIZE", help="224, 224,320 (height, width) or 3,224,320; no batch.")
 ]
@@ -400,8 +403,11 @@ def _show_model(console: Console, wanted: _Wanted, entry: Any, made: Plan) -> No
 
 
 def _described_inputs(arguments: dict[str, Any]) -> str:
-    if arguments["example_inputs"] is not None:
-        return ", ".join(_shape(value) for value in arguments["example_inputs"])
+    examples = arguments["example_inputs"]
+    if examples is not None:
+        if isinstance(examples, dict):
+            return ", ".join(f"{name} {_shape(value)}" for name, value in examples.items())
+        return ", ".join(_shape(value) for value in examples)
     size = arguments["input_size"]
     return " x ".join(map(str, (BATCH, *size))) if size else "an input of the model's own size"
 

@@ -42,7 +42,7 @@ except ImportError:  # installed without the extra; rewriter.cli.main() says so
         typer = None
 
 _PATTERNS = Annotated[
-    list[str], argument(metavar="PATTERN...", help="Globs over names: 'resnet*', 'torchvision:*', 'smp:unet-*'.")
+    list[str], argument(metavar="PATTERN...", help="Globs over names: 'resnet*', 'torchvision:*', 'zoo:*', 'hf:*'.")
 ]
 _OUTPUT = Annotated[
     Path | None,

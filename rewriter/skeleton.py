@@ -9,43 +9,31 @@ import functools
 import operator
 import types
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import nn
+
+from rewriter import hooks
 
 _ATOMIC = (
     type(None), bool, int, float, complex, str, bytes, type, range,
     types.BuiltinFunctionType, torch.dtype, torch.device, torch.Size,
 )  # fmt: skip
 
-HOOKS = (
-    "_backward_hooks", "_backward_pre_hooks", "_forward_hooks", "_forward_hooks_with_kwargs",
-    "_forward_hooks_always_called", "_forward_pre_hooks", "_forward_pre_hooks_with_kwargs",
-)  # fmt: skip
 
-KeepsHook: TypeAlias = Callable[[nn.Module, Callable[..., Any]], bool]
+def skeleton(model: nn.Module, twin: Callable[[torch.Tensor], torch.Tensor]) -> nn.Module:
+    """A copy of ``model`` whose tensors are ``twin(tensor)``: same classes, attributes, flags and sharing.
 
-
-def skeleton(
-    model: nn.Module, twin: Callable[[torch.Tensor], torch.Tensor], keeps_hook: KeepsHook | None = None
-) -> nn.Module:
-    """A copy of ``model`` whose tensors are ``twin(tensor)``: same classes, attributes, flags and sharing, no hooks.
+    Of the hooks only those that the library of its classes put there itself are copied.
 
     Much cheaper than ``deepcopy`` and works where that fails: what cannot be copied is shared with the original.
 
     Args:
         model: any module; it is only read.
         twin: makes the stand-in of a parameter, buffer or plain tensor attribute. Called once for each tensor.
-        keeps_hook: says of a module's forward hook whether the copy has it too.
     """
-    copied = _copy_module(model, {}, twin)
-    if keeps_hook is not None:
-        for module, twin_of_module in zip(model.modules(), copied.modules(), strict=True):
-            for key, hook in module._forward_hooks.items():
-                if keeps_hook(module, hook):
-                    twin_of_module.register_forward_hook(hook, with_kwargs=key in module._forward_hooks_with_kwargs)
-    return copied
+    return _copy_module(model, {}, twin)
 
 
 def meta_twin(tensor: torch.Tensor) -> torch.Tensor:
@@ -61,10 +49,11 @@ def meta_twin(tensor: torch.Tensor) -> torch.Tensor:
 def _copy_module(model: nn.Module, memo: dict[int, Any], twin: Callable[[torch.Tensor], torch.Tensor]) -> nn.Module:
     modules = [module for module in model.modules() if id(module) not in memo]
     memo.update((id(module), _blank(type(module))) for module in modules)
+    libraries = hooks.libraries_of(model)
     for module in modules:
         state = memo[id(module)].__dict__
         for name, value in module.__dict__.items():
-            if name in HOOKS:
+            if name in hooks.REGISTRIES:
                 state[name] = type(value)()
             elif name == "_modules":
                 state[name] = {key: memo.get(id(child)) for key, child in value.items()}
@@ -72,6 +61,7 @@ def _copy_module(model: nn.Module, memo: dict[int, Any], twin: Callable[[torch.T
                 state[name] = {key: _twin_of(tensor, memo, twin) for key, tensor in value.items()}
             else:
                 state[name] = _copy(value, memo, twin)
+        _copy_own_hooks(module, state, libraries, memo, twin)
     copy_of_model: nn.Module = memo[id(model)]
     return copy_of_model
 
@@ -79,6 +69,23 @@ def _copy_module(model: nn.Module, memo: dict[int, Any], twin: Callable[[torch.T
 def _blank(cls: type[nn.Module]) -> nn.Module:
     """An object of exactly this class; ``fx.GraphModule.__new__`` would make one of a new class, without a forward."""
     return object.__new__(cls) if isinstance(cls.__new__, types.FunctionType) else cls.__new__(cls)
+
+
+def _copy_own_hooks(
+    module: nn.Module,
+    state: dict[str, Any],
+    libraries: frozenset[str | None],
+    memo: dict[int, Any],
+    twin: Callable[[torch.Tensor], torch.Tensor],
+) -> None:
+    kept: set[int] = set()
+    for name in hooks.FORWARD:
+        for key, hook in module.__dict__[name].items():
+            if hooks.is_of(hook, libraries):
+                state[name][key] = _copy(hook, memo, twin)
+                kept.add(key)
+    for name in hooks.FORWARD_OPTIONS if kept else ():
+        state[name].update((key, value) for key, value in module.__dict__[name].items() if key in kept)
 
 
 def _twin_of(tensor: torch.Tensor | None, memo: dict[int, Any], twin: Callable[[torch.Tensor], torch.Tensor]) -> Any:

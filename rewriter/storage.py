@@ -45,7 +45,9 @@ MODEL_GROUP = "rewriter.models"
 RECIPE, PLAN, REPORT, WEIGHTS = "recipe.json", "plan.json", "report.json", "model.safetensors"
 _FILES = (RECIPE, PLAN, REPORT, WEIGHTS)
 _RATES = ("p", "drop_rate")
-_VERSIONED = ("rewriter", "torch", "timm", "torchvision", "segmentation-models-pytorch")
+_VERSIONED = (
+    "rewriter", "torch", "timm", "torchvision", "segmentation-models-pytorch", "transformers", "diffusers",
+)  # fmt: skip
 
 _WEIGHT_OPTIONS = (
     "pretrained", "weights", "weights_backbone", "encoder_weights", "checkpoint_path", "pretrained_cfg",

@@ -16,9 +16,10 @@ from torch import nn
 
 from rewriter.guard import random_state_kept
 from rewriter.guideline import Contract
+from rewriter.hooks import REGISTRIES
 from rewriter.inputs import Inputs, map_tensors, tensors_in
 from rewriter.record import Verdict
-from rewriter.skeleton import HOOKS, meta_twin, skeleton
+from rewriter.skeleton import meta_twin, skeleton
 from rewriter.tracing.shapes import PredictedCalls
 
 
@@ -127,8 +128,8 @@ def state_kept(model: nn.Module, parameters: Sequence[nn.Parameter] = ()) -> Ite
             for name in [name for name in _plain_attributes(module) if name not in attribute]:
                 del module.__dict__[name]
             module.__dict__.update(attribute)
-        for registry, content in hooks:  # transformers adds hooks when a model first runs, and notes that it did
-            if registry.keys() != content.keys():
+        for registry, content in hooks:
+            if registry != content:  # a forward may register hooks, and note in an attribute that it did
                 registry.clear()
                 registry.update(content)
         for module, mode in zip(modules, modes, strict=True):
@@ -164,7 +165,7 @@ def _plain_attributes(module: nn.Module) -> dict[str, Any]:
 
 
 def _hook_registries(module: nn.Module) -> list[dict[int, Any]]:
-    return [value for name, value in module.__dict__.items() if name in HOOKS and value is not None]
+    return [value for name in REGISTRIES if isinstance(value := module.__dict__.get(name), dict)]
 
 
 def _may_vary(outputs: list[torch.Tensor]) -> bool:

@@ -328,3 +328,23 @@ def test_report_notices_what_later_surgery_made_stale_and_rewriting_mends_it() -
     assert not rewriter.report(mended).stale
     restored = rewriter.undo(mended)
     assert [type(module) for module in restored.modules()] == [type(module) for module in model.modules()]
+
+
+def test_a_branch_that_fills_memory_made_before_it() -> None:
+    """What is read there has no source among its arguments, only the write."""
+
+    class Fills(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.Conv2d(3, 3, 1)
+            self.norm = nn.BatchNorm2d(3)
+            self.conv = nn.Conv2d(3, 3, 3, padding=1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.stem(x)
+            filled = torch.empty(x.shape, device=x.device)
+            filled[:] = self.conv(self.norm(x))
+            return x + filled.view_as(x)
+
+    plan = rewriter.plan(Fills(), [Dropout(p=0.1)], input_size=8)
+    assert [skip.pattern for skip in plan.skipped] == ["residual branch"]

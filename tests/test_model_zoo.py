@@ -115,7 +115,11 @@ def test_refused_option(name: str) -> None:
         on_meta(name, no_such=1)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "torchvision:resnet18", "smp:unet"])
+@pytest.mark.parametrize(
+    "name",
+    ["resnet18", "torchvision:resnet18", "smp:unet", "zoo:uperhead", "hf:ViTForImageClassification", "hf:a/b",
+     "diffusers:UNet2DModel"],
+)  # fmt: skip
 def test_missing_library(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(library: str) -> None:
         raise ModuleNotFoundError(f"No module named {library!r}", name=library.split(".")[0])
@@ -123,7 +127,7 @@ def test_missing_library(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("model_zoo.entry.importlib.import_module", missing)
     with pytest.raises(model_zoo.MissingLibrary, match='is not installed; install it with: pip install "'):
         model_zoo.create(name)
-    assert model_zoo.names() == []
+    assert all(name.startswith("zoo:preact_resnet") for name in model_zoo.names())  # these need only torch
 
 
 def test_broken_library(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,10 +161,24 @@ def test_smp() -> None:
         on_meta("smp:unet-resnet18", clases=4)
 
 
-def test_imports_neither_compiler_nor_passes() -> None:
-    code = (
-        "import sys, model_zoo; model_zoo.names('resnet18'); "
-        "print([m for m in sys.modules if m.split('.')[0] in ('rewriter', 'passes')])"
-    )
+LIBRARIES = ("diffusers", "segmentation_models_pytorch", "timm", "torchvision", "transformers")
+
+
+def test_imports_what_is_needed() -> None:
+    """Neither the compiler nor passes; of the libraries those that a name is about, and what they import."""
+    code = f"""
+import contextlib, sys, model_zoo
+def show():
+    print(sorted({{name.split('.')[0] for name in sys.modules}} & {{'rewriter', 'passes', *{LIBRARIES}}}))
+show()
+model_zoo.names('hf:*', check=False)
+show()
+with contextlib.suppress(model_zoo.UnknownModel):
+    model_zoo.create('hf:nothing')
+show()
+model_zoo.names('zoo:preact*')
+show()
+"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    hugging_face, heads = ["transformers"], ["timm", "torchvision", "transformers"]
+    assert done.stdout.splitlines() == [str(found) for found in ([], hugging_face, hugging_face, heads)]

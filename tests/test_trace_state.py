@@ -97,6 +97,31 @@ def test_hooks_are_not_called_and_stay(verb: str) -> None:
     assert seen <= allowed
 
 
+def test_what_was_cached_while_tracing_is_forgotten() -> None:
+    @functools.cache
+    def unbounded(size: int) -> torch.Tensor:
+        return torch.ones(size)
+
+    @functools.lru_cache(maxsize=8)
+    def bounded(size: int) -> torch.Tensor:
+        return torch.ones(size)
+
+    @functools.lru_cache(maxsize=8)
+    def other(size: int) -> str:
+        return str(size)
+
+    class Model(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            scale = unbounded(3) + bounded(3)
+            assert scale.shape == (3,) and other(3)
+            return x * scale if (x == x).all() else x  # reads a value: not on meta
+
+    model, x = Model(), torch.rand(2, 3)
+    assert rewriter.trace(model, example_inputs=x).backend == "cpu"
+    assert torch.equal(model(x), 2 * x)
+    assert other.cache_info().currsize == 1, "nothing of a trace is in it"
+
+
 class DrawsNumbers(nn.Module):
     """Draws from every generator while it runs."""
 

@@ -195,7 +195,8 @@ def _reach(flow: Dataflow, model: nn.Module, fork: fx.Node, operand: fx.Node, st
     while source is not None and source is not fork:  # a sum over the same fork carries the shortcut: x + f(x) + g(x)
         if streams.get(source) is fork:
             return "shortcut"
-        source = flow.sources(source)[0] if source.meta["kind"] in PASS_THROUGH else None
+        passed = flow.sources(source) if source.meta["kind"] in PASS_THROUGH else []
+        source = next(iter(passed), None)  # none of memory that was filled after it was made
     nodes = flow.region(fork, operand) if operand is not fork else set()
     weights = [node for node in nodes if has_weight(node, flow)]
     if not weights:

@@ -13,7 +13,7 @@ import rewriter
 from rewriter.errors import SweepError
 from rewriter.manager import resolve_passes
 
-_LIBRARIES = ("torch", "timm", "torchvision", "segmentation_models_pytorch")
+_LIBRARIES = ("torch", "timm", "torchvision", "segmentation_models_pytorch", "transformers", "diffusers")
 
 
 @dataclass(frozen=True)

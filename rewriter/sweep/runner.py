@@ -77,7 +77,8 @@ def select(patterns: Sequence[str], shard: tuple[int, int] = (1, 1)) -> list[str
     for pattern in patterns:
         found = model_zoo.names(pattern)
         if not found:
-            raise SweepError(f"no model matches {pattern!r}; {model_zoo.nearest(pattern, model_zoo.names())}")
+            known = model_zoo.names(check=False)
+            raise SweepError(f"no model matches {pattern!r}; {model_zoo.nearest(pattern, known)}")
         names.update(dict.fromkeys(found))
     return list(names)[index - 1 :: count]
 

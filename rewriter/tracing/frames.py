@@ -51,6 +51,7 @@ class FrameReader:
 
     def __init__(self, paths: dict[int, str], node_of: Callable[[object], fx.Node | None]) -> None:
         self.boundaries: set[types.CodeType] = set()
+        self.machinery: set[types.CodeType] = set(_CALL_MACHINERY)
         self._paths = paths
         self._node_of = node_of
         self._seen: dict[int, tuple[types.FrameType, int, str | None, tuple[fx.Node | None, ...]]] = {}
@@ -59,7 +60,7 @@ class FrameReader:
         """Frames from ``frame`` outwards, innermost first; torch's own machinery is left out."""
         found = []
         while frame is not None and frame.f_code not in self.boundaries:
-            if frame.f_code not in _CALL_MACHINERY:
+            if frame.f_code not in self.machinery:
                 _, invocation, path, arguments = self._identify(frame)
                 if path is not None or not frame.f_code.co_filename.startswith(_TORCH_ROOT):
                     found.append(Frame(path, frame.f_code, frame.f_lasti, frame.f_lineno, invocation, arguments))

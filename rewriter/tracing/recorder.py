@@ -16,10 +16,10 @@ import torch
 from torch import fx, nn
 from torch.overrides import TorchFunctionMode
 
+from rewriter.hooks import between_hooks, call_hooked
 from rewriter.inputs import tensors_in
 from rewriter.tracing import shapes
 from rewriter.tracing.frames import Frame, FrameReader, owner_of
-from rewriter.tracing.hooks import call_forward_hooks
 from rewriter.tracing.kinds import Kind, function_kind, module_kind
 
 _torch_unobserved = torch._C.DisableTorchFunction
@@ -122,16 +122,17 @@ class Recorder(TorchFunctionMode):
         return shapes.call(func, args, kwargs) if self._predict_shapes else func(*args, **kwargs)
 
     def _instrument(self) -> None:
-        """Put a wrapper on every module of the skeleton; compiled calls are thereby bypassed."""
+        """Put a wrapper on every module of the skeleton; global hooks and compiled calls are thereby bypassed."""
         for path, module in self._model.named_modules():
             kind = module_kind(module)
             original = module.forward
-            wrapper = self._leaf(path, module, kind, original) if kind else self._inner(path, module, original)
+            wrapper = self._leaf(path, module, kind, original) if kind else self._inner(path, original)
             self._frames.boundaries.add(wrapper.__code__)  # type: ignore[attr-defined]
             module.__dict__["forward"] = wrapper
-            module.__dict__["_compiled_call_impl"] = wrapper
+            module.__dict__["_compiled_call_impl"] = called = between_hooks(module, wrapper)
+            self._frames.machinery.update((called.__code__, call_hooked.__code__))  # type: ignore[attr-defined]
 
-    def _inner(self, path: str, module: nn.Module, original: Callable[..., Any]) -> Callable[..., Any]:
+    def _inner(self, path: str, original: Callable[..., Any]) -> Callable[..., Any]:
         def call_module(*args: Any, **kwargs: Any) -> Any:
             if self._paused:
                 return original(*args, **kwargs)
@@ -145,7 +146,6 @@ class Recorder(TorchFunctionMode):
                 result = original(*args, **kwargs)
                 with _torch_unobserved():
                     call.outputs = [self._node(t) for t in tensors_in(result)]
-                result = call_forward_hooks(module, args, kwargs, result)
             except Exception:
                 self.failed_in = self.failed_in or path
                 raise
@@ -191,7 +191,7 @@ class Recorder(TorchFunctionMode):
                 self._bind(result, node)
             if root:
                 self._stack.pop()
-            return call_forward_hooks(module, args, kwargs, result)
+            return result
 
         return call_leaf
 

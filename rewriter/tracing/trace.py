@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import logging
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -19,9 +18,9 @@ from rewriter.analysis.dataflow import Dataflow
 from rewriter.errors import TraceError
 from rewriter.guard import random_state_kept
 from rewriter.inputs import Inputs
-from rewriter.skeleton import KeepsHook, meta_twin, skeleton
+from rewriter.skeleton import meta_twin, skeleton
+from rewriter.tracing.caches import clear_caches
 from rewriter.tracing.drawing import draw
-from rewriter.tracing.hooks import has_library_hooks, is_library_hook
 from rewriter.tracing.recorder import ModuleCall, Recorder
 
 
@@ -82,24 +81,22 @@ def trace_model(model: nn.Module, inputs: Inputs, backends: Sequence[str] = ("me
     """Run a skeleton of ``model`` in both modes and record it.
 
     On meta tensors if the model allows, then on fake tensors, then on real CPU tensors with the model's own weights.
-    Without any of its hooks, or if that fails, with those that the model's library has put on its own modules.
 
     Raises:
         TraceError: the model does not run on ``inputs``; names the module and the source line.
     """
     notes: list[str] = []
-    hooked = (None, is_library_hook) if has_library_hooks(model) else (None,)
-    for keeps_hook, backend in itertools.product(hooked, backends):
+    for backend in backends:
         prepare, context = _BACKENDS[backend]
         try:
             # in inference mode tensors have no version counter, and a write could not be noticed
             with random_state_kept(), torch.inference_mode(False), context() as mode:
-                train = _record(model, inputs, prepare(mode), keeps_hook, training=True)
-                evaluation = _record(model, inputs, prepare(mode), keeps_hook, training=False)
+                train = _record(model, inputs, prepare(mode), training=True)
+                evaluation = _record(model, inputs, prepare(mode), training=False)
             return Trace(model, inputs, train, evaluation, backend, tuple(notes))
         except TraceError as error:
             notes.append(f"{backend}: {error}")
-            if backend == backends[-1] and keeps_hook is hooked[-1]:
+            if backend == backends[-1]:
                 raise
     raise AssertionError("no backend was given")
 
@@ -108,11 +105,10 @@ def _record(
     model: nn.Module,
     inputs: Inputs,
     twin: Callable[[torch.Tensor], torch.Tensor],
-    keeps_hook: KeepsHook | None,
     *,
     training: bool,
 ) -> Recording:
-    copy = skeleton(model, twin, keeps_hook)
+    copy = skeleton(model, twin)
     copy.train(training)
     reference = next(iter(model.parameters()), torch.empty(0))
     twins = inputs.map(lambda t: twin(t.detach()))
@@ -147,16 +143,18 @@ def _meta_context() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _fake_context() -> Iterator[Any]:
-    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
     logger = logging.getLogger("torch._subclasses.fake_tensor")
     level = logger.level
     logger.setLevel(logging.CRITICAL)  # it logs the traceback of what we go on from
+    clear_caches(lambda tensor: tensor.is_meta)  # of the run that failed
     try:
         with FakeTensorMode(allow_non_fake_inputs=True) as mode:
             yield mode
     finally:
         logger.setLevel(level)
+        clear_caches(lambda tensor: isinstance(tensor, FakeTensor))
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from torch.overrides import TorchFunctionMode
 
 from rewriter.errors import RewriterError, TraceError
 from rewriter.guard import random_state_kept
+from rewriter.hooks import between_hooks
 from rewriter.inputs import tensors_in
 from rewriter.skeleton import skeleton
 from rewriter.tracing.kinds import Kind, function_kind, module_kind
@@ -91,7 +92,7 @@ class _Rerun(TorchFunctionMode):
         for path, module in model.named_modules():
             kind = module_kind(module)
             call = module.forward if kind is None else self._of_layer(path, kind, module.forward)
-            module.__dict__.update(dict.fromkeys(_CALLS, call))  # hooks, also global ones, are thereby bypassed
+            module.__dict__.update(forward=call, _compiled_call_impl=between_hooks(module, call))
 
     def _of_layer(self, path: str, kind: Kind, original: Callable[..., Any]) -> Callable[..., Any]:
         def call_layer(*args: Any, **kwargs: Any) -> Any:

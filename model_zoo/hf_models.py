@@ -1,0 +1,133 @@
+"""Vision models of transformers: ``hf:ViTForImageClassification``, or from the hub ``hf:microsoft/resnet-18``.
+
+A class is built from its default configuration with random weights. Only a hub id needs the network: for its
+configuration, and with ``pretrained=True`` for its weights.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from model_zoo.entry import CreationError, Entry, InputSize, Source, build, require, unknown
+
+_TASKS = ("IMAGE_CLASSIFICATION", "SEMANTIC_SEGMENTATION", "DEPTH_ESTIMATION", "OBJECT_DETECTION")
+"""Tasks whose auto mappings are read."""
+
+_SIDE = 224
+"""Height and width in pixels where the configuration names none."""
+
+_DEFAULTS: dict[str, dict[str, Any]] = {"BeitForSemanticSegmentation": {"out_indices": [3, 5, 7, 11]}}
+"""Where a class refuses its own default configuration: what its error message asks for."""
+
+
+def _create(name: str, local: str, pretrained: bool, kwargs: dict[str, Any]) -> Entry:
+    transformers = _library()
+    if "/" in local:
+        model = _from_hub(transformers, name, local, pretrained, kwargs)
+    elif local not in _names():
+        raise unknown(name, local, _names(), prefix="hf:")
+    elif pretrained:
+        raise CreationError(f"{name} is a class without weights; give the hub id of a model: hf:ORGANISATION/NAME")
+    else:
+        constructor = functools.partial(_from_options, transformers, local)
+        model = build(name, constructor, _DEFAULTS.get(local, {}), kwargs)
+    return Entry(model, name, _input_size(transformers, model), dict(kwargs))
+
+
+def _from_options(transformers: Any, class_name: str, **options: Any) -> Any:
+    cls = getattr(transformers, class_name)
+    _check_options(cls.config_class(), options)
+    return cls(cls.config_class(**options))
+
+
+def _from_hub(transformers: Any, name: str, hub_id: str, pretrained: bool, kwargs: dict[str, Any]) -> Any:
+    """The class that the hub's configuration names, with its weights if they are asked for."""
+    try:
+        config = transformers.AutoConfig.from_pretrained(hub_id)
+    except Exception as error:
+        message = " ".join(str(error).split()) or "no message"
+        raise CreationError(
+            f"{name}: its configuration could not be had from the Hugging Face hub, which needs the network: "
+            f"{type(error).__name__}: {message}"
+        ) from error
+    cls = getattr(transformers, (config.architectures or [""])[0], None)
+    if not _takes_images(cls):
+        raise CreationError(f"{name}: expected a vision model of transformers, its configuration names {cls}")
+
+    def constructor(**options: Any) -> Any:
+        _check_options(config, options)
+        if pretrained:
+            return cls.from_pretrained(hub_id, **options)  # type: ignore[union-attr]
+        return cls(type(config).from_dict(config.to_dict() | options))  # type: ignore[misc]
+
+    return build(name, constructor, {}, kwargs)
+
+
+def _check_options(config: Any, options: dict[str, Any]) -> None:
+    """transformers itself takes any option, and nothing reads those it does not know."""
+    parameters = inspect.signature(type(config)).parameters.values()
+    named = [p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    accepted = sorted({*config.to_dict(), *named, *config.attribute_map, "num_labels"})
+    for option in options:
+        if option not in accepted:
+            raise ValueError(f"{type(config).__name__} has no option {option!r}; its options: {', '.join(accepted)}")
+
+
+def _takes_images(cls: Any) -> bool:
+    return getattr(cls, "main_input_name", None) == "pixel_values"
+
+
+def _input_size(transformers: Any, model: Any) -> InputSize:
+    """From the configuration, or from that of the part which sees the image."""
+    parts = [part for part in vars(model.config).values() if isinstance(part, transformers.PretrainedConfig)]
+    size = _first([model.config, *parts], "image_size", _SIDE)
+    height, width = (size, size) if isinstance(size, int) else size
+    return _first([model.config, *parts], "num_channels", 3), int(height), int(width)
+
+
+def _first(configs: list[Any], attribute: str, default: Any) -> Any:
+    return next((value for config in configs if (value := getattr(config, attribute, None)) is not None), default)
+
+
+def _library() -> Any:
+    return require("transformers", "transformers>=4.50")
+
+
+def _names() -> list[str]:
+    """Every class of the auto mappings; reading them imports no model."""
+    mappings = require("transformers.models.auto.modeling_auto", "transformers>=4.50")
+    found: dict[str, None] = {}
+    for task in _TASKS:
+        for classes in getattr(mappings, f"MODEL_FOR_{task}_MAPPING_NAMES").values():
+            found.update(dict.fromkeys((classes,) if isinstance(classes, str) else classes))
+    return list(found)
+
+
+@functools.cache
+def _is_buildable(local: str) -> bool:
+    """Whether the class takes images and its default configuration builds it."""
+    transformers = _library()
+    with contextlib.suppress(Exception), torch.device("meta"), _quiet(transformers):
+        _from_options(transformers, local, **_DEFAULTS.get(local, {}))
+        return _takes_images(getattr(transformers, local))
+    return False
+
+
+@contextlib.contextmanager
+def _quiet(transformers: Any) -> Iterator[None]:
+    """Configurations say which defaults they take."""
+    level = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(level)
+
+
+SOURCE = Source(_create, _names, is_buildable=_is_buildable)

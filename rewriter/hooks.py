@@ -1,0 +1,80 @@
+"""Hooks that are part of what a model computes: those that the library of its classes registers itself.
+
+transformers collects the hidden states that a neck or a decode head reads with forward hooks, and registers them in the
+first forward that needs them; timm's ``FeatureHookNet`` returns what its hooks collect. All other hooks are the user's,
+and are not to notice that the model is traced; so are those that are defined beside the model in a package of theirs.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+FORWARD = ("_forward_pre_hooks", "_forward_hooks")
+"""Registries of hooks that see, and may change, what goes into a module and what comes out."""
+
+FORWARD_OPTIONS = (
+    "_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks_with_kwargs",
+)  # fmt: skip
+"""Registries of what such hooks asked for, by the same keys."""
+
+BACKWARD = ("_backward_hooks", "_backward_pre_hooks")
+
+REGISTRIES = (*FORWARD, *FORWARD_OPTIONS, *BACKWARD)
+
+
+def libraries_of(model: nn.Module) -> frozenset[str | None]:
+    """Top-level packages that define classes of the model's modules, without torch."""
+    found = {_package(type(module).__module__) for module in model.modules()}
+    return frozenset(package for package in found if package not in (None, "torch"))
+
+
+def is_of(hook: Any, libraries: frozenset[str | None]) -> bool:
+    """Whether one of the ``libraries``, as installed, defines the function that is called."""
+    function = hook
+    while isinstance(function, functools.partial):
+        function = function.func
+    code = getattr(getattr(function, "__func__", function), "__code__", None)
+    installed = code is not None and not _INSTALLED.isdisjoint(Path(code.co_filename).parts)
+    return installed and _package(getattr(function, "__module__", None)) in libraries
+
+
+_INSTALLED = frozenset({"site-packages", "dist-packages"})
+"""Folders that package managers install into."""
+
+
+def between_hooks(module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
+    """What calls of ``module`` are to reach in place of it; the model may register hooks on it while it runs."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if module._forward_pre_hooks or module._forward_hooks:
+            return call_hooked(module, forward, args, kwargs)
+        return forward(*args, **kwargs)
+
+    return call
+
+
+def call_hooked(module: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """``forward(*args, **kwargs)`` between the module's own forward hooks, as torch calls them."""
+    for key, hook in list(module._forward_pre_hooks.items()):
+        if key in module._forward_pre_hooks_with_kwargs:
+            changed = hook(module, args, kwargs)  # type: ignore[call-arg]
+            args, kwargs = (args, kwargs) if changed is None else changed
+        elif (changed := hook(module, args)) is not None:
+            args = changed if isinstance(changed, tuple) else (changed,)
+    result = forward(*args, **kwargs)
+    for key, hook in list(module._forward_hooks.items()):
+        with_kwargs = key in module._forward_hooks_with_kwargs
+        changed = hook(module, args, kwargs, result) if with_kwargs else hook(module, args, result)  # type: ignore[arg-type, call-arg]
+        result = result if changed is None else changed
+    return result
+
+
+def _package(module: str | None) -> str | None:
+    """The top-level package of a dotted module name; None for a script or a single file."""
+    package, dot, _ = (module or "").partition(".")
+    return package if dot else None
