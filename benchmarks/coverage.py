@@ -21,29 +21,57 @@ import model_zoo
 
 ROOT = Path(__file__).parent.parent
 FAMILIES: dict[str, str] = json.loads((ROOT / "tests" / "data" / "timm_families.json").read_text())
-ARCHITECTURES = [name for name in model_zoo.names("smp:*") if "-" not in name]
-PASSES = ("--pass", "dropout:p=0.1,head_p=0", "--pass", "stochastic-pooling")
+ENCODERS = ("resnet18", "mobilenet_v2", "efficientnet-b0")
+TRANSFORMERS = ("tu-vit_tiny_patch16_224", "tu-vit_small_patch16_224", "tu-deit3_small_patch16_224")
+"""DPT reads the tokens of a vision transformer."""
+ARCHITECTURES = [
+    f"{name}-{encoder}"
+    for name in model_zoo.names("smp:*")
+    if "-" not in name
+    for encoder in (TRANSFORMERS if name == "smp:dpt" else ENCODERS)
+]
+HUGGING_FACE = (
+    "ViTForImageClassification", "SwinForImageClassification", "ConvNextV2ForImageClassification",
+    "ResNetForImageClassification", "Dinov2ForImageClassification", "BeitForSemanticSegmentation",
+    "SegformerForSemanticSegmentation", "UperNetForSemanticSegmentation", "DPTForSemanticSegmentation",
+    "MobileViTForSemanticSegmentation", "MobileNetV2ForSemanticSegmentation", "GLPNForDepthEstimation",
+)  # fmt: skip
+DIFFUSERS = ("UNet2DModel", "UNet2DConditionModel", "AutoencoderKL")
+PASSES = (
+    "atrous-rates", "dropout:p=0.1,head_p=0", "group-count", "scale-equalizer:additive=true", "stochastic-pooling",
+    "weight-decay",
+)  # fmt: skip
+ASKED = tuple(text for name in PASSES for text in ("--pass", name))
 SWEEPS: dict[str, tuple[str, ...]] = {
     "timm": ("timm:*",),
-    "other": ("torchvision:*", *ARCHITECTURES),
+    "torchvision": ("torchvision:*",),
+    "smp": tuple(ARCHITECTURES),
+    "hf": tuple(f"hf:{name}" for name in HUGGING_FACE),
+    "diffusers": tuple(f"diffusers:{name}" for name in DIFFUSERS),
+    "zoo": ("zoo:*",),
     "numerics": (*(f"timm:{name}" for name in FAMILIES.values()), "--numerics"),
 }
-LIBRARIES = {"timm": "timm", "torchvision": "torchvision", "smp": "segmentation_models_pytorch"}
+LIBRARIES = {
+    "timm": "timm", "torchvision": "torchvision", "smp": "segmentation_models_pytorch", "hf": "transformers",
+    "diffusers": "diffusers", "zoo": "reference models",
+}  # fmt: skip
 
 INTRODUCTION = """# Coverage
 
-What the passes find in every model of timm and torchvision and every architecture of segmentation_models_pytorch.
-Written by `python benchmarks/coverage.py`, from the sweeps
+What the six passes find in every model of timm and torchvision, every architecture of segmentation_models_pytorch with
+three encoders, models of transformers and diffusers, and the reference models of this project. Written by
+`python benchmarks/coverage.py`, from the sweeps
 
 ```
 {commands}
 ```
 
 Versions: {versions}. Dropout is asked for in every residual branch (`p=0.1`) and not in heads (`head_p=0`), so that
-heads are left to stochastic pooling. Each model is created, traced in training and in evaluation mode, planned, edited,
-verified and restored: on meta tensors, so without values, except where the table *With weights* says so. There the eval
-output was compared bit for bit; for one model of each timm family also, after undo, outputs, gradients, buffers and
-random numbers in both modes.
+heads are left to stochastic pooling; scale-equalizer takes sums, too. Each model is created, traced in training and in
+evaluation mode, planned, edited, verified and restored: on meta tensors, so without values, except where the table
+*With weights* says so. There the eval output of the passes that preserve it was compared bit for bit; for one model of
+each timm family also, after undo, outputs, gradients, buffers and random numbers in both modes. `weight-decay` edits
+nothing: what counts is the gammas that it classifies.
 """
 
 
@@ -51,7 +79,7 @@ def sweep(folder: Path) -> None:
     """Run the sweeps, or go on with them."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, asked in SWEEPS.items():
-        subprocess.run(["rewriter", "sweep", *asked, *PASSES, "-o", str(folder / f"{name}.jsonl")], check=False)
+        subprocess.run(["rewriter", "sweep", *asked, *ASKED, "-o", str(folder / f"{name}.jsonl")], check=False)
 
 
 def read(file: Path) -> tuple[dict[str, str], list[dict[str, Any]]]:
@@ -63,13 +91,13 @@ def read(file: Path) -> tuple[dict[str, str], list[dict[str, Any]]]:
 def write(folder: Path) -> None:
     """docs/coverage.md and tests/data/sites.json."""
     families = set(FAMILIES.values())
-    versions, timm_rows = read(folder / "timm.jsonl")
-    rows = [*timm_rows, *read(folder / "other.jsonl")[1]]
-    numerics = read(folder / "numerics.jsonl")[1]
-    commands = [f"rewriter sweep {' '.join(repr(p) if '*' in p else p for p in SWEEPS[n])}" for n in ("timm", "other")]
+    found = {name: read(folder / f"{name}.jsonl") for name in SWEEPS}
+    versions, (*meta, numerics) = found["timm"][0], (rows for _, rows in found.values())
+    rows = [row for library in meta for row in library]
+    commands = ["rewriter sweep 'timm:*' 'torchvision:*' 'zoo:*' <names of the other libraries below>"]
     commands.append("rewriter sweep <one timm name a family> --numerics")
     text = INTRODUCTION.format(
-        commands="\n".join(f"{command} {' '.join(PASSES)}" for command in commands),
+        commands="\n".join(f"{command} {' '.join(ASKED)}" for command in commands),
         versions=", ".join(f"{name} {version}" for name, version in versions.items()),
     )
     parts = [text, "## Libraries", libraries(rows, numerics), "## Not ok", not_ok([*rows, *numerics])]
@@ -77,7 +105,7 @@ def write(folder: Path) -> None:
     parts += ["## All models", "Sites of each pass, and places left alone.", models(rows)]
     (ROOT / "docs" / "coverage.md").write_text("\n\n".join(part.strip() for part in parts) + "\n")
     tested = [row for row in rows if row["weights"] == "meta" and (":" in row["name"] or row["name"] in families)]
-    floors = {row["name"]: {name: found["sites"] for name, found in row["passes"].items()} for row in tested}
+    floors = {row["name"]: {name: _found(counts) for name, counts in row["passes"].items()} for row in tested}
     lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(sites)}" for name, sites in floors.items())
     (ROOT / "tests" / "data" / "sites.json").write_text(f"{{\n{lines}\n}}\n")
 
@@ -97,9 +125,14 @@ def libraries(rows: Sequence[dict[str, Any]], numerics: Sequence[dict[str, Any]]
 def _counts(rows: Sequence[dict[str, Any]], passes: Sequence[str]) -> list[str]:
     cells = [str(len(rows)), str(sum(row["status"] == "ok" for row in rows))]
     for name in passes:
-        applied = [row["passes"].get(name, {}).get("applied", 0) for row in rows]
+        applied = [_found(row["passes"].get(name, {})) for row in rows]
         cells.append(f"{sum(applied)}, {sum(count > 0 for count in applied)}")
     return [*cells, *(str(sum(row[part] == "held" for row in rows)) for part in ("verified", "undo"))]
+
+
+def _found(counts: dict[str, Any]) -> int:
+    """How many places a pass edited or advised on."""
+    return int(counts.get("applied", 0) + counts.get("advised", 0))
 
 
 def not_ok(rows: Sequence[dict[str, Any]]) -> str:
@@ -140,7 +173,7 @@ def models(rows: Sequence[dict[str, Any]]) -> str:
         skipped: Counter[str] = Counter()
         for found in row["passes"].values():
             skipped.update(found["skipped"])
-        sites = (str(row["passes"].get(name, {}).get("applied", "")) for name in passes)
+        sites = (str(_found(row["passes"][name]) or "") if name in row["passes"] else "?" for name in passes)
         why = ", ".join(f"{count} {reason}" for reason, count in sorted(skipped.items()))
         lines.append([row["name"], f"{(row['parameters'] or 0) / 1e6:.1f} M", *sites, why])
     return table(header, lines)
