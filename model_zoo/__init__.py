@@ -75,6 +75,8 @@ def names(pattern: str = "*", *, check: bool = True) -> list[str]:
             fits = fnmatch.fnmatchcase(local, pattern) or fnmatch.fnmatchcase(f"{prefix}:{local}", pattern)
             if fits and (not check or source.is_buildable(local)):
                 found.append(local if prefix == "timm" else f"{prefix}:{local}")
+        if pattern.startswith(f"{prefix}:") and source.is_unlisted(pattern.partition(":")[2]):
+            found.append(pattern)
     return found
 
 

@@ -59,12 +59,14 @@ class Source:
         names: every name within the library.
         quick_options: from the name within the library, options that make a run quick and keep the structure.
         is_buildable: whether a name can be built as it comes. May import and build it, which ``names`` does not.
+        is_unlisted: whether a name is one of those that ``names`` leaves out because they are too many.
     """
 
     create: Callable[[str, str, bool, dict[str, Any]], Entry]
     names: Callable[[], list[str]]
     quick_options: Callable[[str], dict[str, Any]] = lambda local: {}
     is_buildable: Callable[[str], bool] = lambda local: True
+    is_unlisted: Callable[[str], bool] = lambda local: False
 
 
 def require(library: str, package: str) -> Any:

@@ -182,3 +182,9 @@ show()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     hugging_face, heads = ["transformers"], ["timm", "torchvision", "transformers"]
     assert done.stdout.splitlines() == [str(found) for found in ([], hugging_face, hugging_face, heads)]
+
+
+def test_any_timm_model_may_be_an_encoder_of_smp_by_its_exact_name() -> None:
+    assert model_zoo.names("smp:dpt-tu-vit_tiny_patch16_224") == ["smp:dpt-tu-vit_tiny_patch16_224"]
+    for unknown in ("smp:dpt-tu-vit_tiny", "smp:dpd-tu-vit_tiny_patch16_224", "smp:dpt-tu-vit_*"):
+        assert model_zoo.names(unknown) == []
