@@ -346,10 +346,12 @@ def _observe_original(model: nn.Module, inputs: Inputs) -> Observation:
         ) from error
 
 
-def _judge(model: nn.Module, inputs: Inputs, before: Observation, contracts: list[Contract]) -> Verdict:
+def _judge(
+    model: nn.Module, inputs: Inputs, before: Observation, contracts: list[Contract], *, training: bool = True
+) -> Verdict:
     """Whether the edited ``model`` keeps ``contracts``; one that does not run keeps none."""
     try:
-        after = observe(model, inputs)
+        after = observe(model, inputs, training=training)
     except Exception as error:
         return Verdict((("eval mode", False, f"{type(error).__name__}: {error}"),))
     return compare_observations(before, after, contracts)
@@ -363,10 +365,11 @@ def _preserving_alone(
     alone = [name for name, contract in zip(names, _contracts(made, names), strict=True) if contract.eval_output]
     if not alone or alone == names:
         return ()
-    verdict = _judge_alone(made, model, inputs, before, alone)
-    if verdict.failed:
-        raise ContractError(_broken(made, model, inputs, before, verdict))
-    return tuple((f"eval output of {', '.join(alone)} alone", *c[1:]) for c in verdict.checks if c[0] == "eval output")
+    verdict = _judge_alone(made, model, inputs, before, alone, training=False)
+    check = next((check for check in verdict.checks if check[0] == "eval output"), verdict.checks[0])
+    if check[1] is False:
+        raise ContractError(_broken(made, model, inputs, before, Verdict((check,))))
+    return ((f"eval output of {', '.join(alone)} alone", *check[1:]),)
 
 
 def _names(made: Plan) -> list[str]:
@@ -378,12 +381,14 @@ def _contracts(made: Plan, names: Sequence[str]) -> list[Contract]:
     return [made.contracts.get(name, Contract()) for name in names]
 
 
-def _judge_alone(made: Plan, model: nn.Module, inputs: Inputs, before: Observation, names: Sequence[str]) -> Verdict:
+def _judge_alone(
+    made: Plan, model: nn.Module, inputs: Inputs, before: Observation, names: Sequence[str], *, training: bool = True
+) -> Verdict:
     """Whether the passes called ``names`` keep their contracts by themselves; the model is as it was afterwards."""
     with random_state_kept():
         applied = apply_edits(model, [e for s in made.sites if s.pass_name in names for e in s.edits])
     try:
-        return _judge(model, inputs, before, _contracts(made, names))
+        return _judge(model, inputs, before, _contracts(made, names), training=training)
     finally:
         take_back(model, applied)
 

@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from torch import nn
@@ -17,6 +17,7 @@ from rewriter.edit.edits import Edit, class_edits, edit_from_data, edit_to_data,
 from rewriter.edit.operations import Adopt, edited_text
 from rewriter.errors import PlanError
 from rewriter.guideline import Advice, Contract, Site, Skipped
+from rewriter.manager import installed_passes
 from rewriter.reasons import Reason
 
 FORMAT = 3
@@ -257,7 +258,12 @@ def _joined_groups(paths: list[str]) -> str:
 
 
 def _with_options(name: str, options: dict[str, Any]) -> str:
-    given = ", ".join(f"{option}={value}" for option, value in options.items() if value is not None)
+    """The pass with the options that are not its defaults."""
+    cls = installed_passes().get(name)
+    defaults = {field.name: field.default for field in fields(cls)} if cls is not None else {}
+    given = ", ".join(
+        f"{key}={value}" for key, value in options.items() if key not in defaults or value != defaults[key]
+    )
     return f"{name} ({given})" if given else name
 
 

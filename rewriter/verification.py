@@ -35,8 +35,8 @@ class Observation:
     state: dict[str, tuple[int, torch.Size, int]]
 
 
-def observe(model: nn.Module, inputs: Inputs) -> Observation:
-    """Run ``model`` in both modes and note what the contracts speak of."""
+def observe(model: nn.Module, inputs: Inputs, *, training: bool = True) -> Observation:
+    """Run ``model`` and note what the contracts speak of: in both modes, or in evaluation mode only."""
     with state_kept(model, written_parameters(model, inputs)), random_state_kept():
         torch.manual_seed(0)
         model.eval()
@@ -46,7 +46,7 @@ def observe(model: nn.Module, inputs: Inputs) -> Observation:
             again = list(tensors_in(model(*inputs.args, **inputs.kwargs))) if _may_vary(outputs) else outputs
         structure, spread = _structure(result), _difference(outputs, again)
         del result
-        with_gradient, train_error = _train(model, inputs)
+        with_gradient, train_error = _train(model, inputs) if training else (frozenset[str](), "")
     state = {key: (t.data_ptr(), t.shape, t._version) for key, t in model.state_dict(keep_vars=True).items()}
     return Observation(outputs, structure, spread, with_gradient, train_error, state)
 
