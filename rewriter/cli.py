@@ -39,21 +39,28 @@ from rewriter.cli_options import (
     parsed_pass,
     resolved_passes,
     stdout_kept_clean,
-    two_columns,
+)
+from rewriter.cli_output import (
+    described_inputs,
+    show_diff,
+    show_model,
+    show_pass,
+    show_saved,
+    show_seconds,
+    show_sites,
+    show_skipped,
+    show_verdict,
 )
 from rewriter.edit.classes import class_name, original_class
 from rewriter.guideline import Pass
-from rewriter.inputs import BATCH
 from rewriter.manager import installed_passes
-from rewriter.planning import Plan, fingerprint, group
+from rewriter.planning import Plan, fingerprint
 from rewriter.record import Record, records_of
 from rewriter.storage import check_target, check_weights, read_checkpoint
 
 try:
     import typer
     from rich.console import Console
-    from rich.padding import Padding
-    from rich.syntax import Syntax
     from rich.text import Text
 except ImportError:  # installed without the extra; main() says so
     if not TYPE_CHECKING:
@@ -148,7 +155,7 @@ def passes_command(as_json: JSON = False) -> None:
             for number, item in enumerate(found):
                 if number:
                     console.print()
-                _show_pass(console, item)
+                show_pass(console, item)
 
 
 def plan_command(
@@ -172,16 +179,20 @@ def plan_command(
             entry = wanted.create(work, meta=not pretrained and checkpoint is None)
             with work.step("plan", f"tracing and planning {name}"):
                 made = rewriter.plan(entry.model, **wanted.arguments(entry))
+            if wanted.measures(made) and any(parameter.is_meta for parameter in entry.model.parameters()):
+                entry = wanted.create(work)
+                with work.step("plan", f"measuring and planning {name}"):
+                    made = rewriter.plan(entry.model, **wanted.arguments(entry))
         if as_json:
             print(made.to_json())
             return
         with output_console() as console:
-            _show_model(console, wanted, entry, made)
-            _show_sites(console, made, done=False)
+            wanted.show(console, entry, made)
+            show_sites(console, made, done=False)
             if diff:
-                _show_diff(console, made, entry.model)
-            _show_skipped(console, made)
-            _show_seconds(console, work.seconds)
+                show_diff(console, made, entry.model)
+            show_skipped(console, made)
+            show_seconds(console, work.seconds)
 
 
 def rewrite_command(
@@ -221,14 +232,14 @@ def rewrite_command(
             print(json.dumps(_rewrite_as_data(wanted, model, output, work.seconds), indent=2))
             return
         with output_console() as console:
-            _show_model(console, wanted, entry, record.plan)
-            _show_sites(console, record.plan, done=True)
-            _show_diff(console, record.plan, entry.model)
-            _show_skipped(console, record.plan)
-            _show_verdict(console, record)
-            _show_seconds(console, work.seconds)
+            wanted.show(console, entry, record.plan)
+            show_sites(console, record.plan, done=True)
+            show_diff(console, record.plan, entry.model)
+            show_skipped(console, record.plan)
+            show_verdict(console, record)
+            show_seconds(console, work.seconds)
             if output is not None:
-                _show_saved(console, output, rebuilds=recipe is not None, name=type(entry.model).__name__)
+                show_saved(console, output, rebuilds=recipe is not None, name=type(entry.model).__name__)
 
 
 @dataclass
@@ -312,6 +323,18 @@ class _Wanted:
             "preserve": self.preserve.value,
         }
 
+    def measures(self, made: Plan) -> bool:
+        """Whether a pass that decides by the values of weights found a place."""
+        known = installed_passes()
+        return any(known[site.pass_name].needs_values for site in made.sites)
+
+    def show(self, console: Console, entry: Any, made: Plan) -> None:
+        """Print the model and what is asked of it."""
+        options = "".join(f", {key}={value!r}" for key, value in self.model_kwargs.items())
+        weights = "pretrained" if self.pretrained else f"from {self.checkpoint}" if self.checkpoint else "as created"
+        inputs = described_inputs(self.arguments(entry))
+        show_model(console, self.name, entry.model, options, weights, inputs, made)
+
     def recipe(self, entry: Any, record: Record) -> dict[str, Any] | None:
         """How :func:`rewriter.load` makes the original; None where weights decide about the structure."""
         import model_zoo
@@ -369,144 +392,3 @@ def _is_json(value: Any) -> bool:
     except (TypeError, ValueError):
         return False
     return True
-
-
-def _show_pass(console: Console, item: dict[str, Any]) -> None:
-    console.print(Text(item["name"], "bold"))
-    table = two_columns()
-    table.add_row("what", item["summary"])
-    for number, taken in enumerate(item["options"]):
-        table.add_row("" if number else "options", f"{taken['name']}: {taken['type']} = {taken['default']!r}")
-    table.add_row("preserves", item["preserves"] or "nothing")
-    if item["after"]:
-        table.add_row("after", ", ".join(item["after"]))
-    table.add_row("paper", item["paper"])
-    console.print(Padding(table, (0, 0, 0, 2)))
-
-
-def _show_model(console: Console, wanted: _Wanted, entry: Any, made: Plan) -> None:
-    numbers = sum(parameter.numel() for parameter in entry.model.parameters())
-    options = "".join(f", {key}={value!r}" for key, value in wanted.model_kwargs.items())
-    weights = "pretrained" if wanted.pretrained else f"from {wanted.checkpoint}" if wanted.checkpoint else "as created"
-    console.print(Text(wanted.name, "bold"))
-    table = two_columns()
-    table.add_row("class", f"{class_name(original_class(type(entry.model)))}{options}")
-    table.add_row("weights", f"{_millions(numbers)} parameters, {weights}")
-    table.add_row("traced", f"in training and in evaluation mode, on {_described_inputs(wanted.arguments(entry))}")
-    table.add_row("passes", ", ".join(_with_options(name, options) for name, options in made.passes) or "none")
-    for name in ("only", "skip"):
-        if made.request.get(name):
-            table.add_row(name, ", ".join(made.request[name]))
-    for note in made.notes:
-        table.add_row("note", Text(note, "yellow"))
-    console.print(Padding(table, (0, 0, 0, 2)))
-
-
-def _described_inputs(arguments: dict[str, Any]) -> str:
-    examples = arguments["example_inputs"]
-    if examples is not None:
-        if isinstance(examples, dict):
-            return ", ".join(f"{name} {_shape(value)}" for name, value in examples.items())
-        return ", ".join(_shape(value) for value in examples)
-    size = arguments["input_size"]
-    return " x ".join(map(str, (BATCH, *size))) if size else "an input of the model's own size"
-
-
-def _shape(value: Any) -> str:
-    """``2 x 3 x 8 x 64 x 64``, or ``2 of (3 x 64 x 64)`` for a list, or the names of a target's parts."""
-    if isinstance(value, torch.Tensor):
-        return " x ".join(map(str, value.shape))
-    if isinstance(value, dict):
-        return ", ".join(value)
-    return f"{len(value)} of ({_shape(value[0])})"
-
-
-def _show_sites(console: Console, made: Plan, *, done: bool) -> None:
-    _heading(console, f"{'edited' if done else 'to edit'}: {_count(len(made.sites), 'place')}")
-    for paths, site in group(made.sites):
-        _indented(console, Text.assemble(("+ ", "green"), (paths, "bold"), f"  {site.pattern}"), 2)
-        _indented(console, Text(site.action), 6)
-        _indented(console, Text(f"because {site.reason}"), 6)
-        if site.rate_at:
-            _indented(console, Text(f"rate: {site.rate_at}"), 6)
-    if made.advice:
-        _heading(console, f"advised on: {_count(len(made.advice), 'place')}")
-    for paths, item in group(made.advice):
-        _indented(console, Text.assemble(("* ", "cyan"), (paths, "bold"), f"  {item.pattern}: {item.advice}"), 2)
-        _indented(console, Text(f"because {item.reason}"), 6)
-
-
-def _show_skipped(console: Console, made: Plan) -> None:
-    if not made.skipped:
-        return
-    _heading(console, f"left alone: {_count(len(made.skipped), 'place')}")
-    for reason in dict.fromkeys(skip.reason for skip in made.skipped):
-        alike = [skip for skip in made.skipped if skip.reason == reason]
-        _indented(console, Text.assemble(("- ", "yellow"), f"{reason}: {len(alike)}"), 2)
-        for paths, skip in group(alike):
-            _indented(console, Text.assemble((paths, "bold"), f"  {skip.pattern}"), 6)
-            if skip.detail:
-                _indented(console, Text(skip.detail), 10)
-
-
-def _show_diff(console: Console, made: Plan, model: nn.Module) -> None:
-    text = made.diff(model).rstrip()
-    if text:
-        _heading(console, "change of source")
-        syntax = Syntax("", "diff", theme="ansi_dark", background_color="default")
-        highlighted = syntax.highlight(text)
-        highlighted.rstrip()
-        console.print(highlighted, soft_wrap=True)
-
-
-def _show_verdict(console: Console, record: Record) -> None:
-    if record.verdict is None:
-        why = "not verified" if record.plan.sites else "nothing to verify: the model is unchanged"
-        _heading(console, why)
-        return
-    _heading(console, "verified on this model")
-    words = {True: Text("holds", "green"), False: Text("BROKEN", "bold red"), None: Text("not decidable", "yellow")}
-    table = two_columns()
-    table.add_column()
-    for name, held, detail in record.verdict.checks:
-        table.add_row(name, words[held], detail)
-    console.print(Padding(table, (0, 0, 0, 2)))
-
-
-def _show_seconds(console: Console, seconds: dict[str, float]) -> None:
-    steps = ", ".join(f"{step} {1000 * value:.0f} ms" for step, value in seconds.items())
-    console.print()
-    console.print(Text(f"time: {steps}", "dim"))
-
-
-def _show_saved(console: Console, output: Path, *, rebuilds: bool, name: str) -> None:
-    console.print()
-    console.print(Text(f"written to {output}; to load it:", "bold"))
-    if rebuilds:
-        call = f'rewriter.load("{output.as_posix()}")'
-    else:
-        call = f'rewriter.load("{output.as_posix()}", original)  # a fresh {name}: its weights decided its structure'
-    console.print(Text(f"\n    import rewriter\n    model = {call}"), soft_wrap=True)
-
-
-def _heading(console: Console, text: str) -> None:
-    console.print()
-    console.print(Text(text, "bold"))
-
-
-def _indented(console: Console, text: Text, columns: int) -> None:
-    text.overflow = "fold"
-    console.print(Padding(text, (0, 0, 0, columns)))
-
-
-def _with_options(name: str, options: dict[str, Any]) -> str:
-    given = ", ".join(f"{key}={value!r}" for key, value in options.items() if value is not None)
-    return f"{name} ({given})" if given else name
-
-
-def _millions(number: int) -> str:
-    return f"{number / 1e6:.1f} M" if number >= 1e6 else f"{number:,}"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -175,7 +175,7 @@ class Plan:
                 lines.append(f"      {site.action}")
                 lines.append(f"      because {site.reason}")
                 if site.rate_at:
-                    lines.append(f"      rate: {site.rate_at}")
+                    lines.append(f"      setting: {site.rate_at}")
             for paths, skip in group(skipped):
                 lines.append(f"  - {paths}: {skip.pattern} [{skip.reason}]")
                 lines.append(f"      {skip.detail}")
