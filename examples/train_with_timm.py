@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import timm
 import torch
 from timm.optim import create_optimizer_v2
@@ -17,7 +19,9 @@ def main() -> None:
     model = rewriter.rewrite(model)
     print(rewriter.report(model))
 
-    optimizer = create_optimizer_v2(model, opt="adamw", lr=1e-3)
+    groups = partial(rewriter.param_groups, weight_decay=0.05)
+    optimizer = create_optimizer_v2(model, opt="adamw", lr=1e-3, param_group_fn=groups)
+    rewriter.check_optimizer(model, optimizer)
     ema = ModelEmaV3(model)
     images, labels = torch.randn(16, 3, 64, 64), torch.randint(0, 10, (16,))
     for step in range(3):
