@@ -285,7 +285,10 @@ def _notes_on_preserving(findings: Mapping[type, list[Any]], changing: set[str],
     held = dict.fromkeys(skip.pass_name for skip in findings[Skipped] if skip.reason is Reason.HELD_BACK)
     if held:
         why = "preserve='eval'" if preserve == "eval" else "the model carries trained weights"
-        return [f"held back: {', '.join(held)}, because {why}; preserve='nothing' applies them"]
+        how = "preserve='nothing' applies them"
+        if preserve == "auto":
+            how += ", and naming a pass applies it (where only the backbone is pretrained)"
+        return [f"held back: {', '.join(held)}, because {why}; {how}"]
     named = dict.fromkeys(site.pass_name for site in findings[Site] if site.pass_name in changing)
     return [f"{', '.join(named)} changes the output of trained weights, as asked for by name"] if named else []
 

@@ -90,9 +90,13 @@ def show_sites(console: Console, made: Plan, *, done: bool) -> None:
             _indented(console, Text(f"because {site.reason}"), 8)
             if site.rate_at:
                 _indented(console, Text(f"setting: {site.rate_at}"), 8)
+        if advice:
+            _indented(console, Text("nothing is edited; it says:"), 4)
         for paths, item in group(advice):
             _indented(console, Text.assemble(("* ", "cyan"), (paths, "bold"), f"  {item.pattern}: {item.advice}"), 4)
             _indented(console, Text(f"because {item.reason}"), 8)
+    if made.idle:
+        _indented(console, Text(f"nothing found by {', '.join(made.idle)}", "dim"), 2)
 
 
 def show_skipped(console: Console, made: Plan) -> None:

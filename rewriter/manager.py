@@ -35,7 +35,7 @@ def resolve_passes(passes: Any) -> list[Pass]:
     """
     if passes is None:
         passes = tuple(installed_passes())
-    elif isinstance(passes, (str, Pass, Mapping)):
+    elif isinstance(passes, (str, Pass, Mapping, type)):
         passes = (passes,)
     if not isinstance(passes, Sequence):
         raise SelectorError(f"passes: expected a sequence of passes, found {type(passes).__name__}")

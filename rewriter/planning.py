@@ -247,7 +247,11 @@ def _joined(paths: list[str]) -> str:
     if len(unique) == 1:
         return unique[0] or "(root)"
     columns = zip(*(re.split(r"(\d+)", path) for path in unique), strict=True)
-    return f"{''.join(map(_of_column, columns))} ({len(unique)})"
+    return f"{''.join(_of_column(sorted(column, key=_by_number)) for column in columns)} ({len(unique)})"
+
+
+def _by_number(text: str) -> tuple[int, str]:
+    return (int(text), "") if text.isdigit() else (-1, text)
 
 
 def _joined_groups(paths: list[str]) -> str:
@@ -269,13 +273,13 @@ def _with_options(name: str, options: dict[str, Any]) -> str:
 
 def _of_column(texts: Sequence[str]) -> str:
     """What texts have at one place: a text that all share, or their numbers."""
-    return texts[0] if len(set(texts)) == 1 else _number_set({int(text) for text in texts})
+    return texts[0] if len(set(texts)) == 1 else _numbers([int(text) for text in dict.fromkeys(texts)])
 
 
-def _number_set(numbers: set[int]) -> str:
-    ordered = sorted(numbers)
+def _numbers(numbers: Sequence[int]) -> str:
+    """``{1-3,7}``; in the order of the places that they belong to."""
     runs: list[list[int]] = []
-    for number in ordered:
+    for number in numbers:
         if runs and number == runs[-1][-1] + 1:
             runs[-1].append(number)
         else:

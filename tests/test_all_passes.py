@@ -155,7 +155,8 @@ class TestPreserve:
         assert torch.equal(rewritten.eval()(x)["out"], trained.eval()(x)["out"])
         first = str(rewriter.report(rewritten)).splitlines()[0]
         assert first == (
-            "held back: atrous-rates, because the model carries trained weights; preserve='nothing' applies them"
+            "held back: atrous-rates, because the model carries trained weights; preserve='nothing' applies them, "
+            "and naming a pass applies it (where only the backbone is pretrained)"
         )
 
     def test_eval_holds_back_on_any_model_even_by_name(self, fresh: nn.Module) -> None:
