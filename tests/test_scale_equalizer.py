@@ -176,13 +176,53 @@ def _along_height(self: Any, low: torch.Tensor, high: torch.Tensor) -> torch.Ten
     return self.logits(torch.cat([low, high], 2))
 
 
+def _along_width(self: Any, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
+    return self.logits(torch.cat([low, high], 3))
+
+
+def _tokens(self: Any, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
+    sequences = [x.flatten(2).transpose(1, 2) for x in (low, high)]
+    return F.linear(torch.cat(sequences, 1), self.logits.weight.flatten(1))
+
+
 @pytest.mark.parametrize(
-    ("fuse", "reason"), [(_normed_after, Reason.NORM_FOLLOWS), (_logits, Reason.LOGITS), (_along_height, None)]
+    ("fuse", "reason"),
+    [
+        (_normed_after, Reason.NORM_FOLLOWS),
+        (_logits, Reason.LOGITS),
+        (_along_height, None),
+        (_along_width, None),
+        (_tokens, None),
+    ],
 )
 def test_fusions_that_are_left_alone(fuse: Any, reason: Reason | None) -> None:
     plan = rewriter.plan(Decoder(fuse), ScaleEqualizer(), input_size=16)
     assert not plan.sites
     assert [skip.reason for skip in plan.skipped] == ([] if reason is None else [reason])
+
+
+class AddedInPlace(Decoder):
+    """A sum that is written to the memory of one of its maps."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        low, high = self.low(x), self.high(x)
+        low.add_(F.interpolate(high, size=low.shape[-2:], mode="bilinear"))
+        return self.logits(low)
+
+
+class Augmented(Decoder):
+    """The same, written as an augmented assignment."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        low, high = self.low(x), self.high(x)
+        low += F.interpolate(high, size=low.shape[-2:], mode="bilinear")
+        return self.logits(low)
+
+
+@pytest.mark.parametrize("cls", [AddedInPlace, Augmented])
+def test_sums_in_place_are_left_alone(cls: type[Decoder]) -> None:
+    plan = rewriter.plan(cls(_logits), ScaleEqualizer(additive=True), input_size=16)
+    assert [skip.reason for skip in plan.skipped] == [Reason.IN_PLACE] and not plan.sites
 
 
 @pytest.mark.parametrize("mode", ["nearest", "bicubic"])
