@@ -139,6 +139,18 @@ class TestCheckpoints:
             assert equalizer.calibrated
             assert equalizer.constants() == rewritten.decoder.psp.scale_equalizer.constants()
 
+    @pytest.mark.parametrize("assign", [True, False])
+    def test_a_model_made_without_memory_has_the_identity(self, assign: bool) -> None:
+        with torch.device("meta"):
+            model = smp.PSPNet("resnet18", encoder_weights=None)
+        rewritten = rewriter.rewrite(model, "scale-equalizer", input_size=64, verify=False)
+        if not assign:
+            rewritten.to_empty(device="cpu")
+        original = smp.PSPNet("resnet18", encoder_weights=None).eval()
+        rewritten.load_state_dict(original.state_dict(), strict=True, assign=assign)
+        with torch.no_grad():
+            assert torch.equal(rewritten.eval()(image()), original(image()))
+
     def test_half_precision_and_channels_last_hold(self) -> None:
         model = smp.PSPNet("resnet18", encoder_weights=None).to(torch.bfloat16, memory_format=torch.channels_last)
         rewritten = rewriter.rewrite(model, "scale-equalizer", input_size=64)
