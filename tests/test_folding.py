@@ -14,6 +14,7 @@ import transformers
 from helpers import assert_unchanged, image, snapshot, timm_model
 from torch import nn
 
+import model_zoo
 import rewriter
 from passes import ScaleEqualizer
 from rewriter import folding
@@ -50,6 +51,8 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "smp pspnet": (lambda: smp.PSPNet("resnet18", encoder_weights=None), 1),
     "smp upernet": (lambda: smp.UPerNet("resnet18", encoder_weights=None), 2),  # 3x3, padded
     "hugging face segformer": (small_segformer, 1),
+    "zoo uperhead": (lambda: model_zoo.create("zoo:uperhead-resnet18", channels=16).model, 2),
+    "zoo sepaspphead": (lambda: model_zoo.create("zoo:sepaspphead-resnet18", channels=16).model, 2),
 }
 
 

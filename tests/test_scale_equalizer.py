@@ -32,6 +32,10 @@ def hugging_face(name: str, **options: Any) -> nn.Module:
     return cls(cls.config_class(**options))
 
 
+def zoo(name: str, **options: Any) -> nn.Module:
+    return model_zoo.create(f"zoo:{name}", channels=16, **options).model
+
+
 FOUND: dict[str, tuple[Callable[[], nn.Module], dict[str, int], dict[str, int]]] = {
     # concatenations and sums that are found, by the number of their maps
     "torchvision:deeplabv3_resnet50": (lambda: model_zoo.create("torchvision:deeplabv3_resnet50").model, {"5": 1}, {}),
@@ -50,6 +54,18 @@ FOUND: dict[str, tuple[Callable[[], nn.Module], dict[str, int], dict[str, int]]]
     "hf:segformer": (lambda: hugging_face("SegformerForSemanticSegmentation"), {"4": 1}, {}),
     "hf:upernet": (lambda: hugging_face("UperNetForSemanticSegmentation"), {"5": 1, "4": 1}, {"2": 3}),
     "hf:dpt": (lambda: hugging_face("DPTForSemanticSegmentation"), {}, {"2": 3}),
+    "zoo:uperhead": (lambda: zoo("uperhead-resnet18"), {"5": 1, "4": 1}, {"2": 3}),
+    "zoo:psphead": (lambda: zoo("psphead-resnet18"), {"5": 1}, {}),
+    "zoo:aspphead": (lambda: zoo("aspphead-resnet18"), {"5": 1}, {}),
+    "zoo:sepaspphead": (lambda: zoo("sepaspphead-resnet18"), {"5": 1, "2": 1}, {}),
+    "zoo:fcnhead": (lambda: zoo("fcnhead-resnet18"), {}, {}),
+    "zoo:fcnhead, resize_concat": (
+        lambda: zoo(
+            "fcnhead-hrnet_w18_small", input_transform="resize_concat", concat_input=False, feature_location=""
+        ),
+        {"4": 1},
+        {},
+    ),
 }
 
 
@@ -65,7 +81,7 @@ def test_fusions_of_real_models(name: str) -> None:
     additive = rewriter.plan(model, ScaleEqualizer(additive=True), input_size=384)
     assert counted((*additive.sites, *additive.skipped), "sum") == sums
     assert {skip.reason for skip in additive.skipped} <= {Reason.IN_A_LOOP}
-    assert bool(additive.skipped) == (name == "hf:upernet")  # its top-down path is a loop
+    assert bool(additive.skipped) == (name in ("hf:upernet", "zoo:uperhead"))  # their top-down path is a loop
 
 
 def counted(findings: Any, form: str) -> dict[str, int]:
