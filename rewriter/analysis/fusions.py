@@ -184,13 +184,13 @@ def _viewed_dimension(view: fx.Node, dimension: int, model: nn.Module) -> int | 
     """Where a change of layout puts a dimension of its input: a view of a contiguous tensor keeps its stride."""
     empty = {node: torch.empty(node.meta["shape"], device="meta") for node in view.all_input_nodes}
     before = empty[view.all_input_nodes[0]]
+    kept = before.shape[dimension], before.stride(dimension)  # noted before a view in place changes them
     args, kwargs = fx.map_arg((view.args, view.kwargs), empty.__getitem__)
     if view.op == "call_module":
         module = model.get_submodule(str(view.target))
         after = type(module).forward(module, *args, **kwargs)
     else:
         after = view.target(*args, **kwargs)  # type: ignore[operator]
-    kept = before.shape[dimension], before.stride(dimension)
     return next((d for d in range(after.dim()) if (after.shape[d], after.stride(d)) == kept), None)
 
 
