@@ -153,7 +153,7 @@ def undo(model: nn.Module, inplace: bool = False) -> nn.Module:
     check_model(model)
     if not records_of(model):
         raise UndoError(f"{type(model).__name__} was not rewritten, or is only a part of a model that was")
-    if any(record.folded for record in records_of(model)):
+    if any(record.changed_weights for record in records_of(model)):
         raise UndoError("the model was folded for export: its weights are not those of the original any more")
     target = model if inplace else copy_model(model)
     for record in reversed(records_of(target)):
@@ -234,7 +234,7 @@ def plan_traced(
 ) -> tuple[Plan, Trace | None, dict[str, float]]:
     """The plan, the trace that it was made from (None without passes) and the seconds that tracing took."""
     check_model(model)
-    if any(record.folded for record in records_of(model)):
+    if any(record.changed_weights for record in records_of(model)):
         raise ModelError("the model was folded for export; rewrite the model that it was folded from")
     if preserve not in _PRESERVE:
         raise SelectorError(f"preserve: expected one of {', '.join(map(repr, _PRESERVE))}, found {preserve!r}")
@@ -312,8 +312,9 @@ def _filtered(found: Finding, selection: Selection, held_back: set[str], claims:
 
 
 def inputs_of_rewrite(model: nn.Module) -> Inputs | None:
-    """What the last rewrite of ``model`` was planned on; None if that were the user's own examples."""
-    return _inputs_for_verification(records_of(model)[-1].plan, model)
+    """What the latest rewrite of ``model`` was planned on; None if they all were planned on the user's own examples."""
+    found = (_inputs_for_verification(record.plan, model) for record in reversed(records_of(model)))
+    return next((inputs for inputs in found if inputs is not None), None)
 
 
 def _inputs_for_verification(made: Plan, model: nn.Module) -> Inputs | None:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from rewriter.errors import CalibrationError
-from rewriter.inputs import Inputs, map_tensors, tensors_in
+from rewriter.inputs import Inputs, tensors_in
 
 
 class Batches:
@@ -98,7 +98,7 @@ class Batches:
         args, kwargs = self._arguments(batch, number)
         reference = next(itertools.chain(self._model.parameters(), self._model.buffers()), None)
         device = torch.device("cpu") if reference is None else reference.device
-        moved = Inputs(args, kwargs, f"batch {number}").map(lambda tensor: tensor.to(device, non_blocking=True))
+        moved = Inputs(args, kwargs, f"batch {number}").map(lambda tensor: tensor.to(device))
         if not any(True for _ in tensors_in((moved.args, moved.kwargs))):
             raise CalibrationError(f"batch {number} holds no tensor: it is a {type(batch).__name__}")
         return moved
@@ -114,7 +114,7 @@ class Batches:
             return (), taken
         if isinstance(batch, (tuple, list)) and not _is_list_of_images(batch):
             return tuple(batch)[: self._required()], {}
-        return (map_tensors(batch, lambda tensor: tensor),), {}
+        return (batch,), {}
 
     def _taken(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         parameters = inspect.signature(self._model.forward).parameters

@@ -30,6 +30,9 @@ Found = TypeVar("Found")
 SMALLEST_STD = 1e-6
 """A map with a smaller standard deviation, or one smaller than this share of its mean, is constant and left alone."""
 
+_TOO_FEW = "Expected more than 1 value per channel"
+"""What torch's batch norms say of a batch of one image whose map has one position."""
+
 
 def calibrate(model: nn.Module, batches: Any, max_batches: int | None = None, *, progress: bool = True) -> nn.Module:
     """Measure the mean and standard deviation of every map that ``model``'s equalizers take, over all ``batches``.
@@ -43,8 +46,8 @@ def calibrate(model: nn.Module, batches: Any, max_batches: int | None = None, *,
     Args:
         model: a rewritten model; its equalizers are changed in place. Earlier constants are measured anew.
         batches: a data loader or another iterable of batches, each a tensor, a tuple or list of positional arguments,
-            or a dict of keyword arguments. What the model does not need of a batch (targets) is left out. Nested
-            fusions take several passes over it.
+            or a dict of keyword arguments; a tensor or a dict is one batch. They are moved to the model's device. What
+            the model does not need of a batch (targets) is left out. Nested fusions take several passes over them.
         max_batches: how many batches to use at most; None for all.
         progress: show a progress bar if the output is a terminal.
 
@@ -52,8 +55,10 @@ def calibrate(model: nn.Module, batches: Any, max_batches: int | None = None, *,
         ``model`` itself.
 
     Raises:
-        CalibrationError: the model has no equalizers; there are no batches, or not enough passes over them; a batch is
-            not finite, or the model does not run on it. The model is as it was.
+        CalibrationError: the model has no equalizers, or they were folded, or it has no values (meta device); there
+            are no batches, or not enough passes over them; a batch is not finite, or the model does not run on it. The
+            model is as it was, also if something else ends the calibration: an error of the data's own, Ctrl-C.
+        ModelError: the model is wrapped or compiled.
     """
     check_model(model)
     layers = calibrated_layers(model)
@@ -62,6 +67,10 @@ def calibrate(model: nn.Module, batches: Any, max_batches: int | None = None, *,
             f"{type(model).__name__} has no layer to calibrate: rewrite it with the pass scale-equalizer first; "
             "rewriter.plan(model, 'scale-equalizer') says where it applies"
         )
+    if any(layer.absorbed is not None for layer in layers.values()):
+        raise CalibrationError("the model was folded for export; calibrate the model that it was folded from")
+    if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
+        raise CalibrationError("the model has tensors on the meta device; load its weights first")
     data = Batches(model, batches, max_batches)
     with random_state_kept():
         levels = _levels_of_all_ranks(model, data, layers)
@@ -88,11 +97,12 @@ def calibrate(model: nn.Module, batches: Any, max_batches: int | None = None, *,
 def _levels_of_all_ranks(
     model: nn.Module, data: Batches, layers: Mapping[str, CalibratedLayer]
 ) -> list[dict[str, CalibratedLayer]]:
-    problem, levels = None, []
+    problem: Exception | None = None
+    levels: list[dict[str, CalibratedLayer]] = []
     try:
         levels = _levels(model, data.first(), layers)
         data.allow_passes(len(levels))
-    except CalibrationError as error:
+    except Exception as error:
         problem = error
     _of_all_ranks(None, problem)
     return levels
@@ -135,12 +145,12 @@ def _measure(
         return hook
 
     handles = [layer.register_forward_pre_hook(watch(path)) for path, layer in layers.items()]
-    problem = None
+    problem: Exception | None = None
     try:
         for number, inputs in enumerate(data):
             _run(model, inputs, number)
             advance()
-    except CalibrationError as error:
+    except Exception as error:
         problem = error
     finally:
         for handle in handles:
@@ -159,12 +169,13 @@ def _run(model: nn.Module, inputs: Inputs, number: int) -> None:
     try:
         model(*inputs.args, **inputs.kwargs)
     except Exception as error:
+        remedy = ". Leave a last batch of one image out: drop_last=True" if _TOO_FEW in str(error) else ""
         raise CalibrationError(
-            f"the model does not run on batch {number} of the data: {type(error).__name__}: {error}"
+            f"the model does not run on batch {number} of the data: {type(error).__name__}: {error}{remedy}"
         ) from error
 
 
-def _of_all_ranks(found: Found, problem: CalibrationError | None) -> list[Found]:
+def _of_all_ranks(found: Found, problem: Exception | None) -> list[Found]:
     """What each process found; an error of one is an error of all, so that none waits for it."""
     distributed = torch.distributed
     if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
@@ -172,7 +183,8 @@ def _of_all_ranks(found: Found, problem: CalibrationError | None) -> list[Found]
             raise problem
         return [found]
     gathered: list[Any] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(gathered, (found, None if problem is None else str(problem)))
+    own = str(problem) if isinstance(problem, CalibrationError) else f"{type(problem).__name__}: {problem}"
+    distributed.all_gather_object(gathered, (found, None if problem is None else own))
     for rank, (_, message) in enumerate(gathered):
         if message is not None:
             raise CalibrationError(f"rank {rank}: {message}") from problem

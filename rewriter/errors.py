@@ -48,7 +48,7 @@ class CalibrationError(RewriterError, ValueError):
 
 
 class FoldError(RewriterError, RuntimeError):
-    """There is nothing to fold, or folding would change what the model computes; the model is as it was."""
+    """There is nothing to fold, or it cannot be folded as it is; the model is as it was."""
 
 
 class PlaceLeftAlone(UserWarning):

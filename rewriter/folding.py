@@ -8,7 +8,9 @@ is padded with its mean before the concatenation, and the convolution does not p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,7 +29,10 @@ from rewriter.tracing.trace import trace_model
 from rewriter.verification import state_kept
 
 TOLERANCE = 1e-5
-"""Largest difference of an output, as a share of its largest value, in single precision; other types scale it."""
+"""Largest difference of an output, as a share of its largest value, in single and double precision."""
+
+HALF_TOLERANCE = 0.05
+"""The same in types of 16 bits, where weights are rounded to 8 or 11 bits."""
 
 
 @dataclass(frozen=True)
@@ -69,19 +74,21 @@ def fold(
 ) -> nn.Module:
     """Fold the constants of calibrated equalizers into the weights that follow, for inference and export.
 
-    The output in evaluation mode stays the same up to rounding; this is checked on one input. What cannot be folded
-    exactly is left as it is, with the reason in :func:`rewriter.report`. The result is for inference: it can be
-    trained, but with the unequal gradients that the equalizers took away, and :func:`rewriter.undo` refuses it. A
-    weight without bias gets one.
+    The output in evaluation mode stays the same up to rounding; this is checked on one input, one equalizer after the
+    other. What cannot be folded exactly is left as it is, with the reason in :func:`rewriter.report`. The result is
+    for inference: it can be trained, but with the unequal gradients that the equalizers took away, and
+    :func:`rewriter.undo` refuses it. A weight without bias gets one.
 
     Args:
-        model: a rewritten and calibrated model.
+        model: a rewritten and calibrated model, in any mode.
         inplace: fold ``model`` itself instead of a copy.
         example_inputs, input_size: what to check it on, as for :func:`rewriter.rewrite`; None takes the input size of
             the rewrite.
 
     Raises:
-        FoldError: there is nothing to fold, it was not calibrated, or the output would change. The model is as it was.
+        FoldError: there is nothing to fold, it was not calibrated, or was folded before.
+        ModelError, InputError, TraceError: the model is wrapped or compiled, or does not run on the input.
+            The model is as it was in every case.
     """
     check_model(model)
     layers = calibrated_layers(model)
@@ -91,20 +98,28 @@ def fold(
         raise FoldError("the equalizers were not calibrated: run rewriter.calibrate(model, batches) first")
     if any(layer.absorbed is not None for layer in layers.values()):
         raise FoldError("the model was folded before")
+    if not records_of(model):
+        raise FoldError(
+            f"{type(model).__name__} was not rewritten itself: it holds, or is part of, a model that was; give that"
+        )
     inputs = _inputs(model, example_inputs, input_size)
     target = model if inplace else copy_model(model)
     flow = trace_model(target, inputs).eval.dataflow
+    before = _outputs(target, inputs)
     undo: list[Callable[[], None]] = []
     left: dict[str, str] = {}
-    before = _outputs(target, inputs)
     try:
         for path, layer in calibrated_layers(target).items():
             found = _target(target, flow, path, layer)
             if isinstance(found, str):
                 left[path] = found
-            else:
-                undo += _fold_into(layer, found)
-        _check(before, _outputs(target, inputs))
+                continue
+            undo.append(_way_back(layer, found.module))
+            _fold_into(layer, found)
+            change = _change(before, _outputs(target, inputs))
+            if change:
+                undo.pop()()
+                left[path] = change
     except BaseException:
         for step in reversed(undo):
             step()
@@ -125,22 +140,45 @@ def _inputs(model: nn.Module, example_inputs: Any, input_size: Any) -> Inputs:
 
 
 def _outputs(model: nn.Module, inputs: Inputs) -> list[torch.Tensor]:
-    with state_kept(model), random_state_kept(), torch.no_grad():
+    with state_kept(model), random_state_kept(), _full_precision(), torch.no_grad():
         model.eval()
         return [t.detach().clone() for t in tensors_in(model(*inputs.args, **inputs.kwargs))]
 
 
-def _check(before: list[torch.Tensor], after: list[torch.Tensor]) -> None:
+_CONVOLUTIONS = getattr(torch.backends.cudnn, "conv", torch.backends.cudnn)
+_SWITCH, _FULL = ("fp32_precision", "ieee") if hasattr(_CONVOLUTIONS, "fp32_precision") else ("allow_tf32", False)
+"""How TF32 is switched off; where torch has the first, reading the second may raise."""
+
+
+@contextlib.contextmanager
+def _full_precision() -> Iterator[None]:
+    """Without TF32, in which GPUs convolve by default: it rounds to 10 bits, more than the tolerance."""
+    backends = (_CONVOLUTIONS, torch.backends.cuda.matmul)
+    before = [getattr(backend, _SWITCH) for backend in backends]
+    try:
+        for backend in backends:
+            setattr(backend, _SWITCH, _FULL)
+        yield
+    finally:
+        for backend, value in zip(backends, before, strict=True):
+            setattr(backend, _SWITCH, value)
+
+
+def _change(before: list[torch.Tensor], after: list[torch.Tensor]) -> str:
+    """How the outputs differ, where they differ by more than rounding; else empty."""
+    if [t.shape for t in before] != [t.shape for t in after]:
+        return "folding would change the shape of an output"
     for old, new in zip(before, after, strict=True):
-        if not old.is_floating_point():
+        if not old.is_floating_point() or not old.numel():
             continue
-        allowed = TOLERANCE * max(1.0, torch.finfo(old.dtype).eps / torch.finfo(torch.float32).eps)
+        allowed = HALF_TOLERANCE if torch.finfo(old.dtype).bits < 32 else TOLERANCE
         difference, largest = float((old.double() - new.double()).abs().max()), float(old.double().abs().max())
-        if not difference <= allowed * largest:
-            raise FoldError(
+        if not difference <= allowed * largest:  # also where they are not finite
+            return (
                 f"folding would change an output by {difference:.3g}, more than {allowed:.0e} of its largest value "
-                f"{largest:.3g}; the model is as it was"
+                f"{largest:.3g}"
             )
+    return ""
 
 
 def _target(model: nn.Module, flow: Dataflow, path: str, layer: CalibratedLayer) -> Target | str:
@@ -161,10 +199,15 @@ def _target(model: nn.Module, flow: Dataflow, path: str, layer: CalibratedLayer)
         return f"{weight.target} is called {len(calls)} times"
     if not _is_plain(module):
         return f"{weight.target} is a {type(module).__name__} with a forward of its own"
-    if sum(parameter is module.weight for m in model.modules() for parameter in m._parameters.values()) > 1:
-        return f"the weight of {weight.target} is shared"
+    if "weight" not in module._parameters:
+        return f"the weight of {weight.target} is computed from other parameters"
+    if _is_shared(model, module):
+        return f"the weight or bias of {weight.target} is shared"
     dim = -1 if isinstance(module, nn.Linear) else 1
-    channels = [node.meta["shape"][dim] for node in _in_order_of(join, results)]
+    maps = _in_order_of(join, results)
+    if len(maps) < layer.operands:
+        return "one of its maps does not depend on the input"
+    channels = [node.meta["shape"][dim] for node in maps]
     taken = module.in_features if isinstance(module, nn.Linear) else module.in_channels
     if sum(channels) != taken:
         return f"the maps are joined along another dimension than the one that {weight.target} reads"
@@ -187,26 +230,35 @@ def _in_order_of(join: fx.Node, results: list[fx.Node]) -> list[fx.Node]:
 def _is_plain(module: nn.Module) -> bool:
     """Whether the module's weight is used as torch's own layers use it."""
     plain = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-    forwards = {cls.forward for cls in plain}
-    return isinstance(module, plain) and type(module).forward in forwards and "weight" in module._parameters
+    return isinstance(module, plain) and type(module).forward in {cls.forward for cls in plain}
 
 
-def _fold_into(layer: CalibratedLayer, target: Target) -> list[Callable[[], None]]:
-    """Fold; returns what takes it back."""
-    module, constants = target.module, layer.constants()
-    weight, bias, old_padding = module.weight.detach().clone(), module.bias, getattr(module, "padding", None)
+def _is_shared(model: nn.Module, module: nn.Module) -> bool:
+    """Whether another parameter of the model is, or lies in the memory of, one of the module's."""
+    places = Counter(p.data_ptr() for m in model.modules() for p in m._parameters.values() if p is not None)
+    return any(places[p.data_ptr()] > 1 for p in module._parameters.values() if p is not None)
+
+
+def _way_back(layer: CalibratedLayer, module: nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d) -> Callable[[], None]:
+    """What restores ``layer`` and ``module`` as they are now."""
+    weight, bias, padding = module.weight.detach().clone(), module.bias, getattr(module, "padding", None)
     old_bias = None if bias is None else bias.detach().clone()
 
-    def take_back() -> None:
+    def restore() -> None:
         with torch.no_grad():
             module.weight.copy_(weight)
             if bias is not None and old_bias is not None:
                 bias.copy_(old_bias)
         module.bias = bias
-        if old_padding is not None:
-            module.padding = old_padding  # type: ignore[assignment, union-attr]
+        if padding is not None:
+            module.padding = padding  # type: ignore[assignment, union-attr]
         layer.absorbed = None
 
+    return restore
+
+
+def _fold_into(layer: CalibratedLayer, target: Target) -> None:
+    module, weight, constants = target.module, target.module.weight.detach(), layer.constants()
     channels = torch.tensor(target.channels)
     means, scales = (
         torch.tensor(values, dtype=torch.float64).repeat_interleave(channels).to(weight.device)
@@ -219,14 +271,13 @@ def _fold_into(layer: CalibratedLayer, target: Target) -> list[Callable[[], None
     padding = target.padding
     with torch.no_grad():
         module.weight.copy_(scaled)
-        if bias is None:
+        if module.bias is None:
             module.bias = nn.Parameter((-shift).to(weight.dtype), requires_grad=module.weight.requires_grad)
         else:
-            bias.copy_(bias.double() - shift)
+            module.bias.copy_(module.bias.double() - shift)
     if padding and not isinstance(module, nn.Linear):
         module.padding = (0,) * len(module.kernel_size)  # type: ignore[assignment]
     layer.absorbed = [(padding, mean) for mean, _ in constants]
-    return [take_back]
 
 
 def _input_channels(module: nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d) -> torch.Tensor:

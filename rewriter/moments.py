@@ -38,8 +38,10 @@ class Moments:
 
 
 def moments_of(tensor: torch.Tensor) -> Moments:
-    """The moments of all values of a floating-point tensor, computed in single precision or better."""
+    """The moments of all values of a tensor of any shape, computed in single precision or better."""
     values = tensor.detach()
+    if not values.numel():
+        return Moments()
     values = values if values.dtype is torch.float64 else values.float()
     variance, mean = torch.var_mean(values, correction=0)
     return Moments(values.numel(), float(mean), float(variance) * values.numel())

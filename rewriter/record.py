@@ -52,6 +52,11 @@ class Record:
     seconds: dict[str, float] = field(default_factory=dict)
     folded: tuple[tuple[str, str], ...] = ()
 
+    @property
+    def changed_weights(self) -> bool:
+        """Whether :func:`rewriter.fold` moved constants into weights, so that the original cannot be restored."""
+        return any(not reason for _, reason in self.folded)
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Record:
         return self
 

@@ -235,7 +235,7 @@ def _check_savable(model: Any) -> None:
     )
     if not compiled:  # .compile() in place changes nothing that is saved
         check_model(model)
-    if any(record.folded for record in records_of(model)):
+    if any(record.changed_weights for record in records_of(model)):
         raise StorageError("the model was folded for export; save the model that it was folded from, or use torch.save")
 
 

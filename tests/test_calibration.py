@@ -176,6 +176,11 @@ BAD: dict[str, tuple[Callable[[], Any], dict[str, Any], str]] = {
     "no iterable": (lambda: 5, {}, "expected a data loader or another iterable of batches, found int"),
     "other keys": (lambda: [{"image": data()[0]}], {}, "has the keys image; the model takes x"),
     "other channels": (lambda: [torch.zeros(2, 4, SIZE, SIZE)], {}, "the first batch does not fit the model"),
+    "a last batch of one image": (
+        lambda: [*data(1), data(1, batch=1)[0]],
+        {},
+        "Expected more than 1 value per channel .* drop_last=True",
+    ),
     "a later batch": (lambda: [*data(1), torch.zeros(2, 4, SIZE, SIZE)], {}, "does not run on batch 1"),
     "max_batches": (data, {"max_batches": 0}, "max_batches: expected a positive int or None, found 0"),
 }
@@ -188,6 +193,32 @@ def test_bad_data_is_refused_and_leaves_the_model_as_it_was(case: str, fresh: nn
     with pytest.raises(rewriter.CalibrationError, match=message):
         rewriter.calibrate(fresh, make(), progress=False, **options)
     assert_unchanged(fresh, before)
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError, KeyboardInterrupt])
+def test_what_interrupts_the_data_leaves_the_constants(error: type[BaseException], model: nn.Module) -> None:
+    class Failing:
+        whole_passes = 0
+
+        def __iter__(self) -> Iterator[torch.Tensor]:
+            yield from data(1)
+            if self.whole_passes:  # the first level was measured
+                raise error
+            self.whole_passes += 1
+
+    rewriter.calibrate(model, data(1), progress=False)
+    before = snapshot(model)
+    with pytest.raises(error):
+        rewriter.calibrate(model, Failing(), progress=False)
+    assert_unchanged(model, before)
+
+
+def test_a_model_without_values_is_refused() -> None:
+    with torch.device("meta"):
+        model = smp.PSPNet("resnet18", encoder_weights=None)
+    rewritten = rewriter.rewrite(model, "scale-equalizer", input_size=SIZE, verify=False)
+    with pytest.raises(rewriter.CalibrationError, match="on the meta device; load its weights first"):
+        rewriter.calibrate(rewritten, data())
 
 
 def test_a_model_without_equalizers_is_refused() -> None:
@@ -213,12 +244,22 @@ def test_partial_moments_merge_to_those_of_the_whole(parts: list[list[float]]) -
     assert merged.std == pytest.approx(whole.std(correction=0).item(), rel=1e-9, abs=1e-7)
 
 
+def test_an_empty_tensor_adds_nothing() -> None:
+    some = moments_of(torch.randn(5))
+    assert some + moments_of(torch.empty(0, 4)) == some
+
+
 def test_a_large_mean_does_not_drown_the_variance() -> None:
     """The difference of mean square and squared mean would be off by more than itself in single precision."""
     x = 1000.1 + 0.2 * torch.rand(4, 10_000, generator=torch.Generator().manual_seed(0))
     merged = sum((moments_of(row) for row in x), Moments())
     assert merged.std == pytest.approx(x.double().std(correction=0).item(), rel=1e-4)
     assert merged.std != pytest.approx(math.sqrt(abs(x.square().mean() - x.mean().square())), rel=0.1)
+
+
+def _unreadable() -> Iterator[torch.Tensor]:
+    yield from data(1)
+    raise FileNotFoundError("image.png")
 
 
 def _calibrate_in_process(rank: int, folder: str) -> None:
@@ -239,6 +280,11 @@ def _calibrate_in_process(rank: int, folder: str) -> None:
         rewriter.calibrate(model, [] if rank else data(1), progress=False)
     except rewriter.CalibrationError as error:
         Path(folder, f"{rank}.txt").write_text(str(error))
+    try:
+        rewriter.calibrate(model, _unreadable() if rank else data(1), progress=False)
+    except rewriter.CalibrationError as error:
+        with Path(folder, f"{rank}.txt").open("a") as file:
+            file.write(str(error))
     if rank == 0:
         torch.distributed.destroy_process_group()
         rewriter.calibrate(model, data(), progress=False)
@@ -252,4 +298,7 @@ def test_ranks_share_their_moments_and_their_errors(tmp_path: Path) -> None:
     assert found[0] == found[1]
     for path, pairs in found[2].items():
         assert torch.tensor(found[0][path]).allclose(torch.tensor(pairs), rtol=1e-6)
-    assert all("there are no batches" in (tmp_path / f"{rank}.txt").read_text() for rank in (0, 1))
+    for rank in (0, 1):
+        errors = (tmp_path / f"{rank}.txt").read_text()
+        assert "rank 1: there are no batches" in errors
+        assert "rank 1: FileNotFoundError: image.png" in errors

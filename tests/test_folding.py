@@ -14,8 +14,10 @@ import transformers
 from helpers import assert_unchanged, image, snapshot, timm_model
 from torch import nn
 
+import model_zoo
 import rewriter
 from passes import ScaleEqualizer
+from rewriter import folding
 from rewriter.inputs import tensors_in
 from rewriter.layers import calibrated_layers
 
@@ -49,6 +51,8 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "smp pspnet": (lambda: smp.PSPNet("resnet18", encoder_weights=None), 1),
     "smp upernet": (lambda: smp.UPerNet("resnet18", encoder_weights=None), 2),  # 3x3, padded
     "hugging face segformer": (small_segformer, 1),
+    "zoo uperhead": (lambda: model_zoo.create("zoo:uperhead-resnet18", channels=16).model, 2),
+    "zoo sepaspphead": (lambda: model_zoo.create("zoo:sepaspphead-resnet18", channels=16).model, 2),
 }
 
 
@@ -147,6 +151,29 @@ class Twice(nn.Module):
         return self.conv(self.conv(x))
 
 
+class WeightRead(Fused):
+    """The weight behind the fusion is read by something else, too."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) + self.reader.weight.sum()
+
+
+class SharedBias(nn.Sequential):
+    """Two convolutions with one bias."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Conv2d(12, 5, 1), nn.Conv2d(5, 5, 1))
+        self[1].bias = self[0].bias
+
+
+class LargeMean(Fused):
+    """A map whose mean is some thousand times its standard deviation: in the bias it would cost the last digits."""
+
+    def __init__(self, reader: nn.Module) -> None:
+        super().__init__(reader)
+        nn.init.constant_(self.low.bias, 3000.0)
+
+
 class Summed(Fused):
     """Two levels, added."""
 
@@ -161,8 +188,11 @@ LEFT: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "a forward of its own": (lambda: Fused(OwnForward(12, 5, 1)), "OwnForward with a forward of its own"),
     "a parametrized weight": (
         lambda: Fused(nn.utils.parametrizations.weight_norm(nn.Conv2d(12, 5, 1))),
-        "with a forward of its own",
+        "the weight of reader is computed from other parameters",
     ),
+    "a weight read elsewhere": (lambda: WeightRead(nn.Conv2d(12, 5, 1)), "would change an output by"),
+    "a shared bias": (lambda: Fused(SharedBias()), "the weight or bias of reader.0 is shared"),
+    "a mean that drowns the rest": (lambda: LargeMean(nn.Conv2d(12, 5, 1)), "would change an output by"),
     "called twice": (lambda: Fused(Twice()), "reader.conv is called 2 times"),
     "a sum": (lambda: Summed(nn.Conv2d(4, 5, 1)), "a sum has no weights of its own for each map"),
 }
@@ -194,6 +224,11 @@ class TestRefusals:
         with pytest.raises(rewriter.FoldError, match="ResNet has no equalizers to fold"):
             rewriter.fold(timm_model("test_resnet"))
 
+    def test_what_was_not_rewritten_itself(self, model: nn.Module) -> None:
+        rewriter.calibrate(model, [image(16)], progress=False)
+        with pytest.raises(rewriter.FoldError, match="Sequential was not rewritten itself"):
+            rewriter.fold(nn.Sequential(model), input_size=16)
+
     def test_what_a_folded_model_is_not_for(self, model: nn.Module, tmp_path: Any) -> None:
         rewriter.calibrate(model, [image(16)], progress=False)
         folded = rewriter.fold(model)
@@ -201,6 +236,7 @@ class TestRefusals:
             (rewriter.undo, rewriter.UndoError),
             (rewriter.rewrite, rewriter.ModelError),
             (rewriter.fold, rewriter.FoldError),
+            (lambda model: rewriter.calibrate(model, [image(16)]), rewriter.CalibrationError),
             (lambda model: rewriter.save(model, tmp_path / "saved"), rewriter.StorageError),
         ):
             with pytest.raises(error, match="was folded"):
@@ -209,12 +245,55 @@ class TestRefusals:
         again = torch.load(tmp_path / "folded.pt", weights_only=False)
         assert torch.equal(again.eval()(image(16)), folded.eval()(image(16)))
 
-    def test_a_change_that_is_too_large_is_taken_back(self, model: nn.Module, monkeypatch: Any) -> None:
+    def test_nothing_that_would_change_the_output_is_folded(self, model: nn.Module, monkeypatch: Any) -> None:
         rewriter.calibrate(model, [image(16)], progress=False)
         before = snapshot(model)
         monkeypatch.setattr("rewriter.folding.TOLERANCE", 0.0)
-        with pytest.raises(rewriter.FoldError, match="would change an output by"):
-            rewriter.fold(model, inplace=True)
-        after = snapshot(model)
-        assert (after.tensors.keys(), after.attributes) == (before.tensors.keys(), before.attributes)
+        result = rewriter.fold(rewriter.api.copy_model(model), inplace=True)
+        assert "not folded: scale_equalizer: folding would change an output by" in str(rewriter.report(result))
+        after = snapshot(result)
         assert [t[1] for t in after.tensors.values()] == [t[1] for t in before.tensors.values()]
+        assert after.values["reader"] == before.values["reader"]
+        assert after.values["scale_equalizer"] == before.values["scale_equalizer"]
+        rewriter.undo(result)  # its weights are still those of the original
+
+    def test_an_interrupted_fold_is_taken_back(self, model: nn.Module, monkeypatch: Any) -> None:
+        rewriter.calibrate(model, [image(16)], progress=False)
+        before = snapshot(model)
+
+        def interrupted(*_: Any) -> str:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr("rewriter.folding._change", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            rewriter.fold(model, inplace=True)
+        assert_unchanged(model, before)
+
+
+def test_a_later_rewrite_that_found_nothing_does_not_matter() -> None:
+    model = calibrated(Fused(nn.Conv2d(12, 5, 1)), size=16)
+    again = rewriter.rewrite(model, "stochastic-pooling", input_size=16)
+    assert not rewriter.report(again).records[-1].plan.sites
+    assert_same_output(model, rewriter.fold(again), image(16))
+
+
+class Watching(nn.Conv2d):
+    """A convolution that notes whether it may be carried out in TF32."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen.append(getattr(torch.backends.cuda.matmul, folding._SWITCH))
+        return super().forward(x)
+
+
+def test_it_is_checked_in_full_precision() -> None:
+    """TF32, in which GPUs convolve, would differ by more than what is allowed; the switch is put back."""
+    watching = Watching(5, 5, 1)
+    watching.seen = []
+    model = calibrated(Fused(nn.Sequential(nn.Conv2d(12, 5, 1), watching)), size=16)
+    torch.set_float32_matmul_precision("high")
+    try:
+        result = rewriter.fold(model)
+        assert torch.backends.cuda.matmul.allow_tf32
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert result.reader[1].seen[-2:] == [folding._FULL] * 2

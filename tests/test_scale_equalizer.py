@@ -32,6 +32,10 @@ def hugging_face(name: str, **options: Any) -> nn.Module:
     return cls(cls.config_class(**options))
 
 
+def zoo(name: str, **options: Any) -> nn.Module:
+    return model_zoo.create(f"zoo:{name}", channels=16, **options).model
+
+
 FOUND: dict[str, tuple[Callable[[], nn.Module], dict[str, int], dict[str, int]]] = {
     # concatenations and sums that are found, by the number of their maps
     "torchvision:deeplabv3_resnet50": (lambda: model_zoo.create("torchvision:deeplabv3_resnet50").model, {"5": 1}, {}),
@@ -50,6 +54,18 @@ FOUND: dict[str, tuple[Callable[[], nn.Module], dict[str, int], dict[str, int]]]
     "hf:segformer": (lambda: hugging_face("SegformerForSemanticSegmentation"), {"4": 1}, {}),
     "hf:upernet": (lambda: hugging_face("UperNetForSemanticSegmentation"), {"5": 1, "4": 1}, {"2": 3}),
     "hf:dpt": (lambda: hugging_face("DPTForSemanticSegmentation"), {}, {"2": 3}),
+    "zoo:uperhead": (lambda: zoo("uperhead-resnet18"), {"5": 1, "4": 1}, {"2": 3}),
+    "zoo:psphead": (lambda: zoo("psphead-resnet18"), {"5": 1}, {}),
+    "zoo:aspphead": (lambda: zoo("aspphead-resnet18"), {"5": 1}, {}),
+    "zoo:sepaspphead": (lambda: zoo("sepaspphead-resnet18"), {"5": 1, "2": 1}, {}),
+    "zoo:fcnhead": (lambda: zoo("fcnhead-resnet18"), {}, {}),
+    "zoo:fcnhead, resize_concat": (
+        lambda: zoo(
+            "fcnhead-hrnet_w18_small", input_transform="resize_concat", concat_input=False, feature_location=""
+        ),
+        {"4": 1},
+        {},
+    ),
 }
 
 
@@ -65,7 +81,7 @@ def test_fusions_of_real_models(name: str) -> None:
     additive = rewriter.plan(model, ScaleEqualizer(additive=True), input_size=384)
     assert counted((*additive.sites, *additive.skipped), "sum") == sums
     assert {skip.reason for skip in additive.skipped} <= {Reason.IN_A_LOOP}
-    assert bool(additive.skipped) == (name == "hf:upernet")  # its top-down path is a loop
+    assert bool(additive.skipped) == (name in ("hf:upernet", "zoo:uperhead"))  # their top-down path is a loop
 
 
 def counted(findings: Any, form: str) -> dict[str, int]:
@@ -139,6 +155,18 @@ class TestCheckpoints:
             assert equalizer.calibrated
             assert equalizer.constants() == rewritten.decoder.psp.scale_equalizer.constants()
 
+    @pytest.mark.parametrize("assign", [True, False])
+    def test_a_model_made_without_memory_has_the_identity(self, assign: bool) -> None:
+        with torch.device("meta"):
+            model = smp.PSPNet("resnet18", encoder_weights=None)
+        rewritten = rewriter.rewrite(model, "scale-equalizer", input_size=64, verify=False)
+        if not assign:
+            rewritten.to_empty(device="cpu")
+        original = smp.PSPNet("resnet18", encoder_weights=None).eval()
+        rewritten.load_state_dict(original.state_dict(), strict=True, assign=assign)
+        with torch.no_grad():
+            assert torch.equal(rewritten.eval()(image()), original(image()))
+
     def test_half_precision_and_channels_last_hold(self) -> None:
         model = smp.PSPNet("resnet18", encoder_weights=None).to(torch.bfloat16, memory_format=torch.channels_last)
         rewritten = rewriter.rewrite(model, "scale-equalizer", input_size=64)
@@ -176,13 +204,53 @@ def _along_height(self: Any, low: torch.Tensor, high: torch.Tensor) -> torch.Ten
     return self.logits(torch.cat([low, high], 2))
 
 
+def _along_width(self: Any, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
+    return self.logits(torch.cat([low, high], 3))
+
+
+def _tokens(self: Any, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
+    sequences = [x.flatten(2).transpose(1, 2) for x in (low, high)]
+    return F.linear(torch.cat(sequences, 1), self.logits.weight.flatten(1))
+
+
 @pytest.mark.parametrize(
-    ("fuse", "reason"), [(_normed_after, Reason.NORM_FOLLOWS), (_logits, Reason.LOGITS), (_along_height, None)]
+    ("fuse", "reason"),
+    [
+        (_normed_after, Reason.NORM_FOLLOWS),
+        (_logits, Reason.LOGITS),
+        (_along_height, None),
+        (_along_width, None),
+        (_tokens, None),
+    ],
 )
 def test_fusions_that_are_left_alone(fuse: Any, reason: Reason | None) -> None:
     plan = rewriter.plan(Decoder(fuse), ScaleEqualizer(), input_size=16)
     assert not plan.sites
     assert [skip.reason for skip in plan.skipped] == ([] if reason is None else [reason])
+
+
+class AddedInPlace(Decoder):
+    """A sum that is written to the memory of one of its maps."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        low, high = self.low(x), self.high(x)
+        low.add_(F.interpolate(high, size=low.shape[-2:], mode="bilinear"))
+        return self.logits(low)
+
+
+class Augmented(Decoder):
+    """The same, written as an augmented assignment."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        low, high = self.low(x), self.high(x)
+        low += F.interpolate(high, size=low.shape[-2:], mode="bilinear")
+        return self.logits(low)
+
+
+@pytest.mark.parametrize("cls", [AddedInPlace, Augmented])
+def test_sums_in_place_are_left_alone(cls: type[Decoder]) -> None:
+    plan = rewriter.plan(cls(_logits), ScaleEqualizer(additive=True), input_size=16)
+    assert [skip.reason for skip in plan.skipped] == [Reason.IN_PLACE] and not plan.sites
 
 
 @pytest.mark.parametrize("mode", ["nearest", "bicubic"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,14 +10,16 @@ from torch import nn
 
 from rewriter.layers import CalibratedLayer, register_layer
 
+_IDENTITY = {"mean": 0.0, "inverse_std": 1.0}
+
 
 @register_layer("scale-equalizer/equalizer")
 class Equalizer(CalibratedLayer):
     """``(x - mean) / std`` for each map that is fused, with constants measured over the whole data.
 
     The constants are one number a map, not one a channel, and the same in training and evaluation. They are buffers,
-    never parameters: the identity, bit for bit, until :func:`rewriter.calibrate` has measured them. A checkpoint that
-    does not have them leaves them as they are.
+    never parameters: the identity, bit for bit, until :func:`rewriter.calibrate` has measured them, also where a model
+    leaves the meta device. A checkpoint that does not have them leaves them as they are.
 
     Takes a tensor of any shape, or a sequence of ``operands`` tensors, and returns the same.
 
@@ -31,8 +33,8 @@ class Equalizer(CalibratedLayer):
     def __init__(self, operands: int = 1) -> None:
         super().__init__()
         self.operands, self.absorbed = operands, None
-        self.register_buffer("mean", torch.zeros(operands))
-        self.register_buffer("inverse_std", torch.ones(operands))
+        for name, identity in _IDENTITY.items():
+            self.register_buffer(name, torch.full((operands,), identity))
 
     def forward(self, x: torch.Tensor | Sequence[torch.Tensor]) -> torch.Tensor | list[torch.Tensor]:
         if isinstance(x, torch.Tensor):
@@ -64,8 +66,22 @@ class Equalizer(CalibratedLayer):
             self.mean.copy_(torch.tensor(means, dtype=torch.float64))
             self.inverse_std.copy_(torch.tensor(inverse, dtype=torch.float64))
 
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Equalizer:
+        had_values = not self.mean.is_meta
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if not had_values and not self.mean.is_meta:  # to_empty: whatever was in that memory
+            for name, identity in _IDENTITY.items():
+                self._buffers[name].fill_(identity)  # type: ignore[union-attr]
+        return self
+
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-        kept = {f"{prefix}{name}": buffer for name, buffer in self._buffers.items()}
+        device = next((value.device for value in state_dict.values() if isinstance(value, torch.Tensor)), None)
+        kept = {
+            f"{prefix}{name}": torch.full((self.operands,), _IDENTITY[name], device=device)
+            if buffer is None or buffer.is_meta
+            else buffer
+            for name, buffer in self._buffers.items()
+        }
         state_dict = {**kept, **{key: value for key, value in state_dict.items() if key.startswith(prefix)}}
         super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[no-untyped-call]
 

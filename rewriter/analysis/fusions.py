@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import fx, nn
 
 from rewriter.analysis.dataflow import Dataflow, once
@@ -59,14 +60,18 @@ def find_fusions(flow: Dataflow, model: nn.Module) -> list[Fusion]:
     """Every fusion with an operand that was upsampled bilinearly, in the order they ran.
 
     The upsampling is seen through operations that act on each position alone, 1x1 convolutions among them: they
-    commute with it. A norm is not seen through: behind it maps are of one scale.
+    commute with it. A norm is not seen through: behind it maps are of one scale. A concatenation is one of channels,
+    wherever permutations have put them.
     """
     branches = {branch.join for branch in find_branches(flow, model)}
     fusions = []
     for join, form, read in _joins(flow):
         if join in branches:
             continue
-        operands = [Operand(node, reader, _upsampling(flow, model, node)) for node, reader in read]
+        joined = _joined_dimension(join, [node for node, _ in read]) if form == "concatenation" else None
+        if form == "concatenation" and joined is None:
+            continue
+        operands = [Operand(node, reader, _upsampling(flow, model, node, joined)) for node, reader in read]
         if any(operand.upsampling is not None for operand in operands):
             fusions.append(Fusion(form, join, operands, *_readers(flow, join)))
     return fusions
@@ -94,7 +99,7 @@ def _joins(flow: Dataflow) -> Iterator[tuple[fx.Node, str, list[tuple[fx.Node, f
     """Each join with its form and its operands, each with the operation that reads it."""
     for node in flow.nodes():
         sources = flow.sources(node)
-        if node.meta["kind"] is Kind.CONCAT and len(sources) > 1 and _along_channels(node, sources):
+        if node.meta["kind"] is Kind.CONCAT and len(sources) > 1:
             yield node, "concatenation", [(source, node) for source in _sequence(node)]
         elif _is_stack(node) and (total := _summed(flow, node)) is not None:
             yield total, "sum", [(source, node) for source in _sequence(node)]
@@ -139,24 +144,54 @@ def _summed(flow: Dataflow, stack: fx.Node) -> fx.Node | None:
     return users[0] if users[0].meta["shape"] == _sequence(stack)[0].meta["shape"] else None
 
 
-def _along_channels(node: fx.Node, sources: list[fx.Node]) -> bool:
-    """Whether maps of the same size are joined along dimension 1, or along the last."""
-    shapes = [source.meta["shape"] for source in sources]
-    joined = node.meta["shape"]
-    if joined is None or any(shape is None or len(shape) != len(joined) for shape in shapes) or len(joined) < 3:
-        return False
+def _joined_dimension(join: fx.Node, operands: list[fx.Node]) -> int | None:
+    """The dimension that a concatenation joins maps along; None if it is not the only one that they differ in."""
+    shapes, joined = [operand.meta["shape"] for operand in operands], join.meta["shape"]
+    if joined is None or any(shape is None or len(shape) != len(joined) for shape in shapes):
+        return None
     differing = [d for d in range(len(joined)) if any(shape[d] != joined[d] for shape in shapes)]
-    return differing in ([1], [len(joined) - 1])
+    return differing[0] if len(differing) == 1 else None
 
 
-def _upsampling(flow: Dataflow, model: nn.Module, node: fx.Node) -> fx.Node | None:
+def _upsampling(flow: Dataflow, model: nn.Module, node: fx.Node, channels: int | None) -> fx.Node | None:
+    """The bilinear upsampling that ``node`` comes from, if the dimension ``channels`` of ``node`` holds its channels.
+
+    ``channels`` is None where that does not matter.
+    """
+    passed: list[fx.Node] = []
     while len(flow.sources(node)) == 1:
         if node.meta["kind"] is Kind.INTERPOLATE and interpolation_mode(node, model) == "bilinear" and enlarges(node):
-            return node
+            return node if channels in (None, _channel_dimension(passed[::-1], model)) else None
         if not keeps_scale(flow, node) and not (has_weight(node, flow) and is_pointwise(node, model)):
             return None
+        passed.append(node)
         node = flow.sources(node)[0]
     return None
+
+
+def _channel_dimension(passed: list[fx.Node], model: nn.Module) -> int | None:
+    """Where the channels of a map ``(N, C, H, W)`` are after the operations ``passed``; None if they are merged."""
+    dimension: int | None = 1
+    for node in passed:
+        if node.meta["kind"] is Kind.LINEAR:
+            dimension = len(node.meta["shape"]) - 1
+        elif node.meta["kind"] is Kind.VIEW and dimension is not None:
+            dimension = _viewed_dimension(node, dimension, model)
+    return dimension
+
+
+def _viewed_dimension(view: fx.Node, dimension: int, model: nn.Module) -> int | None:
+    """Where a change of layout puts a dimension of its input: a view of a contiguous tensor keeps its stride."""
+    empty = {node: torch.empty(node.meta["shape"], device="meta") for node in view.all_input_nodes}
+    before = empty[view.all_input_nodes[0]]
+    kept = before.shape[dimension], before.stride(dimension)  # noted before a view in place changes them
+    args, kwargs = fx.map_arg((view.args, view.kwargs), empty.__getitem__)
+    if view.op == "call_module":
+        module = model.get_submodule(str(view.target))
+        after = type(module).forward(module, *args, **kwargs)
+    else:
+        after = view.target(*args, **kwargs)  # type: ignore[operator]
+    return next((d for d in range(after.dim()) if (after.shape[d], after.stride(d)) == kept), None)
 
 
 def keeps_scale(flow: Dataflow, node: fx.Node) -> bool:

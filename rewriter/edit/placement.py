@@ -39,6 +39,7 @@ from rewriter.edit.source import FunctionSource, Span, code_span, read_source
 from rewriter.errors import SourceError
 from rewriter.reasons import Reason, Refused
 from rewriter.tracing.frames import Frame
+from rewriter.tracing.kinds import is_in_place
 from rewriter.tracing.recorder import ModuleCall
 from rewriter.tracing.trace import Recording, Trace
 
@@ -152,12 +153,15 @@ class Placement:
         """Pass the ``argument`` of an operation through a new layer; None is the first one, a sequence of tensors.
 
         Raises:
-            Refused: the call is made in a loop, by a helper function, in code without source, or the argument cannot be
-                told apart there.
+            Refused: the call is made in a loop, by a helper function, in code without source, it writes to the
+                argument, or the argument cannot be told apart there.
         """
         where = next(p for p in positions(call) if p.direct)
         self._refuse_repeated(where, call)
         expression = self._expression(where)
+        if argument is not None and _argument_index(call, argument) == 0 and is_in_place(call.target):  # type: ignore[arg-type]
+            text = expression.source.segment(expression.span)
+            raise Refused(Reason.IN_PLACE, f"`{text}` works in place: it would write to the new layer's result instead")
         number = 0 if argument is None else self._operand_number(where, expression, call, argument)
         if number not in operands(expression.node):
             text = expression.source.segment(expression.span)

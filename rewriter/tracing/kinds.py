@@ -6,6 +6,7 @@ Passes ask for kinds, never for spellings.
 from __future__ import annotations
 
 import enum
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -152,3 +153,15 @@ def function_name(function: Callable[..., Any]) -> str:
     if getattr(function, "__name__", "") == "__get__":
         return str(function.__self__.__name__)  # type: ignore[attr-defined]
     return getattr(function, "__name__", type(function).__name__).strip("_")
+
+
+_OPERATORS = frozenset(dir(operator))
+_IN_PLACE_OPERATORS = frozenset(
+    n for n in _OPERATORS if n.startswith("__i") and n.replace("__i", "__", 1) in _OPERATORS
+)
+
+
+def is_in_place(function: Callable[..., Any]) -> bool:
+    """Whether a function writes its result to its first argument: ``Tensor.add_``, ``x += y``."""
+    name = getattr(function, "__name__", "")
+    return name in _IN_PLACE_OPERATORS or (name.endswith("_") and not name.endswith("__"))

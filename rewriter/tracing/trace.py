@@ -121,10 +121,14 @@ def _record(
     return Recording(recorder.graph, recorder.calls, training, result, written)
 
 
+_MACHINERY = ("/rewriter/tracing/", "/rewriter/hooks.py")
+"""What calls the user's modules during a trace."""
+
+
 def _explained(error: Exception, path: str | None, model: nn.Module, origin: str, training: bool) -> TraceError:
     torch_root = torch.__path__[0]
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(torch_root)]
-    frames = [f for f in frames if "/rewriter/tracing/" not in f.filename.replace("\\", "/")]
+    frames = [f for f in frames if not any(part in Path(f.filename).as_posix() for part in _MACHINERY)]
     where = f" at {frames[-1].filename}:{frames[-1].lineno} (`{frames[-1].line}`)" if frames else ""
     module = f"module {path!r} ({type(model.get_submodule(path)).__name__})" if path else type(model).__name__
     message = str(error).strip().splitlines()[0] if str(error).strip() else ""
