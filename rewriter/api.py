@@ -199,8 +199,16 @@ def to_graph_module(model: nn.Module, example_inputs: Any = None, input_size: An
 
 
 def original_state_dict(model: nn.Module) -> dict[str, Any]:
-    """A state dict that the model loads with ``strict=True`` as it was before the rewrite."""
+    """A state dict that the model loads with ``strict=True`` as it was before the rewrite.
+
+    Without what the rewrite added (buffers of scale equalizers); all other values are those of now.
+
+    Raises:
+        ModelError: the model was folded, so its weights are not those of the original any more.
+    """
     check_model(model)
+    if any(record.folded for record in records_of(model)):
+        raise ModelError("the model was folded for export; ask the model that it was folded from")
     state = model.state_dict()
     if not records_of(model):
         return state

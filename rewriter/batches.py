@@ -110,7 +110,10 @@ class Batches:
             if not taken:
                 names = ", ".join(inspect.signature(self._model.forward).parameters)
                 found = ", ".join(map(str, batch))
-                raise CalibrationError(f"batch {number} has the keys {found}; the model takes {names}")
+                raise CalibrationError(
+                    f"batch {number} has the keys {found}; the model takes {names}. Give batches with its names, or "
+                    "the images alone: [batch['image'] for batch in loader]"
+                )
             return (), taken
         if isinstance(batch, (tuple, list)) and not _is_list_of_images(batch):
             return tuple(batch)[: self._required()], {}

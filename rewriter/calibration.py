@@ -13,15 +13,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import fx, nn
 
+from rewriter.analysis.dataflow import Dataflow
+from rewriter.analysis.naming import path_of
 from rewriter.batches import Batches
 from rewriter.errors import CalibrationError, TraceError
+from rewriter.freshness import is_trained
 from rewriter.guard import check_model, random_state_kept
 from rewriter.inputs import Inputs, tensors_in
 from rewriter.layers import CalibratedLayer, calibrated_layers
 from rewriter.moments import Moments, moments_of
 from rewriter.progress import progress_bar
+from rewriter.tracing.kinds import Kind
 from rewriter.tracing.trace import trace_model
 from rewriter.verification import state_kept
 
@@ -122,6 +126,7 @@ def _levels(
         warnings.warn(
             f"the model does not use {', '.join(missing)} when it is evaluated; it stays the identity", stacklevel=3
         )
+    _warn_of_trained_weights(model, flow, [node for found in nodes.values() for node in found])
     depth: dict[str, int] = {}
     reached = {path: flow.in_order(found) for path, found in nodes.items() if found}
     for path in sorted(reached, key=lambda path: flow.position(reached[path][0])):
@@ -129,6 +134,19 @@ def _levels(
         depth[path] = 1 + max((depth[p] for p in depth if not before.isdisjoint(nodes[p])), default=0)
     numbers = range(1, max(depth.values(), default=0) + 1)
     return [{path: layers[path] for path in depth if depth[path] == number} for number in numbers]
+
+
+def _warn_of_trained_weights(model: nn.Module, flow: Dataflow, nodes: Sequence[fx.Node]) -> None:
+    """Weights that were trained without the constants do not fit them."""
+    behind = {user for node in nodes for user in flow.reachable(node) if user.meta["kind"] is Kind.NORM}
+    paths = dict.fromkeys(path_of(node) for node in flow.in_order(behind))
+    trained = [path for path in paths if is_trained(model.get_submodule(path))]
+    if trained:
+        warnings.warn(
+            f"{trained[0]} and what else is behind the equalizers carries trained weights, whose output changes: "
+            "calibrate before training, and not again after it",
+            stacklevel=5,
+        )
 
 
 def _measure(

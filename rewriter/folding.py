@@ -80,7 +80,7 @@ def fold(
     :func:`rewriter.undo` refuses it. A weight without bias gets one.
 
     Args:
-        model: a rewritten and calibrated model, in any mode.
+        model: a rewritten and calibrated model, in any mode; the result is in evaluation mode.
         inplace: fold ``model`` itself instead of a copy.
         example_inputs, input_size: what to check it on, as for :func:`rewriter.rewrite`; None takes the input size of
             the rewrite.
@@ -127,7 +127,7 @@ def fold(
     folded = tuple((path, left.get(path, "")) for path in layers)
     *earlier, last = records_of(target)
     set_records(target, (*earlier, replace(last, folded=folded)))
-    return target
+    return target.eval()
 
 
 def _inputs(model: nn.Module, example_inputs: Any, input_size: Any) -> Inputs:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import nn
 
@@ -16,10 +18,18 @@ def carries_trained_weights(model: nn.Module) -> bool:
     constant: training makes the entries of a tensor differ.
     """
     norms = [module for module in model.modules() if is_norm(module)]
-    tensors = [t for norm in norms for t in (*norm._parameters.values(), *norm._buffers.values()) if t is not None]
-    if not tensors:
+    if not any(True for norm in norms for _ in _tensors(norm)):
         return True
-    return any(_varies(t.detach()) for t in tensors if t.device.type != "meta")
+    return any(is_trained(norm) for norm in norms)
+
+
+def is_trained(norm: nn.Module) -> bool:
+    """Whether the statistics or affine parameters of a norm have left their initial values."""
+    return any(_varies(tensor.detach()) for tensor in _tensors(norm) if tensor.device.type != "meta")
+
+
+def _tensors(norm: nn.Module) -> Iterator[torch.Tensor]:
+    return (t for t in (*norm._parameters.values(), *norm._buffers.values()) if t is not None)
 
 
 def _varies(tensor: torch.Tensor) -> bool:

@@ -83,11 +83,13 @@ class Report:
         records: one for each rewrite.
         stale: sites whose modules were replaced after the rewrite; rewriting again mends them.
         uncalibrated: layers that are the identity until :func:`rewriter.calibrate` has measured their constants.
+        calibrated: the others, by path, with mean and standard deviation of each tensor that they take.
     """
 
     records: tuple[Record, ...]
     stale: tuple[str, ...]
     uncalibrated: tuple[str, ...] = ()
+    calibrated: tuple[tuple[str, tuple[tuple[float, float], ...]], ...] = ()
 
     @property
     def applied(self) -> tuple[Any, ...]:
@@ -120,6 +122,7 @@ class Report:
                     "milliseconds": {name: round(1000 * value, 1) for name, value in record.seconds.items()},
                     "stale": list(self.stale),
                     "uncalibrated": list(self.uncalibrated),
+                    "calibrated": {path: [list(pair) for pair in pairs] for path, pairs in self.calibrated},
                     "folded": [list(entry) for entry in record.folded],
                 }
                 for record in self.records
@@ -158,6 +161,9 @@ class Report:
             if record.folded:
                 lines.append(f"folded into the weights that follow: {', '.join(whole) or 'none'}")
             lines += [f"not folded: {path}: {reason}" for path, reason in record.folded if reason]
+        for path, pairs in self.calibrated:
+            means, stds = (", ".join(f"{value:.3g}" for value in values) for values in zip(*pairs, strict=True))
+            lines.append(f"calibrated: {path}: mean {means}; standard deviation {stds}")
         if self.uncalibrated:
             lines.append(
                 f"not calibrated: {', '.join(self.uncalibrated)}; the identity until rewriter.calibrate(model, batches)"
@@ -170,8 +176,14 @@ def make_report(model: nn.Module) -> Report:
     """The report of a rewritten model; an empty one for a model that was not rewritten."""
     records = records_of(model)
     stale = [path or "(root)" for record in records for path in (*_replaced(model, record), *_hidden(model, record))]
-    uncalibrated = [path for path, layer in calibrated_layers(model).items() if not layer.calibrated]
-    return Report(records, tuple(dict.fromkeys(stale)), tuple(uncalibrated))
+    layers = calibrated_layers(model)
+    uncalibrated = [path for path, layer in layers.items() if not layer.calibrated]
+    calibrated = [
+        (path, tuple((mean, 1 / factor) for mean, factor in layer.constants()))
+        for path, layer in layers.items()
+        if layer.calibrated and layer.absorbed is None
+    ]
+    return Report(records, tuple(dict.fromkeys(stale)), tuple(uncalibrated), tuple(calibrated))
 
 
 def records_in_force(model: nn.Module) -> tuple[Record, ...]:

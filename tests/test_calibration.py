@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -302,3 +303,24 @@ def test_ranks_share_their_moments_and_their_errors(tmp_path: Path) -> None:
         errors = (tmp_path / f"{rank}.txt").read_text()
         assert "rank 1: there are no batches" in errors
         assert "rank 1: FileNotFoundError: image.png" in errors
+
+
+def test_the_report_tells_the_constants(model: nn.Module) -> None:
+    rewriter.calibrate(model, data(), progress=False)
+    report = rewriter.report(model)
+    assert report.uncalibrated == () and dict(report.calibrated).keys() == calibrated_layers(model).keys()
+    mean, std = dict(report.calibrated)["decoder.scale_equalizer"][1]
+    assert f"calibrated: decoder.scale_equalizer: mean {report.calibrated[-1][1][0][0]:.3g}, {mean:.3g};" in str(report)
+    assert std == pytest.approx(1 / model.decoder.scale_equalizer.inverse_std[1].item())
+
+
+def test_trained_weights_behind_the_equalizers_are_warned_of(model: nn.Module) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for module in model.encoder.modules():  # a pretrained encoder before them is as it should be
+            if isinstance(module, nn.BatchNorm2d):
+                nn.init.uniform_(module.weight)
+        rewriter.calibrate(model, data(1), progress=False)
+    nn.init.uniform_(model.decoder.block2[1].weight)
+    with pytest.warns(UserWarning, match=r"decoder.block2.1 and what else is behind the equalizers carries trained"):
+        rewriter.calibrate(model, data(1), progress=False)

@@ -236,6 +236,7 @@ class TestRefusals:
             (rewriter.undo, rewriter.UndoError),
             (rewriter.rewrite, rewriter.ModelError),
             (rewriter.fold, rewriter.FoldError),
+            (rewriter.original_state_dict, rewriter.ModelError),
             (lambda model: rewriter.calibrate(model, [image(16)]), rewriter.CalibrationError),
             (lambda model: rewriter.save(model, tmp_path / "saved"), rewriter.StorageError),
         ):
@@ -247,7 +248,7 @@ class TestRefusals:
 
     def test_nothing_that_would_change_the_output_is_folded(self, model: nn.Module, monkeypatch: Any) -> None:
         rewriter.calibrate(model, [image(16)], progress=False)
-        before = snapshot(model)
+        before = snapshot(rewriter.api.copy_model(model).eval())
         monkeypatch.setattr("rewriter.folding.TOLERANCE", 0.0)
         result = rewriter.fold(rewriter.api.copy_model(model), inplace=True)
         assert "not folded: scale_equalizer: folding would change an output by" in str(rewriter.report(result))
