@@ -13,13 +13,19 @@ def carries_trained_weights(model: nn.Module) -> bool:
 
     A model without any norm counts as trained: nothing in it tells. Tensors without values (meta) count as fresh.
     Layers that are created with other values (a zero-initialised last gamma) are fresh as long as each tensor is
-    constant: training makes the entries of a tensor differ.
+    constant: training makes the entries of a tensor differ. Where a norm has running statistics these alone tell:
+    transformers draws the gammas of some batch norms at random.
     """
-    norms = [module for module in model.modules() if is_norm(module)]
-    tensors = [t for norm in norms for t in (*norm._parameters.values(), *norm._buffers.values()) if t is not None]
+    tensors = [tensor for module in model.modules() if is_norm(module) for tensor in _telling(module)]
     if not tensors:
         return True
     return any(_varies(t.detach()) for t in tensors if t.device.type != "meta")
+
+
+def _telling(norm: nn.Module) -> list[torch.Tensor]:
+    tensors = {name: t for name, t in (*norm._parameters.items(), *norm._buffers.items()) if t is not None}
+    statistics = [t for name, t in tensors.items() if name in ("running_mean", "running_var")]
+    return statistics or list(tensors.values())
 
 
 def _varies(tensor: torch.Tensor) -> bool:
