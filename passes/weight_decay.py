@@ -63,7 +63,10 @@ class WeightDecay(Pass):
 
     name = "weight-decay"
     summary = "which gammas of norms decay, by their place; for rewriter.param_groups, the model is not edited"
-    paper = "Kim et al., Guidelines for the Regularization of Gammas in Batch Normalization, arXiv:2205.07260"
+    paper = (
+        "Kim et al., Guidelines for the Regularization of Gammas in Batch Normalization for Deep Residual Networks, "
+        "arXiv:2205.07260"
+    )
     after = ("atrous-rates", "dropout", "group-count", "scale-equalizer", "stochastic-pooling")
 
     gamma: str | Mapping[str, bool] = "guideline"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import nn
 
@@ -15,21 +13,24 @@ def carries_trained_weights(model: nn.Module) -> bool:
 
     A model without any norm counts as trained: nothing in it tells. Tensors without values (meta) count as fresh.
     Layers that are created with other values (a zero-initialised last gamma) are fresh as long as each tensor is
-    constant: training makes the entries of a tensor differ.
+    constant: training makes the entries of a tensor differ. Where a norm has running statistics these alone tell:
+    transformers draws the gammas of some batch norms at random.
     """
     norms = [module for module in model.modules() if is_norm(module)]
-    if not any(True for norm in norms for _ in _tensors(norm)):
+    if not any(_telling(norm) for norm in norms):
         return True
     return any(is_trained(norm) for norm in norms)
 
 
 def is_trained(norm: nn.Module) -> bool:
     """Whether the statistics or affine parameters of a norm have left their initial values."""
-    return any(_varies(tensor.detach()) for tensor in _tensors(norm) if tensor.device.type != "meta")
+    return any(_varies(tensor.detach()) for tensor in _telling(norm) if tensor.device.type != "meta")
 
 
-def _tensors(norm: nn.Module) -> Iterator[torch.Tensor]:
-    return (t for t in (*norm._parameters.values(), *norm._buffers.values()) if t is not None)
+def _telling(norm: nn.Module) -> list[torch.Tensor]:
+    tensors = {name: t for name, t in (*norm._parameters.items(), *norm._buffers.items()) if t is not None}
+    statistics = [t for name, t in tensors.items() if name in ("running_mean", "running_var")]
+    return statistics or list(tensors.values())
 
 
 def _varies(tensor: torch.Tensor) -> bool:

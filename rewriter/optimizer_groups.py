@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -161,23 +162,33 @@ def _excluded(model: nn.Module, given: str | Iterable[str]) -> dict[str, str]:
     for path, module in model.named_modules():
         said = getattr(module, "no_weight_decay", None)
         if callable(said):
-            owner = type(module).__name__
-            for pattern in said() or ():
+            source = f"{type(module).__name__}.no_weight_decay()"
+            for pattern in _patterns(said() or (), source):
                 for name in _matching(f"{path}.{pattern}".lstrip("."), names):
-                    excluded[names[name]] = f"named by {owner}.no_weight_decay()"
-    for pattern in [given] if isinstance(given, str) else given:
+                    excluded[names[name]] = f"named by {source}"
+    for pattern in _patterns(given, "no_weight_decay"):
         found = _matching(pattern, names)
         if not found:
             raise SelectorError(
                 f"no_weight_decay: {pattern!r} matches no parameter of {type(model).__name__}; "
-                f"{suggest(str(pattern), names)}"
+                f"{suggest(pattern, names)}"
             )
         excluded.update((names[name], "named in no_weight_decay=") for name in found)
     return excluded
 
 
-def _matching(pattern: Any, names: Iterable[str]) -> list[str]:
-    return [name for name in names if name == pattern or fnmatch.fnmatchcase(name, str(pattern))]
+def _patterns(given: Any, source: str) -> list[str]:
+    if isinstance(given, str) or not isinstance(given, Iterable):
+        given = [given]
+    patterns = list(given)
+    for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise SelectorError(f"{source}: expected names of parameters, or patterns, found {pattern!r}")
+    return patterns
+
+
+def _matching(pattern: str, names: Iterable[str]) -> list[str]:
+    return [name for name in names if name == pattern or fnmatch.fnmatchcase(name, pattern)]
 
 
 def _check_weight_decay(value: Any) -> None:
@@ -214,26 +225,27 @@ def _split(
     """Each group in a part that decays and one that does not; parts with the same settings are joined."""
     of_model = {id(parameter) for parameter in model.parameters()}
     parts: list[_Part] = []
-    for group in given:
+    for number, group in enumerate(given):
         ids = [id(_tensor(entry)) for entry in group["params"]]
         kept = [place for place, key in enumerate(ids) if key not in of_model]
         if kept:
-            parts.append(_Part(_chosen(group, kept), None))
+            parts.append(_Part(_chosen(group, kept), None, number))
         for decaying in (True, False):
             chosen = _chosen(group, [place for place, key in enumerate(ids) if decays.get(key) is decaying])
             chosen.pop("weight_decay", None)
             if not decaying or weight_decay is not None:
                 chosen["weight_decay"] = weight_decay if decaying else 0.0
-            _join(parts, _Part(chosen, decaying))
+            _join(parts, _Part(chosen, decaying, number))
     return _named([part for part in parts if part.group["params"]])
 
 
 @dataclass
 class _Part:
-    """A group, and whether it decays; None for what is not of the model and stays as it is."""
+    """A part of the group with this number, and whether it decays; None for what is not of the model and stays."""
 
     group: dict[str, Any]
     decaying: bool | None
+    number: int
 
 
 def _chosen(group: Mapping[str, Any], places: Sequence[int]) -> dict[str, Any]:
@@ -266,11 +278,12 @@ def _named(parts: Sequence[_Part]) -> list[dict[str, Any]]:
     """Each group with a name of its own: ``decay``, ``no_decay``; behind the name or number of what was split."""
     names: Counter[str] = Counter()
     split = len(parts) > 2 or any("name" in part.group for part in parts)
-    for number, part in enumerate(parts):
-        name = str(part.group.get("name", f"group_{number}"))
+    for part in parts:
+        name = str(part.group.get("name", f"group_{part.number}"))
         if part.decaying is not None:
             ending = "decay" if part.decaying else "no_decay"
-            name = f"{name}_{ending}" if split else ending
+            stem = re.sub(r"(^|_)(no_)?decay$", "", name)  # it is there already if these groups came from here
+            name = f"{stem}_{ending}" if split and stem else ending
         names[name] += 1
         part.group["name"] = name if names[name] == 1 else f"{name}_{names[name]}"
     return [part.group for part in parts]

@@ -255,6 +255,18 @@ def test_hugging_face_defaults() -> None:
         assert not plan.skipped
 
 
+def test_gammas_that_are_drawn_at_random_are_no_trained_weights() -> None:
+    """transformers creates the batch norms of MobileViT with them; their statistics tell."""
+    config = transformers.MobileViTConfig(hidden_sizes=[8] * 3, neck_hidden_sizes=[8] * 7, num_attention_heads=2)
+    model = transformers.MobileViTForSemanticSegmentation(config)
+    assert model.mobilevit.conv_stem.normalization.weight.std() > 0
+    plan = rewriter.plan(model, input_size=512)
+    assert [site.path for site in plan.sites if site.pass_name == "atrous-rates"] == ["segmentation_head.aspp"]
+    model.mobilevit.conv_stem.normalization.running_mean[0] = 1
+    trained = rewriter.plan(model, input_size=512)
+    assert [skip.reason for skip in trained.skipped if skip.pass_name == "atrous-rates"] == [Reason.HELD_BACK]
+
+
 NOTHING = [
     "torchvision:fcn_resnet50", "torchvision:lraspp_mobilenet_v3_large", "smp:linknet", "smp:unet", "smp:pspnet",
     "smp:pan", "smp:upernet", "hrnet_w18_small", "convnext_tiny", "resnet18", "skresnet18", "mixnet_s", "inception_v3",

@@ -319,8 +319,8 @@ def test_trained_weights_behind_the_equalizers_are_warned_of(model: nn.Module) -
         warnings.simplefilter("error")
         for module in model.encoder.modules():  # a pretrained encoder before them is as it should be
             if isinstance(module, nn.BatchNorm2d):
-                nn.init.uniform_(module.weight)
+                nn.init.uniform_(module.running_mean)
         rewriter.calibrate(model, data(1), progress=False)
-    nn.init.uniform_(model.decoder.block2[1].weight)
+    nn.init.uniform_(model.decoder.block2[1].running_mean)
     with pytest.warns(UserWarning, match=r"decoder.block2.1 and what else is behind the equalizers carries trained"):
         rewriter.calibrate(model, data(1), progress=False)

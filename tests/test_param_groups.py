@@ -120,6 +120,15 @@ def test_what_the_model_or_the_user_names_does_not_decay(resnet: nn.Module) -> N
     assert reasons["inner.layer1.0.bn2.weight"] == "named in no_weight_decay="
 
 
+def test_a_model_that_names_one_or_something_else(resnet: nn.Module) -> None:
+    model = copy.deepcopy(resnet)
+    model.no_weight_decay = lambda: "fc.weight"
+    assert "fc.weight" in names_of(model, rewriter.param_groups(model), decaying=False)
+    model.no_weight_decay = lambda: 5
+    with pytest.raises(rewriter.SelectorError, match=r"^ResNet\.no_weight_decay\(\): expected names .* found 5"):
+        rewriter.param_groups(model)
+
+
 @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.data())
 def test_each_trainable_parameter_is_in_one_group(data: st.DataObject) -> None:
@@ -230,9 +239,9 @@ def test_groups_with_names_and_with_other_parameters_are_kept(resnet: nn.Module)
     assert [group["name"] for group in groups] == [
         "body_decay",
         "body_no_decay",
-        "group_2",
-        "group_3_decay",
-        "group_4_no_decay",
+        "group_1",
+        "group_1_decay",
+        "group_1_no_decay",
     ]
     assert [group["lr"] for group in groups] == [0.1, 0.1, 1.0, 1.0, 1.0]
     assert groups[2]["params"] == list(loss.parameters()) and "weight_decay" not in groups[2]
@@ -248,6 +257,19 @@ def test_groups_with_names_and_with_other_parameters_are_kept(resnet: nn.Module)
         for g in optimizer.param_groups
         for n, p in zip(g["param_names"], g["params"], strict=True)
     )
+
+
+def test_groups_of_ours_can_be_split_again(resnet: nn.Module) -> None:
+    first = rewriter.param_groups(resnet, 0.1)
+    again = rewriter.param_groups(resnet, 0.2, gamma="exclude-all", within=first)
+    assert [(group["name"], group["weight_decay"]) for group in again] == [
+        ("decay", 0.2),
+        ("no_decay", 0.0),
+        ("no_decay_2", 0.0),
+    ]
+    layers = param_groups_layer_decay(resnet, layer_decay=0.5)
+    split = rewriter.param_groups(resnet, within=layers)
+    assert [g["name"] for g in rewriter.param_groups(resnet, within=split)] == [g["name"] for g in split]
 
 
 def test_lightning_style_configure_optimizers(resnet: nn.Module) -> None:
@@ -312,6 +334,8 @@ def test_hugging_face_trainer_trains(tmp_path: Any) -> None:
         ({"gamma": "most"}, rewriter.SelectorError, "expected one of 'guideline'"),
         ({"gamma": {"last": True}}, rewriter.SelectorError, "unknown category 'last'"),
         ({"no_weight_decay": "fc.wieght"}, rewriter.SelectorError, "did you mean 'fc.weight'"),
+        ({"no_weight_decay": None}, rewriter.SelectorError, "no_weight_decay: expected names .* found None"),
+        ({"no_weight_decay": [3]}, rewriter.SelectorError, "no_weight_decay: expected names .* found 3"),
         ({"within": 3}, rewriter.OptimizerError, "expected a list of parameter groups, found int"),
         ({"within": [torch.zeros(1)]}, rewriter.OptimizerError, "expected dicts with 'params', found Tensor"),
         (

@@ -85,6 +85,16 @@ PLACES: dict[str, dict[str, str]] = {
         "layers.1.downsample.norm": MAIN,
         "norm": MAIN,
     },
+    "poolformer_s12": {"stages.0.blocks.0.norm1": LAST, "stages.0.blocks.0.norm2": LAST, "head.norm": MAIN},
+    "lambda_resnet26t": {"stages.2.1.self_attn.norm_q": OTHER, "stages.2.1.self_attn.norm_v": OTHER},
+    "ghostnet_050": {
+        "blocks.1.0.bn_dw": MAIN,  # the shortcut of this block has two weights
+        "blocks.1.0.ghost2.primary_conv.1": MAIN,
+        "blocks.1.0.ghost2.cheap_operation.1": MAIN,
+        "blocks.2.0.ghost1.cheap_operation.1": OTHER,
+        "blocks.2.0.ghost2.primary_conv.1": LAST,
+        "blocks.2.0.ghost2.cheap_operation.1": LAST,
+    },
     "swinv2_tiny_window8_256": {"layers.0.blocks.0.norm1": LAST, "layers.1.downsample.norm": MAIN},
     "smp:unet-resnet18": {
         "encoder.bn1": MAIN,
@@ -135,6 +145,17 @@ def test_a_vit_of_transformers_and_one_with_norms_of_its_own() -> None:
         LAST: {"layers.#.input_layernorm", "layers.#.post_attention_layernorm"},
         MAIN: {"norm"},
     }
+
+
+def test_a_response_of_the_features_is_no_norm() -> None:
+    """``x * norm(x) / mean(norm(x))``, written out by transformers, and as one function by timm."""
+    transformers = pytest.importorskip("transformers")
+    model = transformers.ConvNextV2Model(transformers.ConvNextV2Config(depths=[1] * 4, hidden_sizes=[8] * 4))
+    found = classes(model, input_size=32)
+    assert found[LAST] == {"encoder.stages.#.layers.#.layernorm"}
+    groups = rewriter.param_groups(model, input_size=32)
+    decisions = {d.name: d for d in groups.decisions}
+    assert not decisions["encoder.stages.0.layers.0.grn.weight"].decays
 
 
 def test_a_denoising_unet_keeps_its_blocks_though_the_timestep_enters_them() -> None:

@@ -141,11 +141,9 @@ _NORM_CLASSES = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.
 def _positions(flow: Dataflow, model: nn.Module) -> list[tuple[Norm, Position]]:
     norms = find_norms(flow, model)
     applied = {norm.node for norm in norms}
-    branches = [
-        branch
-        for branch in find_branches(flow, model, side_inputs=True)
-        if (_is_flat(branch) if branch.form == "dense" else not _of_other_channels(branch))
-    ]
+    found = find_branches(flow, model, side_inputs=True, weightless=True)
+    branches = [branch for branch in found if branch.form == "residual" and not _of_other_channels(branch)]
+    branches += _in_dense_blocks([branch for branch in found if branch.form == "dense" and _is_flat(branch)])
     joins = {branch.join for branch in branches}
     blocks = sorted(((_shortcut(b, joins), b) for b in branches), key=lambda item: len(item[0]) + len(item[1].nodes))
     decided: dict[fx.Node, Position] = {}
@@ -153,7 +151,7 @@ def _positions(flow: Dataflow, model: nn.Module) -> list[tuple[Norm, Position]]:
         last = _last(branch, applied) if branch.form == "residual" else set()
         gate = _off_the_way(branch) if branch.form == "residual" else set()
         for node in applied & (branch.nodes | shortcut):
-            if node in decided:
+            if node in decided or (node in shortcut and node in branch.nodes):  # both read it: the block around them
                 continue
             if node in shortcut:
                 decided[node] = Position.SHORTCUT
@@ -251,6 +249,12 @@ def _of_other_channels(branch: Branch) -> bool:
             return bool(others) and all(user.meta["kind"] is Kind.SELECT and user is not node for user in others)
         node = source
     return False
+
+
+def _in_dense_blocks(layers: list[Branch]) -> list[Branch]:
+    """The dense layers that another one follows or precedes; one alone is a concatenation like any other (Ghost)."""
+    joins, forks = {layer.join for layer in layers}, {layer.fork for layer in layers}
+    return [layer for layer in layers if layer.fork in joins or layer.join in forks]
 
 
 def _is_flat(branch: Branch) -> bool:

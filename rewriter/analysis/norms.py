@@ -6,8 +6,9 @@ which is also what a module that is looked into calls), or arithmetic: ``weight 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -135,5 +136,56 @@ def _is_normalised(node: fx.Node, flow: Dataflow) -> bool:
         way = flow.region(origin, statistic)
         names = {function_name(step.target) for step in way if callable(step.target)}
         if names & _REDUCTIONS and names & _ROOTS and not any(has_weight(step, flow) for step in way):
-            return True
+            return _degree(node, origin, flow) == 0
     return False
+
+
+def _degree(end: fx.Node, origin: fx.Node, flow: Dataflow) -> float | None:
+    """With which power of the scale of ``origin`` that of ``end`` grows; None if it is not known to be a power.
+
+    It is 0 for what is normalised, but 1 for ``x * (norm(x) / mean(norm(x)))``, a response of ``x``.
+    """
+    degrees: dict[fx.Node, Any] = {origin: 1.0}
+    for node in flow.in_order(flow.region(origin, end)):
+        degrees[node] = _degree_of_operation(node, degrees)
+    found = degrees[end]
+    return found if isinstance(found, float) else None
+
+
+def _degree_of_operation(node: fx.Node, degrees: Mapping[fx.Node, Any]) -> Any:
+    """The degree of what ``node`` returns, a tuple if that is one; terms and bounds that hold no data do not count."""
+    name = function_name(node.target) if node.op == "call_function" else ""  # type: ignore[arg-type]
+    given = [degrees.get(operand) if isinstance(operand, fx.Node) else None for operand in node.args]
+    read = [degrees[operand] for operand in node.all_input_nodes if operand in degrees]
+    first, *others = read
+    if name == "getitem" and isinstance(first, tuple):
+        return first[node.args[1]] if isinstance(node.args[1], int) else None
+    if any(not isinstance(degree, float) for degree in read):
+        return None
+    if node.meta["kind"] is Kind.MULTIPLY and len(given) == 2:
+        one, other = (degree or 0.0 for degree in given)
+        return one - other if "div" in name else one + other
+    if name in ("rdiv", "rtruediv"):
+        return -first
+    if name == "pow":
+        exponent = node.args[1] if len(node.args) > 1 else node.kwargs.get("exponent")
+        return first * exponent if isinstance(exponent, int | float) and given[:1] == [first] else None
+    if name in _POWERS:
+        power = _POWERS[name]
+        return tuple(first * each for each in power) if isinstance(power, tuple) else first * power
+    linear = node.meta["kind"] in PASS_THROUGH or name in _LINEAR
+    return first if linear and all(degree == first for degree in others) else None
+
+
+_POWERS: dict[str, Any] = {
+    "square": 2.0,
+    "var": 2.0,
+    "sqrt": 0.5,
+    "rsqrt": -0.5,
+    "reciprocal": -1.0,
+    "var_mean": (2.0, 1.0),
+    "std_mean": (1.0, 1.0),
+}
+_LINEAR = _REDUCTIONS - {"var", "var_mean"} | {
+    *("add", "iadd", "radd", "sub", "isub", "rsub", "abs", "clamp", "clamp_min", "maximum"),
+}

@@ -7,6 +7,8 @@ concatenation: it appends to its input what it computed from it (DenseNet).
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -73,7 +75,9 @@ class Branch:
 
 
 @once
-def find_branches(flow: Dataflow, model: nn.Module, side_inputs: bool = False) -> list[Branch]:
+def find_branches(
+    flow: Dataflow, model: nn.Module, side_inputs: bool = False, weightless: bool = False
+) -> list[Branch]:
     """Every residual branch and dense layer, in the order their joins ran.
 
     Args:
@@ -81,12 +85,14 @@ def find_branches(flow: Dataflow, model: nn.Module, side_inputs: bool = False) -
         model: the model that was recorded.
         side_inputs: whether data may enter a branch from the side (a mask, a timestep, a memory), so that its end
             depends on more than the fork. Then the fork is where the shortcut leaves what the branch depends on.
+        weightless: whether a norm makes a branch where neither operand has a weight (``x + pool(norm(x))``).
     """
+    block = functools.partial(_block, flow, model, weightless=weightless)
     branches: list[Branch] = []
     streams: dict[fx.Node, fx.Node] = {}
     for join in flow.nodes(Kind.ADD, Kind.CONCAT):
         if join.meta["kind"] is Kind.ADD:
-            branch = _residual(flow, model, join, streams, side_inputs)
+            branch = _residual(flow, join, streams, block, side_inputs)
         else:
             branch = _dense_layer(flow, join)
         if branch is not None:
@@ -135,19 +141,23 @@ def _followed(flow: Dataflow, node: fx.Node) -> fx.Node | None:
 
 
 def _residual(
-    flow: Dataflow, model: nn.Module, join: fx.Node, streams: dict[fx.Node, fx.Node], side_inputs: bool
+    flow: Dataflow,
+    join: fx.Node,
+    streams: dict[fx.Node, fx.Node],
+    block: Callable[..., Branch | None],
+    side_inputs: bool,
 ) -> Branch | None:
     sources = flow.sources(join)
     if len(sources) != 2:
         return None
     fork = flow.fork(join)
-    found = None if fork is None else _block(flow, model, fork, join, sources, streams)
+    found = None if fork is None else block(fork, join, sources, streams)
     if found is not None or not side_inputs:
         return found
     for shortcut, operand in (sources, sources[::-1]):
         leaves_at = _leaves(flow, shortcut, operand)
         if leaves_at is not None and leaves_at is not fork:
-            found = _block(flow, model, leaves_at, join, sources, streams)
+            found = block(leaves_at, join, sources, streams)
             if found is not None and found.shortcut is shortcut:
                 return found
     return None
@@ -171,13 +181,20 @@ def _block(
     join: fx.Node,
     sources: list[fx.Node],
     streams: dict[fx.Node, fx.Node],
+    weightless: bool,
 ) -> Branch | None:
     reach = [_REACH.index(_reach(flow, model, fork, source, streams)) for source in sources]
+    if weightless and not any(reach):
+        reach = [int(source is not fork and _holds_norm(flow.region(fork, source))) for source in sources]
     if reach[0] == reach[1]:
         return None
     shortcut, operand = sources if reach[0] < reach[1] else reversed(sources)
     branch = Branch(flow, "residual", fork, join, operand, shortcut)
     return None if _spans_resolutions(branch) else branch
+
+
+def _holds_norm(nodes: set[fx.Node]) -> bool:
+    return any(node.meta["kind"] is Kind.NORM for node in nodes)
 
 
 def _spans_resolutions(branch: Branch) -> bool:
