@@ -102,8 +102,8 @@ def apply_plan(
     check_model(model)
     seconds = dict(seconds or {})
     made.check_fits(model)
-    if verify and inputs is None:
-        inputs = _inputs_for_verification(made, model)
+    if verify and inputs is None and made.sites:
+        inputs = _planned_inputs(made, model)
     started = time.perf_counter()
     target = model if inplace else copy_model(model)
     seconds["copy"] = time.perf_counter() - started
@@ -321,13 +321,14 @@ def _filtered(found: Finding, selection: Selection, held_back: set[str], claims:
 
 def inputs_of_rewrite(model: nn.Module) -> Inputs | None:
     """What the latest rewrite of ``model`` was planned on; None if they all were planned on the user's own examples."""
-    found = (_inputs_for_verification(record.plan, model) for record in reversed(records_of(model)))
+    found = (_planned_inputs(record.plan, model) for record in reversed(records_of(model)))
     return next((inputs for inputs in found if inputs is not None), None)
 
 
-def _inputs_for_verification(made: Plan, model: nn.Module) -> Inputs | None:
+def _planned_inputs(made: Plan, model: nn.Module) -> Inputs | None:
+    """What a plan was made on, made up once more; None if that cannot be: the user's own examples."""
     size = made.request.get("input_size")
-    if not made.sites or (size is None and made.request.get("input") == "example_inputs"):
+    if size is None and made.request.get("input") in ("example_inputs", "none"):
         return None
     try:
         return trace(model, input_size=tuple(size) if size is not None else None).inputs

@@ -15,10 +15,12 @@ from torch import nn
 
 from rewriter.analysis.gammas import Gamma, canonical_names, find_gammas
 from rewriter.analysis.parameter_roles import Role, find_roles
-from rewriter.api import trace
+from rewriter.api import inputs_of_rewrite, trace
 from rewriter.errors import OptimizerError, SelectorError
+from rewriter.guard import check_model
 from rewriter.manager import resolve_passes, suggest
-from rewriter.tracing.trace import Trace
+from rewriter.record import records_of
+from rewriter.tracing.trace import Trace, trace_model
 
 _PASS = "weight-decay"
 
@@ -84,7 +86,7 @@ def param_groups(
     model: nn.Module,
     weight_decay: float | None = 5e-2,
     *,
-    gamma: str | Mapping[str, bool] = "guideline",
+    gamma: str | Mapping[str, bool] | None = None,
     example_inputs: Any = None,
     input_size: Any = None,
     no_weight_decay: str | Iterable[str] = (),
@@ -101,8 +103,10 @@ def param_groups(
         model: any model that :func:`rewriter.trace` can run, rewritten or not; it is not touched.
         weight_decay: of the groups that decay; None leaves it to the optimizer.
         gamma: ``"guideline"``, ``"exclude-all"``, ``"decay-all"``, or a dict of categories (``branch_last``,
-            ``branch_other``, ``shortcut``, ``main``) to True or False.
-        example_inputs, input_size: what to run the model on, as for :func:`rewriter.rewrite`.
+            ``branch_other``, ``shortcut``, ``main``) to True or False. None is what the model was rewritten with, so
+            that the groups are those of its report, or else the guideline.
+        example_inputs, input_size: what to run the model on, as for :func:`rewriter.rewrite`; None takes the input
+            size of the model's rewrite, or of its configuration.
         no_weight_decay: names of further parameters that do not decay, or patterns such as ``"*.bias_table"``.
         within: groups that exist already, say for a learning rate each layer. Their other settings are kept, and each
             is split in two. Parameters of other modules in them stay as they are.
@@ -116,8 +120,9 @@ def param_groups(
         ModelError, InputError, TraceError: the model cannot be run.
     """
     _check_weight_decay(weight_decay)
-    (rule,) = resolve_passes([{_PASS: {"gamma": gamma}}])
-    traced = trace(model, example_inputs, input_size)
+    check_model(model)
+    (rule,) = resolve_passes([{_PASS: {"gamma": _policy_of_rewrite(model) if gamma is None else gamma}}])
+    traced = _traced(model, example_inputs, input_size)
     excluded = _excluded(model, no_weight_decay)
     decisions = _decide(traced, rule, excluded)  # type: ignore[arg-type]
     decays = {name: decision.decays for name, decision in decisions.items()}
@@ -132,6 +137,19 @@ def param_groups(
     )
     groups.decisions = tuple(decisions.values())
     return groups
+
+
+def _policy_of_rewrite(model: nn.Module) -> Any:
+    """The option ``gamma`` of the last rewrite that asked for advice on it."""
+    asked = [options for record in records_of(model) for name, options in record.plan.passes if name == _PASS]
+    return asked[-1]["gamma"] if asked else "guideline"
+
+
+def _traced(model: nn.Module, example_inputs: Any, input_size: Any) -> Trace:
+    inputs = None
+    if example_inputs is None and input_size is None and records_of(model):
+        inputs = inputs_of_rewrite(model)
+    return trace(model, example_inputs, input_size) if inputs is None else trace_model(model, inputs)
 
 
 def _decide(traced: Trace, rule: GammaRule, excluded: Mapping[str, str]) -> dict[str, Decision]:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+import torchvision
 from helpers import assert_unchanged, image, snapshot, timm_model
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -411,3 +412,12 @@ def test_what_is_no_optimizer_is_refused(resnet: nn.Module, optimizer: Any) -> N
 def test_swapped_arguments_are_refused(resnet: nn.Module) -> None:
     with pytest.raises(rewriter.ModelError, match="found SGD"):
         rewriter.check_optimizer(torch.optim.SGD(resnet.parameters(), lr=0.1), resnet)
+
+
+def test_groups_of_a_rewritten_model_follow_its_rewrite() -> None:
+    """The policy that its report shows, on the input size that it was rewritten for."""
+    model = torchvision.models.resnet18()
+    rewritten = rewriter.rewrite(model, {"weight-decay": {"gamma": "exclude-all"}}, input_size=64)
+    for gamma, decays in ((None, {False}), ("guideline", {True})):
+        decisions = rewriter.param_groups(rewritten, gamma=gamma).decisions
+        assert {decision.decays for decision in decisions if decision.category == "branch_last"} == decays
