@@ -147,8 +147,9 @@ class Report:
                 sites, skipped, advice = record.plan.findings(name)
                 reasons = Counter(str(s.reason) for s in skipped)
                 why = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()))
+                done = f"{len(sites)} applied" if sites or not advice else "nothing edited"
                 given = f", {len(advice)} advised on" if advice else ""
-                lines.append(f"{name}: {len(sites)} applied, {len(skipped)} skipped{f' ({why})' if why else ''}{given}")
+                lines.append(f"{name}: {done}, {len(skipped)} skipped{f' ({why})' if why else ''}{given}")
                 lines += [f"  + {paths}: {site.action}" for paths, site in group(sites)]
                 refused = [skip for skip in skipped if skip.reason in TECHNICAL]
                 lines += [f"  ! {paths}: {skip.reason}: {skip.detail}" for paths, skip in group(refused)]

@@ -793,3 +793,12 @@ def test_a_rewrite_in_place_keeps_tensors_modes_gradients_and_random_numbers() -
 def test_a_path_as_a_pass_name_is_only_a_name(text: str, tmp_path: Path) -> None:
     with pytest.raises(SelectorError, match="unknown pass"):
         rewriter.plan(timm_model("test_resnet"), text)
+
+
+def test_a_model_that_takes_more_than_an_image_is_told_how_to_give_it() -> None:
+    class Conditioned(nn.Module):
+        def forward(self, sample: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+            return sample * timestep
+
+    with pytest.raises(rewriter.TraceError, match=r"missing .* give example_inputs= with all its arguments"):
+        rewriter.plan(Conditioned(), input_size=16)

@@ -135,8 +135,15 @@ def _explained(error: Exception, path: str | None, model: nn.Module, origin: str
     return TraceError(
         f"the model could not be run in {'training' if training else 'evaluation'} mode: "
         f"{type(error).__name__}: {message} in {module}{where}. "
-        f"The input came from {origin}; if it needs another, give input_size= or example_inputs=."
+        f"The input came from {origin}{_remedy(origin, message)}."
     )
+
+
+def _remedy(origin: str, message: str) -> str:
+    if "missing" in message and "argument" in message:
+        return "; the model takes more than that: give example_inputs= with all its arguments, by name as a dict"
+    made_up = origin.startswith("model.") or origin in ("input_size", "example_inputs")
+    return "; if it needs another, give input_size= or example_inputs=" if made_up else ""
 
 
 @contextlib.contextmanager
