@@ -579,11 +579,11 @@ def test_an_interrupt_while_verifying_restores_the_model(monkeypatch: pytest.Mon
     before = snapshot(model)
     calls = []
 
-    def observe(*arguments: Any) -> Any:
+    def observe(*arguments: Any, **options: Any) -> Any:
         calls.append(1)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return real(*arguments)
+        return real(*arguments, **options)
 
     real = rewriter.api.observe
     monkeypatch.setattr(rewriter.api, "observe", observe)
