@@ -77,13 +77,13 @@ def find_fusions(flow: Dataflow, model: nn.Module) -> list[Fusion]:
     return fusions
 
 
-def enlarges(node: fx.Node) -> bool:
+def _enlarges(node: fx.Node) -> bool:
     """Whether an interpolation has more positions in its output than in its input."""
     before, after = (other.meta["shape"] for other in (node.all_input_nodes[0], node))
     return before is not None and after is not None and len(before) == 4 and _area(after) > _area(before)
 
 
-def interpolation_mode(node: fx.Node, model: nn.Module) -> str:
+def _interpolation_mode(node: fx.Node, model: nn.Module) -> str:
     """``"bilinear"``, ``"nearest"``, …, of a call or a module; empty where it does not say."""
     if node.op == "call_module":
         return str(getattr(model.get_submodule(str(node.target)), "mode", ""))
@@ -160,9 +160,9 @@ def _upsampling(flow: Dataflow, model: nn.Module, node: fx.Node, channels: int |
     """
     passed: list[fx.Node] = []
     while len(flow.sources(node)) == 1:
-        if node.meta["kind"] is Kind.INTERPOLATE and interpolation_mode(node, model) == "bilinear" and enlarges(node):
+        if node.meta["kind"] is Kind.INTERPOLATE and _interpolation_mode(node, model) == "bilinear" and _enlarges(node):
             return node if channels in (None, _channel_dimension(passed[::-1], model)) else None
-        if not keeps_scale(flow, node) and not (has_weight(node, flow) and is_pointwise(node, model)):
+        if not _keeps_scale(flow, node) and not (has_weight(node, flow) and is_pointwise(node, model)):
             return None
         passed.append(node)
         node = flow.sources(node)[0]
@@ -194,7 +194,7 @@ def _viewed_dimension(view: fx.Node, dimension: int, model: nn.Module) -> int | 
     return next((d for d in range(after.dim()) if (after.shape[d], after.stride(d)) == kept), None)
 
 
-def keeps_scale(flow: Dataflow, node: fx.Node) -> bool:
+def _keeps_scale(flow: Dataflow, node: fx.Node) -> bool:
     """Whether ``node`` acts on each position alone and has no weight: activations, dropouts, constant factors."""
     constant_factor = node.meta["kind"] in (Kind.ADD, Kind.MULTIPLY) and len(flow.sources(node)) == 1
     return node.meta["kind"] in _SAME_POSITION or constant_factor
