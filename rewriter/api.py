@@ -22,7 +22,7 @@ from rewriter.inputs import Inputs, candidate_inputs
 from rewriter.manager import resolve_passes
 from rewriter.planning import Plan, fingerprint
 from rewriter.reasons import TECHNICAL, Reason
-from rewriter.record import Record, Report, Verdict, make_report, records_in_force, records_of, set_records
+from rewriter.record import Record, Report, Verdict, is_folded, make_report, records_in_force, records_of, set_records
 from rewriter.selection import Selection, as_sequence, select, selector_texts
 from rewriter.tracing.trace import Trace, trace_model
 from rewriter.verification import Observation, observe
@@ -153,7 +153,7 @@ def undo(model: nn.Module, inplace: bool = False) -> nn.Module:
     check_model(model)
     if not records_of(model):
         raise UndoError(f"{type(model).__name__} was not rewritten, or is only a part of a model that was")
-    if any(record.changed_weights for record in records_of(model)):
+    if is_folded(model):
         raise UndoError("the model was folded for export: its weights are not those of the original any more")
     target = model if inplace else copy_model(model)
     for record in reversed(records_of(target)):
@@ -207,7 +207,7 @@ def original_state_dict(model: nn.Module) -> dict[str, Any]:
         ModelError: the model was folded, so its weights are not those of the original any more.
     """
     check_model(model)
-    if any(record.folded for record in records_of(model)):
+    if is_folded(model):
         raise ModelError("the model was folded for export; ask the model that it was folded from")
     state = model.state_dict()
     if not records_of(model):
@@ -242,7 +242,7 @@ def plan_traced(
 ) -> tuple[Plan, Trace | None, dict[str, float]]:
     """The plan, the trace that it was made from (None without passes) and the seconds that tracing took."""
     check_model(model)
-    if any(record.changed_weights for record in records_of(model)):
+    if is_folded(model):
         raise ModelError("the model was folded for export; rewrite the model that it was folded from")
     if preserve not in _PRESERVE:
         raise SelectorError(f"preserve: expected one of {', '.join(map(repr, _PRESERVE))}, found {preserve!r}")

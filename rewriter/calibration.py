@@ -78,21 +78,16 @@ def calibrate(model: nn.Module, batches: Any, max_batches: int | None = None, *,
     data = Batches(model, batches, max_batches)
     with random_state_kept():
         levels = _levels_of_all_ranks(model, data, layers)
-        kept = {path: layer.constants() for path, layer in layers.items()}
-        try:
-            with _as_in_training(model), torch.no_grad():
-                for layer in layers.values():
-                    layer.set_constants([(0.0, 1.0)] * layer.operands)
-                for number, level in enumerate(levels, 1):
-                    title = f"calibrating, pass {number} of {len(levels)}"
-                    with progress_bar(title, data.length, shown=progress) as advance:
-                        moments = _measure(model, data, level, advance)
-                    for path, layer in level.items():
-                        layer.set_constants(_constants(path, moments[path]))
-                measured = {path: layer.constants() for path, layer in layers.items()}
-        finally:
-            for path, layer in layers.items():
-                layer.set_constants(kept[path])
+        with _as_in_training(model), torch.no_grad():  # the constants are buffers, and put back as all others
+            for layer in layers.values():
+                layer.set_constants([(0.0, 1.0)] * layer.operands)
+            for number, level in enumerate(levels, 1):
+                title = f"calibrating, pass {number} of {len(levels)}"
+                with progress_bar(title, data.length, shown=progress) as advance:
+                    moments = _measure(model, data, level, advance)
+                for path, layer in level.items():
+                    layer.set_constants(_constants(path, moments[path]))
+            measured = {path: layer.constants() for path, layer in layers.items()}
     for path, layer in layers.items():
         layer.set_constants(measured[path])
     return model

@@ -11,7 +11,7 @@ from torch import nn
 from rewriter.cli_options import two_columns
 from rewriter.edit.classes import class_name, original_class
 from rewriter.inputs import BATCH
-from rewriter.planning import Plan, group
+from rewriter.planning import Plan, counted, group
 from rewriter.record import Record
 
 try:
@@ -79,7 +79,7 @@ def _shape(value: Any) -> str:
 
 def show_sites(console: Console, made: Plan, *, done: bool) -> None:
     """What each pass edits, or says without editing."""
-    _heading(console, f"{'edited' if done else 'to edit'}: {_count(len(made.sites), 'place')}")
+    _heading(console, f"{'edited' if done else 'to edit'}: {counted(len(made.sites), 'place')}")
     for name, _ in made.passes:
         sites, _, advice = made.findings(name)
         if sites or advice:
@@ -103,7 +103,7 @@ def show_skipped(console: Console, made: Plan) -> None:
     """What was left alone, by reason."""
     if not made.skipped:
         return
-    _heading(console, f"left alone: {_count(len(made.skipped), 'place')}")
+    _heading(console, f"left alone: {counted(len(made.skipped), 'place')}")
     for reason in dict.fromkeys(skip.reason for skip in made.skipped):
         alike = [skip for skip in made.skipped if skip.reason == reason]
         _indented(console, Text.assemble(("- ", "yellow"), f"{reason}: {len(alike)}"), 2)
@@ -169,7 +169,3 @@ def _indented(console: Console, text: Text, columns: int) -> None:
 
 def _millions(number: int) -> str:
     return f"{number / 1e6:.1f} M" if number >= 1e6 else f"{number:,}"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"

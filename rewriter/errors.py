@@ -6,6 +6,14 @@ source line), what was expected, what was found, and what to do about it.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+
+def listed(names: Iterable[str]) -> str:
+    """The first few names, and how many more there are, for a message."""
+    shown = list(names)
+    return ", ".join(shown[:5]) + (f" and {len(shown) - 5} more" if len(shown) > 5 else "")
+
 
 class RewriterError(Exception):
     """Base class of every error raised on purpose by this package."""

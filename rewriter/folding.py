@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from rewriter.analysis.arguments import argument
 from rewriter.analysis.dataflow import Dataflow
 from rewriter.api import copy_model, inputs_of_rewrite
 from rewriter.errors import FoldError, InputError
@@ -223,8 +224,7 @@ def _only_reader(flow: Dataflow, node: fx.Node) -> fx.Node | None:
 
 
 def _in_order_of(join: fx.Node, results: list[fx.Node]) -> list[fx.Node]:
-    sequence: Any = join.args[0] if join.args else join.kwargs["tensors"]
-    return [node for node in sequence if node in results]
+    return [node for node in argument(join, "tensors", 0) if node in results]
 
 
 def _is_plain(module: nn.Module) -> bool:

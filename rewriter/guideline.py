@@ -123,5 +123,10 @@ class Pass(abc.ABC):
         """Every place in ``trace`` where the guideline applies, or nearly does."""
 
     def options(self) -> dict[str, Any]:
-        """The options as plain data."""
-        return asdict(self)
+        """The options as plain data; a function by its qualified name."""
+        return {name: _qualified_name(value) if callable(value) else value for name, value in asdict(self).items()}
+
+
+def _qualified_name(function: Any) -> str:
+    named = function if hasattr(function, "__qualname__") else type(function)
+    return f"{named.__module__}.{named.__qualname__}"

@@ -24,6 +24,8 @@ Layer = TypeVar("Layer", bound=type[nn.Module])
 class CalibratedLayer(nn.Module, abc.ABC):
     """Base of layers that subtract and divide by constants of the data, one pair for each tensor that they take.
 
+    The constants are buffers.
+
     The forward takes one tensor or a sequence of tensors. The layer is the identity until :func:`rewriter.calibrate`
     has measured the constants; :func:`rewriter.fold` moves them into the weights that follow.
 

@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from rewriter.errors import OptimizerError
+from rewriter.errors import OptimizerError, listed
 from rewriter.guard import check_model
-from rewriter.optimizer_groups import listed
 
 
 def check_optimizer(model: nn.Module, optimizer: Any) -> None:

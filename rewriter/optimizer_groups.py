@@ -16,7 +16,7 @@ from torch import nn
 from rewriter.analysis.gammas import Gamma, canonical_names, find_gammas
 from rewriter.analysis.parameter_roles import Role, find_roles
 from rewriter.api import inputs_of_rewrite, trace
-from rewriter.errors import OptimizerError, SelectorError
+from rewriter.errors import OptimizerError, SelectorError, listed
 from rewriter.guard import check_model
 from rewriter.manager import resolve_passes, suggest
 from rewriter.record import records_of
@@ -310,8 +310,3 @@ def _named(parts: Sequence[_Part]) -> list[dict[str, Any]]:
 def _tensor(entry: Any) -> Any:
     """The tensor of an entry that may carry its name: ``(name, tensor)``."""
     return entry[1] if isinstance(entry, tuple) and len(entry) == 2 else entry
-
-
-def listed(names: Sequence[str]) -> str:
-    """The first few names."""
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -168,8 +168,8 @@ class Plan:
             if name in self.idle:
                 continue
             sites, skipped, advice = self.findings(name)
-            given = f", {_count(len(advice), 'place')} advised on" if advice else ""
-            lines.append(f"{name}: {_count(len(sites), 'site')}, {len(skipped)} skipped{given}")
+            given = f", {counted(len(advice), 'place')} advised on" if advice else ""
+            lines.append(f"{name}: {counted(len(sites), 'site')}, {len(skipped)} skipped{given}")
             for paths, site in group(sites):
                 lines.append(f"  + {paths}: {site.pattern}")
                 lines.append(f"      {site.action}")
@@ -287,7 +287,8 @@ def _numbers(numbers: Sequence[int]) -> str:
     return "{" + ",".join(f"{run[0]}-{run[-1]}" if len(run) > 2 else ",".join(map(str, run)) for run in runs) + "}"
 
 
-def _count(number: int, noun: str) -> str:
+def counted(number: int, noun: str) -> str:
+    """``1 site``, ``2 sites``."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 

@@ -67,6 +67,11 @@ def records_of(model: nn.Module) -> tuple[Record, ...]:
     return records
 
 
+def is_folded(model: nn.Module) -> bool:
+    """Whether :func:`rewriter.fold` changed weights of ``model``."""
+    return any(record.changed_weights for record in records_of(model))
+
+
 def set_records(model: nn.Module, records: tuple[Record, ...]) -> None:
     """Store ``records`` on ``model``; none removes every trace of them."""
     if records:

@@ -17,7 +17,7 @@ import json
 import math
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,10 +31,10 @@ from torch.nn.modules.dropout import _DropoutNd
 from rewriter.api import copy_model
 from rewriter.edit.classes import class_name, original_class
 from rewriter.edit.edits import AddBehaviour, AddModule
-from rewriter.errors import PlanError, StorageError
+from rewriter.errors import PlanError, StorageError, listed
 from rewriter.guard import check_model, random_state_kept
 from rewriter.planning import Plan
-from rewriter.record import Verdict, make_report, records_in_force, records_of, set_records
+from rewriter.record import Verdict, is_folded, make_report, records_in_force, records_of, set_records
 
 FORMAT = 2
 """Version of the directory's form."""
@@ -225,7 +225,7 @@ def check_weights(model: nn.Module, state: Mapping[str, torch.Tensor], what: str
         "another shape": shapes,
     }
     if any(problems.values()):
-        told = "; ".join(f"{problem}: {_listed(keys)}" for problem, keys in problems.items() if keys)
+        told = "; ".join(f"{problem}: {listed(keys)}" for problem, keys in problems.items() if keys)
         raise StorageError(f"{what} do not fit this {type(model).__name__}: {told}{note}")
 
 
@@ -235,7 +235,7 @@ def _check_savable(model: Any) -> None:
     )
     if not compiled:  # .compile() in place changes nothing that is saved
         check_model(model)
-    if any(record.changed_weights for record in records_of(model)):
+    if is_folded(model):
         raise StorageError("the model was folded for export; save the model that it was folded from, or use torch.save")
 
 
@@ -382,7 +382,7 @@ def _check_loaded(model: nn.Module, state: Mapping[str, torch.Tensor], source: P
     wrong = [key for key, value in state.items() if not _same_bits(found[key], value)]
     if wrong:
         raise StorageError(
-            f"{source}: the weights loaded differ from those saved: {_listed(wrong)}. "
+            f"{source}: the weights loaded differ from those saved: {listed(wrong)}. "
             "The original given ties or converts weights in another way."
         )
 
@@ -540,11 +540,6 @@ def _as_tuples(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _as_tuples(item) for key, item in value.items()}
     return value
-
-
-def _listed(keys: Iterable[str]) -> str:
-    shown = list(keys)
-    return ", ".join(shown[:5]) + (f" and {len(shown) - 5} more" if len(shown) > 5 else "")
 
 
 def _sha256(path: Path) -> str:

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from passes.atrous_rates.rule import RateRule, coverage
 from passes.atrous_rates.sites import find_sites
@@ -57,10 +56,3 @@ class AtrousRates(Pass):
 
     def find(self, trace: Trace) -> Iterator[Site | Skipped]:
         yield from find_sites(trace, self.name, self.rule if callable(self.rule) else coverage)
-
-    def options(self) -> dict[str, Any]:
-        """The options as plain data; a function by its qualified name."""
-        if not callable(self.rule):
-            return {"rule": self.rule}
-        named = self.rule if hasattr(self.rule, "__qualname__") else type(self.rule)
-        return {"rule": f"{named.__module__}.{named.__qualname__}"}

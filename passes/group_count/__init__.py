@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from passes.group_count.layers import GroupNormFunction
 from passes.group_count.norms import Choosing, find_in_norms
@@ -62,13 +61,6 @@ class GroupCount(Pass):
             value = getattr(self, option)
             if type(value) is not int or value < 1:
                 raise ValueError(f"{option}: expected a positive int, found {value!r}")
-
-    def options(self) -> dict[str, Any]:
-        """The options as plain data; a function is named."""
-        rule = self.rule
-        if callable(rule):
-            rule = f"{getattr(rule, '__module__', '')}.{getattr(rule, '__qualname__', type(rule).__qualname__)}"
-        return {**super().options(), "rule": rule}
 
     def find(self, trace: Trace) -> Iterator[Site | Skipped]:
         band = (self.min_channels_per_group, self.min_groups)

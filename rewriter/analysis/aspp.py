@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from torch import fx, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from rewriter.analysis.arguments import argument
 from rewriter.analysis.dataflow import Dataflow, once
 from rewriter.tracing.kinds import Kind, function_name
 
@@ -135,9 +136,9 @@ def _read(node: fx.Node, flow: Dataflow, model: nn.Module) -> AtrousConv | None:
         if isinstance(module, _ConvTransposeNd) or not isinstance(module, _ConvNd):
             return None
         return AtrousConv(node, str(node.target), tuple(module.kernel_size), tuple(module.dilation), padded)
-    weight = node.args[1] if len(node.args) > 1 else node.kwargs.get("weight")
+    weight = argument(node, "weight", 1)
     shape = weight.meta["shape"] if isinstance(weight, fx.Node) else None
-    dilation = node.args[5] if len(node.args) > 5 else node.kwargs.get("dilation", 1)
+    dilation = argument(node, "dilation", 5, 1)
     if "transpose" in function_name(node.target) or shape is None:  # type: ignore[arg-type]
         return None
     kernel = tuple(shape[2:])

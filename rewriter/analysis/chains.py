@@ -14,6 +14,7 @@ from torch import fx, nn
 from torch.nn.modules.conv import _ConvNd
 
 from rewriter.analysis.activations import activation_after
+from rewriter.analysis.arguments import argument
 from rewriter.analysis.dataflow import Dataflow, once
 from rewriter.analysis.naming import name_of
 from rewriter.tracing.kinds import Kind, function_name
@@ -87,7 +88,7 @@ def _holder_and_number(node: fx.Node, model: nn.Module) -> tuple[str | None, int
         return (str(node.target), number) if type(number) is int else None
     if function_name(node.target) != "group_norm":  # type: ignore[arg-type]
         return None
-    number = _argument(node, "num_groups", 1)
+    number = argument(node, "num_groups", 1)
     if not isinstance(number, int):
         return None
     path = node.meta["owner"].path
@@ -162,18 +163,14 @@ def _features(weight: fx.Node, model: nn.Module) -> tuple[int, int]:
         if isinstance(module, nn.Linear):
             return module.in_features, module.out_features
         return (module.in_channels // module.groups, module.out_channels) if isinstance(module, _ConvNd) else (0, 0)
-    name, tensor = function_name(weight.target), _argument(weight, "weight", 1)  # type: ignore[arg-type]
+    name, tensor = function_name(weight.target), argument(weight, "weight", 1)  # type: ignore[arg-type]
     shape = tensor.meta["shape"] if isinstance(tensor, fx.Node) else None
     if not shape or not name.startswith(("conv", "linear")):
         return 0, 0
     if "transpose" not in name:
         return int(shape[1]), int(shape[0])
-    groups = _argument(weight, "groups", 6) or 1
+    groups = argument(weight, "groups", 6) or 1
     return int(shape[0]) // groups, int(shape[1]) * groups
-
-
-def _argument(call: fx.Node, name: str, position: int) -> Any:
-    return call.kwargs.get(name, call.args[position] if len(call.args) > position else None)
 
 
 _DESCRIBED = {

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import fx, nn
 
+from rewriter.analysis.arguments import argument
 from rewriter.analysis.dataflow import Dataflow, once
 from rewriter.analysis.residual import find_branches, has_weight, is_pointwise
 from rewriter.tracing.kinds import Kind, function_name
@@ -92,7 +92,7 @@ def _interpolation_mode(node: fx.Node, model: nn.Module) -> str:
         return "bilinear"
     if name not in ("interpolate", "upsample"):
         return ""
-    return str(node.kwargs.get("mode", node.args[3] if len(node.args) > 3 else "nearest"))
+    return str(argument(node, "mode", 3, "nearest"))
 
 
 def _joins(flow: Dataflow) -> Iterator[tuple[fx.Node, str, list[tuple[fx.Node, fx.Node]]]]:
@@ -128,7 +128,7 @@ def _added_on(flow: Dataflow, node: fx.Node) -> bool:
 
 
 def _sequence(node: fx.Node) -> list[fx.Node]:
-    first: Any = node.args[0] if node.args else node.kwargs.get("tensors", ())
+    first = argument(node, "tensors", 0)
     return [item for item in first if isinstance(item, fx.Node)] if isinstance(first, (list, tuple)) else []
 
 

@@ -13,10 +13,12 @@ from dataclasses import dataclass
 
 from torch import fx, nn
 
+from rewriter.analysis.arguments import argument
 from rewriter.analysis.dataflow import Dataflow, once
+from rewriter.analysis.naming import path_of
 from rewriter.analysis.norms import Norm, find_norms, parameter_role
 from rewriter.analysis.residual import PASS_THROUGH, Branch, find_branches
-from rewriter.tracing.kinds import Kind, function_name, module_kind
+from rewriter.tracing.kinds import Kind, function_name, is_norm
 from rewriter.tracing.trace import Trace
 
 
@@ -94,7 +96,7 @@ def find_gammas(trace: Trace) -> list[Gamma]:
         found: dict[tuple[str | None, str], list[Position]] = {}
         for norm, position in _positions(recording.dataflow, trace.model):
             for name in dict.fromkeys(names[gamma] for gamma in norm.gammas) or (None,):
-                path = _holder(name) if name is not None else _path(norm.node)
+                path = _holder(name) if name is not None else path_of(norm.node)
                 found.setdefault((name, path), []).append(position)
         for key, positions in found.items():
             places.setdefault(key, positions)
@@ -119,22 +121,15 @@ def _holder(name: str) -> str:
     return ".".join(parts[: parts.index("parametrizations")] if "parametrizations" in parts else parts[:-1])
 
 
-def _path(node: fx.Node) -> str:
-    return str(node.target) if node.op == "call_module" else str(node.meta["owner"].path)
-
-
 def _unseen(model: nn.Module, names: dict[str, str]) -> list[str]:
     """Gammas of norm modules; most of them ran, and have a better place than this."""
     return [
         names[f"{path}.{name}".lstrip(".")]
         for path, module in model.named_modules()
-        if module_kind(module) is Kind.NORM or isinstance(module, _NORM_CLASSES)
+        if is_norm(module)
         for name, _ in module.named_parameters()
         if parameter_role(name) == "weight"
     ]
-
-
-_NORM_CLASSES = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
 @once
@@ -215,7 +210,7 @@ def carrying(flow: Dataflow, node: fx.Node) -> list[fx.Node]:
     kind = node.meta["kind"]
     fused = callable(node.target) and function_name(node.target) == "scaled_dot_product_attention"
     if fused or kind is Kind.ATTENTION:
-        value = node.kwargs.get("value", node.args[2] if len(node.args) > 2 else None)
+        value = argument(node, "value", 2)
         return [source for source in sources if source is value]
     if len(sources) == 2 and kind is Kind.MATMUL:
         values = [source for source in sources if not _is_attention(source, flow)]

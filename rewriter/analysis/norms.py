@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from rewriter.analysis.arguments import argument
 from rewriter.analysis.dataflow import Dataflow, once
 from rewriter.analysis.residual import PASS_THROUGH, has_weight
 from rewriter.tracing.kinds import Kind, function_name
@@ -92,9 +93,7 @@ def _of_function(
     places = _PLACES.get(function_name(node.target), (None, None))  # type: ignore[arg-type]
     names = []
     for place, keyword in zip(places, ("weight", "bias"), strict=True):
-        given = node.kwargs.get(keyword)
-        if given is None and place is not None and place < len(node.args):
-            given = node.args[place]
+        given = argument(node, keyword, place)
         found = constants_behind(given, flow) if isinstance(given, fx.Node) else ()
         names.append(tuple(str(constant.target) for constant in found if constant.target in parameters))
     return names[0], names[1]
@@ -168,7 +167,7 @@ def _degree_of_operation(node: fx.Node, degrees: Mapping[fx.Node, Any]) -> Any:
     if name in ("rdiv", "rtruediv"):
         return -first
     if name == "pow":
-        exponent = node.args[1] if len(node.args) > 1 else node.kwargs.get("exponent")
+        exponent = argument(node, "exponent", 1)
         return first * exponent if isinstance(exponent, int | float) and given[:1] == [first] else None
     if name in _POWERS:
         power = _POWERS[name]

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 
 from torch import fx, nn
 
+from rewriter.analysis.arguments import argument
 from rewriter.analysis.dataflow import Dataflow
 from rewriter.analysis.gammas import canonical_names
 from rewriter.analysis.norms import find_norms, parameter_role
@@ -121,7 +122,7 @@ def _role_in(reader: fx.Node, operand: fx.Node, flow: Dataflow) -> Role | None:
         if reader.args and reader.args[0] is operand:
             return Role.TOKEN
         is_bias = reader.kwargs.get("bias") is operand or operand in reader.args[_BIAS.get(name, 2) :]
-        return Role.ADDED if is_bias and operand is not _argument(reader, 1, "weight") else Role.WEIGHT
+        return Role.ADDED if is_bias and operand is not argument(reader, "weight", 1) else Role.WEIGHT
     if reader not in flow:
         return None
     if kind is Kind.SELECT and any(index in flow for index in _nodes(reader.args[1:])):
@@ -144,13 +145,9 @@ _BY_KIND = {
 _BY_NAME = {"sub": Role.ADDED, "rsub": Role.ADDED, "addcmul": Role.SCALE, "where": Role.TOKEN, "stack": Role.TOKEN}
 
 
-def _argument(node: fx.Node, place: int, keyword: str) -> object:
-    return node.kwargs.get(keyword, node.args[place] if len(node.args) > place else None)
-
-
-def _nodes(arguments: Iterable[object]) -> Iterator[fx.Node]:
-    for argument in arguments:
-        if isinstance(argument, fx.Node):
-            yield argument
-        elif isinstance(argument, (tuple, list)):
-            yield from _nodes(argument)
+def _nodes(values: Iterable[object]) -> Iterator[fx.Node]:
+    for value in values:
+        if isinstance(value, fx.Node):
+            yield value
+        elif isinstance(value, (tuple, list)):
+            yield from _nodes(value)
