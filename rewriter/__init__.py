@@ -12,7 +12,9 @@ from rewriter.api import original_state_dict, plan, report, rewrite, to_graph_mo
 from rewriter.calibration import calibrate
 from rewriter.errors import (
     CalibrationError,
+    ComparisonError,
     ContractError,
+    DataError,
     FoldError,
     InputError,
     ModelError,
@@ -38,8 +40,8 @@ from rewriter.storage import load, save
 from rewriter.tracing.trace import Trace
 
 __all__ = [
-    "Advice", "CalibrationError", "Contract", "ContractError", "FoldError", "InputError", "ModelError",
-    "OptimizerError", "ParamGroups", "Pass", "PlaceLeftAlone", "Plan", "PlanError", "Reason", "Report",
+    "Advice", "CalibrationError", "ComparisonError", "Contract", "ContractError", "DataError", "FoldError", "InputError",
+    "ModelError", "OptimizerError", "ParamGroups", "Pass", "PlaceLeftAlone", "Plan", "PlanError", "Reason", "Report",
     "RewriterError", "SelectorError", "Site", "Skipped", "SourceError", "StorageError", "SweepError", "Trace",
     "TraceError", "UndoError", "calibrate", "check_optimizer", "fold", "load", "original_state_dict", "param_groups",
     "plan", "report", "rewrite", "save", "testing", "to_graph_module", "trace", "undo",

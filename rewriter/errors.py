@@ -73,3 +73,11 @@ class StorageError(RewriterError, OSError):
 
 class SweepError(RewriterError, ValueError):
     """A sweep cannot begin or go on: no such models, a result file of another kind, or workers that do not start."""
+
+
+class DataError(RewriterError, ValueError):
+    """A source of data is not known, not installed, not there, or its targets do not fit the model."""
+
+
+class ComparisonError(RewriterError, ValueError):
+    """A comparison cannot begin or go on: nothing to compare, a run directory of another one, no room to write."""

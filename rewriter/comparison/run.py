@@ -1,0 +1,66 @@
+"""One training run of one arm: its learning curve and its cost."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+BEFORE, AFTER = "before", "after"
+ARMS = (BEFORE, AFTER)
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What was measured after one epoch.
+
+    Attributes:
+        number: from 1; epoch 0 is the model before training.
+        train_loss: mean over the epoch's batches; None for epoch 0.
+        test_loss: mean over the test images.
+        metrics: of the test images, by name, the one that is judged first.
+    """
+
+    number: int
+    train_loss: float | None
+    test_loss: float
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One arm trained with one seed.
+
+    Attributes:
+        arm: ``"before"`` or ``"after"``.
+        seed: of initial weights, data order, augmentation and the model's own random numbers.
+        epochs: the learning curve, without the epochs that a stopped run did not reach.
+        stopped: where and why the run ended early (a loss that is not finite); empty if it did not.
+        images_per_second: median over the training steps; None if there was none.
+        peak_megabytes: the most memory that training held beyond what was held before it: of the device on CUDA, of
+            the process otherwise; None where the system cannot tell.
+        seconds: of the whole run.
+    """
+
+    arm: str
+    seed: int
+    epochs: tuple[Epoch, ...]
+    stopped: str = ""
+    images_per_second: float | None = None
+    peak_megabytes: float | None = None
+    seconds: float = 0.0
+
+    @property
+    def final(self) -> Epoch | None:
+        """The last epoch of a run that was not stopped."""
+        return None if self.stopped or not self.epochs else self.epochs[-1]
+
+    def to_data(self) -> dict[str, Any]:
+        """As plain data."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_data(cls, data: Mapping[str, Any]) -> Run:
+        """From :meth:`to_data`; raises ``TypeError`` or ``KeyError`` on anything else."""
+        return cls(**{**data, "epochs": tuple(Epoch(**epoch) for epoch in data["epochs"])})
