@@ -10,6 +10,9 @@ print(rewriter.report(model))
 from rewriter import testing
 from rewriter.api import original_state_dict, plan, report, rewrite, to_graph_module, trace, undo
 from rewriter.calibration import calibrate
+from rewriter.comparison.compare import compare
+from rewriter.comparison.recipe import Recipe
+from rewriter.comparison.result import Comparison
 from rewriter.errors import (
     CalibrationError,
     ComparisonError,
@@ -40,11 +43,12 @@ from rewriter.storage import load, save
 from rewriter.tracing.trace import Trace
 
 __all__ = [
-    "Advice", "CalibrationError", "ComparisonError", "Contract", "ContractError", "DataError", "FoldError", "InputError",
-    "ModelError", "OptimizerError", "ParamGroups", "Pass", "PlaceLeftAlone", "Plan", "PlanError", "Reason", "Report",
-    "RewriterError", "SelectorError", "Site", "Skipped", "SourceError", "StorageError", "SweepError", "Trace",
-    "TraceError", "UndoError", "calibrate", "check_optimizer", "fold", "load", "original_state_dict", "param_groups",
-    "plan", "report", "rewrite", "save", "testing", "to_graph_module", "trace", "undo",
+    "Advice", "CalibrationError", "Comparison", "ComparisonError", "Contract", "ContractError", "DataError",
+    "FoldError", "InputError", "ModelError", "OptimizerError", "ParamGroups", "Pass", "PlaceLeftAlone", "Plan",
+    "PlanError", "Reason", "Recipe", "Report", "RewriterError", "SelectorError", "Site", "Skipped", "SourceError",
+    "StorageError", "SweepError", "Trace", "TraceError", "UndoError", "calibrate", "check_optimizer", "compare",
+    "fold", "load", "original_state_dict", "param_groups", "plan", "report", "rewrite", "save", "testing",
+    "to_graph_module", "trace", "undo",
 ]  # fmt: skip
 
 __version__ = "0.1.0"

@@ -38,7 +38,14 @@ _TOO_FEW = "Expected more than 1 value per channel"
 """What torch's batch norms say of a batch of one image whose map has one position."""
 
 
-def calibrate(model: nn.Module, batches: Any, max_batches: int | None = None, *, progress: bool = True) -> nn.Module:
+def calibrate(
+    model: nn.Module,
+    batches: Any,
+    max_batches: int | None = None,
+    *,
+    progress: bool = True,
+    all_ranks: bool = True,
+) -> nn.Module:
     """Measure the mean and standard deviation of every map that ``model``'s equalizers take, over all ``batches``.
 
     Run it after :func:`rewriter.rewrite`, on the training data with the training transforms, before training begins.
@@ -54,6 +61,7 @@ def calibrate(model: nn.Module, batches: Any, max_batches: int | None = None, *,
             the model does not need of a batch (targets) is left out. Nested fusions take several passes over them.
         max_batches: how many batches to use at most; None for all.
         progress: show a progress bar if the output is a terminal.
+        all_ranks: False measures on the batches of this process alone, where each has a model of its own.
 
     Returns:
         ``model`` itself.
@@ -77,14 +85,14 @@ def calibrate(model: nn.Module, batches: Any, max_batches: int | None = None, *,
         raise CalibrationError("the model has tensors on the meta device; load its weights first")
     data = Batches(model, batches, max_batches)
     with random_state_kept():
-        levels = _levels_of_all_ranks(model, data, layers)
+        levels = _levels_of_all_ranks(model, data, layers, all_ranks)
         with _as_in_training(model), torch.no_grad():  # the constants are buffers, and put back as all others
             for layer in layers.values():
                 layer.set_constants([(0.0, 1.0)] * layer.operands)
             for number, level in enumerate(levels, 1):
                 title = f"calibrating, pass {number} of {len(levels)}"
                 with progress_bar(title, data.length, shown=progress) as advance:
-                    moments = _measure(model, data, level, advance)
+                    moments = _measure(model, data, level, advance, all_ranks)
                 for path, layer in level.items():
                     layer.set_constants(_constants(path, moments[path]))
             measured = {path: layer.constants() for path, layer in layers.items()}
@@ -94,7 +102,7 @@ def calibrate(model: nn.Module, batches: Any, max_batches: int | None = None, *,
 
 
 def _levels_of_all_ranks(
-    model: nn.Module, data: Batches, layers: Mapping[str, CalibratedLayer]
+    model: nn.Module, data: Batches, layers: Mapping[str, CalibratedLayer], all_ranks: bool
 ) -> list[dict[str, CalibratedLayer]]:
     problem: Exception | None = None
     levels: list[dict[str, CalibratedLayer]] = []
@@ -103,7 +111,7 @@ def _levels_of_all_ranks(
         data.allow_passes(len(levels))
     except Exception as error:
         problem = error
-    _of_all_ranks(None, problem)
+    _of_all_ranks(None, problem, all_ranks)
     return levels
 
 
@@ -145,7 +153,11 @@ def _warn_of_trained_weights(model: nn.Module, flow: Dataflow, nodes: Sequence[f
 
 
 def _measure(
-    model: nn.Module, data: Batches, layers: Mapping[str, CalibratedLayer], advance: Callable[[], None]
+    model: nn.Module,
+    data: Batches,
+    layers: Mapping[str, CalibratedLayer],
+    advance: Callable[[], None],
+    all_ranks: bool,
 ) -> dict[str, list[Moments]]:
     """One pass over the data: the moments of everything that ``layers`` take."""
     found = {path: [Moments()] * layer.operands for path, layer in layers.items()}
@@ -168,7 +180,7 @@ def _measure(
     finally:
         for handle in handles:
             handle.remove()
-    of_ranks = _of_all_ranks(found, problem)
+    of_ranks = _of_all_ranks(found, problem, all_ranks)
     return {
         path: [sum(parts, Moments()) for parts in zip(*(of_rank[path] for of_rank in of_ranks), strict=True)]
         for path in found
@@ -188,10 +200,11 @@ def _run(model: nn.Module, inputs: Inputs, number: int) -> None:
         ) from error
 
 
-def _of_all_ranks(found: Found, problem: Exception | None) -> list[Found]:
+def _of_all_ranks(found: Found, problem: Exception | None, all_ranks: bool) -> list[Found]:
     """What each process found; an error of one is an error of all, so that none waits for it."""
     distributed = torch.distributed
-    if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
+    several = distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+    if not (several and all_ranks):
         if problem is not None:
             raise problem
         return [found]

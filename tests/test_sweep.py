@@ -27,7 +27,7 @@ from rewriter.edit.edits import SetAttribute
 from rewriter.guideline import Pass, Site
 from rewriter.sweep.check import check
 from rewriter.sweep.request import Request
-from rewriter.sweep.results import ResultFile
+from rewriter.sweep.results import SweepFile
 from rewriter.sweep.row import Held, Status
 
 PASSES = [{"dropout": {"p": 0.1}}]
@@ -307,8 +307,8 @@ class TestResultFile:
     @pytest.mark.parametrize("kept_bytes", [0, 10, 200])
     def test_half_a_header(self, kept: Path, kept_bytes: int) -> None:
         kept.write_bytes(kept.read_bytes()[:kept_bytes])
-        with ResultFile(kept, requested()) as file:
-            assert file.rows == {}
+        with SweepFile(kept, requested()) as file:
+            assert file.results == {}
         assert kept.read_bytes().count(b"\n") == 1
 
     @pytest.mark.parametrize(
@@ -329,9 +329,9 @@ class TestResultFile:
     def test_other_versions(self, kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(rewriter, "__version__", "99.0")
         with pytest.raises(rewriter.SweepError, match=r"rewriter is 99\.0 now and .* in the file"):
-            ResultFile(kept, requested())
-        with ResultFile(kept, requested(), restart=True) as file:
-            assert file.rows == {}
+            SweepFile(kept, requested())
+        with SweepFile(kept, requested(), restart=True) as file:
+            assert file.results == {}
         assert "99.0" in kept.read_text() and kept.read_bytes().count(b"\n") == 1
 
     @pytest.mark.parametrize(
@@ -346,25 +346,25 @@ class TestResultFile:
         changed = kept.read_bytes().replace(old, new, 1)
         kept.write_bytes(changed)
         with pytest.raises(rewriter.SweepError, match=words):
-            ResultFile(kept, requested())
+            SweepFile(kept, requested())
         assert kept.read_bytes() == changed
 
     def test_restart_spares_what_is_no_result(self, tmp_path: Path) -> None:
         path = tmp_path / "diary.txt"
         path.write_text("dear diary")
         with pytest.raises(rewriter.SweepError, match="not the result of a sweep"):
-            ResultFile(path, requested(), restart=True)
+            SweepFile(path, requested(), restart=True)
         assert path.read_text() == "dear diary"
 
     @pytest.mark.skipif(os.name != "posix", reason="locks of files")
     def test_two_at_once(self, kept: Path) -> None:
         with (
-            ResultFile(kept, requested()),
+            SweepFile(kept, requested()),
             pytest.raises(rewriter.SweepError, match="another sweep writes to"),
         ):
-            ResultFile(kept, requested(), restart=True)
-        with ResultFile(kept, requested()) as file:
-            assert list(file.rows) == NAMES
+            SweepFile(kept, requested(), restart=True)
+        with SweepFile(kept, requested()) as file:
+            assert list(file.results) == NAMES
 
     def test_no_such_directory(self, tmp_path: Path) -> None:
         for option in ("-o", "--markdown"):
@@ -389,7 +389,7 @@ class TestOutput:
 
     def test_rows_that_are_not_ok(self, kept: Path) -> None:
         bad = sweep.Row("resnet26", Status.DIED, "signal SIGSEGV")
-        with ResultFile(kept, requested()) as file:
+        with SweepFile(kept, requested()) as file:
             file.append(bad)
         arguments = ("resnet26", *NAMES, "--pass", "dropout:p=0.1", "-o", str(kept))
         done = run(*arguments, "--markdown", f"{kept}.md")

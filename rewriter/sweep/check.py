@@ -18,9 +18,9 @@ from rewriter.api import apply_plan, plan_traced, undo
 from rewriter.edit.classes import class_name, original_class
 from rewriter.errors import ContractError, TraceError
 from rewriter.inputs import Inputs, candidate_inputs
+from rewriter.memory import PeakMemory
 from rewriter.planning import Plan
 from rewriter.record import Verdict, records_of
-from rewriter.sweep.memory import PeakMemory
 from rewriter.sweep.request import Request
 from rewriter.sweep.row import Held, Row, Status, one_line
 from rewriter.testing import behaviour, differences

@@ -13,7 +13,7 @@ from typing import Any
 from rewriter.errors import SweepError
 from rewriter.sweep.pool import COMMAND, Pool
 from rewriter.sweep.request import Request, versions
-from rewriter.sweep.results import ResultFile
+from rewriter.sweep.results import SweepFile
 from rewriter.sweep.row import Row, Status
 from rewriter.sweep.summary import summarise
 
@@ -125,8 +125,8 @@ def run(
     request = Request.of(passes, preserve, model_kwargs, numerics)
     names = list(dict.fromkeys(names))
     with contextlib.ExitStack() as stack:
-        file = stack.enter_context(ResultFile(Path(output), request, restart)) if output is not None else None
-        rows = {name: file.rows[name] for name in names if name in file.rows} if file is not None else {}
+        file = stack.enter_context(SweepFile(Path(output), request, restart)) if output is not None else None
+        rows = {name: file.results[name] for name in names if name in file.results} if file is not None else {}
         if retry:
             rows = {name: row for name, row in rows.items() if row.status not in _UNFINISHED}
         resumed = len(rows)

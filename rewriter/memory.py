@@ -1,4 +1,4 @@
-"""The most memory that this process held since a moment."""
+"""The most memory that this process, or its GPU, held since a moment."""
 
 from __future__ import annotations
 
@@ -7,18 +7,25 @@ import ctypes
 import sys
 from pathlib import Path
 
+import torch
+
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
 
 
 class PeakMemory:
-    """Measures from its creation on.
+    """Measures from its creation on: on a CUDA device what torch allocates there, otherwise what the process holds.
 
     On Linux free memory is handed back and the kernel's high-water mark is reset first. Elsewhere the mark of the whole
     life of the process is used, which shows a model only where it needs more than all models before it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device | None = None) -> None:
+        self._device = device if device is not None and device.type == "cuda" else None
+        if self._device is not None:
+            torch.cuda.reset_peak_memory_stats(self._device)
+            self._before: int | None = torch.cuda.memory_allocated(self._device)
+            return
         with contextlib.suppress(OSError, AttributeError):  # only glibc has it; else what is free counts as held
             ctypes.CDLL(None).malloc_trim(0)
         with contextlib.suppress(OSError):
@@ -27,6 +34,8 @@ class PeakMemory:
 
     def megabytes(self) -> float | None:
         """Peak beyond what was held at the beginning, in MB (10^6 bytes); None if the system cannot tell."""
+        if self._device is not None and self._before is not None:
+            return round((torch.cuda.max_memory_allocated(self._device) - self._before) / 1e6, 1)
         peak = _kilobytes("VmHWM") or _lifetime_kilobytes()
         if peak is None or self._before is None:
             return None

@@ -1,0 +1,308 @@
+"""``rewriter.compare``: did a rewrite help, hurt or change nothing, on these data?"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import importlib.util
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import rewriter
+from rewriter.api import inputs_of_rewrite
+from rewriter.comparison.loading import Data, Preprocessing, load, of_user
+from rewriter.comparison.recipe import Recipe, resolve_recipe
+from rewriter.comparison.result import Comparison, Equivalence, Trained, Training
+from rewriter.comparison.scoring import Loss, Scoring, scoring_of
+from rewriter.comparison.subject import Change, Make, Subject, alone, changes, name_of, same_weights
+from rewriter.data.source import Source, Task
+from rewriter.errors import ComparisonError, DataError, InputError
+from rewriter.freshness import carries_trained_weights
+from rewriter.inputs import candidate_inputs
+from rewriter.planning import fingerprint
+from rewriter.record import records_of
+
+EQUIVALENCE, TRAINED, TRAINING = LEVELS = ("equivalence", "trained", "training")
+INSTALL = 'pip install "rewriter[compare]"'
+_NEEDED = ("accelerate", "torchmetrics", "timm", "scipy")
+_VERSIONED = ("torch", "timm", "torchvision", "accelerate", "torchmetrics", "numpy")
+_MOST_IMAGES = 256
+"""Images whose outputs are compared bit by bit; a difference shows in the first batch if there is one."""
+
+
+def compare(
+    before: nn.Module | Make,
+    after: nn.Module | Change,
+    data: Any = "photos",
+    *,
+    levels: Sequence[str] | None = None,
+    budget: str | Recipe = "small",
+    loss: Loss | None = None,
+    metric: Any = None,
+    optimizer: Any = None,
+    task: str | None = None,
+    num_classes: int | None = None,
+    input_size: Any = None,
+    device: str | None = None,
+    directory: str | Path | None = None,
+    restart: bool = False,
+    progress: bool = True,
+    root: str | Path | None = None,
+    download: bool = False,
+    **changes_of_recipe: Any,
+) -> Comparison:
+    """Compare a model before and after a rewrite, at up to three levels.
+
+    1. ``"equivalence"``: eval outputs on real images, each pass alone and all together.
+    2. ``"trained"``: metrics of a model with trained weights, and what it says of each image.
+    3. ``"training"``: both trained with the same seeds, initial weights, data order and augmentation.
+
+    Models, data and the process's random numbers are left as they are. Everything but times and memory is the same
+    whenever the same call is made on the same machine.
+
+    Args:
+        before: the original, or a function that makes one; with a function each seed has other initial weights.
+        after: the rewritten model, or a function of an original, such as ``rewriter.rewrite``.
+        data: the name of a source (docs/data.md), or the user's own ``(train, test)``: data loaders, data sets or lists
+            of batches ``(images, targets)``; one of them alone is only tested on.
+        levels: which of the three; None for all that fit: the second if the weights are trained, the third if there are
+            training data.
+        budget: ``"smoke"``, ``"small"``, ``"full"`` or a :class:`rewriter.Recipe`.
+        loss: ``loss(output, target)``; that of the task if None.
+        metric: a ``torchmetrics.Metric`` or a dict of them, the first of which is judged; updated with logits and
+            targets.
+        optimizer: ``optimizer(model)`` in place of the recipe's.
+        task, num_classes: of the user's own data: ``"classification"``, ``"multi-label"`` or ``"segmentation"``.
+        input_size: an int, ``(H, W)`` or ``(C, H, W)`` of the images of a source; None takes what the model was
+            rewritten for, or what its configuration says.
+        device: such as ``"cpu"``; None for what accelerate finds.
+        directory: a line for each finished run is kept there, and the same call goes on with them.
+        restart: train again what is there.
+        progress: show a progress bar on a terminal.
+        root, download: where the files of a source are, and whether to fetch them.
+        **changes_of_recipe: fields of the recipe: ``seeds=10``, ``epochs=5``, ``lr=1e-2`` …
+
+    Raises:
+        ComparisonError: there is nothing to compare, an option is wrong, or the directory cannot be used.
+        DataError: the data are not there, or do not fit the model.
+        ModelError, TraceError: a model cannot be used as it is.
+    """
+    _check_installed()
+    _check_levels(levels)
+    recipe = resolve_recipe(budget, changes_of_recipe)
+    accelerator = _accelerator(recipe, device)
+    subject = Subject(before, after)
+    first = subject.pair(0)
+    found = _data(data, first, levels, recipe, input_size, task, num_classes, root, download)
+    scoring = scoring_of(found.task, found.num_classes, found.ignore_index, loss, metric)
+    asked = _levels(levels, first[0], found)
+    judge = _Judge(subject, first, found, scoring, recipe, accelerator)
+    result = judge.of_one_process(asked)
+    training = None
+    if TRAINING in asked:
+        place = None if directory is None else Path(directory)
+        training = judge.training(optimizer, place, restart, progress)
+    return Comparison(name_of(first[0]), changes(first[1]), str(found), *result, training, judge.notes(asked))
+
+
+@dataclass(frozen=True)
+class _Judge:
+    subject: Subject
+    first: tuple[nn.Module, nn.Module]
+    data: Data
+    scoring: Scoring
+    recipe: Recipe
+    accelerator: Any
+
+    def of_one_process(self, asked: Sequence[str]) -> tuple[tuple[Equivalence, ...], Trained | None]:
+        """What does not need training: by the first process, for all."""
+        from accelerate.utils import broadcast_object_list
+
+        found: list[Any] = [(), None]
+        if self.accelerator.is_main_process:
+            for model in self.first:
+                model.to(self.accelerator.device)
+            found = [
+                self._equivalence() if EQUIVALENCE in asked else (),
+                self._trained() if TRAINED in asked else None,
+            ]
+            for model in self.first:
+                model.to("cpu")
+        if self.accelerator.num_processes > 1:
+            broadcast_object_list(found)
+        return found[0], found[1]
+
+    def _equivalence(self) -> tuple[Equivalence, ...]:
+        from rewriter.comparison.equivalence import equivalence
+
+        before, after = self.first
+        models = {**alone(before, after), "all": after}
+        images = list(_images(self.data))
+        return tuple(equivalence(name, before, model, images, self.scoring) for name, model in models.items())
+
+    def _trained(self) -> Trained:
+        from rewriter.comparison.equivalence import trained
+
+        return trained(*self.first, self.data, self.scoring)
+
+    def training(self, optimizer: Any, directory: Path | None, restart: bool, progress: bool) -> Training:
+        from rewriter.comparison.experiment import run_all
+        from rewriter.comparison.training import Setting
+
+        setting = Setting(self.data, self.scoring, self.recipe, self.accelerator, optimizer)
+        runs = run_all(
+            self.subject, setting, self._question(optimizer), directory=directory, restart=restart, progress=progress
+        )
+        metric, higher_is_better = self.scoring.judged
+        seeds = tuple(range(self.recipe.seeds))
+        return Training(metric, higher_is_better, seeds, runs, self.recipe.to_data(), self._environment())
+
+    def notes(self, asked: Sequence[str]) -> tuple[str, ...]:
+        """What the reader has to know of how the comparison was made."""
+        notes = []
+        if TRAINING in asked and not self.subject.varies:
+            notes.append(
+                "all seeds begin with the weights that were given; give a function that makes the model to vary them"
+            )
+        if not same_weights(*self.first):
+            notes.append("the two models do not begin with the same weights")
+        return tuple(notes)
+
+    def _question(self, optimizer: Any) -> dict[str, dict[str, str]]:
+        """What a run answers: runs of another question are not taken for it."""
+        before, after = self.first
+        own = {"loss": self.scoring.own_loss, "optimizer": optimizer, "metric": self.scoring.judged[0]}
+        return {
+            "models": {
+                "model": name_of(before), "structure": fingerprint(before), "change": "; ".join(changes(after)),
+                "plans": _digest("".join(record.plan.to_json() for record in records_of(after)).encode()),
+                "initial weights": _digest_of_weights(before), "weights of after": _digest_of_weights(after),
+            },
+            "data": {"data": str(self.data), "task": str(self.data.task)},
+            "recipe": {name: repr(value) for name, value in self.recipe.to_data().items() if name != "seeds"},
+            "own": {name: getattr(value, "__qualname__", str(value)) for name, value in own.items()},
+            "versions": _versions() | {"device": self.accelerator.device.type},
+        }  # fmt: skip
+
+    def _environment(self) -> dict[str, Any]:
+        device = self.accelerator.device
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+        return {
+            "device": name, "threads": torch.get_num_threads(), "processes": self.accelerator.num_processes,
+            **_versions(),
+        }  # fmt: skip
+
+
+def _check_installed() -> None:
+    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ComparisonError(f"compare needs {', '.join(missing)}; install it with: {INSTALL}")
+
+
+def _check_levels(levels: Sequence[str] | None) -> None:
+    if levels is not None and (isinstance(levels, str) or not levels or not set(levels) <= set(LEVELS)):
+        raise ComparisonError(f"levels: expected a list of {', '.join(LEVELS)}, found {levels!r}")
+
+
+def _accelerator(recipe: Recipe, device: str | None) -> Any:
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    options: dict[str, Any] = {"mixed_precision": recipe.mixed_precision, "cpu": device == "cpu"}
+    try:
+        return Accelerator(**options)
+    except ValueError:  # an earlier comparison of this process had another precision or device
+        AcceleratorState._reset_state(reset_partial_state=True)
+        return Accelerator(**options)
+
+
+def _data(
+    data: Any,
+    first: tuple[nn.Module, nn.Module],
+    levels: Sequence[str] | None,
+    recipe: Recipe,
+    input_size: Any,
+    task: str | None,
+    num_classes: int | None,
+    root: str | Path | None,
+    download: bool,
+) -> Data:
+    if not isinstance(data, (str, Source)):
+        if task is not None and task not in list(Task):
+            raise DataError(f"task: expected one of {', '.join(Task)}, found {task!r}")
+        return of_user(data, task, num_classes, recipe)
+    if isinstance(data, str):
+        from rewriter.data import open_source
+
+        data = open_source(data, root=root, download=download)
+    training = data.train is not None if levels is None else TRAINING in levels
+    return load(data, _preprocessing(*first, data, input_size), recipe, training=training)
+
+
+def _preprocessing(before: nn.Module, after: nn.Module, source: Source, input_size: Any) -> Preprocessing:
+    configuration = getattr(before, "pretrained_cfg", None) or {}
+    channels, *size = _image_size(before, after, source, input_size)
+    known = {name: tuple(configuration[name]) for name in ("mean", "std") if name in configuration}
+    return Preprocessing(
+        channels,
+        (size[0], size[1]),
+        **known,
+        interpolation=configuration.get("interpolation") or "bilinear",
+        crop=configuration.get("crop_pct") or 1.0 if source.size is None else 1.0,
+    )
+
+
+def _image_size(before: nn.Module, after: nn.Module, source: Source, input_size: Any) -> tuple[int, int, int]:
+    """What was asked for, what the model was rewritten for, what its configuration says, or the size of the images."""
+    if input_size is None and records_of(after):
+        inputs = inputs_of_rewrite(after)
+        if inputs is not None and inputs.image_size is not None:
+            return inputs.image_size
+    try:
+        found = candidate_inputs(before, None, input_size)[0].image_size
+    except InputError:
+        if input_size is not None or source.size is None:
+            raise
+        found = candidate_inputs(before, None, source.size)[0].image_size
+    assert found is not None
+    return found
+
+
+def _levels(levels: Sequence[str] | None, before: nn.Module, data: Data) -> tuple[str, ...]:
+    if levels is None:
+        fits = {EQUIVALENCE: True, TRAINED: carries_trained_weights(before), TRAINING: data.train is not None}
+        return tuple(level for level in LEVELS if fits[level])
+    if TRAINING in levels and data.train is None:
+        raise DataError(f"{data.name} has no training data: give (train, test)")
+    return tuple(level for level in LEVELS if level in levels)
+
+
+def _images(data: Data) -> Iterator[torch.Tensor]:
+    seen = 0
+    for images, _ in data.test:
+        yield images
+        seen += len(images)
+        if seen >= _MOST_IMAGES:
+            return
+
+
+def _versions() -> dict[str, str]:
+    return {"rewriter": rewriter.__version__} | {name: importlib.metadata.version(name) for name in _VERSIONED}
+
+
+def _digest_of_weights(model: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        if isinstance(value, torch.Tensor):
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]

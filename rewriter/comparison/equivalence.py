@@ -1,0 +1,138 @@
+"""Eval outputs of two models on the same images, and how a trained model scores before and after."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from rewriter.comparison.loading import Data
+from rewriter.comparison.result import Equivalence, ImageRow, Trained
+from rewriter.comparison.scoring import Scoring, logits_of
+from rewriter.data.source import Task
+from rewriter.errors import ComparisonError, DataError
+from rewriter.inputs import tensors_in
+from rewriter.verification import state_kept
+
+
+def equivalence(
+    name: str, before: nn.Module, after: nn.Module, images: Iterable[torch.Tensor], scoring: Scoring
+) -> Equivalence:
+    """Run both models on ``images``, and the original twice.
+
+    Args:
+        name: what was applied.
+        before, after: put into evaluation mode for this, and back.
+        images: batches.
+        scoring: says what a prediction is.
+
+    Raises:
+        ComparisonError: the outputs have other shapes, or are not finite.
+    """
+    found = _Differences()
+    with _evaluating(before, after):
+        for batch in images:
+            first, second = (_outputs(before, batch) for _ in range(2))
+            found.add(first, second, _outputs(after, batch), scoring, len(batch))
+    return found.summary(name)
+
+
+class _Differences:
+    def __init__(self) -> None:
+        self.images = self.alike = self.predicted = 0
+        self.largest = self.scale = self.spread = 0.0
+        self.identical = True
+
+    def add(self, first: Any, second: Any, other: Any, scoring: Scoring, images: int) -> None:
+        ours, again, theirs = ([*tensors_in(_plain(output))] for output in (first, second, other))
+        if [tensor.shape for tensor in ours] != [tensor.shape for tensor in theirs]:
+            shapes = " and ".join(str([tuple(tensor.shape) for tensor in found]) for found in (ours, theirs))
+            raise ComparisonError(f"the models give outputs of other shapes: {shapes}")
+        self.images += images
+        for a, b, c in zip(ours, again, theirs, strict=True):
+            self.identical &= torch.equal(a, c)
+            self.spread = max(self.spread, _largest(a.double() - b.double()))
+            self.largest = max(self.largest, _largest(a.double() - c.double()))
+            self.scale = max(self.scale, _largest(a.double()))
+        if ours and logits_of(first).is_floating_point():
+            same = scoring.predictions(logits_of(first)) == scoring.predictions(logits_of(other))
+            self.alike += int(same.sum())
+            self.predicted += same.numel()
+
+    def summary(self, name: str) -> Equivalence:
+        return Equivalence(
+            name,
+            self.images,
+            None if self.spread > 0 else self.identical,
+            self.largest,
+            self.largest / self.scale if self.scale else 0.0,
+            self.spread,
+            self.alike / self.predicted if self.predicted else None,
+        )
+
+
+def _largest(difference: torch.Tensor) -> float:
+    return difference.abs().max().item() if difference.numel() else 0.0
+
+
+def _plain(output: Any) -> Any:
+    """Outputs of transformers are ordered dicts, or objects of attributes."""
+    return output if isinstance(output, (torch.Tensor, dict, list, tuple)) else vars(output)
+
+
+def trained(before: nn.Module, after: nn.Module, data: Data, scoring: Scoring) -> Trained:
+    """Metrics of two models on the test images, and what they say of each image.
+
+    Raises:
+        DataError: the data have other classes than the models, or no targets.
+    """
+    device = next((p.device for p in before.parameters()), torch.device("cpu"))
+    metrics = [{name: metric.to(device) for name, metric in scoring.metrics().items()} for _ in range(2)]
+    rows: list[ImageRow] = []
+    with _evaluating(before, after):
+        for images, targets in data.test:
+            on_device = targets.to(device)
+            ours, theirs = (scoring.logits(_outputs(model, images), on_device).float() for model in (before, after))
+            for of_arm, found in zip(metrics, (ours, theirs), strict=True):
+                for metric in of_arm.values():
+                    metric.update(found, on_device)
+            rows += _rows(len(rows), targets, ours, theirs, scoring)
+    if not rows:
+        raise DataError(f"{data.name} has no test images")
+    totals = [{name: float(metric.compute()) for name, metric in of_arm.items()} for of_arm in metrics]
+    return Trained(totals[0], totals[1], tuple(rows))
+
+
+def _rows(
+    start: int, targets: torch.Tensor, before: torch.Tensor, after: torch.Tensor, scoring: Scoring
+) -> Iterator[ImageRow]:
+    predictions = [scoring.predictions(logits).cpu() for logits in (before, after)]
+    single = scoring.task is Task.CLASSIFICATION
+    for number in range(len(targets)):
+        ours, theirs = (of_arm[number] for of_arm in predictions)
+        yield ImageRow(
+            start + number,
+            int(targets[number]) if single else None,
+            int(ours) if single else None,
+            int(theirs) if single else None,
+            _largest(before[number].double() - after[number].double()),
+            (ours == theirs).double().mean().item(),
+        )
+
+
+@contextlib.contextmanager
+def _evaluating(*models: nn.Module) -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        for model in models:
+            stack.enter_context(state_kept(model))
+            model.eval()
+        yield
+
+
+def _outputs(model: nn.Module, images: torch.Tensor) -> Any:
+    reference = next((p for p in model.parameters() if p.is_floating_point()), images)
+    return model(images.to(reference.device, reference.dtype))

@@ -1,0 +1,88 @@
+"""All runs of a training comparison: both arms with every seed, shared out among processes, kept as they finish."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from rewriter.comparison.run import AFTER, ARMS, BEFORE, Run
+from rewriter.comparison.run_file import RunFile
+from rewriter.comparison.subject import Subject
+from rewriter.comparison.training import Setting, train
+from rewriter.errors import ComparisonError
+from rewriter.progress import progress_bar
+
+
+def run_all(
+    subject: Subject,
+    setting: Setting,
+    question: Mapping[str, Mapping[str, str]],
+    *,
+    directory: Path | None = None,
+    restart: bool = False,
+    progress: bool = True,
+) -> tuple[Run, ...]:
+    """Train both arms with every seed.
+
+    Started by ``torchrun`` or ``accelerate launch``, each process takes every n-th seed, and trains both arms of it
+    alone: the numbers are those of one process, whatever the model's norms do with a batch. All processes return all
+    runs.
+
+    Args:
+        subject: what is compared.
+        setting: how it is trained.
+        question: what the runs answer, to tell runs of another comparison in ``directory``.
+        directory: finished runs are written there, and those that are there are not trained again.
+        restart: train them again.
+        progress: show a progress bar.
+
+    Raises:
+        ComparisonError: the directory is of another comparison, or cannot be written to.
+    """
+    state = setting.accelerator.state
+    seeds = range(setting.recipe.seeds)
+    wanted = [(arm, seed) for seed in seeds for arm in _in_turn(seed)]
+    with contextlib.ExitStack() as stack:
+        file = None
+        if directory is not None:
+            if state.process_index == 0:
+                file = stack.enter_context(RunFile(directory, question, restart=restart, owner=True))
+            state.wait_for_everyone()
+            if file is None:
+                file = stack.enter_context(RunFile(directory, question, restart=False, owner=False))
+            state.wait_for_everyone()  # before the first new line
+        done: dict[Any, Run] = {} if file is None else {key: file.results[key] for key in wanted if key in file.results}
+        own = [key for key in wanted if key not in done and key[1] % state.num_processes == state.process_index]
+        with _bar(own, setting, progress and state.process_index == 0) as advance:
+            for run in _trained(own, subject, setting, advance):
+                done[run.arm, run.seed] = run
+                if file is not None:
+                    file.append(run)
+    if state.num_processes > 1:
+        from accelerate.utils import gather_object
+
+        done |= {(run.arm, run.seed): run for run in gather_object([done[key] for key in own])}
+    return tuple(done[arm, seed] for seed in seeds for arm in ARMS)
+
+
+def _in_turn(seed: int) -> tuple[str, str]:
+    """Neither arm always comes first, where the machine may be cooler or the memory less cut up."""
+    return ARMS if seed % 2 == 0 else (AFTER, BEFORE)
+
+
+def _trained(keys: list[tuple[str, int]], subject: Subject, setting: Setting, advance: Callable[[], None]) -> Any:
+    for seed in dict.fromkeys(seed for _, seed in keys):
+        models = dict(zip(ARMS, subject.pair(seed), strict=True))
+        for arm in _in_turn(seed):
+            if (arm, seed) in keys:
+                yield train(models.pop(arm), arm, seed, setting, advance)
+
+
+def _bar(keys: list[tuple[str, int]], setting: Setting, shown: bool) -> contextlib.AbstractContextManager[Any]:
+    steps = len(setting.data.train) if setting.data.train is not None else 0  # type: ignore[arg-type]
+    if not steps:
+        raise ComparisonError("there are no training batches")
+    total = len(keys) * setting.recipe.epochs * steps
+    return progress_bar(f"training {len(keys)} runs", total, shown=shown and bool(keys))

@@ -1,0 +1,231 @@
+"""From a source of data, or from the user's own loaders, to batches for training and testing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset, Subset
+
+from rewriter.comparison.recipe import Recipe
+from rewriter.data.source import Examples, Source, Task
+from rewriter.errors import DataError
+
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What a model expects of its images.
+
+    Attributes:
+        channels: 1 or 3.
+        size: ``(height, width)``.
+        mean, std: of the values in [0, 1], one a channel.
+        interpolation: how images are resized in testing.
+        crop: part of a test image's side that is looked at.
+    """
+
+    channels: int
+    size: tuple[int, int]
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    interpolation: str = "bilinear"
+    crop: float = 1.0
+
+    @property
+    def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation; those of ImageNet where none are given, their average for one channel."""
+        return tuple(
+            values if len(values) == self.channels else (sum(values) / len(values),) * self.channels
+            for values in (self.mean or _MEAN, self.std or _STD)
+        )  # type: ignore[return-value]
+
+
+@dataclass(frozen=True)
+class Data:
+    """Batches ``(images, targets)`` for both arms.
+
+    Attributes:
+        name: of the source.
+        task: what the targets are.
+        num_classes: how many classes there are; 0 if that is the user's own business.
+        train: may be iterated once an epoch; None where there are only test images.
+        test: likewise; always in the same order.
+        train_images, test_images: how many there are; None if that cannot be known.
+        ignore_index: pixels of this value count for nothing.
+    """
+
+    name: str
+    task: Task
+    num_classes: int
+    train: Iterable[Any] | None
+    test: Iterable[Any]
+    train_images: int | None
+    test_images: int | None
+    ignore_index: int | None = None
+
+    def __str__(self) -> str:
+        parts = [f"{number} {kind}" for number, kind in ((self.train_images, "training"), (self.test_images, "test"))]
+        return f"{self.name} ({' and '.join(part for part in parts if not part.startswith('None'))} images)"
+
+
+def load(source: Source, preprocessing: Preprocessing, recipe: Recipe, *, training: bool) -> Data:
+    """Batches of a source.
+
+    Args:
+        source: the images.
+        preprocessing: what the model expects.
+        recipe: batch size, numbers of images, augmentation.
+        training: whether training images are needed.
+
+    Raises:
+        DataError: there are none, fewer than a batch, one class only, or labels out of range.
+    """
+    from rewriter.data.checks import check, check_trainable
+
+    check(source)
+    test = _limited(source.test, recipe.test_images)
+    train = None
+    if training:
+        train = None if source.train is None else _limited(source.train, recipe.train_images)
+        check_trainable(replace(source, train=train), recipe.batch_size)
+    change = _transforms(source, preprocessing, recipe)
+    loaders = [
+        None if examples is None else _loader(_Transformed(examples, change(augmented)), recipe.batch_size, augmented)
+        for examples, augmented in ((train, True), (test, False))
+    ]
+    assert loaders[1] is not None
+    return Data(
+        source.name, source.task, source.num_classes, loaders[0], loaders[1], None if train is None else len(train),
+        len(test), source.ignore_index,
+    )  # fmt: skip
+
+
+def of_user(data: Any, task: str | Task | None, num_classes: int | None, recipe: Recipe) -> Data:
+    """The user's own batches.
+
+    Args:
+        data: ``(train, test)`` or ``{"train": …, "test": …}`` of data loaders, data sets or other iterables of batches
+            that may be iterated several times; or one of them, which is then only tested on. Nothing is done to their
+            images: they are what the model expects.
+        task: classification if None.
+        num_classes: 0 if None: what the model gives.
+        recipe: batch size, for data sets.
+
+    Raises:
+        DataError: it is none of these.
+    """
+    if isinstance(data, Mapping):
+        train, test = data.get("train"), data.get("test", data.get("val"))
+    elif isinstance(data, (tuple, list)) and len(data) == 2:
+        train, test = data
+    else:
+        train, test = None, data
+    if test is None:
+        raise DataError("data: expected (train, test) or {'train': …, 'test': …}, found no test data")
+    loaders = [
+        None if item is None else _own_loader(item, recipe, shuffled)
+        for item, shuffled in ((train, True), (test, False))
+    ]
+    sizes = [_images(loader) for loader in loaders]
+    assert loaders[1] is not None
+    return Data("your data", Task(task or Task.CLASSIFICATION), num_classes or 0, loaders[0], loaders[1], *sizes)
+
+
+def _own_loader(item: Any, recipe: Recipe, shuffled: bool) -> Iterable[Any]:
+    if isinstance(item, Dataset) and not isinstance(item, torch.utils.data.IterableDataset):
+        limit = recipe.train_images if shuffled else recipe.test_images
+        examples = _limited(item, limit)  # type: ignore[arg-type]
+        if shuffled and len(examples) < recipe.batch_size:
+            raise DataError(
+                f"data: expected at least one batch of {recipe.batch_size} training images, found {len(examples)}; "
+                "choose a smaller batch_size"
+            )
+        return _loader(examples, recipe.batch_size, shuffled)
+    if isinstance(item, Iterator) or not isinstance(item, Iterable):
+        raise DataError(
+            f"data: expected a data loader, a data set or a list of batches, found {type(item).__name__}; it is read "
+            "once an epoch by both arms"
+        )
+    if not isinstance(item, Sized):
+        raise DataError(f"data: expected something of known length, found {type(item).__name__} without len()")
+    return item
+
+
+def _images(loader: Any) -> int | None:
+    examples = getattr(loader, "dataset", None)
+    return len(examples) if isinstance(examples, Sized) else None
+
+
+def _limited(examples: Examples, most: int | None) -> Any:
+    """The first ``most`` of a fixed shuffle, so that all classes are among them."""
+    if most is None or most >= len(examples):
+        return examples
+    order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(0))
+    return Subset(examples, order[:most].tolist())  # type: ignore[arg-type]
+
+
+def _loader(examples: Any, batch_size: int, training: bool) -> DataLoader[Any]:
+    return DataLoader(examples, batch_size, shuffle=training, drop_last=training)
+
+
+class _Transformed(Dataset[Any]):
+    """Examples as tensors: image ``(C, H, W)`` and target."""
+
+    def __init__(self, examples: Examples, change: Callable[[Any, Any], tuple[Any, Any]]) -> None:
+        self._examples, self._change = examples, change
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
+        return self._change(*self._examples[index])
+
+
+Change = Callable[[Any, Any], tuple[Any, Any]]
+
+
+def _transforms(source: Source, preprocessing: Preprocessing, recipe: Recipe) -> Callable[[bool], Change]:
+    of_task = _segmentation if source.task is Task.SEGMENTATION else _classification
+
+    def transforms(augmented: bool) -> Change:
+        mode, change = "L" if preprocessing.channels == 1 else "RGB", of_task(preprocessing, recipe, augmented)
+        return lambda image, target: change(image.convert(mode), target)
+
+    return transforms
+
+
+def _classification(preprocessing: Preprocessing, recipe: Recipe, augmented: bool) -> Change:
+    from timm.data import create_transform
+
+    mean, std = preprocessing.statistics
+    change = create_transform(
+        (preprocessing.channels, *preprocessing.size), is_training=augmented, mean=mean, std=std,
+        interpolation=preprocessing.interpolation, crop_pct=preprocessing.crop, scale=(recipe.crop_scale, 1.0),
+        ratio=(0.9, 1.1), hflip=recipe.hflip, color_jitter=None, no_aug=recipe.crop_scale == 1,
+    )  # fmt: skip
+    return lambda image, target: (change(image), target)
+
+
+def _segmentation(preprocessing: Preprocessing, recipe: Recipe, augmented: bool) -> Change:
+    """Image and mask through the same crop and flip."""
+    from torchvision import tv_tensors
+    from torchvision.transforms import v2
+
+    mean, std = preprocessing.statistics
+    steps: list[Any] = [v2.ToImage(), v2.Resize(preprocessing.size, antialias=True)]
+    if augmented:
+        scale = (recipe.crop_scale, 1.0)
+        crop = v2.RandomResizedCrop(preprocessing.size, scale, ratio=(0.9, 1.1), antialias=True)
+        steps = [v2.ToImage(), crop, v2.RandomHorizontalFlip(recipe.hflip)]
+    to_values = {tv_tensors.Image: torch.float32, tv_tensors.Mask: torch.int64, "others": None}
+    change = v2.Compose([*steps, v2.ToDtype(to_values, scale=True), v2.Normalize(mean, std)])
+
+    def both(image: Any, target: Any) -> tuple[Any, Any]:
+        changed, mask = change(image, tv_tensors.Mask(v2.functional.pil_to_tensor(target)))
+        return changed.as_subclass(torch.Tensor), mask.as_subclass(torch.Tensor)[0]
+
+    return both

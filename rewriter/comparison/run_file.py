@@ -1,0 +1,38 @@
+"""The run directory's list of finished runs: one line an arm and seed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rewriter.comparison.run import Run
+from rewriter.errors import ComparisonError
+from rewriter.result_file import ResultFile
+
+NAME = "runs.jsonl"
+
+
+class RunFile(ResultFile[Run]):
+    """Runs of one comparison, by arm and seed."""
+
+    KIND, WORK, FORMAT, ERROR = "rewriter comparison", "a comparison", 1, ComparisonError
+    ELSEWHERE = "Give another directory"
+
+    def __init__(
+        self, directory: Path, question: Mapping[str, Mapping[str, str]], *, restart: bool, owner: bool
+    ) -> None:
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ComparisonError(f"the run directory {directory} cannot be made: {error.strerror}") from error
+        super().__init__(directory / NAME, question, restart=restart, owner=owner)
+
+    def key(self, result: Run) -> tuple[str, int]:
+        return result.arm, result.seed
+
+    def to_data(self, result: Run) -> Any:
+        return result.to_data()
+
+    def from_data(self, data: Any) -> Run:
+        return Run.from_data(data)

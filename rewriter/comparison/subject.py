@@ -1,0 +1,121 @@
+"""The two models that are compared, made anew for every seed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from rewriter.api import copy_model, original_state_dict
+from rewriter.comparison.randomness import seed_all
+from rewriter.edit.classes import class_name, original_class
+from rewriter.errors import ComparisonError
+from rewriter.guard import check_model, random_state_kept
+from rewriter.planning import Plan, counted
+from rewriter.record import records_of
+
+Make = Callable[[], nn.Module]
+Change = Callable[[nn.Module], nn.Module]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is compared.
+
+    Attributes:
+        before: the original: a model, or a function that makes one, with the weights that it begins with.
+        after: the other: a model, or a function that makes it from an original.
+    """
+
+    before: nn.Module | Make
+    after: nn.Module | Change
+
+    def pair(self, seed: int) -> tuple[nn.Module, nn.Module]:
+        """Both models for one seed, on the same initial weights; nothing that the caller holds is touched.
+
+        Raises:
+            ComparisonError: a function gives no model.
+            ModelError: a model that is compiled, wrapped or lazy.
+        """
+        with random_state_kept():
+            seed_all(seed)
+            return self._pair()
+
+    def _pair(self) -> tuple[nn.Module, nn.Module]:
+        if isinstance(self.before, nn.Module):
+            check_model(self.before)
+            before = copy_model(self.before)
+        else:
+            before = _made(self.before(), "before")
+        if not isinstance(self.after, nn.Module):
+            return before, _made(self.after(copy_model(before)), "after")
+        check_model(self.after)
+        if isinstance(self.before, nn.Module):
+            return before, copy_model(self.after)
+        plans = [record.plan for record in records_of(self.after)]
+        if not plans:
+            raise ComparisonError(
+                f"after: expected a model of rewriter.rewrite, or a function of the original, since before is a "
+                f"function; found a {type(self.after).__name__} that was not rewritten"
+            )
+        after = copy_model(before)
+        for plan in plans:
+            plan.apply(after, inplace=True, verify=False)
+        return before, after
+
+    @property
+    def varies(self) -> bool:
+        """Whether the initial weights depend on the seed."""
+        return not isinstance(self.before, nn.Module)
+
+
+def same_weights(before: nn.Module, after: nn.Module) -> bool:
+    """Whether ``after`` has the weights of ``before``, apart from what a rewrite added."""
+    ours, theirs = original_state_dict(before), original_state_dict(after)
+    return ours.keys() == theirs.keys() and all(
+        not isinstance(value, torch.Tensor) or torch.equal(value, theirs[key]) for key, value in ours.items()
+    )
+
+
+def name_of(model: nn.Module) -> str:
+    """The name of the model's class."""
+    return class_name(original_class(type(model))).rsplit(".", 1)[-1]
+
+
+def changes(model: nn.Module) -> tuple[str, ...]:
+    """What was done to a rewritten model, one line a pass."""
+    lines = []
+    for record in records_of(model):
+        for name, _ in record.plan.passes:
+            sites, _, advice = record.plan.findings(name)
+            if sites or advice:
+                done = [counted(len(sites), "place")] if sites else []
+                done += [f"advice on {counted(len(advice), 'place')}"] if advice else []
+                lines.append(f"{name}: {', '.join(done)}")
+    return tuple(lines)
+
+
+def alone(before: nn.Module, after: nn.Module) -> dict[str, nn.Module]:
+    """For each pass that edited ``after``, ``before`` with the edits of that pass alone."""
+    records = records_of(after)
+    names = dict.fromkeys(site.pass_name for record in records for site in record.plan.sites)
+    if len(records) != 1 or len(names) < 2:  # of several rewrites the later ones do not fit the original
+        return {}
+    plan = records[0].plan
+    return {name: _only(plan, name).apply(before, verify=False) for name in names}
+
+
+def _only(plan: Plan, name: str) -> Plan:
+    return replace(plan, sites=tuple(site for site in plan.sites if site.pass_name == name))
+
+
+def _made(model: Any, what: str) -> nn.Module:
+    if not isinstance(model, nn.Module):
+        raise ComparisonError(
+            f"{what}: expected a function that gives a torch.nn.Module, it gave {type(model).__name__}"
+        )
+    check_model(model)
+    return model
