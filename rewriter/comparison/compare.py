@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import rewriter
-from rewriter.api import inputs_of_rewrite
+from rewriter.api import inputs_of_rewrite, trace
 from rewriter.comparison.loading import Data, Preprocessing, load, of_user
 from rewriter.comparison.recipe import Recipe, resolve_recipe
 from rewriter.comparison.result import Comparison, Equivalence, Trained, Training
@@ -23,7 +23,6 @@ from rewriter.comparison.subject import Change, Make, Subject, alone, changes, n
 from rewriter.data.source import Source, Task
 from rewriter.errors import ComparisonError, DataError, InputError
 from rewriter.freshness import carries_trained_weights
-from rewriter.inputs import candidate_inputs
 from rewriter.planning import fingerprint
 from rewriter.record import records_of
 
@@ -259,16 +258,15 @@ def _preprocessing(before: nn.Module, after: nn.Module, source: Source, input_si
 
 def _image_size(before: nn.Module, after: nn.Module, source: Source, input_size: Any) -> tuple[int, int, int]:
     """What was asked for, what the model was rewritten for, what its configuration says, or the size of the images."""
-    if input_size is None and records_of(after):
-        inputs = inputs_of_rewrite(after)
-        if inputs is not None and inputs.image_size is not None:
-            return inputs.image_size
+    inputs = inputs_of_rewrite(after) if input_size is None and records_of(after) else None
+    if inputs is not None and inputs.image_size is not None:
+        return inputs.image_size
     try:
-        found = candidate_inputs(before, None, input_size)[0].image_size
+        found = trace(before, input_size=input_size).inputs.image_size
     except InputError:
         if input_size is not None or source.size is None:
             raise
-        found = candidate_inputs(before, None, source.size)[0].image_size
+        found = trace(before, input_size=source.size).inputs.image_size
     assert found is not None
     return found
 

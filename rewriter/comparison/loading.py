@@ -202,11 +202,12 @@ def _classification(preprocessing: Preprocessing, recipe: Recipe, augmented: boo
     from timm.data import create_transform
 
     mean, std = preprocessing.statistics
-    change = create_transform(
-        (preprocessing.channels, *preprocessing.size), is_training=augmented, mean=mean, std=std,
-        interpolation=preprocessing.interpolation, crop_pct=preprocessing.crop, scale=(recipe.crop_scale, 1.0),
-        ratio=(0.9, 1.1), hflip=recipe.hflip, color_jitter=None, no_aug=recipe.crop_scale == 1,
-    )  # fmt: skip
+    options: dict[str, Any] = {
+        "is_training": augmented, "mean": mean, "std": std, "interpolation": preprocessing.interpolation,
+        "crop_pct": preprocessing.crop, "scale": (recipe.crop_scale, 1.0), "ratio": (0.9, 1.1), "hflip": recipe.hflip,
+        "color_jitter": None,
+    }  # fmt: skip
+    change = create_transform((preprocessing.channels, *preprocessing.size), **options)
     return lambda image, target: (change(image), target)
 
 

@@ -10,6 +10,10 @@ from typing import Any
 from rewriter.errors import ComparisonError
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
 @dataclass(frozen=True)
 class Recipe:
     """How both arms are trained. The fields are the options of the command line.
@@ -102,7 +106,3 @@ def resolve_recipe(budget: str | Recipe, changes: Mapping[str, Any]) -> Recipe:
         if name not in known:
             raise ComparisonError(f"a recipe has no field {name!r}; its fields: {', '.join(known)}")
     return dataclasses.replace(recipe, **changes)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -50,8 +50,7 @@ class Scoring:
         logits = self.logits(output, target)
         if self.task is Task.MULTI_LABEL:
             return F.binary_cross_entropy_with_logits(logits, target.to(logits.dtype))
-        ignored = {} if self.ignore_index is None else {"ignore_index": self.ignore_index}
-        return F.cross_entropy(logits, target, **ignored)
+        return F.cross_entropy(logits, target, ignore_index=-100 if self.ignore_index is None else self.ignore_index)
 
     def logits(self, output: Any, target: torch.Tensor | None = None) -> torch.Tensor:
         """The logits in what a model returns, ``(N, classes)`` or ``(N, classes, H, W)`` of the target's size."""
@@ -134,14 +133,14 @@ def logits_of(output: Any) -> torch.Tensor:
     Raises:
         ComparisonError: there is none.
     """
-    found = output
+    found: Any = output
     if not isinstance(found, torch.Tensor):
         values = dict(found) if isinstance(found, Mapping) else {}
         named = next((values[name] for name in ("logits", "out") if name in values), None)
         rest = [named, getattr(found, "logits", None), *values.values()]
         rest += list(found) if isinstance(found, (tuple, list)) else []
         found = next((item for item in rest if isinstance(item, torch.Tensor)), None)
-    if found is None or found.dim() < 2:
+    if not isinstance(found, torch.Tensor) or found.dim() < 2:
         raise ComparisonError(
             f"the model returns {type(output).__name__}: expected logits, a tensor of at least two dimensions, or a "
             "dict or tuple that holds them. Give loss= and metric=, or wrap the model."

@@ -192,7 +192,9 @@ def _scheduler(optimizer: torch.optim.Optimizer, recipe: Recipe, steps_an_epoch:
         return None
     from timm.scheduler import create_scheduler_v2
 
+    lowest = recipe.lr / 100
+    rise: Any = recipe.warmup * recipe.epochs
     return create_scheduler_v2(
         optimizer, recipe.schedule, num_epochs=recipe.epochs, updates_per_epoch=steps_an_epoch, step_on_epochs=False,
-        warmup_epochs=recipe.warmup * recipe.epochs, warmup_lr=recipe.lr / 100, min_lr=recipe.lr / 100,
+        warmup_epochs=rise, warmup_lr=lowest, min_lr=lowest,
     )[0]  # fmt: skip
