@@ -97,6 +97,15 @@ def quick_options(name: str) -> dict[str, Any]:
         return {}
 
 
+def data_options(name: str, num_classes: int, channels: int) -> dict[str, Any]:
+    """Options for :func:`create` under which a model fits data; some libraries' models take three channels only."""
+    source, _ = _split(name)
+    if source not in SOURCES:
+        return {}
+    options = {SOURCES[source].class_option: num_classes, SOURCES[source].channel_option: channels}
+    return {option: value for option, value in options.items() if option}
+
+
 def _split(name: str) -> tuple[str, str]:
     """The source and the name within it; an empty source if there is more than one colon."""
     if ":" not in name:
@@ -113,6 +122,7 @@ def _is_known(prefix: str, local: str) -> bool:
 
 
 __all__ = [
-    "SOURCES", "CreationError", "Entry", "MissingLibrary", "ModelZooError", "UnknownModel", "create", "names",
+    "SOURCES", "CreationError", "Entry", "MissingLibrary", "ModelZooError", "UnknownModel", "create",
+    "data_options", "names",
     "nearest", "quick_options",
 ]  # fmt: skip

@@ -58,12 +58,16 @@ class Source:
         create: from the full name, the name within the library, ``pretrained`` and the constructor's options.
         names: every name within the library.
         quick_options: from the name within the library, options that make a run quick and keep the structure.
+        class_option: the option that sets the number of classes; empty if there is none.
+        channel_option: the option that sets the channels of images; empty if there is none.
         is_buildable: whether a name can be built as it comes. May import and build it, which ``names`` does not.
         is_unlisted: whether a name is one of those that ``names`` leaves out because they are too many.
     """
 
     create: Callable[[str, str, bool, dict[str, Any]], Entry]
     names: Callable[[], list[str]]
+    class_option: str = ""
+    channel_option: str = ""
     quick_options: Callable[[str], dict[str, Any]] = lambda local: {}
     is_buildable: Callable[[str], bool] = lambda local: True
     is_unlisted: Callable[[str], bool] = lambda local: False

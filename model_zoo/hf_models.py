@@ -130,4 +130,4 @@ def _quiet(transformers: Any) -> Iterator[None]:
         transformers.logging.set_verbosity(level)
 
 
-SOURCE = Source(_create, _names, is_buildable=_is_buildable)
+SOURCE = Source(_create, _names, "num_labels", "num_channels", is_buildable=_is_buildable)

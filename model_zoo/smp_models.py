@@ -63,4 +63,4 @@ def _library() -> Any:
     return require("segmentation_models_pytorch", "segmentation-models-pytorch>=0.5")
 
 
-SOURCE = Source(_create, _names, is_unlisted=_is_unlisted)
+SOURCE = Source(_create, _names, "classes", "in_channels", is_unlisted=_is_unlisted)

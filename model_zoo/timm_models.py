@@ -39,4 +39,4 @@ def _names() -> list[str]:
     return list(require("timm", "timm>=1.0.20").list_models())
 
 
-SOURCE = Source(_create, _names)
+SOURCE = Source(_create, _names, "num_classes", "in_chans")

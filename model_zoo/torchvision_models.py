@@ -61,4 +61,4 @@ def _quick_options(local: str) -> dict[str, Any]:
     return torchvision_inputs.quick_options(models, local) if local in models.list_models() else {}
 
 
-SOURCE = Source(_create, _names, _quick_options)
+SOURCE = Source(_create, _names, "num_classes", quick_options=_quick_options)

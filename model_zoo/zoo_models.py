@@ -114,4 +114,4 @@ def _names() -> list[str]:
     return [*HEADS, *CLASSIFIERS]
 
 
-SOURCE = Source(_create, _names)
+SOURCE = Source(_create, _names, "num_classes", "in_chans")

@@ -1,4 +1,4 @@
-"""The command line: ``rewriter passes``, ``plan NAME``, ``rewrite NAME -o DIRECTORY`` and ``sweep PATTERN``.
+"""The command line: ``rewriter passes``, ``plan NAME``, ``rewrite NAME``, ``compare NAME`` and ``sweep PATTERN``.
 
 Exit codes: 0 done; 1 refused, with one line ``error: …`` on stderr, or a sweep with rows that are not ok; 2 wrong
 usage; 130 interrupted.
@@ -9,41 +9,31 @@ This module can be imported without typer and rich, so that :func:`main` can say
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import importlib.metadata
 import importlib.util
 import json
 import sys
-import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 from torch import nn
 
 import rewriter
+from rewriter.cli_model import CHECKPOINT, INPUT_SIZE, NAME, ONLY, PRETRAINED, SKIP, Wanted, Work
 from rewriter.cli_options import (
     JSON,
     MODEL_KWARGS,
     PASS,
     PRESERVE,
     Preserve,
-    argument,
-    assignments,
     errors_reported,
     option,
     output_console,
-    parsed_pass,
-    resolved_passes,
     stdout_kept_clean,
 )
 from rewriter.cli_output import (
-    described_inputs,
     show_diff,
-    show_model,
     show_pass,
     show_saved,
     show_seconds,
@@ -54,14 +44,11 @@ from rewriter.cli_output import (
 from rewriter.edit.classes import class_name, original_class
 from rewriter.guideline import Pass
 from rewriter.manager import installed_passes
-from rewriter.planning import Plan, fingerprint
-from rewriter.record import Record, records_of
-from rewriter.storage import check_target, check_weights, read_checkpoint
+from rewriter.record import records_of
+from rewriter.storage import check_target
 
 try:
     import typer
-    from rich.console import Console
-    from rich.text import Text
 except ImportError:  # installed without the extra; main() says so
     if not TYPE_CHECKING:
         typer = None
@@ -84,6 +71,7 @@ def main() -> None:
 
 def application() -> typer.Typer:
     """The commands, as a typer application."""
+    from rewriter.cli_compare import compare_command
     from rewriter.cli_sweep import sweep_command
 
     app = typer.Typer(
@@ -98,6 +86,7 @@ def application() -> typer.Typer:
     app.command("passes")(passes_command)
     app.command("plan")(plan_command)
     app.command("rewrite")(rewrite_command)
+    app.command("compare")(compare_command)
     app.command("sweep")(sweep_command)
     return app
 
@@ -116,22 +105,6 @@ def _show_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-_NAME = Annotated[
-    str,
-    argument(help="A timm name, or torchvision:NAME, smp:NAME, zoo:NAME, hf:CLASS, hf:ORG/NAME, diffusers:CLASS."),
-]
-_INPUT_SIZE = Annotated[
-    str | None, option("--input-size", metavar="SIZE", help="224, 224,320 (height, width) or 3,224,320; no batch.")
-]
-_ONLY = Annotated[
-    list[str] | None,
-    option("--only", metavar="WHERE", help="Edit only here: module path, glob or re:PATTERN; repeatable."),
-]
-_SKIP = Annotated[list[str] | None, option("--skip", metavar="WHERE", help="Leave this alone; repeatable.")]
-_PRETRAINED = Annotated[bool, option("--pretrained", help="Download the default weights.")]
-_CHECKPOINT = Annotated[
-    Path | None, option("--checkpoint", metavar="FILE", help="Weights of the original: safetensors or torch.save.")
-]
 _VERSION = Annotated[
     bool, option("--version", callback=_show_version, help="Show the version and exit.", is_eager=True)
 ]
@@ -159,22 +132,22 @@ def passes_command(as_json: JSON = False) -> None:
 
 
 def plan_command(
-    name: _NAME,
+    name: NAME,
     model_kwargs: MODEL_KWARGS = None,
-    input_size: _INPUT_SIZE = None,
+    input_size: INPUT_SIZE = None,
     passes: PASS = None,
-    only: _ONLY = None,
-    skip: _SKIP = None,
+    only: ONLY = None,
+    skip: SKIP = None,
     preserve: PRESERVE = Preserve.AUTO,
-    pretrained: _PRETRAINED = False,
-    checkpoint: _CHECKPOINT = None,
+    pretrained: PRETRAINED = False,
+    checkpoint: CHECKPOINT = None,
     diff: _DIFF = False,
     as_json: JSON = False,
 ) -> None:
     """Show what a rewrite would do, where and why, without doing it."""
-    wanted = _Wanted(name, model_kwargs, input_size, passes, only, skip, preserve, pretrained, checkpoint)
+    wanted = Wanted(name, model_kwargs, input_size, passes, only, skip, preserve, pretrained, checkpoint)
     with errors_reported(as_json):
-        work = _Work()
+        work = Work()
         with stdout_kept_clean(as_json):
             entry = wanted.create(work, meta=not pretrained and checkpoint is None)
             with work.step("plan", f"tracing and planning {name}"):
@@ -196,23 +169,23 @@ def plan_command(
 
 
 def rewrite_command(
-    name: _NAME,
+    name: NAME,
     output: _OUTPUT = None,
     model_kwargs: MODEL_KWARGS = None,
-    input_size: _INPUT_SIZE = None,
+    input_size: INPUT_SIZE = None,
     passes: PASS = None,
-    only: _ONLY = None,
-    skip: _SKIP = None,
+    only: ONLY = None,
+    skip: SKIP = None,
     preserve: PRESERVE = Preserve.AUTO,
-    pretrained: _PRETRAINED = False,
-    checkpoint: _CHECKPOINT = None,
+    pretrained: PRETRAINED = False,
+    checkpoint: CHECKPOINT = None,
     no_verify: _NO_VERIFY = False,
     as_json: JSON = False,
 ) -> None:
     """Rewrite a model, check what it must preserve, and report; with -o, write it to a directory."""
-    wanted = _Wanted(name, model_kwargs, input_size, passes, only, skip, preserve, pretrained, checkpoint)
+    wanted = Wanted(name, model_kwargs, input_size, passes, only, skip, preserve, pretrained, checkpoint)
     with errors_reported(as_json):
-        work = _Work()
+        work = Work()
         with stdout_kept_clean(as_json):
             if output is not None:
                 check_target(output)
@@ -242,121 +215,6 @@ def rewrite_command(
                 show_saved(console, output, rebuilds=recipe is not None, name=type(entry.model).__name__)
 
 
-@dataclass
-class _Work:
-    """Names the step that runs on stderr (a terminal only), and times the steps."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextlib.contextmanager
-    def step(self, name: str, text: str) -> Iterator[None]:
-        started = time.perf_counter()
-        with Console(stderr=True).status(Text(f"{text} …")):
-            yield
-        self.seconds[name] = time.perf_counter() - started
-
-
-class _Wanted:
-    """A model and a rewrite as asked for on the command line; wrong usage is refused here."""
-
-    def __init__(
-        self,
-        name: str,
-        model_kwargs: Sequence[str] | None,
-        input_size: str | None,
-        passes: Sequence[str] | None,
-        only: Sequence[str] | None,
-        skip: Sequence[str] | None,
-        preserve: Preserve,
-        pretrained: bool,
-        checkpoint: Path | None,
-    ) -> None:
-        self.name = name
-        self.model_kwargs = assignments(model_kwargs or (), "--model-kwargs")
-        self.size = _parsed_size(input_size)
-        self.passes = [parsed_pass(text) for text in passes] if passes else None
-        self.only, self.skip = only or None, skip or None
-        self.preserve = preserve
-        self.pretrained = pretrained
-        self.checkpoint = checkpoint
-        if pretrained and checkpoint is not None:
-            raise typer.BadParameter("give --pretrained or --checkpoint, not both")
-
-    def create(self, work: _Work, meta: bool = False) -> Any:
-        """The model, with the weights asked for.
-
-        Args:
-            work: names and times the steps.
-            meta: without memory, where the constructor allows that.
-        """
-        import model_zoo
-
-        self.resolved = resolved_passes(self.passes)  # a wrong option is told before a model is made
-        weights = read_checkpoint(self.checkpoint) if self.checkpoint is not None else None
-        quick = model_zoo.quick_options(self.name) if meta else {}  # only a model that is kept must be as usual
-        options = quick | self.model_kwargs
-        with work.step("create", f"creating {self.name}"):
-            try:
-                with torch.device("meta") if meta else contextlib.nullcontext():
-                    entry = model_zoo.create(self.name, pretrained=self.pretrained, **options)
-            except model_zoo.CreationError:
-                if not meta:
-                    raise
-                entry = model_zoo.create(self.name, **options)
-        if weights is not None:
-            check_weights(entry.model, weights, f"the weights in {self.checkpoint}")
-            entry.model.load_state_dict(weights, strict=True)
-        return entry
-
-    def arguments(self, entry: Any) -> dict[str, Any]:
-        """Arguments of :func:`rewriter.plan` and :func:`rewriter.rewrite`."""
-        own_inputs = entry.example_inputs if self.size is None else None
-        size = None if own_inputs is not None else self.size or entry.input_size
-        if size is not None and len(size) == 2 and entry.input_size is not None:
-            size = (entry.input_size[0], *size)
-        return {
-            "passes": self.resolved,
-            "example_inputs": own_inputs,
-            "input_size": size,
-            "only": self.only,
-            "skip": self.skip,
-            "preserve": self.preserve.value,
-        }
-
-    def measures(self, made: Plan) -> bool:
-        """Whether a pass that decides by the values of weights found a place."""
-        known = installed_passes()
-        return any(known[site.pass_name].needs_values for site in made.sites)
-
-    def show(self, console: Console, entry: Any, made: Plan) -> None:
-        """Print the model and what is asked of it."""
-        options = "".join(f", {key}={value!r}" for key, value in self.model_kwargs.items())
-        weights = "pretrained" if self.pretrained else f"from {self.checkpoint}" if self.checkpoint else "as created"
-        inputs = described_inputs(self.arguments(entry))
-        show_model(console, self.name, entry.model, options, weights, inputs, made)
-
-    def recipe(self, entry: Any, record: Record) -> dict[str, Any] | None:
-        """How :func:`rewriter.load` makes the original; None where weights decide about the structure."""
-        import model_zoo
-
-        if self.pretrained:
-            with torch.device("meta"):
-                again = model_zoo.create(self.name, **entry.options)
-            if fingerprint(again.model) != record.plan.structure:
-                return None
-        return {"model": self.name, "kwargs": dict(entry.options)}
-
-
-def _parsed_size(text: str | None) -> tuple[int, ...] | None:
-    if text is None:
-        return None
-    parts = [part.strip() for part in text.split(",")]
-    if not 1 <= len(parts) <= 3 or not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise typer.BadParameter(f"--input-size: expected 224, 224,320 or 3,224,320, found {text!r}")
-    numbers = tuple(int(part) for part in parts)
-    return numbers * 2 if len(numbers) == 1 else numbers
-
-
 def _described(cls: type[Pass]) -> dict[str, Any]:
     options = [
         {"name": f.name, "type": str(f.type), "default": None if f.default is dataclasses.MISSING else f.default}
@@ -370,7 +228,7 @@ def _described(cls: type[Pass]) -> dict[str, Any]:
 
 
 def _rewrite_as_data(
-    wanted: _Wanted, model: nn.Module, output: Path | None, seconds: dict[str, float]
+    wanted: Wanted, model: nn.Module, output: Path | None, seconds: dict[str, float]
 ) -> dict[str, Any]:
     report = rewriter.report(model)
     return {

@@ -5,10 +5,9 @@ from __future__ import annotations
 import enum
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
-if TYPE_CHECKING:
-    from PIL import Image
+from PIL import Image
 
 
 class Task(enum.StrEnum):
@@ -47,6 +46,7 @@ class Source:
         class_names: one name a class, if they are known.
         ignore_index: the value of pixels that count neither for the loss nor for the metric; None if there is none.
         licence: of the data, and what it forbids.
+        split: how training and test examples were divided.
     """
 
     name: str
@@ -59,3 +59,4 @@ class Source:
     class_names: Sequence[str] = ()
     ignore_index: int | None = None
     licence: str = ""
+    split: str = ""

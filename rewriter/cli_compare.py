@@ -1,0 +1,198 @@
+"""``rewriter compare NAME``: did a rewrite help, hurt or change nothing?"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import torch
+
+import rewriter
+from rewriter.cli_model import CHECKPOINT, INPUT_SIZE, ONLY, PRETRAINED, SKIP, Wanted, Work
+from rewriter.cli_options import (
+    JSON,
+    MODEL_KWARGS,
+    PASS,
+    PRESERVE,
+    Preserve,
+    argument,
+    assignments,
+    errors_reported,
+    option,
+    stdout_kept_clean,
+)
+from rewriter.data.source import Source
+from rewriter.errors import RewriterError
+
+if TYPE_CHECKING:
+    from rewriter.comparison.result import Comparison
+
+_DEFAULT_MODEL, _DEFAULT_DATA, _LABELLED_PHOTOS = "tf_efficientnet_lite0", "mnist5k", "photos"
+_SMALL = 96
+"""Images up to this side are looked at in their own size, in place of the one that the model was made for."""
+_LEAST = 32
+
+
+class Level(enum.StrEnum):
+    """What is compared; see :func:`rewriter.compare`."""
+
+    EQUIVALENCE = "equivalence"
+    TRAINED = "trained"
+    TRAINING = "training"
+
+
+class Budget(enum.StrEnum):
+    """How long training may take."""
+
+    SMOKE = "smoke"
+    SMALL = "small"
+    FULL = "full"
+
+
+_NAME = Annotated[
+    str | None,
+    argument(help=f"A model's name, as for rewrite; {_DEFAULT_MODEL} with its trained weights if not given."),
+]
+_DATA = Annotated[
+    str | None,
+    option("--data", metavar="SOURCE", help=f"{_DEFAULT_DATA} if not given, {_LABELLED_PHOTOS} with --pretrained."),
+]
+_LEVEL = Annotated[list[Level] | None, option("--level", help="Repeatable; all that fit if not given.")]
+_BUDGET = Annotated[Budget, option("--budget", help="smoke: under a minute; small: minutes; full: all images.")]
+_SEEDS = Annotated[int | None, option("--seeds", min=1, help="How many, in place of the budget's.")]
+_EPOCHS = Annotated[int | None, option("--epochs", min=1, help="In place of the budget's.")]
+_RECIPE = Annotated[
+    list[str] | None,
+    option("--recipe", "-r", metavar="OPTION=VALUE", help="lr=1e-2, batch_size=128, hflip=0.5 …; repeatable."),
+]
+_OUTPUT = Annotated[
+    Path | None,
+    option("--output", "-o", metavar="DIRECTORY", help="Run directory: finished runs are kept, reports written."),
+]
+_RESTART = Annotated[bool, option("--restart", help="Train again what the run directory holds.")]
+_DEVICE = Annotated[str | None, option("--device", help="cpu, or what accelerate finds if not given.")]
+_ROOT = Annotated[Path | None, option("--root", metavar="FOLDER", help="Where the files of the data are.")]
+_DOWNLOAD = Annotated[bool, option("--download", help="Download the data if they are not there.")]
+
+
+def compare_command(
+    name: _NAME = None,
+    passes: PASS = None,
+    data: _DATA = None,
+    level: _LEVEL = None,
+    budget: _BUDGET = Budget.SMALL,
+    seeds: _SEEDS = None,
+    epochs: _EPOCHS = None,
+    recipe: _RECIPE = None,
+    input_size: INPUT_SIZE = None,
+    only: ONLY = None,
+    skip: SKIP = None,
+    preserve: PRESERVE = Preserve.AUTO,
+    model_kwargs: MODEL_KWARGS = None,
+    pretrained: PRETRAINED = False,
+    checkpoint: CHECKPOINT = None,
+    output: _OUTPUT = None,
+    restart: _RESTART = False,
+    device: _DEVICE = None,
+    root: _ROOT = None,
+    download: _DOWNLOAD = False,
+    as_json: JSON = False,
+) -> None:
+    """Compare a model before and after a rewrite: outputs, trained weights, and training with the same seeds.
+
+    Several processes (torchrun --nproc-per-node N) share the seeds.
+    """
+    pretrained = pretrained or name is None
+    wanted = Wanted(
+        name or _DEFAULT_MODEL, model_kwargs, input_size, passes, only, skip, preserve, pretrained, checkpoint
+    )
+    fields = assignments(recipe or (), "--recipe")
+    fields |= {key: value for key, value in (("seeds", seeds), ("epochs", epochs)) if value is not None}
+    with errors_reported(as_json):
+        with stdout_kept_clean(as_json):
+            source = rewriter.data.open_source(
+                data or (_LABELLED_PHOTOS if pretrained else _DEFAULT_DATA), root=root, download=download
+            )
+            made = _Made(wanted, source)
+            with _interrupt_told(output):
+                levels = [str(item) for item in level] if level else None
+                result = rewriter.compare(
+                    made.original, made.rewritten(), source, levels=levels, budget=str(budget), input_size=made.size,
+                    device=device, directory=output, restart=restart, **fields,
+                )  # fmt: skip
+        if int(os.environ.get("RANK", 0)) == 0:
+            _tell(result, output, as_json)
+
+
+def _tell(result: Comparison, output: Path | None, as_json: bool) -> None:
+    from rewriter.comparison.reports import write_reports
+
+    if output is not None:
+        write_reports(result, output)
+    print(result.to_json() if as_json else result)
+
+
+class _Made:
+    """The model asked for, fitted to the data: as many classes, channels and pixels."""
+
+    def __init__(self, wanted: Wanted, source: Source) -> None:
+        import model_zoo
+
+        self.wanted = wanted
+        trained = wanted.pretrained or wanted.checkpoint is not None
+        channels = 3 if trained else source.channels
+        given = wanted.model_kwargs
+        wanted.model_kwargs = model_zoo.data_options(wanted.name, source.num_classes, channels) | given
+        self.size = wanted.size or self._size(None if trained else source.size)
+
+    def original(self) -> torch.nn.Module:
+        model: torch.nn.Module = self.wanted.create(Work()).model
+        return model
+
+    def rewritten(self) -> torch.nn.Module:
+        """Of an original of its own: the plan is what counts, which is carried out for each seed."""
+        wanted = self.wanted
+        model = self.original()
+        return rewriter.rewrite(
+            model, wanted.resolved, input_size=self.size, only=wanted.only, skip=wanted.skip,
+            preserve=wanted.preserve.value,
+        )  # fmt: skip
+
+    def _size(self, images: tuple[int, int] | None) -> tuple[int, ...]:
+        """The size of small images if the model runs on it, made for it if need be; otherwise the model's own."""
+        entry = self.wanted.create(Work(), meta=True)
+        if images is not None and max(images) <= _SMALL:
+            side = max(_LEAST, *images)
+            for options in ({}, {"img_size": side}):
+                if self._runs(options, side):
+                    self.wanted.model_kwargs |= options
+                    return side, side
+        if entry.input_size is None:
+            raise rewriter.InputError(f"{self.wanted.name} names no input size; give --input-size")
+        return tuple(entry.input_size)
+
+    def _runs(self, options: dict[str, Any], side: int) -> bool:
+        import model_zoo
+
+        try:
+            with torch.device("meta"):
+                model = model_zoo.create(self.wanted.name, **self.wanted.model_kwargs, **options).model
+            rewriter.trace(model, input_size=(side, side))
+        except (RewriterError, model_zoo.ModelZooError):
+            return False
+        return True
+
+
+@contextlib.contextmanager
+def _interrupt_told(output: Path | None) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        kept = f"; {output} holds the finished runs, the same command goes on" if output is not None else ""
+        print(f"interrupted{kept}", file=sys.stderr)
+        raise

@@ -1,0 +1,166 @@
+"""A model and a rewrite as asked for on the command line, for the commands that take one."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import torch
+
+from rewriter.cli_options import (
+    Preserve,
+    argument,
+    assignments,
+    option,
+    parsed_pass,
+    resolved_passes,
+)
+from rewriter.cli_output import described_inputs, show_model
+from rewriter.manager import installed_passes
+from rewriter.planning import Plan, fingerprint
+from rewriter.record import Record
+from rewriter.storage import check_weights, read_checkpoint
+
+try:
+    import typer
+    from rich.console import Console
+    from rich.text import Text
+except ImportError:  # installed without the extra; rewriter.cli.main() says so
+    if not TYPE_CHECKING:
+        typer = None
+
+NAME = Annotated[
+    str,
+    argument(help="A timm name, or torchvision:NAME, smp:NAME, zoo:NAME, hf:CLASS, hf:ORG/NAME, diffusers:CLASS."),
+]
+INPUT_SIZE = Annotated[
+    str | None, option("--input-size", metavar="SIZE", help="224, 224,320 (height, width) or 3,224,320; no batch.")
+]
+ONLY = Annotated[
+    list[str] | None,
+    option("--only", metavar="WHERE", help="Edit only here: module path, glob or re:PATTERN; repeatable."),
+]
+SKIP = Annotated[list[str] | None, option("--skip", metavar="WHERE", help="Leave this alone; repeatable.")]
+PRETRAINED = Annotated[bool, option("--pretrained", help="Download the default weights.")]
+CHECKPOINT = Annotated[
+    Path | None, option("--checkpoint", metavar="FILE", help="Weights of the original: safetensors or torch.save.")
+]
+
+
+@dataclass
+class Work:
+    """Names the step that runs on stderr (a terminal only), and times the steps."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextlib.contextmanager
+    def step(self, name: str, text: str) -> Iterator[None]:
+        started = time.perf_counter()
+        with Console(stderr=True).status(Text(f"{text} …")):
+            yield
+        self.seconds[name] = time.perf_counter() - started
+
+
+class Wanted:
+    """A model and a rewrite as asked for on the command line; wrong usage is refused here."""
+
+    def __init__(
+        self,
+        name: str,
+        model_kwargs: Sequence[str] | None,
+        input_size: str | None,
+        passes: Sequence[str] | None,
+        only: Sequence[str] | None,
+        skip: Sequence[str] | None,
+        preserve: Preserve,
+        pretrained: bool,
+        checkpoint: Path | None,
+    ) -> None:
+        self.name = name
+        self.model_kwargs = assignments(model_kwargs or (), "--model-kwargs")
+        self.size = _parsed_size(input_size)
+        self.passes = [parsed_pass(text) for text in passes] if passes else None
+        self.only, self.skip = only or None, skip or None
+        self.preserve = preserve
+        self.pretrained = pretrained
+        self.checkpoint = checkpoint
+        if pretrained and checkpoint is not None:
+            raise typer.BadParameter("give --pretrained or --checkpoint, not both")
+
+    def create(self, work: Work, meta: bool = False) -> Any:
+        """The model, with the weights asked for.
+
+        Args:
+            work: names and times the steps.
+            meta: without memory, where the constructor allows that.
+        """
+        import model_zoo
+
+        self.resolved = resolved_passes(self.passes)  # a wrong option is told before a model is made
+        weights = read_checkpoint(self.checkpoint) if self.checkpoint is not None else None
+        quick = model_zoo.quick_options(self.name) if meta else {}  # only a model that is kept must be as usual
+        options = quick | self.model_kwargs
+        with work.step("create", f"creating {self.name}"):
+            try:
+                with torch.device("meta") if meta else contextlib.nullcontext():
+                    entry = model_zoo.create(self.name, pretrained=self.pretrained, **options)
+            except model_zoo.CreationError:
+                if not meta:
+                    raise
+                entry = model_zoo.create(self.name, **options)
+        if weights is not None:
+            check_weights(entry.model, weights, f"the weights in {self.checkpoint}")
+            entry.model.load_state_dict(weights, strict=True)
+        return entry
+
+    def arguments(self, entry: Any) -> dict[str, Any]:
+        """Arguments of :func:`rewriter.plan` and :func:`rewriter.rewrite`."""
+        own_inputs = entry.example_inputs if self.size is None else None
+        size = None if own_inputs is not None else self.size or entry.input_size
+        if size is not None and len(size) == 2 and entry.input_size is not None:
+            size = (entry.input_size[0], *size)
+        return {
+            "passes": self.resolved,
+            "example_inputs": own_inputs,
+            "input_size": size,
+            "only": self.only,
+            "skip": self.skip,
+            "preserve": self.preserve.value,
+        }
+
+    def measures(self, made: Plan) -> bool:
+        """Whether a pass that decides by the values of weights found a place."""
+        known = installed_passes()
+        return any(known[site.pass_name].needs_values for site in made.sites)
+
+    def show(self, console: Console, entry: Any, made: Plan) -> None:
+        """Print the model and what is asked of it."""
+        options = "".join(f", {key}={value!r}" for key, value in self.model_kwargs.items())
+        weights = "pretrained" if self.pretrained else f"from {self.checkpoint}" if self.checkpoint else "as created"
+        inputs = described_inputs(self.arguments(entry))
+        show_model(console, self.name, entry.model, options, weights, inputs, made)
+
+    def recipe(self, entry: Any, record: Record) -> dict[str, Any] | None:
+        """How :func:`rewriter.load` makes the original; None where weights decide about the structure."""
+        import model_zoo
+
+        if self.pretrained:
+            with torch.device("meta"):
+                again = model_zoo.create(self.name, **entry.options)
+            if fingerprint(again.model) != record.plan.structure:
+                return None
+        return {"model": self.name, "kwargs": dict(entry.options)}
+
+
+def _parsed_size(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    parts = [part.strip() for part in text.split(",")]
+    if not 1 <= len(parts) <= 3 or not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise typer.BadParameter(f"--input-size: expected 224, 224,320 or 3,224,320, found {text!r}")
+    numbers = tuple(int(part) for part in parts)
+    return numbers * 2 if len(numbers) == 1 else numbers
