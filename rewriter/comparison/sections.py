@@ -168,15 +168,15 @@ def _metric_row(training: Training, name: str) -> tuple[str, ...]:
     both = [values for pair in pairs(training) if (values := pair.values(name)) is not None]
     for number, arm in enumerate(ARMS):
         own = [value for run in training.runs if run.arm == arm and (value := final_value(run, name)) is not None]
-        values = [pair[number] for pair in both] or own
-        arms.append(unit.mean(mean_interval(values)) if values else _NONE)
+        shared = [values[number] for values in both] or own
+        arms.append(unit.mean(mean_interval(shared)) if shared else _NONE)
     if found is None:
         return (name, *arms, _NONE, _NONE)
     if found.interval is None:
         mean = unit.number(found.mean, unit.decimals(None, (found.mean,)), sign=True)
         return (name, *arms, mean, "one seed")
     ends = (found.interval.low, found.interval.high)
-    decimals = unit.decimals((ends[1] - ends[0]) / 2, (found.mean, *ends))
+    decimals = unit.decimals((ends[1] - ends[0]) / 2, ends)
     return (name, *arms, unit.number(found.mean, decimals, sign=True), unit.interval(found.interval, decimals))
 
 

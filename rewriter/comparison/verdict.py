@@ -156,7 +156,7 @@ def _of_difference(training: Training, ended: Sequence[Pair], difference: Differ
     interval = difference.interval
     if 0 in interval:
         bound = max(-interval.low, interval.high)
-        decimals = unit.decimals((interval.high - interval.low) / 2, (interval.low, interval.high, difference.mean))
+        decimals = unit.decimals((interval.high - interval.low) / 2, (interval.low, interval.high))
         mean = unit.number(difference.mean, decimals, sign=True)
         return Outcome.NO_DIFFERENCE_SEEN, (
             f"no difference larger than {unit.amount(bound, decimals)} was seen with {seeds} "
