@@ -1,0 +1,125 @@
+"""How numbers of a comparison are written: their unit, and as many digits as they deserve.
+
+A metric is shown in percent, and its differences in percent points, if all its values lie in [0, 1] and its name does
+not call it a loss; any other one is shown as the number it is. The digits follow the half-width of the interval, by the
+rule of the Particle Data Group: two significant digits of it below 3.55, else one. Digits are added where a difference
+would be shown as none.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from rewriter.comparison.statistics import Interval, Mean
+
+_MOST_DECIMALS = 6
+
+
+@dataclass(frozen=True)
+class Unit:
+    """The unit of one metric.
+
+    Attributes:
+        metric: its name.
+        percent: whether it is a fraction, shown in percent.
+    """
+
+    metric: str
+    percent: bool
+
+    @classmethod
+    def of(cls, metric: str, values: Iterable[float]) -> Unit:
+        """The unit of ``metric``, which takes these ``values``; those that are not finite say nothing."""
+        finite = [value for value in values if math.isfinite(value)]
+        return cls(metric, "loss" not in metric.lower() and all(0 <= value <= 1 for value in finite))
+
+    @property
+    def label(self) -> str:
+        """For a heading or an axis: ``top1, %``."""
+        return f"{self.metric}, %" if self.percent else self.metric
+
+    @property
+    def difference_label(self) -> str:
+        """For a heading or an axis: ``points of top1``."""
+        return f"points of {self.metric}" if self.percent else self.metric
+
+    def scaled(self, value: float) -> float:
+        """The number to show."""
+        return 100 * value if self.percent else value
+
+    def decimals(self, half_width: float | None, visible: Iterable[float] = ()) -> int:
+        """How many decimals suit this half-width.
+
+        Args:
+            half_width: of the interval; None if there is none.
+            visible: values that must not be shown as zero unless they are.
+        """
+        least = 1 if self.percent else 0
+        decimals = _significant(self.scaled(half_width)) if half_width else 2 if self.percent else 4
+        decimals = max(least, min(decimals, _MOST_DECIMALS))
+        numbers = [abs(self.scaled(value)) for value in visible if value != 0]
+        while decimals <= _MOST_DECIMALS and any(float(f"{number:.{decimals}f}") == 0 for number in numbers):
+            decimals += 1
+        return decimals
+
+    def number(self, value: float, decimals: int, *, sign: bool = False) -> str:
+        """The number without its unit; numbers too small for decimals as ``1.2e-09``."""
+        scaled = self.scaled(value) + 0.0  # no negative zero
+        form = f".{decimals}f" if decimals <= _MOST_DECIMALS or scaled == 0 else ".2g"
+        if scaled == 0 and decimals > _MOST_DECIMALS:
+            form = ".0f"
+        text = f"{scaled:{'+' if sign and scaled != 0 else ''}{form}}"
+        return text.replace("-", "−") if math.isfinite(scaled) else str(scaled)
+
+    def interval(self, interval: Interval, decimals: int, *, sign: bool = True) -> str:
+        """``−0.6 to +0.8``."""
+        ends = (self.number(end, decimals, sign=sign) for end in (interval.low, interval.high))
+        return " to ".join(ends)
+
+    def amount(self, value: float, decimals: int) -> str:
+        """Of a difference: ``1.2 points of top1``, ``0.12 in test_loss``."""
+        return f"{self.number(value, decimals)} {'points of' if self.percent else 'in'} {self.metric}"
+
+    def mean(self, mean: Mean) -> str:
+        """``76.1 ± 0.4 %``; without the half-width where there is one value only."""
+        decimals = self.decimals(mean.half_width, () if mean.half_width is None else (mean.half_width,))
+        spread = "" if mean.half_width is None else f" ± {self.number(mean.half_width, decimals)}"
+        return f"{self.number(mean.mean, decimals)}{spread}{' %' if self.percent else ''}"
+
+    def telling(self, *pairs: tuple[float, float]) -> int:
+        """As many decimals as show that two different values of a pair differ, within reason."""
+        decimals = self.decimals(None)
+        while decimals < _MOST_DECIMALS and any(
+            old != new and self.number(old, decimals) == self.number(new, decimals) for old, new in pairs
+        ):
+            decimals += 1
+        return decimals
+
+    def change(self, before: float, after: float) -> str:
+        """The signed difference of two values: ``+0.12``."""
+        difference = after - before
+        return self.number(difference, self.decimals(None, (difference,)), sign=True)
+
+
+def percentage(part: float) -> str:
+    """A part in [0, 1] as percent; never ``100 %`` or ``0 %`` unless it is so."""
+    if part in (0.0, 1.0) or not math.isfinite(part):
+        return f"{100 * part:.0f} %"
+    decimals = 1
+    while decimals < _MOST_DECIMALS and float(f"{100 * part:.{decimals}f}") in (0.0, 100.0):
+        decimals += 1
+    return f"{100 * part:.{decimals}f} %"
+
+
+def small(value: float) -> str:
+    """A difference of outputs, to two digits: ``3.1e-07``; ``0`` only if it is zero."""
+    return f"{value:.2g}"
+
+
+def _significant(half_width: float) -> int:
+    """Decimals that show two significant digits of a half-width below 3.55, 35.5, …, else one."""
+    exponent = math.floor(math.log10(half_width))
+    digits = 2 if half_width / 10.0**exponent < 3.55 else 1
+    return max(0, digits - 1 - exponent)

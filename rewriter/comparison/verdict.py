@@ -1,0 +1,193 @@
+"""Did the rewrite help? One word, and a sentence with the numbers."""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from rewriter.comparison.run import AFTER, BEFORE, Epoch, Run
+from rewriter.comparison.statistics import LEVEL, Difference, Interval, paired_difference
+from rewriter.comparison.units import Unit
+
+if TYPE_CHECKING:
+    from rewriter.comparison.result import Training
+
+TEST_LOSS = "test_loss"
+"""Name of the loss where a metric is asked for."""
+
+_REASONS = 3
+
+
+class Outcome(enum.StrEnum):
+    """What was found about after, beside before."""
+
+    BETTER = "better"
+    WORSE = "worse"
+    NO_DIFFERENCE_SEEN = "no difference seen"
+    EXACTLY_EQUAL = "exactly equal"
+    UNDECIDED = "undecided"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """An outcome in words.
+
+    Attributes:
+        outcome: in one word.
+        sentence: with its numbers.
+        difference: what it rests on; None if no seed was finished by both arms.
+    """
+
+    outcome: Outcome
+    sentence: str
+    difference: Difference | None = None
+
+    def __str__(self) -> str:
+        return self.sentence
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Both runs of one seed that ended, finished or stopped."""
+
+    before: Run
+    after: Run
+
+    def values(self, metric: str) -> tuple[float, float] | None:
+        """Both final values; None if a run was stopped or its value is not finite."""
+        before, after = final_value(self.before, metric), final_value(self.after, metric)
+        return None if before is None or after is None else (before, after)
+
+
+def value(epoch: Epoch, metric: str) -> float | None:
+    """A metric of one epoch, or its test loss; None if it was not measured or is not finite."""
+    found = epoch.metrics.get(metric, epoch.test_loss if metric == TEST_LOSS else None)
+    return found if found is not None and math.isfinite(found) else None
+
+
+def final_value(run: Run, metric: str) -> float | None:
+    """The value in the last epoch; None for a run that was stopped or whose value is not finite."""
+    return None if run.final is None else value(run.final, metric)
+
+
+def failure(run: Run, metric: str) -> str:
+    """Why a run has no final value; empty if it has one."""
+    return "" if final_value(run, metric) is not None else run.stopped or f"no finite {metric} in the last epoch"
+
+
+def pairs(training: Training) -> list[Pair]:
+    """Pairs in the order of the seeds, without those of which a run is missing."""
+    runs = {(run.arm, run.seed): run for run in training.runs}
+    return [
+        Pair(runs[BEFORE, seed], runs[AFTER, seed])
+        for seed in dict.fromkeys(training.seeds)
+        if (BEFORE, seed) in runs and (AFTER, seed) in runs
+    ]
+
+
+def difference_of(training: Training, metric: str) -> Difference | None:
+    """After − before over the seeds that both arms finished; None if there are none.
+
+    Raises:
+        ComparisonError: scipy is not installed.
+    """
+    values = [both for pair in pairs(training) if (both := pair.values(metric)) is not None]
+    return paired_difference([old for old, _ in values], [new for _, new in values]) if values else None
+
+
+def unit_of(training: Training, metric: str) -> Unit:
+    """The unit of a metric, by the values of all epochs of all runs."""
+    values = [value(epoch, metric) for run in training.runs for epoch in run.epochs]
+    return Unit.of(metric, [found for found in values if found is not None])
+
+
+def judge(training: Training) -> Verdict:
+    """The verdict on the metric that is judged.
+
+    An arm that stops in more seeds than the other is the worse one, whatever the rest says. Otherwise the 95 % t
+    interval of the paired difference decides. Where all differences are alike but for rounding (few test images, few
+    seeds), it has no width, and the exact sign-flip p value decides instead: it takes six seeds.
+
+    Raises:
+        ComparisonError: scipy is not installed.
+    """
+    ended = pairs(training)
+    difference = difference_of(training, training.metric)
+    failed_before = [run for pair in ended if failure(run := pair.before, training.metric)]
+    failed_after = [run for pair in ended if failure(run := pair.after, training.metric)]
+    outcome, sentence = _of_difference(training, ended, difference)
+    if len(ended) > 1 and len(failed_before) != len(failed_after):
+        outcome = Outcome.WORSE if len(failed_after) > len(failed_before) else Outcome.BETTER
+        rest = f"; of the others: {sentence}" if difference is not None else ""
+        sentence = f"after is {outcome}: it stopped in {'more' if outcome is Outcome.WORSE else 'fewer'} seeds{rest}"
+    parts = [
+        sentence,
+        *_stops("after", failed_after, training, ended),
+        *_stops("before", failed_before, training, ended),
+    ]
+    missing = len(set(training.seeds)) - len(ended)
+    if missing:
+        parts.append(f"{missing} of {_seeds(len(set(training.seeds)))} not run to the end by both arms")
+    return Verdict(outcome, "; ".join(parts), difference)
+
+
+def _of_difference(training: Training, ended: Sequence[Pair], difference: Difference | None) -> tuple[Outcome, str]:
+    unit = unit_of(training, training.metric)
+    if difference is None:
+        return Outcome.UNDECIDED, "undecided: no seed was finished by both arms"
+    seeds = _seeds(difference.count)
+    asked = len(set(training.seeds))
+    if difference.count < asked:
+        seeds = f"{difference.count} of {_seeds(asked)}"
+    if difference.interval is None:
+        found = unit.number(difference.mean, unit.decimals(None, (difference.mean,)), sign=True)
+        shown = f"{found} {unit.difference_label}" if difference.mean else f"exactly equal {unit.metric}"
+        return Outcome.UNDECIDED, f"undecided: one seed says nothing about others (after − before: {shown})"
+    if difference.zero:
+        finished = [pair for pair in ended if pair.values(training.metric) is not None]
+        same = all(pair.before.epochs == pair.after.epochs for pair in finished)
+        rest = (
+            f": {unit.metric} and every loss of every epoch" if same else f" in the final {unit.metric}; losses differ"
+        )
+        return Outcome.EXACTLY_EQUAL, f"exactly equal in every seed ({seeds}){rest}"
+    interval = difference.interval
+    if 0 in interval:
+        bound = max(-interval.low, interval.high)
+        decimals = unit.decimals((interval.high - interval.low) / 2, (interval.low, interval.high))
+        mean = unit.number(difference.mean, decimals, sign=True)
+        return Outcome.NO_DIFFERENCE_SEEN, (
+            f"no difference larger than {unit.amount(bound, decimals)} was seen with {seeds} "
+            f"(after − before: {mean}, 95 % interval {unit.interval(interval, decimals)})"
+        )
+    better = (difference.mean > 0) == training.higher_is_better
+    if difference.alike and difference.p_value is not None and difference.p_value > 1 - LEVEL:
+        mean = unit.number(difference.mean, unit.decimals(None, (difference.mean,)), sign=True)
+        return Outcome.UNDECIDED, (
+            f"undecided: after − before is {mean} {unit.difference_label} in each of {seeds}, so that their spread is "
+            f"not known; it takes six seeds to call that {'better' if better else 'worse'}"
+        )
+    outcome = Outcome.BETTER if better else Outcome.WORSE
+    low, high = sorted((abs(interval.low), abs(interval.high)))
+    decimals = unit.decimals((high - low) / 2, (low, high))
+    shown = unit.interval(Interval(low, high), decimals, sign=False)
+    direction = "" if training.higher_is_better else "; lower is better"
+    return outcome, (
+        f"after is {outcome} by {unit.amount(abs(difference.mean), decimals)} "
+        f"(95 % interval {shown}, {seeds}{direction})"
+    )
+
+
+def _stops(arm: str, failed: Sequence[Run], training: Training, ended: Sequence[Pair]) -> list[str]:
+    if not failed:
+        return []
+    reasons = [f"{failure(run, training.metric)} (seed {run.seed})" for run in failed[:_REASONS]]
+    if len(failed) > _REASONS:
+        reasons.append(f"and {len(failed) - _REASONS} more")
+    return [f"{arm} stopped in {len(failed)} of {_seeds(len(ended))}: {', '.join(reasons)}"]
+
+
+def _seeds(number: int) -> str:
+    return f"{number} seed{'' if number == 1 else 's'}"
