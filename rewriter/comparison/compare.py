@@ -212,7 +212,9 @@ def _accelerator(recipe: Recipe, device: str | None) -> Any:
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 
-    options: dict[str, Any] = {"mixed_precision": recipe.mixed_precision, "cpu": device == "cpu"}
+    # with several processes accelerate wants to be told that there is only the CPU
+    cpu = device == "cpu" or not torch.accelerator.is_available()
+    options: dict[str, Any] = {"mixed_precision": recipe.mixed_precision, "cpu": cpu}
     try:
         return Accelerator(**options)
     except ValueError:  # an earlier comparison of this process had another precision or device
