@@ -46,6 +46,7 @@ class Source:
         class_names: one name a class, if they are known.
         ignore_index: the value of pixels that count neither for the loss nor for the metric; None if there is none.
         licence: of the data, and what it forbids.
+        split: how training and test examples were divided.
     """
 
     name: str
@@ -58,3 +59,4 @@ class Source:
     class_names: Sequence[str] = ()
     ignore_index: int | None = None
     licence: str = ""
+    split: str = ""

@@ -1,0 +1,122 @@
+"""Ways to hold examples: images in memory, images in files, and the data sets of other libraries."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from rewriter.errors import DataError
+
+
+class WithTargets(Protocol):
+    """Examples whose targets can be read without decoding images."""
+
+    def __len__(self) -> int: ...
+
+    def target(self, index: int) -> Any: ...
+
+
+class ArrayExamples:
+    """Grey images in memory.
+
+    Args:
+        images: uint8, ``(count, height, width)``.
+        targets: ``(count,)`` numbers of classes, or uint8 ``(count, height, width)`` with one for every pixel.
+    """
+
+    def __init__(self, images: npt.NDArray[np.uint8], targets: npt.NDArray[Any]) -> None:
+        self.images, self.targets = images, targets
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, Any]:
+        return Image.fromarray(self.images[index]), self.target(index)
+
+    def target(self, index: int) -> Any:
+        """A class number, or a PIL image of them."""
+        target = self.targets[index]
+        return Image.fromarray(target) if target.ndim else int(target)
+
+
+class FileExamples:
+    """Images in files, decoded when they are asked for.
+
+    Args:
+        paths: of the images.
+        targets: the number of the class of each.
+        mode: what every image is converted to, ``L`` or ``RGB``.
+    """
+
+    def __init__(self, paths: Sequence[str | Path], targets: Sequence[int], mode: str) -> None:
+        self.paths, self.targets, self.mode = paths, targets, mode
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        path = self.paths[index]
+        try:
+            with Image.open(path) as image:
+                return as_mode(image, self.mode, path), self.targets[index]
+        except OSError as error:
+            raise DataError(f"{path} cannot be read as an image: {error}; replace it or remove it") from error
+
+    def target(self, index: int) -> int:
+        """The number of the class."""
+        return self.targets[index]
+
+
+class DatasetExamples:
+    """Some examples of a data set that gives (PIL image, target).
+
+    Args:
+        dataset: with ``len`` and ``[index]``.
+        mode: what every image is converted to, ``L`` or ``RGB``.
+        indices: which of its examples; None for all.
+        targets: of every example of the data set, if they are known without decoding images.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        mode: str,
+        indices: Sequence[int] | None = None,
+        targets: Sequence[int] | None = None,
+    ) -> None:
+        self.dataset, self.mode, self.targets = dataset, mode, targets
+        self.indices: Sequence[int] = range(len(dataset)) if indices is None else indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, Any]:
+        image, target = self.dataset[self.indices[index]]
+        return as_mode(image, self.mode, f"image {index}"), self._converted(target)
+
+    def target(self, index: int) -> Any:
+        """The number of the class, or a PIL image of them."""
+        if self.targets is not None:
+            return self.targets[self.indices[index]]
+        return self._converted(self.dataset[self.indices[index]][1])
+
+    def _converted(self, target: Any) -> Any:
+        return int(target)
+
+
+def as_mode(image: Image.Image, mode: str, where: object) -> Image.Image:
+    """The image in memory, converted to ``L`` or ``RGB``.
+
+    Raises:
+        DataError: it has more than 8 bits a channel, which a conversion would clip.
+    """
+    if image.mode.startswith(("I", "F")):
+        raise DataError(f"{where}: expected 8 bits a channel, found mode {image.mode}; convert the images to 8 bits")
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    return image.convert(mode)

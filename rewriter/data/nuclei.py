@@ -1,0 +1,55 @@
+"""Cell nuclei under a fluorescence microscope: the one picture in the files of stardist, in crops."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rewriter.data.examples import ArrayExamples
+from rewriter.data.packages import package_path, require
+from rewriter.data.registry import Description, Registered, Request
+from rewriter.data.source import Source, Task
+
+NUCLEI = Description(
+    name="nuclei-seg",
+    task=Task.SEGMENTATION,
+    content="crops of one fluorescence image of 512x512 with 125 nuclei, background and nucleus: 35 training crops "
+    "that overlap and 4 test crops, grey, 128x128",
+    disk="1 MB, in stardist (8 MB; with all that it requires several hundred)",
+    licence="BSD-3-Clause (stardist)",
+    install="pip install tifffile && pip install --no-deps stardist",
+)
+CROP, STEP = 128, 64
+
+
+def _nuclei(request: Request) -> Source:
+    tifffile = require("tifffile", request.name, NUCLEI.install)
+    picture, mask = (
+        tifffile.imread(package_path("stardist", f"data/images/{file}.tif", request.name, NUCLEI.install))
+        for file in ("img2d", "mask2d")
+    )
+    images = np.clip(picture, 0, 255).astype(np.uint8)  # 16 bits a pixel in the file, none above 235
+    classes = (mask > 0).astype(np.uint8)
+    border = images.shape[1] - CROP
+    return Source(
+        name=request.name,
+        task=Task.SEGMENTATION,
+        train=ArrayExamples(_crops(images[:, :border], STEP), _crops(classes[:, :border], STEP)),
+        test=ArrayExamples(_crops(images[:, border:], CROP), _crops(classes[:, border:], CROP)),
+        num_classes=2,
+        channels=1,
+        size=(CROP, CROP),
+        class_names=("background", "nucleus"),
+        licence=NUCLEI.licence,
+        split=f"the rightmost {CROP} columns of the picture for the test",
+    )
+
+
+def _crops(picture: npt.NDArray[Any], step: int) -> npt.NDArray[Any]:
+    windows = np.lib.stride_tricks.sliding_window_view(picture, (CROP, CROP))[::step, ::step]
+    return np.ascontiguousarray(windows.reshape(-1, CROP, CROP))
+
+
+SOURCES = (Registered(NUCLEI, _nuclei),)

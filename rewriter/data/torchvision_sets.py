@@ -1,0 +1,208 @@
+"""Data sets of torchvision, by the names of their classes."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from rewriter.data import splitting
+from rewriter.data.examples import DatasetExamples
+from rewriter.data.packages import require
+from rewriter.data.registry import Description, Registered, Request
+from rewriter.data.source import Examples, Source, Task
+from rewriter.errors import DataError
+from rewriter.manager import suggest
+
+TORCHVISION = Description(
+    name="torchvision:NAME",
+    task=None,
+    content="a classification set of torchvision (FashionMNIST, CIFAR10, Flowers102, OxfordIIITPet, ...), or for "
+    "segmentation VOCSegmentation or OxfordIIITPet-trimaps",
+    disk="that of the set",
+    licence="that of the set",
+    install="pip install torchvision",
+)
+SPLITS = (("trainval", "test"), ("train", "test"), ("train", "val"), ("train", "valid"))
+"""Names of training and test parts, the first pair that the set knows."""
+OPTIONS: dict[str, dict[str, Any]] = {"EMNIST": {"split": "balanced"}}
+"""What else a set's class has to be told."""
+
+
+class _Masks(DatasetExamples):
+    """Masks with values from ``first`` on, 255 for pixels that do not count."""
+
+    first = 0
+
+    def _converted(self, target: Any) -> Image.Image:
+        values = np.asarray(target)
+        return Image.fromarray(np.where(values == 255, 255, values - self.first).astype(np.uint8))
+
+
+class _Trimaps(_Masks):
+    first = 1
+
+
+SEGMENTATION: dict[str, tuple[str, dict[str, Any], type[_Masks], tuple[str, ...], int | None]] = {
+    "VOCSegmentation": (
+        "VOCSegmentation", {"year": "2012"}, _Masks,
+        ("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
+         "dining table", "dog", "horse", "motorbike", "person", "potted plant", "sheep", "sofa", "train", "monitor"),
+        255,
+    ),
+    "OxfordIIITPet-trimaps": (
+        "OxfordIIITPet", {"target_types": "segmentation"}, _Trimaps, ("pet", "background", "border"), None,
+    ),
+}  # fmt: skip
+"""By name: torchvision's class, its options, how masks are read, the classes, the value that does not count."""
+
+
+def default_root() -> Path:
+    """Where data sets of torchvision are looked for: ``datasets`` beside the folder of ``torch.hub``."""
+    return Path(torch.hub.get_dir()).parent / "datasets"
+
+
+def _torchvision(request: Request) -> Source:
+    library = require("torchvision.datasets", request.name, TORCHVISION.install)
+    known = {name for name in library.__all__ if inspect.isclass(getattr(library, name, None))}
+    if request.local not in known | SEGMENTATION.keys():
+        raise DataError(f"unknown data set {request.name!r}; {suggest(request.local, known | SEGMENTATION.keys())}")
+    if request.local in SEGMENTATION:
+        return _segmentation(request, library)
+    train, test, split = _parts(request, getattr(library, request.local), OPTIONS.get(request.local, {}))
+    mode, size = _kind(request, train)
+    train_targets = _known_targets(request, train)
+    if test is None:
+        targets = train_targets if train_targets is not None else [int(train[index][1]) for index in range(len(train))]
+        train_indices, test_indices = splitting.stratified(targets)
+        sides: tuple[Examples, Examples] = (
+            DatasetExamples(train, mode, train_indices, targets),
+            DatasetExamples(train, mode, test_indices, targets),
+        )
+        class_names, num_classes = _classes(train, [targets])
+    else:
+        test_targets = _known_targets(request, test)
+        sides = DatasetExamples(train, mode, None, train_targets), DatasetExamples(test, mode, None, test_targets)
+        class_names, num_classes = _classes(train, [train_targets, test_targets])
+    return Source(
+        name=request.name,
+        task=Task.CLASSIFICATION,
+        train=sides[0],
+        test=sides[1],
+        num_classes=num_classes,
+        channels=1 if mode == "L" else 3,
+        size=size,
+        class_names=class_names,
+        licence=TORCHVISION.licence,
+        split=split,
+    )
+
+
+def _segmentation(request: Request, library: Any) -> Source:
+    class_name, options, masks, class_names, ignored = SEGMENTATION[request.local]
+    train, test, split = _parts(request, getattr(library, class_name), options)
+    return Source(
+        name=request.name,
+        task=Task.SEGMENTATION,
+        train=masks(train, "RGB"),
+        test=masks(test, "RGB"),
+        num_classes=len(class_names),
+        channels=3,
+        size=None,
+        class_names=class_names,
+        ignore_index=ignored,
+        licence=TORCHVISION.licence,
+        split=split,
+    )
+
+
+def _parts(request: Request, cls: type, options: dict[str, Any]) -> tuple[Any, Any, str]:
+    """The training part, the test part and what they are called; one part and None if the set is not divided."""
+    parameters = inspect.signature(cls).parameters
+    if "train" in parameters:
+        train = _open(request, cls, {**options, "train": True})
+        return train, _open(request, cls, {**options, "train": False}), "the data set's own, train and test"
+    option = next((name for name in ("split", "image_set") if name in parameters and name not in options), None)
+    if option is None:
+        return _open(request, cls, options), None, splitting.described()
+    for first, second in SPLITS:
+        try:
+            # The test first: of a set without it, nothing has been read or downloaded then.
+            test = _open(request, cls, {**options, option: second})
+            train = _open(request, cls, {**options, option: first})
+        except ValueError as error:
+            if isinstance(error, DataError) or "Unknown value" not in str(error):
+                raise
+            continue
+        return train, test, f"the data set's own, {first} and {second}"
+    raise DataError(f"{request.name}: expected a part for training and one for the test, found none by these names")
+
+
+def _open(request: Request, cls: type, options: dict[str, Any]) -> Any:
+    """One part of a data set; ``ValueError`` is its class's own, for a part that it does not have."""
+    root = request.root if request.root is not None else default_root()
+    can_download = any("download" in inspect.signature(base).parameters for base in inspect.getmro(cls)[:-1])
+    if can_download:
+        options = {**options, "download": request.download}
+    try:
+        return cls(str(root), **options)
+    except TypeError as error:
+        raise DataError(
+            f"{request.name} cannot be opened with a folder alone ({error}); use imagefolder:PATH"
+        ) from error
+    except (RuntimeError, OSError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        if request.download and can_download:
+            raise DataError(f"{request.name} could not be downloaded to {root}: {reason}") from error
+        remedy = "download it with --download (download=True)" if can_download else "torchvision cannot download it"
+        raise DataError(f"{request.name} is not in {root} ({reason}); {remedy}, or give the folder with it") from error
+    except ImportError as error:
+        raise DataError(f"{request.name} needs another library: {error}") from error
+
+
+def _kind(request: Request, dataset: Any) -> tuple[str, tuple[int, int] | None]:
+    """The mode of the images, and their size where all are kept in one array."""
+    if not len(dataset):
+        raise DataError(f"{request.name} is empty; download it again with --download (download=True)")
+    image, target = dataset[0]
+    if not isinstance(image, Image.Image):
+        raise DataError(f"{request.name}: expected images, found {type(image).__name__}")
+    if not isinstance(target, (int, np.integer)):
+        raise DataError(f"{request.name}: expected the number of a class as target, found {type(target).__name__}")
+    in_memory = getattr(getattr(dataset, "data", None), "ndim", 0) >= 3
+    return ("L" if image.mode in ("1", "L") else "RGB"), (image.height, image.width) if in_memory else None
+
+
+def _known_targets(request: Request, dataset: Any) -> list[int] | None:
+    """The targets that the data set keeps, wherever it does, so that no image need be decoded for them."""
+    for name in ("targets", "_labels", "labels", "y"):
+        values = getattr(dataset, name, None)
+        if values is not None and len(values) == len(dataset):
+            found = [int(value) for value in values]
+            break
+    else:
+        samples: Any = getattr(dataset, "samples", getattr(dataset, "_samples", ()))
+        if len(samples) != len(dataset) or not isinstance(samples[0][1], int):
+            return None
+        found = [int(target) for _, target in samples]
+    return found if found and found[0] == int(dataset[0][1]) else None
+
+
+def _classes(dataset: Any, targets: Sequence[Sequence[int] | None]) -> tuple[tuple[str, ...], int]:
+    """The names of the classes if they are known, and how many there are."""
+    known: Any = getattr(dataset, "classes", None) or getattr(dataset, "categories", ())
+    names = tuple(name if isinstance(name, str) else ", ".join(name) for name in known)  # ImageNet has synonyms
+    highest = max((max(side) for side in targets if side), default=-1)
+    if len(names) > highest >= 0 or (names and highest < 0):
+        return names, len(names)
+    if highest < 0:
+        highest = max(int(dataset[index][1]) for index in range(len(dataset)))
+    return (), highest + 1
+
+
+SOURCES = (Registered(TORCHVISION, _torchvision),)
