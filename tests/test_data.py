@@ -312,6 +312,7 @@ def test_folders_that_are_none(tmp_path: Path) -> None:
         ("fashion_mnist", "fashion-mnist"),
         ("nowhere:thing", "imagefolder:PATH"),
         ("torchvision:FashionMNST", "FashionMNIST"),
+        ("torchvision:Kitti", "known"),
         ("imagefolder", "imagefolder:PATH"),
         ("", "known"),
     ],
