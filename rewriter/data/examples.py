@@ -1,24 +1,19 @@
-"""Ways to hold examples: images in memory, images in files, and the data sets of other libraries."""
+"""Ways to hold examples: images in memory, images in files, and the data sets of other libraries.
+
+Each has ``target(index)``, which reads a target without decoding the image where that is possible.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
 from rewriter.errors import DataError
-
-
-class WithTargets(Protocol):
-    """Examples whose targets can be read without decoding images."""
-
-    def __len__(self) -> int: ...
-
-    def target(self, index: int) -> Any: ...
 
 
 class ArrayExamples:
@@ -79,7 +74,7 @@ class DatasetExamples:
         dataset: with ``len`` and ``[index]``.
         mode: what every image is converted to, ``L`` or ``RGB``.
         indices: which of its examples; None for all.
-        targets: of every example of the data set, if they are known without decoding images.
+        targets: of every example of the data set, as it gives them, if they are known without decoding images.
     """
 
     def __init__(
@@ -87,7 +82,7 @@ class DatasetExamples:
         dataset: Any,
         mode: str,
         indices: Sequence[int] | None = None,
-        targets: Sequence[int] | None = None,
+        targets: Sequence[Any] | None = None,
     ) -> None:
         self.dataset, self.mode, self.targets = dataset, mode, targets
         self.indices: Sequence[int] = range(len(dataset)) if indices is None else indices
@@ -97,15 +92,15 @@ class DatasetExamples:
 
     def __getitem__(self, index: int) -> tuple[Image.Image, Any]:
         image, target = self.dataset[self.indices[index]]
-        return as_mode(image, self.mode, f"image {index}"), self._converted(target)
+        return as_mode(image, self.mode, f"image {index}"), self.convert_target(target)
 
     def target(self, index: int) -> Any:
-        """The number of the class, or a PIL image of them."""
-        if self.targets is not None:
-            return self.targets[self.indices[index]]
-        return self._converted(self.dataset[self.indices[index]][1])
+        """What ``self[index]`` has as its target."""
+        position = self.indices[index]
+        return self.convert_target(self.dataset[position][1] if self.targets is None else self.targets[position])
 
-    def _converted(self, target: Any) -> Any:
+    def convert_target(self, target: Any) -> Any:
+        """From the data set's target to ours; here the number of a class."""
         return int(target)
 
 

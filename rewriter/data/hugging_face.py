@@ -45,9 +45,11 @@ class _Columns:
 class _ManyLabels(DatasetExamples):
     """Lists of classes as vectors of 0 and 1."""
 
-    num_classes = 0
+    def __init__(self, num_classes: int, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.num_classes = num_classes
 
-    def _converted(self, target: Any) -> torch.Tensor:
+    def convert_target(self, target: Any) -> torch.Tensor:
         vector = torch.zeros(self.num_classes)
         vector[list(target)] = 1
         return vector
@@ -122,12 +124,8 @@ def from_splits(name: str, splits: Mapping[str, Any], datasets: Any) -> Source:
     mode = "L" if first.mode in ("1", "L") else "RGB"
 
     def examples(part: Any, indices: list[int] | None = None) -> DatasetExamples:
-        columns = _Columns(part, image, label)
-        if is_list:
-            many = _ManyLabels(columns, mode, indices)
-            many.num_classes = feature.num_classes
-            return many
-        return DatasetExamples(columns, mode, indices, [int(value) for value in part[label]])
+        arguments = _Columns(part, image, label), mode, indices, list(part[label])
+        return _ManyLabels(feature.num_classes, *arguments) if is_list else DatasetExamples(*arguments)
 
     if test_name is not None:
         sides = examples(train), examples(splits[test_name])

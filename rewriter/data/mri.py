@@ -24,7 +24,7 @@ MRI = Description(
     install="pip install nilearn",
 )
 TEST_BLOCKS, BLOCK, GAP = 4, 8, 1
-SMALLEST_TISSUE = 0.045
+SMALLEST_TISSUE = 0.03
 """Share of a slice that has to be tissue."""
 
 

@@ -28,7 +28,14 @@ TORCHVISION = Description(
     licence="that of the set",
     install="pip install torchvision",
 )
-SPLITS = (("trainval", "test"), ("train", "test"), ("train", "val"), ("train", "valid"))
+CLASSIFICATION = (
+    "CIFAR10", "CIFAR100", "Caltech101", "Caltech256", "Country211", "DTD", "EMNIST", "EuroSAT", "FER2013",
+    "FGVCAircraft", "FashionMNIST", "Flowers102", "Food101", "GTSRB", "ImageNet", "Imagenette", "KMNIST", "LFWPeople",
+    "MNIST", "OxfordIIITPet", "PCAM", "Places365", "QMNIST", "RenderedSST2", "SEMEION", "STL10", "SUN397", "SVHN",
+    "StanfordCars", "USPS",
+)  # fmt: skip
+"""torchvision's classes that need a folder and no more. Others would be refused only after they were downloaded."""
+SPLITS = (("trainval", "test"), ("train", "test"), ("train", "val"), ("train", "valid"), ("train-standard", "val"))
 """Names of training and test parts, the first pair that the set knows."""
 OPTIONS: dict[str, dict[str, Any]] = {"EMNIST": {"split": "balanced"}}
 """What else a set's class has to be told."""
@@ -39,7 +46,7 @@ class _Masks(DatasetExamples):
 
     first = 0
 
-    def _converted(self, target: Any) -> Image.Image:
+    def convert_target(self, target: Any) -> Image.Image:
         values = np.asarray(target)
         return Image.fromarray(np.where(values == 255, 255, values - self.first).astype(np.uint8))
 
@@ -69,14 +76,14 @@ def default_root() -> Path:
 
 def _torchvision(request: Request) -> Source:
     library = require("torchvision.datasets", request.name, TORCHVISION.install)
-    known = {name for name in library.__all__ if inspect.isclass(getattr(library, name, None))}
-    if request.local not in known | SEGMENTATION.keys():
-        raise DataError(f"unknown data set {request.name!r}; {suggest(request.local, known | SEGMENTATION.keys())}")
+    known = (*CLASSIFICATION, *SEGMENTATION)
+    if request.local not in known:
+        raise DataError(f"unknown data set {request.name!r}; {suggest(request.local, known)}")
     if request.local in SEGMENTATION:
         return _segmentation(request, library)
     train, test, split = _parts(request, getattr(library, request.local), OPTIONS.get(request.local, {}))
     mode, size = _kind(request, train)
-    train_targets = _known_targets(request, train)
+    train_targets = _known_targets(train)
     if test is None:
         targets = train_targets if train_targets is not None else [int(train[index][1]) for index in range(len(train))]
         train_indices, test_indices = splitting.stratified(targets)
@@ -86,7 +93,8 @@ def _torchvision(request: Request) -> Source:
         )
         class_names, num_classes = _classes(train, [targets])
     else:
-        test_targets = _known_targets(request, test)
+        _kind(request, test)
+        test_targets = _known_targets(test)
         sides = DatasetExamples(train, mode, None, train_targets), DatasetExamples(test, mode, None, test_targets)
         class_names, num_classes = _classes(train, [train_targets, test_targets])
     return Source(
@@ -132,11 +140,14 @@ def _parts(request: Request, cls: type, options: dict[str, Any]) -> tuple[Any, A
         return _open(request, cls, options), None, splitting.described()
     for first, second in SPLITS:
         try:
-            train = _open(request, cls, {**options, option: first})
+            # The test first: of a set without it, nothing has been read or downloaded then.
             test = _open(request, cls, {**options, option: second})
+            train = _open(request, cls, {**options, option: first})
         except ValueError as error:
-            if isinstance(error, DataError) or "Unknown value" not in str(error):
+            if isinstance(error, DataError):
                 raise
+            if "Unknown value" not in str(error):
+                raise DataError(f"{request.name} cannot be opened: {error}") from error
             continue
         return train, test, f"the data set's own, {first} and {second}"
     raise DataError(f"{request.name}: expected a part for training and one for the test, found none by these names")
@@ -150,15 +161,11 @@ def _open(request: Request, cls: type, options: dict[str, Any]) -> Any:
         options = {**options, "download": request.download}
     try:
         return cls(str(root), **options)
-    except TypeError as error:
-        raise DataError(
-            f"{request.name} cannot be opened with a folder alone ({error}); use imagefolder:PATH"
-        ) from error
     except (RuntimeError, OSError) as error:
         reason = f"{type(error).__name__}: {error}"
         if request.download and can_download:
             raise DataError(f"{request.name} could not be downloaded to {root}: {reason}") from error
-        remedy = "download it with --download (download=True)" if can_download else "torchvision cannot download it"
+        remedy = "download it with --download (download=True)" if can_download else "get it from its authors"
         raise DataError(f"{request.name} is not in {root} ({reason}); {remedy}, or give the folder with it") from error
     except ImportError as error:
         raise DataError(f"{request.name} needs another library: {error}") from error
@@ -177,7 +184,7 @@ def _kind(request: Request, dataset: Any) -> tuple[str, tuple[int, int] | None]:
     return ("L" if image.mode in ("1", "L") else "RGB"), (image.height, image.width) if in_memory else None
 
 
-def _known_targets(request: Request, dataset: Any) -> list[int] | None:
+def _known_targets(dataset: Any) -> list[int] | None:
     """The targets that the data set keeps, wherever it does, so that no image need be decoded for them."""
     for name in ("targets", "_labels", "labels", "y"):
         values = getattr(dataset, name, None)
@@ -185,7 +192,7 @@ def _known_targets(request: Request, dataset: Any) -> list[int] | None:
             found = [int(value) for value in values]
             break
     else:
-        samples = getattr(dataset, "samples", getattr(dataset, "_samples", ()))
+        samples: Any = getattr(dataset, "samples", getattr(dataset, "_samples", ()))
         if len(samples) != len(dataset) or not isinstance(samples[0][1], int):
             return None
         found = [int(target) for _, target in samples]
@@ -194,7 +201,7 @@ def _known_targets(request: Request, dataset: Any) -> list[int] | None:
 
 def _classes(dataset: Any, targets: Sequence[Sequence[int] | None]) -> tuple[tuple[str, ...], int]:
     """The names of the classes if they are known, and how many there are."""
-    known = getattr(dataset, "classes", None) or getattr(dataset, "categories", ())
+    known: Any = getattr(dataset, "classes", None) or getattr(dataset, "categories", ())
     names = tuple(name if isinstance(name, str) else ", ".join(name) for name in known)  # ImageNet has synonyms
     highest = max((max(side) for side in targets if side), default=-1)
     if len(names) > highest >= 0 or (names and highest < 0):
