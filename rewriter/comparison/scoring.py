@@ -55,10 +55,12 @@ class Scoring:
     def logits(self, output: Any, target: torch.Tensor | None = None) -> torch.Tensor:
         """The logits in what a model returns, ``(N, classes)`` or ``(N, classes, H, W)`` of the target's size."""
         logits = logits_of(output)
-        if self.num_classes and logits.shape[1:2] != (self.num_classes,):
+        dimensions = 4 if self.task is Task.SEGMENTATION else 2
+        if logits.dim() != dimensions or (self.num_classes and logits.shape[1] != self.num_classes):
             raise DataError(
-                f"the data have {self.num_classes} classes and the model gives an output of shape "
-                f"{tuple(logits.shape)}; create it with num_classes={self.num_classes}"
+                f"{self.task}: expected an output of {dimensions} dimensions, the second of the data's "
+                f"{self.num_classes or ''} classes, the model gives one of shape {tuple(logits.shape)}. Give a model "
+                "that is made for this task and for so many classes."
             )
         if self.task is Task.SEGMENTATION and target is not None and logits.shape[2:] != target.shape[1:]:
             logits = F.interpolate(logits, tuple(target.shape[1:]), mode="bilinear", align_corners=False)
@@ -70,6 +72,12 @@ class Scoring:
 
     def metrics(self) -> dict[str, Any]:
         """Fresh metrics by name, the one that is judged first; each is updated with logits and targets."""
+        found = self._metrics()
+        for metric in found.values():
+            metric.distributed_available_fn = _alone  # other processes train other runs
+        return found
+
+    def _metrics(self) -> dict[str, Any]:
         if self.own_metrics is not None:
             return {name: metric.clone() for name, metric in self.own_metrics.items()}
         import torchmetrics.classification as of
@@ -125,6 +133,10 @@ def _named(metric: Any) -> dict[str, Any]:
     if not found:
         raise ComparisonError("metric: expected at least one torchmetrics.Metric, found an empty collection")
     return found
+
+
+def _alone() -> bool:
+    return False
 
 
 def logits_of(output: Any) -> torch.Tensor:
