@@ -45,7 +45,7 @@ def test_dropout(tmp_path: Path) -> None:
     for cells in heads.values():
         assert cells["measured"] == pytest.approx(cells["law of this map"], rel=0.1)
         assert cells["measured"] > 5
-    inner, behind = "norm 2 of the block, fresh", "norm behind the sum, fresh"
+    inner, behind = "norm 2, fresh", "next norm, fresh"
     assert branches["before conv 2"][inner] == 1 == branches["where the library puts it"][inner]
     assert branches["where the library puts it"][behind] == pytest.approx(branches["before conv 2"][behind], rel=0.05)
     assert branches["before conv 1"][inner] > 1.5 * branches["before conv 2"][behind] > 1.5

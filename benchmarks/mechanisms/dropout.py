@@ -134,7 +134,7 @@ PLACES: dict[str, tuple[str, bool]] = {
 
 
 def branch_shift(quick: bool) -> Table:
-    """Variance in training over that at test time of what the norm in the block reads, and of what the next one reads.
+    """Variance in training over that at test time of what the norms of the block read, and of what the next one reads.
 
     A geometric mean over channels and blocks; one block at a time has the dropout, on what it gets in the model.
     """
@@ -148,7 +148,7 @@ def branch_shift(quick: bool) -> Table:
         for state in ("fresh",) if quick else ("fresh", "trained"):
             if state == "trained":
                 train(model, torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9), images, classes)
-            found = shifts(model.train(), images[:128], rate)
+            found = shifts(model.train(), images[: 32 if quick else 128], rate)
             for key, ratio in found.items():
                 columns.setdefault((key[0], state, key[1]), []).append(ratio)
     table = Table(
@@ -194,11 +194,13 @@ def shifts(model: nn.Module, images: torch.Tensor, rate: float) -> dict[tuple[st
 
 
 def seen_by_norms(block: nn.Module, x: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Variance of each channel of what norm 2 reads, and of the block's sum, which the next norm reads."""
-    heard: list[torch.Tensor] = []
-    with listening(block.norms[1], heard, to_input=True):
+    """Variance of each channel of what the norms of the block read, and of its sum, which the next norm reads."""
+    first: list[torch.Tensor] = []
+    second: list[torch.Tensor] = []
+    with listening(block.norms[0], first, to_input=True), listening(block.norms[1], second, to_input=True):
         summed = block(x)
-    return {"norm 2 of the block": _variance(heard[0]), "norm behind the sum": _variance(summed)}
+    read = {"norm 1": first[0], "norm 2": second[0], "next norm": summed}
+    return {norm: _variance(tensor) for norm, tensor in read.items()}
 
 
 def _variance(x: torch.Tensor) -> torch.Tensor:

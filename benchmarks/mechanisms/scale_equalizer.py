@@ -54,7 +54,7 @@ class FusedMap:
 
 
 def measure(quick: bool) -> list[Table]:
-    images, tissues = brain_slices(96 if quick else 192, count=4 if quick else 8)
+    images, tissues = brain_slices(96 if quick else 128, count=4)
     names = list(MODELS)[-1:] if quick else list(MODELS)
     seeds = 2 if quick else 5
     title = f"{len(images)} brain slices, {images.shape[-1]} pixels, at initialisation, seeds: {seeds}"

@@ -32,7 +32,7 @@ def measure(quick: bool) -> list[Table]:
 @torch.no_grad()
 def feature_maps(trained: nn.Module, images: torch.Tensor) -> dict[str, torch.Tensor]:
     """Maps ``(N, C, 7, 7)`` behind an activation, and behind a norm without one, of a trained and a fresh model."""
-    fresh = timm.create_model("resnet18").train()  # normalises by the batch
+    fresh = timm.create_model("resnet18", zero_init_last=False).train()  # normalises by the batch
     behind_norm: dict[nn.Module, list[torch.Tensor]] = {trained.blocks: [], fresh.layer4[-1].bn2: []}
     activated = {}
     for name, model, last in (

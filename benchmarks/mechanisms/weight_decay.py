@@ -39,7 +39,7 @@ class Trained:
 
 
 def measure(quick: bool) -> list[Table]:
-    seeds, epochs, images = (1, 1, 640) if quick else (3, 5, 4000)
+    seeds, epochs, images = (1, 1, 640) if quick else (3, 4, 3000)
     data = digits(images + (128 if quick else 1000), 28)
     runs = {
         policy: [trained(policy, seed, epochs, images, data) for seed in range(seeds)]
