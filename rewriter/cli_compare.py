@@ -122,8 +122,8 @@ def compare_command(
             with _interrupt_told(output):
                 levels = [str(item) for item in level] if level else None
                 result = rewriter.compare(
-                    made.original, made.rewritten(), source, levels=levels, budget=str(budget), input_size=made.size,
-                    device=device, directory=output, restart=restart, **fields,
+                    made.original, made.rewritten(), source, name=wanted.name, levels=levels, budget=str(budget),
+                    input_size=made.size, device=device, directory=output, restart=restart, **fields,
                 )  # fmt: skip
         if int(os.environ.get("RANK", 0)) == 0:
             _tell(result, output, as_json)

@@ -39,6 +39,7 @@ def compare(
     after: nn.Module | Change,
     data: Any = "photos",
     *,
+    name: str | None = None,
     levels: Sequence[str] | None = None,
     budget: str | Recipe = "small",
     loss: Loss | None = None,
@@ -69,6 +70,7 @@ def compare(
         after: the rewritten model, or a function of an original, such as ``rewriter.rewrite``.
         data: the name of a source (docs/data.md), or the user's own ``(train, test)``: data loaders, data sets or lists
             of batches ``(images, targets)``; one of them alone is only tested on.
+        name: of the model, for the report; that of its class if None.
         levels: which of the three; None for all that fit: the second if the weights are trained, the third if there are
             training data.
         budget: ``"smoke"``, ``"small"``, ``"full"`` or a :class:`rewriter.Recipe`.
@@ -106,7 +108,7 @@ def compare(
     if TRAINING in asked:
         place = None if directory is None else Path(directory)
         training = judge.training(optimizer, place, restart, progress)
-    return Comparison(name_of(first[0]), changes(first[1]), str(found), *result, training, judge.notes(asked))
+    return Comparison(name or name_of(first[0]), changes(first[1]), str(found), *result, training, judge.notes(asked))
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,7 @@ class Recipe:
 
 
 BUDGETS: dict[str, Recipe] = {
-    "smoke": Recipe(seeds=2, epochs=2, train_images=256, test_images=200, batch_size=32),
+    "smoke": Recipe(seeds=2, epochs=3, train_images=512, test_images=200, batch_size=32),
     "small": Recipe(seeds=3, epochs=5, train_images=1000, test_images=500, batch_size=32),
     "full": Recipe(),
 }
