@@ -96,7 +96,7 @@ class Wanted:
 
         Args:
             work: names and times the steps.
-            meta: without memory, where the constructor allows that.
+            meta: without memory or trained weights, where the constructor allows that.
         """
         import model_zoo
 
@@ -107,7 +107,7 @@ class Wanted:
         with work.step("create", f"creating {self.name}"):
             try:
                 with torch.device("meta") if meta else contextlib.nullcontext():
-                    entry = model_zoo.create(self.name, pretrained=self.pretrained, **options)
+                    entry = model_zoo.create(self.name, pretrained=self.pretrained and not meta, **options)
             except model_zoo.CreationError:
                 if not meta:
                     raise
