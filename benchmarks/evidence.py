@@ -1,0 +1,183 @@
+"""What each pass does to accuracy on small real data, and from the result files docs/evidence.md.
+
+    python benchmarks/evidence.py run FOLDER [NAME ...]    # hours of one core; goes on where it stopped
+    python benchmarks/evidence.py write FOLDER             # docs/evidence.md
+
+Each experiment is one command of ``rewriter compare``, printed before it runs; several may run side by side.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import statistics
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from rewriter.comparison.result import Comparison
+from rewriter.comparison.verdict import difference_of, pairs, unit_of
+
+ROOT = Path(__file__).parent.parent
+_CLASSIFY = "--data mnist5k --budget full --seeds 5 --epochs 15 -r train_images=2000"
+_SEGMENT = "--data mri-seg --budget full --seeds 5 --epochs 20 -r batch_size=14 --input-size 96 -k channels=64"
+_PREACT = "zoo:preact_resnet110 -k 'depths=(2,2,2)'"
+_GROUPS = "resnet18 -k 'layers=(1,1,1,1)' -k norm_layer=groupnorm"
+_SGD = "-r optimizer=sgd,lr=0.05,weight_decay=5e-3"
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One comparison.
+
+    Attributes:
+        name: of its folder.
+        guideline: of the section that it stands in.
+        asks: what is compared, in words.
+        arguments: of ``rewriter compare``.
+    """
+
+    name: str
+    guideline: str
+    asks: str
+    arguments: str
+
+    def command(self, folder: str) -> str:
+        """The command that reproduces it."""
+        return f"rewriter compare {self.arguments} --level training -o {folder}/{self.name}"
+
+
+EXPERIMENTS = (
+    Experiment(
+        "dropout-branch", "dropout", "pre-activation ResNet-14: dropout 0.1 inserted in every branch",
+        f"{_PREACT} --pass dropout:p=0.1,head_p=0 {_CLASSIFY}",
+    ),
+    Experiment(
+        "dropout-head", "dropout", "test_resnet: head dropout of 0.2 moved before pooling",
+        f"test_resnet -k drop_rate=0.2 --pass dropout {_CLASSIFY}",
+    ),
+    Experiment(
+        "dropout-transformer", "dropout", "test_vit: dropout 0.1 inserted in every branch",
+        f"test_vit --pass dropout:p=0.1,head_p=0 {_CLASSIFY}",
+    ),
+    Experiment(
+        "pooling-sqrt", "stochastic-pooling", "test_resnet: scale sqrt, the published one",
+        f"test_resnet --pass stochastic-pooling {_CLASSIFY}",
+    ),
+    Experiment(
+        "pooling-none", "stochastic-pooling", "test_resnet: scale none",
+        f"test_resnet --pass stochastic-pooling:scale=none {_CLASSIFY}",
+    ),
+    Experiment(
+        "decay-guideline", "weight-decay", "resnet10t: gammas decay by place, instead of none",
+        f"resnet10t --pass weight-decay {_CLASSIFY} --epochs 10 {_SGD}",
+    ),
+    Experiment(
+        "decay-all", "weight-decay", "resnet10t: all gammas decay, instead of none",
+        f"resnet10t --pass weight-decay:gamma=decay-all {_CLASSIFY} --epochs 10 {_SGD}",
+    ),
+    Experiment(
+        "groups-isometry", "group-count", "ResNet-10 with GroupNorm: rule isometry, instead of 32 groups",
+        f"{_GROUPS} --pass group-count {_CLASSIFY} --epochs 8",
+    ),
+    Experiment(
+        "groups-channels", "group-count", "ResNet-10 with GroupNorm: 16 channels a group, instead of 32 groups",
+        f"{_GROUPS} --pass group-count:rule=channels-per-group {_CLASSIFY} --epochs 8",
+    ),
+    Experiment(
+        "equalizer-uper", "scale-equalizer", "UPerHead on resnet10t: two fusions equalized",
+        f"zoo:uperhead-resnet10t --pass scale-equalizer {_SEGMENT}",
+    ),
+    Experiment(
+        "atrous-rates", "atrous-rates", "ASPPHead on resnet10t at 96 pixels: rates by the map, instead of fixed ones",
+        f"zoo:aspphead-resnet10t --pass atrous-rates {_SEGMENT}",
+    ),
+    Experiment(
+        "equalizer-psp", "scale-equalizer", "PSPHead on resnet10t: one fusion equalized",
+        f"zoo:psphead-resnet10t --pass scale-equalizer {_SEGMENT}",
+    ),
+)  # fmt: skip
+
+INTRODUCTION = """# Evidence
+
+What each guideline did to accuracy, before against after, on data that fit a CPU; and, in
+[mechanisms.md](mechanisms.md), whether the mechanism that it is meant to work by is there.
+
+These are small experiments: a few thousand images of digits, the slices of one head, small models, {seeds} seeds. They
+can show a large effect or a harm; the effects that the papers report (often below one point, on large data) they cannot
+show or refute. Read the intervals. *After − before* is the paired difference over seeds with its 95 % t interval, of
+the last epoch; both arms of a seed have the same initial weights, batches and augmentation. Nothing was tuned: each
+recipe was fixed before the first run, and every experiment that was run is here.
+
+| guideline | experiment | metric | before | after | after − before | verdict |
+| --- | --- | --- | ---: | ---: | ---: | --- |
+{rows}
+
+Measured on {device}, one thread. No GPU was at hand.
+
+## Commands
+
+`python benchmarks/evidence.py run runs` runs them all; each keeps every epoch of every seed in its folder.
+
+```
+{commands}
+```
+"""
+
+
+def run(folder: Path, names: list[str]) -> None:
+    """Run the experiments, or go on with them."""
+    for experiment in EXPERIMENTS:
+        if not names or experiment.name in names:
+            command = experiment.command(str(folder))
+            print(command, flush=True)
+            subprocess.run(shlex.split(command), check=False, env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+
+def write(folder: Path) -> None:
+    """docs/evidence.md, from the experiments that are finished."""
+    found = {
+        experiment: Comparison.from_json(file.read_text(encoding="utf-8"))
+        for experiment in EXPERIMENTS
+        if (file := folder / experiment.name / "result.json").exists()
+    }
+    trainings = [comparison.training for comparison in found.values() if comparison.training is not None]
+    text = INTRODUCTION.format(
+        seeds=min(len(training.seeds) for training in trainings),
+        device=", ".join(sorted({str(training.environment["device"]) for training in trainings})),
+        rows="\n".join(_row(experiment, comparison) for experiment, comparison in found.items()),
+        commands="\n".join(experiment.command("runs") for experiment in found),
+    )
+    (ROOT / "docs" / "evidence.md").write_text(text, encoding="utf-8")
+
+
+def _row(experiment: Experiment, comparison: Comparison) -> str:
+    training = comparison.training
+    assert training is not None
+    unit = unit_of(training, training.metric)
+    difference = difference_of(training, training.metric)
+    assert difference is not None and difference.interval is not None
+    found = [values for pair in pairs(training) if (values := pair.values(training.metric)) is not None]
+    before, after = (f"{unit.scaled(statistics.mean(values)):.2f}" for values in zip(*found, strict=True))
+    mean, low, high = (
+        f"{unit.scaled(value):+.2f}" for value in (difference.mean, difference.interval.low, difference.interval.high)
+    )
+    cells = [experiment.guideline, experiment.asks, training.metric, before, after, f"{mean} ({low} to {high})"]
+    return f"| {' | '.join([*cells, str(comparison.verdict.outcome)])} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=("run", "write"))
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("names", nargs="*", help="experiments; all if none is named")
+    arguments = parser.parse_args()
+    if arguments.command == "run":
+        run(arguments.folder, arguments.names)
+    else:
+        write(arguments.folder)
+
+
+if __name__ == "__main__":
+    main()
