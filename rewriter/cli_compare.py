@@ -29,6 +29,12 @@ from rewriter.cli_options import (
 from rewriter.data.source import Source
 from rewriter.errors import RewriterError
 
+try:
+    import typer
+except ImportError:  # installed without the extra; rewriter.cli.main() says so
+    if not TYPE_CHECKING:
+        typer = None
+
 if TYPE_CHECKING:
     from rewriter.comparison.result import Comparison
 
@@ -125,6 +131,7 @@ def compare_command(
                     made.original, made.rewritten(), source, name=wanted.name, levels=levels, budget=str(budget),
                     input_size=made.size, device=device, directory=output, restart=restart, **fields,
                 )  # fmt: skip
+        _leave_processes()
         if int(os.environ.get("RANK", 0)) == 0:
             _tell(result, output, as_json)
 
@@ -132,9 +139,18 @@ def compare_command(
 def _tell(result: Comparison, output: Path | None, as_json: bool) -> None:
     from rewriter.comparison.reports import write_reports
 
-    if output is not None:
-        write_reports(result, output)
     print(result.to_json() if as_json else result)
+    if output is not None:
+        try:
+            write_reports(result, output)
+        except RewriterError as error:  # the one document on stdout is the result
+            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+            raise typer.Exit(1) from None
+
+
+def _leave_processes() -> None:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 class _Made:

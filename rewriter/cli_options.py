@@ -6,6 +6,7 @@ import ast
 import contextlib
 import enum
 import json
+import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -100,7 +101,7 @@ def errors_reported(as_json: bool) -> Iterator[None]:
         raise typer.Exit(130) from None
     except (RewriterError, model_zoo.ModelZooError) as error:
         message = " ".join(str(error).split())
-        if as_json:
+        if as_json and int(os.environ.get("RANK", 0)) == 0:  # of several processes one reports
             print(json.dumps({"error": {"type": type(error).__name__, "message": message}}, indent=2))
         print(f"error: {message}", file=sys.stderr)
         raise typer.Exit(1) from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import contextlib
 import json
 import os
 from collections.abc import Hashable, Mapping
@@ -102,11 +103,24 @@ class ResultFile(abc.ABC, Generic[Result]):
                 self._write(header)
 
     def _write(self, data: Any) -> None:
+        line = f"{json.dumps(data)}\n".encode()
+        written = 0
         try:
-            self._file.write(f"{json.dumps(data)}\n".encode())  # in one call, so that an interrupt leaves whole lines
+            written = self._file.write(line)  # in one call, so that an interrupt leaves whole lines
+            if written < len(line):  # no more room: the next call says why
+                written += self._file.write(line[written:])
             os.fsync(self._file.fileno())
         except OSError as error:
+            self._take_back(line[:written])
             raise self.ERROR(f"the result file {self.path} cannot be written: {error.strerror}") from error
+
+    def _take_back(self, half_line: bytes) -> None:
+        """So that what another process appends does not go on with half a line."""
+        with contextlib.suppress(OSError):
+            start = self._file.seek(0, os.SEEK_END) - len(half_line)
+            self._file.seek(max(start, 0))
+            if half_line and self._file.read() == half_line:
+                self._file.truncate(start)
 
     def _check_header(self, line: bytes, expected: dict[str, Any]) -> None:
         try:

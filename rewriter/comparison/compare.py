@@ -2,34 +2,35 @@
 
 from __future__ import annotations
 
-import hashlib
-import importlib.metadata
 import importlib.util
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-import rewriter
 from rewriter.api import inputs_of_rewrite, trace
-from rewriter.comparison.loading import Data, Preprocessing, load, of_user
+from rewriter.comparison.fitting import fitted
+from rewriter.comparison.loading import Data, Preprocessing, load, of_user, pair_of
+from rewriter.comparison.place import accelerated, errors_shared, repeatable
+from rewriter.comparison.question import question_of, versions
+from rewriter.comparison.randomness import batches, seed_all
 from rewriter.comparison.recipe import Recipe, resolve_recipe
 from rewriter.comparison.result import Comparison, Equivalence, Trained, Training
 from rewriter.comparison.scoring import Loss, Scoring, scoring_of
-from rewriter.comparison.subject import Change, Make, Subject, alone, changes, name_of, same_weights
+from rewriter.comparison.subject import Change, Make, Subject, alone, changes, name_of, passes_of, same_weights
+from rewriter.comparison.training import check_optimizer
 from rewriter.data.source import Source, Task
 from rewriter.errors import ComparisonError, DataError, InputError
 from rewriter.freshness import carries_trained_weights
-from rewriter.planning import fingerprint
+from rewriter.guard import random_state_kept
 from rewriter.record import records_of
 
 EQUIVALENCE, TRAINED, TRAINING = LEVELS = ("equivalence", "trained", "training")
 INSTALL = 'pip install "rewriter[compare]"'
 _NEEDED = ("accelerate", "torchmetrics", "timm", "scipy")
-_VERSIONED = ("torch", "timm", "torchvision", "accelerate", "torchmetrics", "numpy")
 _MOST_IMAGES = 256
 """Images whose outputs are compared bit by bit; a difference shows in the first batch if there is one."""
 
@@ -96,19 +97,26 @@ def compare(
     _check_installed()
     _check_levels(levels)
     recipe = resolve_recipe(budget, changes_of_recipe)
-    accelerator = _accelerator(recipe, device)
-    subject = Subject(before, after)
-    first = subject.pair(0)
-    found = _data(data, first, levels, recipe, input_size, task, num_classes, root, download)
-    scoring = scoring_of(found.task, found.num_classes, found.ignore_index, loss, metric)
-    asked = _levels(levels, first[0], found)
-    judge = _Judge(subject, first, found, scoring, recipe, accelerator)
-    result = judge.of_one_process(asked)
-    training = None
-    if TRAINING in asked:
-        place = None if directory is None else Path(directory)
-        training = judge.training(optimizer, place, restart, progress)
-    return Comparison(name or name_of(first[0]), changes(first[1]), str(found), *result, training, judge.notes(asked))
+    check_optimizer(optimizer, recipe)
+    with random_state_kept(), accelerated(recipe.mixed_precision, device) as accelerator:
+        seed_all(0)
+        with errors_shared(accelerator), repeatable(accelerator.device):
+            subject = Subject(before, after)
+            first = subject.pair(0)
+            found = _data(data, first, levels, recipe, input_size, task, num_classes, root, download)
+            asked = _levels(levels, first[0], found)
+            scoring = scoring_of(found.task, found.num_classes, found.ignore_index, loss, metric)
+            scored = asked != (EQUIVALENCE,)
+            scoring = fitted(scoring, first, found, accelerator.device, task_given=task is not None, scored=scored)
+        judge = _Judge(subject, first, found, scoring, recipe, accelerator)
+        with repeatable(accelerator.device):
+            result = judge.of_one_process(asked)
+            training = None
+            if TRAINING in asked:
+                place = None if directory is None else Path(directory)
+                training = judge.training(optimizer, place, restart, progress)
+        notes = judge.notes(asked)
+    return Comparison(name or name_of(first[0]), changes(first[1]), str(found), *result, training, notes)
 
 
 @dataclass(frozen=True)
@@ -125,15 +133,16 @@ class _Judge:
         from accelerate.utils import broadcast_object_list
 
         found: list[Any] = [(), None]
-        if self.accelerator.is_main_process:
-            for model in self.first:
-                model.to(self.accelerator.device)
-            found = [
-                self._equivalence() if EQUIVALENCE in asked else (),
-                self._trained() if TRAINED in asked else None,
-            ]
-            for model in self.first:
-                model.to("cpu")
+        with errors_shared(self.accelerator):
+            if self.accelerator.is_main_process:
+                for model in self.first:
+                    model.to(self.accelerator.device)
+                found = [
+                    self._equivalence() if EQUIVALENCE in asked else (),
+                    self._trained() if TRAINED in asked else None,
+                ]
+                for model in self.first:
+                    model.to("cpu")
         if self.accelerator.num_processes > 1:
             broadcast_object_list(found)
         return found[0], found[1]
@@ -142,9 +151,15 @@ class _Judge:
         from rewriter.comparison.equivalence import equivalence
 
         before, after = self.first
-        models = {**alone(before, after), "all": after}
         images = list(_images(self.data))
-        return tuple(equivalence(name, before, model, images, self.scoring) for name, model in models.items())
+        found = [
+            equivalence(name, before, model, images, self.scoring)
+            for name, model in {**alone(before, after), "all": after}.items()
+        ]
+        names = passes_of(after)
+        if len(names) == 1:  # the culprit has a name also where it is the only one
+            found.insert(0, replace(found[0], name=names[0]))
+        return tuple(found)
 
     def _trained(self) -> Trained:
         from rewriter.comparison.equivalence import trained
@@ -156,9 +171,11 @@ class _Judge:
         from rewriter.comparison.training import Setting
 
         setting = Setting(self.data, self.scoring, self.recipe, self.accelerator, optimizer)
-        runs = run_all(
-            self.subject, setting, self._question(optimizer), directory=directory, restart=restart, progress=progress
-        )
+        with errors_shared(self.accelerator):
+            question = question_of(
+                self.first, self.data, self.scoring, self.recipe, optimizer, self.accelerator.device.type
+            )
+        runs = run_all(self.subject, setting, question, directory=directory, restart=restart, progress=progress)
         metric, higher_is_better = self.scoring.judged
         seeds = tuple(range(self.recipe.seeds))
         return Training(metric, higher_is_better, seeds, runs, self.recipe.to_data(), self._environment())
@@ -166,7 +183,7 @@ class _Judge:
     def notes(self, asked: Sequence[str]) -> tuple[str, ...]:
         """What the reader has to know of how the comparison was made."""
         notes = []
-        if TRAINING in asked and not self.subject.varies:
+        if TRAINING in asked and self.recipe.seeds > 1 and not self._varies():
             notes.append(
                 "all seeds begin with the weights that were given; give a function that makes the model to vary them"
             )
@@ -174,28 +191,16 @@ class _Judge:
             notes.append("the two models do not begin with the same weights")
         return tuple(notes)
 
-    def _question(self, optimizer: Any) -> dict[str, dict[str, str]]:
-        """What a run answers: runs of another question are not taken for it."""
-        before, after = self.first
-        own = {"loss": self.scoring.own_loss, "optimizer": optimizer, "metric": self.scoring.judged[0]}
-        return {
-            "models": {
-                "model": name_of(before), "structure": fingerprint(before), "change": "; ".join(changes(after)),
-                "plans": _digest("".join(record.plan.to_json() for record in records_of(after)).encode()),
-                "initial weights": _digest_of_weights(before), "weights of after": _digest_of_weights(after),
-            },
-            "data": {"data": str(self.data), "task": str(self.data.task)},
-            "recipe": {name: repr(value) for name, value in self.recipe.to_data().items() if name != "seeds"},
-            "own": {name: getattr(value, "__qualname__", str(value)) for name, value in own.items()},
-            "versions": _versions() | {"device": self.accelerator.device.type},
-        }  # fmt: skip
+    def _varies(self) -> bool:
+        """Whether the initial weights depend on the seed."""
+        return self.subject.varies and not same_weights(self.first[0], self.subject.pair(1)[0])
 
     def _environment(self) -> dict[str, Any]:
         device = self.accelerator.device
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
         return {
             "device": name, "threads": torch.get_num_threads(), "processes": self.accelerator.num_processes,
-            **_versions(),
+            **versions(),
         }  # fmt: skip
 
 
@@ -208,20 +213,6 @@ def _check_installed() -> None:
 def _check_levels(levels: Sequence[str] | None) -> None:
     if levels is not None and (isinstance(levels, str) or not levels or not set(levels) <= set(LEVELS)):
         raise ComparisonError(f"levels: expected a list of {', '.join(LEVELS)}, found {levels!r}")
-
-
-def _accelerator(recipe: Recipe, device: str | None) -> Any:
-    from accelerate import Accelerator
-    from accelerate.state import AcceleratorState
-
-    # with several processes accelerate wants to be told that there is only the CPU
-    cpu = device == "cpu" or not torch.accelerator.is_available()
-    options: dict[str, Any] = {"mixed_precision": recipe.mixed_precision, "cpu": cpu}
-    try:
-        return Accelerator(**options)
-    except ValueError:  # an earlier comparison of this process had another precision or device
-        AcceleratorState._reset_state(reset_partial_state=True)
-        return Accelerator(**options)
 
 
 def _data(
@@ -286,25 +277,9 @@ def _levels(levels: Sequence[str] | None, before: nn.Module, data: Data) -> tupl
 
 def _images(data: Data) -> Iterator[torch.Tensor]:
     seen = 0
-    for images, _ in data.test:
+    for batch in batches(data.test, 0, 0):
+        images, _ = pair_of(batch)
         yield images
         seen += len(images)
         if seen >= _MOST_IMAGES:
             return
-
-
-def _versions() -> dict[str, str]:
-    return {"rewriter": rewriter.__version__} | {name: importlib.metadata.version(name) for name in _VERSIONED}
-
-
-def _digest_of_weights(model: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, value in model.state_dict().items():
-        if isinstance(value, torch.Tensor):
-            digest.update(name.encode())
-            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:16]

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import nn
 
-from rewriter.comparison.loading import Data
+from rewriter.comparison.loading import Data, pair_of
+from rewriter.comparison.randomness import batches
 from rewriter.comparison.result import Equivalence, ImageRow, Trained
-from rewriter.comparison.scoring import Scoring, logits_of
+from rewriter.comparison.scoring import Scoring, computed, tensor_of
 from rewriter.data.source import Task
 from rewriter.errors import ComparisonError, DataError
 from rewriter.inputs import tensors_in
@@ -30,7 +32,7 @@ def equivalence(
         scoring: says what a prediction is.
 
     Raises:
-        ComparisonError: the outputs have other shapes, or are not finite.
+        ComparisonError: the outputs have other shapes.
     """
     found = _Differences()
     with _evaluating(before, after):
@@ -44,7 +46,6 @@ class _Differences:
     def __init__(self) -> None:
         self.images = self.alike = self.predicted = 0
         self.largest = self.scale = self.spread = 0.0
-        self.identical = True
 
     def add(self, first: Any, second: Any, other: Any, scoring: Scoring, images: int) -> None:
         ours, again, theirs = ([*tensors_in(_plain(output))] for output in (first, second, other))
@@ -53,12 +54,11 @@ class _Differences:
             raise ComparisonError(f"the models give outputs of other shapes: {shapes}")
         self.images += images
         for a, b, c in zip(ours, again, theirs, strict=True):
-            self.identical &= torch.equal(a, c)
-            self.spread = max(self.spread, _largest(a.double() - b.double()))
-            self.largest = max(self.largest, _largest(a.double() - c.double()))
-            self.scale = max(self.scale, _largest(a.double()))
-        if ours and logits_of(first).is_floating_point():
-            same = scoring.predictions(logits_of(first)) == scoring.predictions(logits_of(other))
+            self.spread = max(self.spread, _largest(a, b))
+            self.largest = max(self.largest, _largest(a, c))
+            self.scale = max(self.scale, _largest(a[a.isfinite()], torch.zeros(())))
+        if not scoring.values and ours and ours[0].is_floating_point() and tensor_of(first).dim() > 1:
+            same = scoring.predictions(tensor_of(first)) == scoring.predictions(tensor_of(other))
             self.alike += int(same.sum())
             self.predicted += same.numel()
 
@@ -66,16 +66,21 @@ class _Differences:
         return Equivalence(
             name,
             self.images,
-            None if self.spread > 0 else self.identical,
+            None if self.spread > 0 else self.largest == 0,
             self.largest,
-            self.largest / self.scale if self.scale else 0.0,
+            self.largest / self.scale if self.scale else math.inf if self.largest else 0.0,
             self.spread,
             self.alike / self.predicted if self.predicted else None,
         )
 
 
-def _largest(difference: torch.Tensor) -> float:
-    return difference.abs().max().item() if difference.numel() else 0.0
+def _largest(first: torch.Tensor, second: torch.Tensor) -> float:
+    """The largest |difference|; infinite where only one is not finite, 0 where both are the same infinity or NaN."""
+    if not first.numel():
+        return 0.0
+    a, b = first.double(), second.double()
+    same = (a == b) | (a.isnan() & b.isnan())
+    return (a - b).abs().nan_to_num(nan=torch.inf, posinf=torch.inf).masked_fill(same, 0.0).max().item()
 
 
 def _plain(output: Any) -> Any:
@@ -90,27 +95,28 @@ def trained(before: nn.Module, after: nn.Module, data: Data, scoring: Scoring) -
         DataError: the data have other classes than the models, or no targets.
     """
     device = next((p.device for p in before.parameters()), torch.device("cpu"))
-    metrics = [{name: metric.to(device) for name, metric in scoring.metrics().items()} for _ in range(2)]
+    metrics = [scoring.metrics(device) for _ in range(2)]
     rows: list[ImageRow] = []
     with _evaluating(before, after):
-        for images, targets in data.test:
+        for batch in batches(data.test, 0, 0):
+            images, targets = pair_of(batch)
+            scoring.check(targets, data.name)
             on_device = targets.to(device)
-            ours, theirs = (scoring.logits(_outputs(model, images), on_device).float() for model in (before, after))
-            for of_arm, found in zip(metrics, (ours, theirs), strict=True):
-                for metric in of_arm.values():
-                    metric.update(found, on_device)
+            outputs = [_outputs(model, images) for model in (before, after)]
+            for of_arm, output in zip(metrics, outputs, strict=True):
+                scoring.update(of_arm, output, on_device)
+            ours, theirs = (scoring.logits(output, on_device).float() for output in outputs)
             rows += _rows(len(rows), targets, ours, theirs, scoring)
     if not rows:
         raise DataError(f"{data.name} has no test images")
-    totals = [{name: float(metric.compute()) for name, metric in of_arm.items()} for of_arm in metrics]
-    return Trained(totals[0], totals[1], tuple(rows))
+    return Trained(computed(metrics[0]), computed(metrics[1]), tuple(rows))
 
 
 def _rows(
     start: int, targets: torch.Tensor, before: torch.Tensor, after: torch.Tensor, scoring: Scoring
 ) -> Iterator[ImageRow]:
     predictions = [scoring.predictions(logits).cpu() for logits in (before, after)]
-    single = scoring.task is Task.CLASSIFICATION
+    single = scoring.task is Task.CLASSIFICATION and not scoring.values and targets.dim() == 1
     for number in range(len(targets)):
         ours, theirs = (of_arm[number] for of_arm in predictions)
         yield ImageRow(
@@ -118,7 +124,7 @@ def _rows(
             int(targets[number]) if single else None,
             int(ours) if single else None,
             int(theirs) if single else None,
-            _largest(before[number].double() - after[number].double()),
+            _largest(before[number], after[number]),
             (ours == theirs).double().mean().item(),
         )
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from rewriter.comparison.place import errors_shared
 from rewriter.comparison.run import AFTER, ARMS, BEFORE, Run
 from rewriter.comparison.run_file import RunFile
 from rewriter.comparison.subject import Subject
@@ -28,7 +29,7 @@ def run_all(
 
     Started by ``torchrun`` or ``accelerate launch``, each process takes every n-th seed, and trains both arms of it
     alone: the numbers are those of one process, whatever the model's norms do with a batch. All processes return all
-    runs.
+    runs. An error of one process is raised in all, once the others have trained their seeds.
 
     Args:
         subject: what is compared.
@@ -46,16 +47,16 @@ def run_all(
     wanted = [(arm, seed) for seed in seeds for arm in _in_turn(seed)]
     with contextlib.ExitStack() as stack:
         file = None
-        if directory is not None:
-            if state.process_index == 0:
+        with errors_shared(setting.accelerator):
+            if directory is not None and state.process_index == 0:
                 file = stack.enter_context(RunFile(directory, question, restart=restart, owner=True))
-            state.wait_for_everyone()
-            if file is None:
+        with errors_shared(setting.accelerator):  # all have read the file before the first new line
+            if directory is not None and file is None:
                 file = stack.enter_context(RunFile(directory, question, restart=False, owner=False))
-            state.wait_for_everyone()  # before the first new line
         done: dict[Any, Run] = {} if file is None else {key: file.results[key] for key in wanted if key in file.results}
         own = [key for key in wanted if key not in done and key[1] % state.num_processes == state.process_index]
-        with _bar(own, setting, progress and state.process_index == 0) as advance:
+        shown = progress and state.process_index == 0
+        with errors_shared(setting.accelerator), _bar(own, setting, shown) as advance:
             for run in _trained(own, subject, setting, advance):
                 done[run.arm, run.seed] = run
                 if file is not None:

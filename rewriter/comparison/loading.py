@@ -152,12 +152,53 @@ def _own_loader(item: Any, recipe: Recipe, shuffled: bool) -> Iterable[Any]:
         )
     if not isinstance(item, Sized):
         raise DataError(f"data: expected something of known length, found {type(item).__name__} without len()")
+    if shuffled:
+        _check_length(item)
     return item
+
+
+def _check_length(item: Sized) -> None:
+    try:
+        number = len(item)
+    except TypeError as error:  # a data loader of an IterableDataset
+        raise DataError(
+            f"data: the training {type(item).__name__} has no length ({error}); give its data set a __len__, or a list "
+            "of batches, so that the learning rate can be scheduled"
+        ) from error
+    if not number:
+        raise DataError(
+            f"data: expected training batches, the {type(item).__name__} has none: too few images for one batch"
+        )
+
+
+def pair_of(batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images and targets of one batch.
+
+    Raises:
+        DataError: it is no pair of them.
+    """
+    if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+        found = f"{type(batch).__name__} of {len(batch)}" if isinstance(batch, Sized) else type(batch).__name__
+        raise DataError(f"data: expected batches (images, targets), found {found}; wrap the loader")
+    images, targets = batch
+    if not isinstance(images, torch.Tensor):
+        raise DataError(f"data: expected images as a tensor (N, C, H, W), found {type(images).__name__}")
+    if not isinstance(targets, torch.Tensor):
+        try:
+            targets = torch.as_tensor(targets)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise DataError(f"data: expected targets as a tensor, found {type(targets).__name__}") from error
+    if len(images) != (len(targets) if targets.dim() else 0):
+        raise DataError(f"data: expected a target for each of {len(images)} images, found {tuple(targets.shape)}")
+    return images, targets
 
 
 def _images(loader: Any) -> int | None:
     examples = getattr(loader, "dataset", None)
-    return len(examples) if isinstance(examples, Sized) else None
+    try:
+        return len(examples) if isinstance(examples, Sized) else None
+    except TypeError:
+        return None
 
 
 def _limited(examples: Examples, most: int | None) -> Any:

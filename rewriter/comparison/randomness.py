@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import random
 import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
+from torch.utils.data import DataLoader
 
 from rewriter.guard import random_state_kept
 
@@ -30,34 +32,51 @@ def seed_of_model(seed: int) -> int:
 def batches(loader: Iterable[Any], seed: int, epoch: int) -> Iterator[Any]:
     """One pass over ``loader``, with order and augmentation that depend on ``seed`` and ``epoch`` alone.
 
-    Between two batches the generators of the process belong to the model, and are as it left them.
+    Between two batches the generators of the process belong to the model, and are as it left them. Generators that the
+    loader has of its own are put back at the end.
     """
-    with random_state_kept():
-        seed_all(seed * _EPOCH + epoch)
-        for generator in _generators(loader):
-            generator.manual_seed(seed * _EPOCH + epoch)
-        iterator = iter(loader)
-        state = _state()
-    while True:
+    own = _generators(loader)
+    kept = [generator.get_state() for generator in own]
+    try:
         with random_state_kept():
-            _set_state(state)
-            try:
-                batch = next(iterator)
-            except StopIteration:
-                return
+            seed_all(seed * _EPOCH + epoch)
+            for generator in own:
+                generator.manual_seed(seed * _EPOCH + epoch)
+            iterator = iter(_with_new_workers(loader))
             state = _state()
-        yield batch
+        while True:
+            with random_state_kept():
+                _set_state(state)
+                try:
+                    batch = next(iterator)
+                except StopIteration:
+                    return
+                state = _state()
+            yield batch
+    finally:
+        for generator, before in zip(own, kept, strict=True):
+            generator.set_state(before)
+
+
+def _with_new_workers(loader: Any) -> Any:
+    """Workers that live on from epoch to epoch would go on with the random numbers of the other arm."""
+    if not isinstance(loader, DataLoader) or not loader.persistent_workers:
+        return loader
+    again = copy.copy(loader)
+    again._iterator = None
+    return again
 
 
 def _generators(loader: Any) -> list[torch.Generator]:
     """Generators of its own that a data loader may have."""
     holders = (
         loader,
+        getattr(loader, "dataset", None),
         getattr(loader, "sampler", None),
         getattr(getattr(loader, "batch_sampler", None), "sampler", None),
     )
     found = [getattr(holder, "generator", None) for holder in holders]
-    return [generator for generator in found if isinstance(generator, torch.Generator)]
+    return list({id(found): found for found in found if isinstance(found, torch.Generator)}.values())
 
 
 def _state() -> tuple[Any, ...]:

@@ -98,7 +98,7 @@ def resolve_recipe(budget: str | Recipe, changes: Mapping[str, Any]) -> Recipe:
     Raises:
         ComparisonError: an unknown budget or field, or a value out of range.
     """
-    if not isinstance(budget, Recipe) and budget not in BUDGETS:
+    if not isinstance(budget, Recipe) and (not isinstance(budget, str) or budget not in BUDGETS):
         raise ComparisonError(f"budget: expected one of {', '.join(BUDGETS)} or a Recipe, found {budget!r}")
     recipe = budget if isinstance(budget, Recipe) else BUDGETS[budget]
     known = [field.name for field in dataclasses.fields(Recipe)]

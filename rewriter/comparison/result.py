@@ -15,6 +15,7 @@ from rewriter.comparison.run import Run
 from rewriter.comparison.sections import sections
 from rewriter.comparison.tables import markdown, plain_text
 from rewriter.comparison.verdict import Outcome, Verdict, judge
+from rewriter.comparison.without_training import sentence
 from rewriter.errors import ComparisonError
 
 FORMAT = 1
@@ -131,9 +132,9 @@ class Comparison:
 
     @property
     def verdict(self) -> Verdict:
-        """Whether the rewrite helped in training; undecided if nothing was trained."""
+        """Whether the rewrite helped in training; if nothing was trained undecided, with what else was found."""
         if self.training is None:
-            return Verdict(Outcome.UNDECIDED, "undecided: no training was compared")
+            return Verdict(Outcome.UNDECIDED, sentence(self.equivalence, self.trained))
         return judge(self.training)
 
     def __str__(self) -> str:

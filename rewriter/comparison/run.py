@@ -41,6 +41,7 @@ class Run:
         peak_megabytes: the most memory that training held beyond what was held before it: of the device on CUDA, of
             the process otherwise; None where the system cannot tell.
         seconds: of the whole run.
+        seen: a checksum of the training batches of each whole epoch, which tells whether both arms saw the same.
     """
 
     arm: str
@@ -50,6 +51,7 @@ class Run:
     images_per_second: float | None = None
     peak_megabytes: float | None = None
     seconds: float = 0.0
+    seen: tuple[str, ...] = ()
 
     @property
     def final(self) -> Epoch | None:
@@ -63,4 +65,5 @@ class Run:
     @classmethod
     def from_data(cls, data: Mapping[str, Any]) -> Run:
         """From :meth:`to_data`; raises ``TypeError`` or ``KeyError`` on anything else."""
-        return cls(**{**data, "epochs": tuple(Epoch(**epoch) for epoch in data["epochs"])})
+        epochs = tuple(Epoch(**epoch) for epoch in data["epochs"])
+        return cls(**{**data, "epochs": epochs, "seen": tuple(data.get("seen", ()))})

@@ -25,6 +25,7 @@ class Scoring:
         ignore_index: pixels of this value count for nothing; None if there are none.
         own_loss: ``loss(output, target)`` on what the model returns; None for cross-entropy.
         own_metrics: instances of ``torchmetrics.Metric`` by name, the first is judged; None for those of the task.
+        values: whether outputs are values to be met, not scores of classes; loss and metrics are then the user's own.
     """
 
     task: Task
@@ -32,6 +33,7 @@ class Scoring:
     ignore_index: int | None = None
     own_loss: Loss | None = None
     own_metrics: Mapping[str, Any] | None = None
+    values: bool = False
 
     def loss(self, output: Any, target: Any) -> torch.Tensor:
         """A scalar.
@@ -48,12 +50,15 @@ class Scoring:
                 )
             return loss
         logits = self.logits(output, target)
+        target = target if target.is_floating_point() else target.long()
         if self.task is Task.MULTI_LABEL:
             return F.binary_cross_entropy_with_logits(logits, target.to(logits.dtype))
         return F.cross_entropy(logits, target, ignore_index=-100 if self.ignore_index is None else self.ignore_index)
 
     def logits(self, output: Any, target: torch.Tensor | None = None) -> torch.Tensor:
         """The logits in what a model returns, ``(N, classes)`` or ``(N, classes, H, W)`` of the target's size."""
+        if self.values:
+            return tensor_of(output)
         logits = logits_of(output)
         dimensions = 4 if self.task is Task.SEGMENTATION else 2
         if logits.dim() != dimensions or (self.num_classes and logits.shape[1] != self.num_classes):
@@ -67,15 +72,77 @@ class Scoring:
         return logits
 
     def predictions(self, logits: torch.Tensor) -> torch.Tensor:
-        """The classes predicted: ``(N)``, ``(N, H, W)``, or for several labels ``(N, classes)`` of bool."""
+        """The classes predicted: ``(N)``, ``(N, H, W)``, or for several labels ``(N, classes)`` of bool.
+
+        Where outputs are values, these themselves.
+        """
+        if self.values:
+            return logits
+        if logits.shape[1] == 1 and self.task is not Task.MULTI_LABEL:  # one score for two classes
+            return (logits > 0).squeeze(1)
         return logits > 0 if self.task is Task.MULTI_LABEL else logits.argmax(1)
 
-    def metrics(self) -> dict[str, Any]:
-        """Fresh metrics by name, the one that is judged first; each is updated with logits and targets."""
+    def check(self, targets: torch.Tensor, where: str) -> None:
+        """Whether targets are what the task says; those of the user's own loss are the user's business.
+
+        Args:
+            targets: of one batch, on the CPU.
+            where: the data, for the message.
+
+        Raises:
+            DataError: they are not.
+        """
+        if self.own_loss is not None or not targets.numel():
+            return
+        dimensions = {Task.CLASSIFICATION: 1, Task.MULTI_LABEL: 2, Task.SEGMENTATION: 3}[self.task]
+        numbers = self.task is not Task.MULTI_LABEL
+        if targets.dim() != dimensions or (numbers and (targets.is_floating_point() or targets.dtype == torch.bool)):
+            raise DataError(
+                f"{where}, {self.task}: expected targets of {dimensions} dimensions, the first of images"
+                f"{', numbers of classes (integers)' if numbers else ''}; found {targets.dtype} of shape "
+                f"{tuple(targets.shape)}. Give task=, or a loss= and metric= of your own."
+            )
+        counted = targets if self.ignore_index is None else targets[targets != self.ignore_index]
+        if not counted.numel():
+            return
+        low, high = counted.min().item(), counted.max().item()
+        if numbers and not (low >= 0 and high < self.num_classes):
+            raise DataError(
+                f"{where}: found class {low if low < 0 else high} among the targets, expected 0 to "
+                f"{self.num_classes - 1} (the model has {self.num_classes} classes). Give a model with more, or mend "
+                "the targets."
+            )
+        if not numbers and (targets.shape[1] != self.num_classes or not (low >= 0 and high <= 1)):
+            raise DataError(
+                f"{where}: expected targets from 0 to 1 of shape (N, {self.num_classes}), found {low:g} to {high:g} of "
+                f"shape {tuple(targets.shape)}"
+            )
+
+    def metrics(self, device: torch.device | None = None) -> dict[str, Any]:
+        """Fresh metrics by name, the one that is judged first; see :meth:`update`."""
         found = self._metrics()
         for metric in found.values():
             metric.distributed_available_fn = _alone  # other processes train other runs
+            metric.to(device or "cpu")
         return found
+
+    def update(self, metrics: Mapping[str, Any], output: Any, targets: torch.Tensor) -> None:
+        """Take one batch into ``metrics``: logits in float32, and targets (of several labels as integers).
+
+        Raises:
+            ComparisonError: a metric does not take them.
+            DataError: the output does not fit the task.
+        """
+        logits = self.logits(output, targets).float()
+        of_metric = targets.long() if self.task is Task.MULTI_LABEL else targets
+        for name, metric in metrics.items():
+            try:
+                metric.update(logits, of_metric)
+            except (RuntimeError, ValueError, TypeError) as error:
+                raise ComparisonError(
+                    f"metric {name!r} cannot be updated with an output of shape {tuple(logits.shape)} and "
+                    f"{of_metric.dtype} targets of shape {tuple(of_metric.shape)}: {error}"
+                ) from error
 
     def _metrics(self) -> dict[str, Any]:
         if self.own_metrics is not None:
@@ -103,6 +170,22 @@ class Scoring:
         """Name of the metric that is judged, and whether higher values of it are better."""
         name, metric = next(iter(self.metrics().items()))
         return name, metric.higher_is_better is not False
+
+
+def computed(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """The values of metrics by name.
+
+    Raises:
+        ComparisonError: one gives anything but a number.
+    """
+    found = {}
+    for name, metric in metrics.items():
+        value = metric.compute()
+        if not isinstance(value, (int, float)) and not (isinstance(value, torch.Tensor) and value.numel() == 1):
+            shown = f"{value.numel()} numbers" if isinstance(value, torch.Tensor) else type(value).__name__
+            raise ComparisonError(f"metric {name!r}: expected one number, found {shown}; choose an average")
+        found[name] = float(value)
+    return found
 
 
 def scoring_of(
@@ -139,8 +222,8 @@ def _alone() -> bool:
     return False
 
 
-def logits_of(output: Any) -> torch.Tensor:
-    """The tensor of predictions in what a model returns: itself, ``logits`` or ``out`` of it, or its first.
+def tensor_of(output: Any) -> torch.Tensor:
+    """The tensor that matters in what a model returns: itself, ``logits`` or ``out`` of it, or its first.
 
     Raises:
         ComparisonError: there is none.
@@ -152,9 +235,24 @@ def logits_of(output: Any) -> torch.Tensor:
         rest = [named, getattr(found, "logits", None), *values.values()]
         rest += list(found) if isinstance(found, (tuple, list)) else []
         found = next((item for item in rest if isinstance(item, torch.Tensor)), None)
-    if not isinstance(found, torch.Tensor) or found.dim() < 2:
+    if not isinstance(found, torch.Tensor):
         raise ComparisonError(
-            f"the model returns {type(output).__name__}: expected logits, a tensor of at least two dimensions, or a "
-            "dict or tuple that holds them. Give loss= and metric=, or wrap the model."
+            f"the model returns {type(output).__name__}: expected a tensor, or a dict or tuple that holds one. Wrap "
+            "the model."
+        )
+    return found
+
+
+def logits_of(output: Any) -> torch.Tensor:
+    """The scores of classes in what a model returns.
+
+    Raises:
+        ComparisonError: there are none.
+    """
+    found = tensor_of(output)
+    if found.dim() < 2:
+        raise ComparisonError(
+            f"the model returns a tensor of shape {tuple(found.shape)}: expected logits, of at least two dimensions. "
+            "Give loss= and metric=, or wrap the model."
         )
     return found

@@ -12,13 +12,11 @@ from rewriter.comparison.statistics import Difference, discordance_p_value, mean
 from rewriter.comparison.tables import Section, Table
 from rewriter.comparison.units import Unit, percentage, small
 from rewriter.comparison.verdict import TEST_LOSS, difference_of, failure, final_value, pairs, unit_of
+from rewriter.comparison.without_training import ALL
 from rewriter.errors import listed
 
 if TYPE_CHECKING:
     from rewriter.comparison.result import Comparison, Equivalence, ImageRow, Trained, Training
-
-ALL = "all"
-"""Name of the row for all passes together."""
 
 _SHOWN_IMAGES = 5
 _NONE = "–"

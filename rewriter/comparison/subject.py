@@ -49,9 +49,9 @@ class Subject:
             check_model(self.before)
             before = copy_model(self.before)
         else:
-            before = _made(self.before(), "before")
+            before = _made(self.before, "before")
         if not isinstance(self.after, nn.Module):
-            return before, _made(self.after(copy_model(before)), "after")
+            return before, _made(self.after, "after", copy_model(before))
         check_model(self.after)
         if isinstance(self.before, nn.Module):
             return before, copy_model(self.after)
@@ -76,7 +76,8 @@ def same_weights(before: nn.Module, after: nn.Module) -> bool:
     """Whether ``after`` has the weights of ``before``, apart from what a rewrite added."""
     ours, theirs = original_state_dict(before), original_state_dict(after)
     return ours.keys() == theirs.keys() and all(
-        not isinstance(value, torch.Tensor) or torch.equal(value, theirs[key]) for key, value in ours.items()
+        not isinstance(value, torch.Tensor) or torch.equal(value.cpu(), theirs[key].cpu())
+        for key, value in ours.items()
     )
 
 
@@ -100,22 +101,30 @@ def changes(model: nn.Module) -> tuple[str, ...]:
 
 def alone(before: nn.Module, after: nn.Module) -> dict[str, nn.Module]:
     """For each pass that edited ``after``, ``before`` with the edits of that pass alone."""
-    records = records_of(after)
-    names = dict.fromkeys(site.pass_name for record in records for site in record.plan.sites)
+    records, names = records_of(after), passes_of(after)
     if len(records) != 1 or len(names) < 2:  # of several rewrites the later ones do not fit the original
         return {}
     plan = records[0].plan
     return {name: _only(plan, name).apply(before, verify=False) for name in names}
 
 
+def passes_of(model: nn.Module) -> list[str]:
+    """The names of the passes that edited a model, in order."""
+    return list(dict.fromkeys(site.pass_name for record in records_of(model) for site in record.plan.sites))
+
+
 def _only(plan: Plan, name: str) -> Plan:
     return replace(plan, sites=tuple(site for site in plan.sites if site.pass_name == name))
 
 
-def _made(model: Any, what: str) -> nn.Module:
+def _made(function: Any, what: str, *arguments: nn.Module) -> nn.Module:
+    """A copy of what ``function`` gives: it may be a model that the caller keeps."""
+    if not callable(function):
+        raise ComparisonError(f"{what}: expected a torch.nn.Module or a function, found {type(function).__name__}")
+    model = function(*arguments)
     if not isinstance(model, nn.Module):
         raise ComparisonError(
             f"{what}: expected a function that gives a torch.nn.Module, it gave {type(model).__name__}"
         )
     check_model(model)
-    return model
+    return copy_model(model)

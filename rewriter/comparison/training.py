@@ -14,16 +14,23 @@ import torch
 from torch import nn
 
 from rewriter.calibration import calibrate
-from rewriter.comparison.loading import Data
+from rewriter.comparison.fitting import in_type_of
+from rewriter.comparison.loading import Data, pair_of
+from rewriter.comparison.question import checksum
 from rewriter.comparison.randomness import batches, seed_all, seed_of_model
 from rewriter.comparison.recipe import Recipe
 from rewriter.comparison.run import Epoch, Run
-from rewriter.comparison.scoring import Scoring
+from rewriter.comparison.scoring import Scoring, computed
+from rewriter.data.source import Task
+from rewriter.errors import ComparisonError, DataError
 from rewriter.guard import random_state_kept
 from rewriter.layers import calibrated_layers
 from rewriter.memory import PeakMemory
 from rewriter.optimizer_groups import param_groups
 from rewriter.record import records_of
+
+_TOO_FEW = "Expected more than 1 value per channel"
+"""What torch's batch norms say of a batch of one image whose map has one position."""
 
 OptimizerFactory = Callable[[nn.Module], torch.optim.Optimizer]
 
@@ -61,10 +68,17 @@ def train(model: nn.Module, arm: str, seed: int, setting: Setting, advance: Call
     started = time.perf_counter()
     with random_state_kept():
         seed_all(seed_of_model(seed))
+        _forget_scale(setting.accelerator)
         try:
             return _Training(model, arm, seed, setting, advance).run(started)
         finally:
             setting.accelerator.free_memory()
+
+
+def _forget_scale(accelerator: Any) -> None:
+    """The loss scale of fp16 is found anew, or a run would depend on the runs before it."""
+    if accelerator.scaler is not None:
+        accelerator.scaler = type(accelerator.scaler)(accelerator.device.type)
 
 
 class _Training:
@@ -80,6 +94,8 @@ class _Training:
         self.scheduler = _scheduler(self.optimizer.optimizer, setting.recipe, self.steps_an_epoch)
         self.seconds: list[float] = []
         self.images: list[int] = []
+        self.seen: list[int] = []
+        self.classes = _Classes(setting.scoring)
 
     def run(self, started: float) -> Run:
         memory = PeakMemory(self.setting.accelerator.device)
@@ -94,10 +110,13 @@ class _Training:
                 stopped = f"test loss {epochs[-1].test_loss} after epoch {number}"
                 epochs.pop()
                 break
+            if number == 1:
+                self.classes.check(f"{self.setting.data.name}, training data")
         rates = [images / seconds for images, seconds in zip(self.images, self.seconds, strict=True)]
         speed = round(statistics.median(rates), 1) if rates else None
         seconds = round(time.perf_counter() - started, 2)
-        return Run(self.arm, self.seed, tuple(epochs), stopped, speed, memory.megabytes(), seconds)
+        seen = tuple(f"{value:08x}" for value in self.seen)
+        return Run(self.arm, self.seed, tuple(epochs), stopped, speed, memory.megabytes(), seconds, seen)
 
     def _epoch(self, number: int) -> tuple[float, str]:
         """Mean loss of the batches, and why training cannot go on."""
@@ -105,14 +124,18 @@ class _Training:
         assert setting.data.train is not None
         self.model.train()
         total = torch.zeros((), dtype=torch.float64)
-        step = 0
-        for step, (images, targets) in enumerate(batches(setting.data.train, self.seed, number), start=1):
+        step, seen = 0, 0
+        for step, batch in enumerate(batches(setting.data.train, self.seed, number), start=1):
+            images, targets = pair_of(batch)
+            setting.scoring.check(targets, f"{setting.data.name}, training data")
+            self.classes.add(targets)
+            seen = checksum((images, targets), seen)
             began = time.perf_counter()
             if self.scheduler is not None:
                 self.scheduler.step_update((number - 1) * self.steps_an_epoch + step - 1)
-            images, targets = _moved((images, targets), accelerator.device)
+            images, targets = _moved((in_type_of(self.model, images), targets), accelerator.device)
             with accelerator.autocast():
-                loss = setting.scoring.loss(self.model(images), targets)
+                loss = setting.scoring.loss(self._output(images, number, step), targets)
             value = loss.detach().double().cpu()  # waits for the device
             if not torch.isfinite(value):
                 return math.nan, f"loss {value.item()} in epoch {number}, step {step}"
@@ -125,7 +148,21 @@ class _Training:
             self.seconds.append(time.perf_counter() - began)
             self.images.append(len(images))
             self.advance()
-        return (total / max(step, 1)).item(), ""
+        if not step:
+            raise DataError(f"{setting.data.name}: epoch {number} has no training batches; can it be read only once?")
+        self.seen.append(seen)
+        return (total / step).item(), ""
+
+    def _output(self, images: torch.Tensor, number: int, step: int) -> Any:
+        try:
+            return self.model(images)
+        except ValueError as error:
+            if _TOO_FEW not in str(error):
+                raise
+            raise DataError(
+                f"{self.setting.data.name}: a batch norm cannot be trained on the batch of {len(images)} in epoch "
+                f"{number}, step {step}: {error}. Use a larger batch_size, or drop_last=True in your own loader."
+            ) from error
 
     def _tested(self, number: int, train_loss: float | None) -> Epoch:
         loss, metrics = test(self.model, self.setting)
@@ -138,19 +175,63 @@ def test(model: nn.Module, setting: Setting) -> tuple[float, dict[str, float]]:
     training = model.training
     model.eval()
     device = setting.accelerator.device
-    metrics = {name: metric.to(device) for name, metric in setting.scoring.metrics().items()}
+    metrics, classes = setting.scoring.metrics(device), _Classes(setting.scoring)
     total, number = torch.zeros((), dtype=torch.float64), 0
-    for images, targets in setting.data.test:
-        images, targets = _moved((images, targets), device)
+    where = f"{setting.data.name}, test data"
+    for batch in batches(setting.data.test, 0, 0):
+        images, targets = pair_of(batch)
+        setting.scoring.check(targets, where)
+        classes.add(targets)
+        images, targets = _moved((in_type_of(model, images), targets), device)
         with setting.accelerator.autocast():
             output = model(images)
-        logits = setting.scoring.logits(output, targets).float()
-        total += setting.scoring.loss(output, targets).double().cpu() * len(images)
+            loss = setting.scoring.loss(output, targets)
+        total += loss.double().cpu() * len(images)
         number += len(images)
-        for metric in metrics.values():
-            metric.update(logits, targets)
+        setting.scoring.update(metrics, output, targets)
     model.train(training)
-    return (total / max(number, 1)).item(), {name: float(metric.compute()) for name, metric in metrics.items()}
+    if not number:
+        raise DataError(f"{where}: expected images, found none; can they be read only once?")
+    classes.check(where)
+    return (total / number).item(), computed(metrics)
+
+
+class _Classes:
+    """Whether the targets are of more than one class."""
+
+    def __init__(self, scoring: Scoring) -> None:
+        self.judged = scoring.task is Task.CLASSIFICATION and scoring.own_loss is None
+        self.present: set[int] = set()
+        self.number = 0
+
+    def add(self, targets: torch.Tensor) -> None:
+        if self.judged and len(self.present) < 2:
+            self.present |= set(targets.tolist())
+        self.number += len(targets)
+
+    def check(self, where: str) -> None:
+        if self.judged and len(self.present) < 2 <= self.number:
+            raise DataError(f"{where}: expected at least two classes, found only {self.present.pop()}")
+
+
+def check_optimizer(optimizer: Any, recipe: Recipe) -> None:
+    """Before anything else is done.
+
+    Raises:
+        ComparisonError: the user's own is no function, or timm knows no such optimizer.
+    """
+    if optimizer is not None:
+        if not callable(optimizer):
+            raise ComparisonError(f"optimizer: expected a function of the model, found {type(optimizer).__name__}")
+        return
+    from timm.optim import create_optimizer_v2
+
+    try:
+        create_optimizer_v2([nn.Parameter(torch.zeros(2, 2))], recipe.optimizer, recipe.lr, recipe.weight_decay)
+    except Exception as error:
+        raise ComparisonError(
+            f"optimizer: expected a name of timm.optim.list_optimizers(), found {recipe.optimizer!r} ({error})"
+        ) from error
 
 
 def _moved(values: tuple[Any, Any], device: torch.device) -> tuple[Any, Any]:
@@ -162,7 +243,7 @@ def _calibrate(model: nn.Module, seed: int, setting: Setting) -> None:
     layers = calibrated_layers(model)
     if layers and not all(layer.calibrated for layer in layers.values()):
         images = [
-            batch[0]
+            pair_of(batch)[0]
             for _, batch in zip(
                 range(setting.recipe.calibration_batches), batches(setting.data.train or (), seed, 0), strict=False
             )
@@ -171,8 +252,13 @@ def _calibrate(model: nn.Module, seed: int, setting: Setting) -> None:
 
 
 def _optimizer(model: nn.Module, setting: Setting) -> torch.optim.Optimizer:
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ComparisonError("there is nothing to train: no parameter of the model requires a gradient")
     if setting.optimizer is not None:
-        return setting.optimizer(model)
+        own = setting.optimizer(model)
+        if not isinstance(own, torch.optim.Optimizer):
+            raise ComparisonError(f"optimizer: expected it to give a torch.optim.Optimizer, found {type(own).__name__}")
+        return own
     from timm.optim import create_optimizer_v2
 
     recipe = setting.recipe
@@ -192,7 +278,7 @@ def _scheduler(optimizer: torch.optim.Optimizer, recipe: Recipe, steps_an_epoch:
         return None
     from timm.scheduler import create_scheduler_v2
 
-    lowest = recipe.lr / 100
+    lowest = min(group["lr"] for group in optimizer.param_groups) / 100
     rise: Any = recipe.warmup * recipe.epochs
     return create_scheduler_v2(
         optimizer, recipe.schedule, num_epochs=recipe.epochs, updates_per_epoch=steps_an_epoch, step_on_epochs=False,

@@ -56,6 +56,11 @@ class Pair:
     before: Run
     after: Run
 
+    @property
+    def same_batches(self) -> bool:
+        """Whether both arms saw the same training batches, as far as both ran."""
+        return all(ours == theirs for ours, theirs in zip(self.before.seen, self.after.seen, strict=False))
+
     def values(self, metric: str) -> tuple[float, float] | None:
         """Both final values; None if a run was stopped or its value is not finite."""
         before, after = final_value(self.before, metric), final_value(self.after, metric)
@@ -128,6 +133,12 @@ def judge(training: Training) -> Verdict:
         *_stops("after", failed_after, training, ended),
         *_stops("before", failed_before, training, ended),
     ]
+    apart = [pair for pair in ended if not pair.same_batches]
+    if apart:
+        parts.append(
+            f"the arms did not see the same training batches in {len(apart)} of {_seeds(len(ended))}: the data draw "
+            "random numbers that cannot be repeated"
+        )
     missing = len(set(training.seeds)) - len(ended)
     if missing:
         parts.append(f"{missing} of {_seeds(len(set(training.seeds)))} not run to the end by both arms")

@@ -1,0 +1,123 @@
+"""Device and processes of a comparison, by accelerate; what accelerate keeps for the whole process is put back."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+import torch
+
+from rewriter.errors import ComparisonError
+
+_LONGEST = timedelta(days=30)
+"""How long a process waits for another one that still trains; one that died is noticed at once."""
+
+
+@contextlib.contextmanager
+def accelerated(mixed_precision: str, device: str | None) -> Iterator[Any]:
+    """An ``accelerate.Accelerator``, whatever one the process already has.
+
+    Afterwards the caller's accelerator, environment and number of threads are as they were. A process group that was
+    made for ``torchrun`` stays, for the next comparison.
+
+    Args:
+        mixed_precision: ``"no"``, ``"bf16"`` or ``"fp16"``.
+        device: such as ``"cpu"`` or ``"cuda"``; None for what accelerate finds.
+
+    Raises:
+        ComparisonError: there is no such device, or it has no such precision.
+    """
+    from accelerate.state import AcceleratorState, GradientState, PartialState
+
+    holders = [holder._shared_state for holder in (AcceleratorState, GradientState, PartialState)]
+    kept = [dict(holder) for holder in holders]
+    threads, environment = torch.get_num_threads(), dict(os.environ)
+    for holder in holders:
+        holder.clear()
+    try:
+        yield _accelerator(mixed_precision, device)
+    finally:
+        for holder, content in zip(holders, kept, strict=True):
+            holder.clear()
+            holder.update(content)
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
+        for name in os.environ.keys() - environment.keys():
+            del os.environ[name]
+        os.environ.update(environment)
+
+
+def _accelerator(mixed_precision: str, device: str | None) -> Any:
+    from accelerate import Accelerator
+    from accelerate.utils import InitProcessGroupKwargs
+
+    wanted = None if device is None else _device(device)
+    # with several processes accelerate wants to be told that there is only the CPU
+    cpu = (wanted is not None and wanted.type == "cpu") or not torch.accelerator.is_available()
+    waits = [InitProcessGroupKwargs(timeout=_LONGEST)]
+    try:
+        found = Accelerator(mixed_precision=mixed_precision, cpu=cpu, kwargs_handlers=waits)
+    except ValueError as error:
+        raise ComparisonError(f"mixed_precision={mixed_precision!r} cannot be used here: {error}") from error
+    if wanted is not None and (
+        wanted.type != found.device.type or (wanted.index is not None and wanted.index != (found.device.index or 0))
+    ):
+        raise ComparisonError(f"device: expected one that is there, found {device!r}; accelerate offers {found.device}")
+    return found
+
+
+def _device(text: str) -> torch.device:
+    try:
+        return torch.device(text)
+    except (RuntimeError, TypeError) as error:
+        raise ComparisonError(f"device: expected such as 'cpu' or 'cuda', found {text!r}") from error
+
+
+@contextlib.contextmanager
+def errors_shared(accelerator: Any) -> Iterator[None]:
+    """An error of one process is raised in all of them, once each has done its part: none waits for one that is gone.
+
+    Nothing inside may wait for another process.
+    """
+    problem: Exception | None = None
+    try:
+        yield
+    except Exception as error:
+        problem = error
+    if accelerator.num_processes > 1:
+        from accelerate.utils import gather_object
+
+        told = None if problem is None else _sendable(problem, accelerator.process_index)
+        problem = problem or next((error for error in gather_object([told]) if error is not None), None)
+    if problem is not None:
+        raise problem
+
+
+def _sendable(problem: Exception, process: int) -> Exception:
+    try:
+        pickle.loads(pickle.dumps(problem))
+        return problem
+    except Exception:
+        return ComparisonError(f"process {process} failed: {type(problem).__name__}: {problem}")
+
+
+@contextlib.contextmanager
+def repeatable(device: torch.device) -> Iterator[None]:
+    """On a GPU, kernels that give the same numbers every time, as far as torch has them."""
+    if device.type != "cuda":
+        yield
+        return
+    cudnn: Any = torch.backends.cudnn
+    kept = cudnn.deterministic, cudnn.benchmark
+    strict, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    cudnn.deterministic, cudnn.benchmark = True, False
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        cudnn.deterministic, cudnn.benchmark = kept
+        torch.use_deterministic_algorithms(strict, warn_only=warns)
