@@ -122,7 +122,9 @@ def compare_command(
     with errors_reported(as_json):
         with stdout_kept_clean(as_json):
             source = rewriter.data.open_source(
-                data or (_LABELLED_PHOTOS if pretrained else _DEFAULT_DATA), root=root, download=download
+                data if data is not None else _LABELLED_PHOTOS if pretrained else _DEFAULT_DATA,
+                root=root,
+                download=download,
             )
             made = _Made(wanted, source)
             with _interrupt_told(output):

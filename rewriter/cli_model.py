@@ -108,7 +108,11 @@ class Wanted:
             try:
                 with torch.device("meta") if meta else contextlib.nullcontext():
                     entry = model_zoo.create(self.name, pretrained=self.pretrained and not meta, **options)
-            except model_zoo.CreationError:
+            except model_zoo.CreationError as error:
+                if self.pretrained and not meta:
+                    raise model_zoo.CreationError(
+                        f"{error} If its weights cannot be downloaded, give them with --checkpoint FILE."
+                    ) from error
                 if not meta:
                     raise
                 entry = model_zoo.create(self.name, **options)

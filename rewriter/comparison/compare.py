@@ -78,7 +78,7 @@ def compare(
         loss: ``loss(output, target)``; that of the task if None.
         metric: a ``torchmetrics.Metric`` or a dict of them, the first of which is judged; updated with logits and
             targets.
-        optimizer: ``optimizer(model)`` in place of the recipe's.
+        optimizer: ``optimizer(model)``, or a name of ``timm.optim``, in place of the recipe's.
         task, num_classes: of the user's own data: ``"classification"``, ``"multi-label"`` or ``"segmentation"``.
         input_size: an int, ``(H, W)`` or ``(C, H, W)`` of the images of a source; None takes what the model was
             rewritten for, or what its configuration says.
@@ -96,6 +96,8 @@ def compare(
     """
     _check_installed()
     _check_levels(levels)
+    if isinstance(optimizer, str):
+        changes_of_recipe["optimizer"], optimizer = optimizer, None
     recipe = resolve_recipe(budget, changes_of_recipe)
     check_optimizer(optimizer, recipe)
     with random_state_kept(), accelerated(recipe.mixed_precision, device) as accelerator:

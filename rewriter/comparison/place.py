@@ -53,16 +53,20 @@ def accelerated(mixed_precision: str, device: str | None) -> Iterator[Any]:
 
 def _accelerator(mixed_precision: str, device: str | None) -> Any:
     from accelerate import Accelerator
-    from accelerate.utils import InitProcessGroupKwargs
 
     wanted = None if device is None else _device(device)
     # with several processes accelerate wants to be told that there is only the CPU
     cpu = (wanted is not None and wanted.type == "cpu") or not torch.accelerator.is_available()
-    waits = [InitProcessGroupKwargs(timeout=_LONGEST)]
     try:
-        found = Accelerator(mixed_precision=mixed_precision, cpu=cpu, kwargs_handlers=waits)
+        found = Accelerator(mixed_precision=mixed_precision, cpu=cpu)
     except ValueError as error:
         raise ComparisonError(f"mixed_precision={mixed_precision!r} cannot be used here: {error}") from error
+    if found.num_processes > 1:  # only now: processes that do not find each other are told soon
+        of_torch = torch.distributed  # the older name is private
+        set_timeout: Any = getattr(of_torch, "set_timeout", None) or of_torch.distributed_c10d._set_pg_timeout
+        set_timeout(_LONGEST)
+    if mixed_precision == "fp16" and found.device.type == "cpu":
+        raise ComparisonError("mixed_precision='fp16' cannot be used on cpu: there is no loss scaling; use 'bf16'")
     if wanted is not None and (
         wanted.type != found.device.type or (wanted.index is not None and wanted.index != (found.device.index or 0))
     ):
@@ -92,7 +96,8 @@ def errors_shared(accelerator: Any) -> Iterator[None]:
         from accelerate.utils import gather_object
 
         told = None if problem is None else _sendable(problem, accelerator.process_index)
-        problem = problem or next((error for error in gather_object([told]) if error is not None), None)
+        everywhere = gather_object([told])  # also by a process with an error of its own
+        problem = problem or next((error for error in everywhere if error is not None), None)
     if problem is not None:
         raise problem
 

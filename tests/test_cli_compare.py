@@ -1,0 +1,263 @@
+"""``rewriter compare``: what it prints where, its exit codes, several processes, and going on after an interrupt."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import timm
+import torch
+from helpers import interruptible
+from typer.testing import CliRunner, Result
+
+from rewriter import cli
+from rewriter.comparison.result import Comparison
+
+COMMAND = (
+    "compare", "test_vit", "--pass", "dropout:p=0.1", "--preserve", "nothing", "--data", "digits",
+    "-r", "batch_size=16,train_images=32,test_images=40", "--seeds", "2", "--epochs", "2", "--device", "cpu",
+)  # fmt: skip
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(cli.application(), list(arguments))
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-c", "from rewriter.cli import main; main()", *arguments]
+
+
+def without_processes(text: str) -> Any:
+    data = json.loads(text)
+    data.pop("timing", None)
+    data["training"]["environment"].pop("processes")
+    return data
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """Directory and JSON of a comparison that nothing interrupted."""
+    place = tmp_path_factory.mktemp("whole") / "runs"
+    done = run(*COMMAND, "--output", str(place), "--json")
+    assert done.exit_code == 0, done.output
+    return place, done.stdout
+
+
+class TestOutput:
+    def test_json_and_files(self, whole: tuple[Path, str]) -> None:
+        place, text = whole
+        found = Comparison.from_json(text)
+        assert found.model == "test_vit" and found.training is not None and len(found.training.runs) == 4
+        names = {path.name for path in place.iterdir()}
+        assert {"runs.jsonl", "runs.csv", "summary.md", "result.json"} <= names
+        assert without_processes((place / "result.json").read_text()) == without_processes(text)
+        assert any(name.endswith(".png") for name in names)
+
+    def test_text(self, whole: tuple[Path, str]) -> None:
+        done = run(*COMMAND, "--output", str(whole[0]))  # all runs are there
+        assert done.exit_code == 0 and "verdict:" in done.stdout.splitlines()[1]
+        assert "bit-identical" in done.stdout and "training" not in done.stderr
+
+    def test_another_command_in_the_directory(self, whole: tuple[Path, str]) -> None:
+        before = (whole[0] / "runs.jsonl").read_bytes()
+        done = run(*COMMAND, "-r", "lr=0.5", "--output", str(whole[0]), "--json")
+        assert done.exit_code == 1 and "lr is 0.5 now" in json.loads(done.stdout)["error"]["message"]
+        assert "--restart" in done.stderr and (whole[0] / "runs.jsonl").read_bytes() == before
+
+    def test_trained_weights_by_default(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        done = run("compare", "--pass", "dropout", "--json")
+        assert done.exit_code == 0, done.stderr
+        found = Comparison.from_json(done.stdout)
+        assert found.trained is not None and found.trained.before == found.trained.after
+        assert found.trained.before["top1"] >= 0.85 and len(found.trained.rows) == 20 and found.training is None
+        assert found.verdict.sentence.startswith("the output in evaluation mode is bit-identical on 20 images; ")
+        assert found.verdict.sentence.endswith("no training was compared")
+
+    def test_reports_that_cannot_be_written(self, whole: tuple[Path, str]) -> None:
+        summary = whole[0] / "summary.md"
+        summary.unlink()
+        summary.mkdir()
+        try:
+            done = run(*COMMAND, "--output", str(whole[0]), "--json")
+        finally:
+            summary.rmdir()
+        assert done.exit_code == 1 and "summary.md" in done.stderr
+        assert without_processes(done.stdout) == without_processes(whole[1])
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("arguments", "words"),
+        [
+            (("--data", "mnist6k"), "did you mean"),
+            (("--data", "imagefolder:/nowhere"), "/nowhere"),
+            (("--data", "torchvision:CIFAR11"), "CIFAR10"),
+            (("--data", "torchvision:CIFAR10", "--root", "/nowhere"), "--download"),
+            (("--data", ""), "unknown data"),
+            (("--data", "photos", "--level", "training"), "test images only"),
+            (("-r", "learning=1"), "no field 'learning'"),
+            (("-r", "lr=-1"), "lr: expected a positive number"),
+            (("-r", "optimizer=addam"), "addam"),
+            (("-r", "mixed_precision=fp16"), "bf16"),
+            (("-r", "batch_size=64"), "at least one batch of 64"),
+            (("--device", "cuda"), "device"),
+            (("--pass", "drop"), "dropout"),
+            (("--checkpoint", "/nowhere.safetensors"), "/nowhere.safetensors"),
+        ],
+    )
+    def test_one_line(self, arguments: tuple[str, ...], words: str) -> None:
+        if torch.accelerator.is_available() and ("cuda" in arguments or "mixed_precision=fp16" in arguments):
+            pytest.skip("asks what a CPU says")
+        done = run(*COMMAND, *arguments, "--json")
+        assert done.exit_code == 1, done.output
+        assert words in json.loads(done.stdout)["error"]["message"] and done.stderr.splitlines()[-1].startswith(
+            "error:"
+        )
+
+    @pytest.mark.parametrize("arguments", [("--budget", "huge"), ("--seeds", "0"), ("-r", "lr"), ("--level", "x")])
+    def test_usage(self, arguments: tuple[str, ...]) -> None:
+        assert run(*COMMAND, *arguments).exit_code == 2
+
+    def test_checkpoint_of_another_shape(self, tmp_path: Path) -> None:
+        path = tmp_path / "weights.safetensors"
+        other = timm.create_model("test_vit", in_chans=3, num_classes=7)
+        safetensors.torch.save_file(other.state_dict(), path)
+        done = run(*COMMAND, "--checkpoint", str(path), "--input-size", "160")
+        assert done.exit_code == 1 and "head.weight" in done.stderr and "7" in done.stderr
+
+    def test_weights_that_no_package_has(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        done = run("compare", "resnet10t", "--pretrained", "--pass", "dropout")
+        assert done.exit_code == 1 and "resnet10t" in done.stderr and "--checkpoint" in done.stderr
+
+
+def test_fine_tuning_from_a_checkpoint(tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    path = tmp_path / "weights.safetensors"
+    model = timm.create_model("test_resnet", in_chans=3, num_classes=10)
+    safetensors.torch.save_file(model.state_dict(), path)
+    arguments = ["test_resnet" if item == "test_vit" else item for item in COMMAND]
+    done = run(*arguments, "--checkpoint", str(path), "--input-size", "32", "--level", "training", "--json")
+    assert done.exit_code == 0, done.stderr
+    found = Comparison.from_json(done.stdout)
+    assert found.training is not None and any("all seeds begin with the weights" in note for note in found.notes)
+    assert len({run.epochs[0].test_loss for run in found.training.runs}) == 1
+
+
+class TestInterrupts:
+    @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
+    def test_the_same_command_goes_on(self, sent: signal.Signals, whole: tuple[Path, str], tmp_path: Path) -> None:
+        place = tmp_path / "runs"
+        path = place / "runs.jsonl"
+        arguments = (*COMMAND, "--output", str(place), "--json")
+        with subprocess.Popen(
+            interruptible(command(*arguments)), env=ENVIRONMENT, text=True, stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        ) as process:  # fmt: skip
+            limit = time.monotonic() + 120
+            while process.poll() is None and time.monotonic() < limit:
+                if path.exists() and path.read_bytes().count(b"\n") >= 2:
+                    process.send_signal(sent)
+                    break
+                time.sleep(0.002)
+            stdout, stderr = process.communicate(timeout=60)
+        assert process.returncode == (130 if sent is signal.SIGINT else -signal.SIGKILL), stderr
+        assert not stdout
+        lines = path.read_bytes().splitlines(keepends=True)
+        assert 2 <= len(lines) < 5
+        if sent is signal.SIGINT:
+            assert f"{place} holds the finished runs, the same command goes on" in stderr
+        with path.open("ab") as file:
+            file.write(b'{"arm": "be')
+        done = run(*arguments)
+        assert done.exit_code == 0, done.output
+        assert without_processes(done.stdout) == without_processes(whole[1])
+        assert path.read_bytes().startswith(b"".join(lines)) and path.read_bytes().count(b"\n") == 5
+
+    def test_restart(self, whole: tuple[Path, str], tmp_path: Path) -> None:
+        (tmp_path / "runs.jsonl").write_bytes((whole[0] / "runs.jsonl").read_bytes())
+        arguments = (*COMMAND, "-r", "lr=0.01", "--seeds", "1", "--output", str(tmp_path), "--level", "training")
+        assert run(*arguments).exit_code == 1
+        done = run(*arguments, "--restart")
+        assert done.exit_code == 0 and (tmp_path / "runs.jsonl").read_bytes().count(b"\n") == 3
+
+
+class TestProcesses:
+    def torchrun(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+        return subprocess.run(
+            [*start, "--no-python", *command(*arguments)], env=ENVIRONMENT, text=True, capture_output=True, timeout=150
+        )
+
+    def test_two_agree_with_one(self, whole: tuple[Path, str], tmp_path: Path) -> None:
+        done = self.torchrun(*COMMAND, "--output", str(tmp_path), "--json")
+        assert done.returncode == 0, done.stderr
+        assert without_processes(done.stdout) == without_processes(whole[1])
+        assert json.loads(done.stdout)["training"]["environment"]["processes"] == 2
+        assert len((tmp_path / "runs.jsonl").read_text().splitlines()) == 5
+
+    def test_error_of_the_first_ends_all(self, whole: tuple[Path, str]) -> None:
+        done = self.torchrun(*COMMAND, "-r", "lr=0.5", "--output", str(whole[0]), "--json")
+        assert done.returncode == 1
+        assert "lr is 0.5 now" in json.loads(done.stdout)["error"]["message"]
+
+    def test_error_of_another_ends_all(self, tmp_path: Path) -> None:
+        script = tmp_path / "script.py"
+        script.write_text(
+            "import os, timm, rewriter, torch\n"
+            "def make():\n"
+            "    return timm.create_model('test_resnet', in_chans=1, num_classes=10)\n"
+            "def optimizer(model):\n"
+            "    if os.environ['RANK'] == '1':\n"
+            "        raise MemoryError('no more of it')\n"
+            "    return torch.optim.SGD(model.parameters(), 0.1)\n"
+            "try:\n"
+            "    rewriter.compare(make, lambda m: m, 'digits', levels=['training'], seeds=2, epochs=1, batch_size=16,\n"
+            "                     train_images=32, test_images=40, input_size=32, optimizer=optimizer, device='cpu',\n"
+            f"                     directory={str(tmp_path)!r}, progress=False)\n"
+            "except MemoryError as error:\n"
+            "    print('rank', os.environ['RANK'], error, flush=True)\n"
+            "torch.distributed.destroy_process_group()\n"
+        )
+        start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+        done = subprocess.run([*start, str(script)], env=ENVIRONMENT, text=True, capture_output=True, timeout=150)
+        assert done.returncode == 0, done.stderr
+        assert sorted(done.stdout.split("\n"))[-2:] == ["rank 0 no more of it", "rank 1 no more of it"]
+        assert len((tmp_path / "runs.jsonl").read_text().splitlines()) == 3  # the seed of the first process is kept
+
+
+def test_progress_bar_shows_the_time_left() -> None:
+    code = (
+        "import time\nfrom rewriter.progress import progress_bar\n"
+        "with progress_bar('training 4 runs', 8) as advance:\n"
+        "    for _ in range(8):\n        time.sleep(0.15); advance()\n"
+    )
+    first, second = pty.openpty()
+    environment = {**ENVIRONMENT, "TERM": "xterm", "COLUMNS": "100"}
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stderr=second, stdout=subprocess.PIPE, env=environment
+    ) as process:
+        os.close(second)
+        shown = b""
+        while True:
+            try:
+                piece = os.read(first, 4096)
+            except OSError:  # the other end is closed
+                break
+            if not piece:
+                break
+            shown += piece
+        assert process.communicate()[0] == b""
+    os.close(first)
+    assert b"training 4 runs" in shown and b"0:00:0" in shown and b"%" in shown
