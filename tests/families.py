@@ -17,8 +17,19 @@ from rewriter.inputs import Inputs
 
 FAMILIES: dict[str, str] = json.loads((Path(__file__).parent / "data" / "timm_families.json").read_text())
 
-SHRUNK: dict[str, dict[str, int]] = {"deepseek_vit": {"depth": 2}}
-"""Options that make the one family whose smallest model has 0.4 G parameters small enough to be run with numbers."""
+_FEW_BLOCKS = {"depths": (2, 2, 2, 2)}
+SHRUNK: dict[str, dict[str, Any]] = {
+    "beit": {"depth": 3},
+    "deepseek_vit": {"depth": 2},
+    "gemma4_vit": {"depth": 2},
+    "sequencer": {"layers": (1, 1, 1, 1)},
+    "swin_transformer": _FEW_BLOCKS,
+    "swin_transformer_v2": _FEW_BLOCKS,
+    "swin_transformer_v2_cr": _FEW_BLOCKS,
+    "tnt": {"depth": 3},
+    "vision_transformer_sam": {"depth": 3},
+}
+"""Options for runs with numbers: fewer blocks of the same kinds where the smallest model takes long."""
 
 
 def create(family: str, **kwargs: Any) -> nn.Module:
