@@ -17,19 +17,25 @@ from rewriter.inputs import Inputs
 
 FAMILIES: dict[str, str] = json.loads((Path(__file__).parent / "data" / "timm_families.json").read_text())
 
-_FEW_BLOCKS = {"depths": (2, 2, 2, 2)}
-SHRUNK: dict[str, dict[str, Any]] = {
+_SMALL_IMAGES = (
+    "beit", "cait", "coat", "convit", "deit", "efficientformer_v2", "gcvit", "hiera", "levit", "maxxvit", "mlp_mixer",
+    "nest", "pit", "swin_transformer", "swin_transformer_v2", "swin_transformer_v2_cr", "tnt", "visformer",
+    "vision_transformer_hybrid", "vision_transformer_relpos", "vitamin", "volo",
+)  # fmt: skip
+"""Families whose models take images of one size only, which is an option of theirs."""
+
+_FEW_BLOCKS: dict[str, dict[str, Any]] = {
     "beit": {"depth": 3},
     "deepseek_vit": {"depth": 2},
     "gemma4_vit": {"depth": 2},
     "sequencer": {"layers": (1, 1, 1, 1)},
-    "swin_transformer": _FEW_BLOCKS,
-    "swin_transformer_v2": _FEW_BLOCKS,
-    "swin_transformer_v2_cr": _FEW_BLOCKS,
+    "swin_transformer": {"depths": (2, 2, 2, 2)},
+    "swin_transformer_v2": {"depths": (2, 2, 2, 2)},
+    "swin_transformer_v2_cr": {"depths": (2, 2, 2, 2)},
     "tnt": {"depth": 3},
     "vision_transformer_sam": {"depth": 3},
 }
-"""Options for runs with numbers: fewer blocks of the same kinds where the smallest model takes long."""
+"""Fewer blocks of the same kinds, where the smallest model takes long."""
 
 
 def create(family: str, **kwargs: Any) -> nn.Module:
@@ -43,9 +49,10 @@ def create(family: str, **kwargs: Any) -> nn.Module:
 
 
 def created(family: str) -> nn.Module:
-    """The family's model with weights."""
+    """The family's model with weights, made so that runs with numbers are quick."""
     torch.manual_seed(0)
-    return create(family, **SHRUNK.get(family, {}))
+    size = {"img_size": 64} if family in _SMALL_IMAGES else {}
+    return create(family, **size, **_FEW_BLOCKS.get(family, {}))
 
 
 @contextlib.contextmanager
