@@ -24,9 +24,9 @@ _SMALL_IMAGES = (
 )  # fmt: skip
 """Families whose models take images of one size only, which is an option of theirs."""
 
-_FEW_BLOCKS: dict[str, dict[str, Any]] = {
+FEW_BLOCKS: dict[str, dict[str, Any]] = {
     "beit": {"depth": 3},
-    "deepseek_vit": {"depth": 2},
+    "deepseek_vit": {"depth": 2, "img_size": 112},
     "gemma4_vit": {"depth": 2},
     "sequencer": {"layers": (1, 1, 1, 1)},
     "swin_transformer": {"depths": (2, 2, 2, 2)},
@@ -35,7 +35,7 @@ _FEW_BLOCKS: dict[str, dict[str, Any]] = {
     "tnt": {"depth": 3},
     "vision_transformer_sam": {"depth": 3},
 }
-"""Fewer blocks of the same kinds, where the smallest model takes long."""
+"""Fewer blocks of the same kinds, where the smallest model takes long; tests/test_coverage.py plans them whole."""
 
 
 def create(family: str, **kwargs: Any) -> nn.Module:
@@ -52,7 +52,7 @@ def created(family: str) -> nn.Module:
     """The family's model with weights, made so that runs with numbers are quick."""
     torch.manual_seed(0)
     size = {"img_size": 64} if family in _SMALL_IMAGES else {}
-    return create(family, **size, **_FEW_BLOCKS.get(family, {}))
+    return create(family, **size, **FEW_BLOCKS.get(family, {}))
 
 
 @contextlib.contextmanager
@@ -82,7 +82,7 @@ def runs(model: nn.Module, size: int) -> bool:
 
 def small_inputs(model: nn.Module, batch: int = 2) -> Inputs:
     """Images as small as the model takes, so that the whole sweep is quick."""
-    size = next((size for size in (64, 96, 128) if runs(model, size)), None)
+    size = next((size for size in (64, 96, 112, 128) if runs(model, size)), None)
     inputs = rewriter.trace(model, input_size=size).inputs
     generator = torch.Generator().manual_seed(0)
     return inputs.map(lambda t: torch.randn(batch, *t.shape[1:], generator=generator))

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES, create, created, no_dropout, small_inputs
+from families import FAMILIES, FEW_BLOCKS, create, created, no_dropout, small_inputs
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
@@ -21,7 +21,7 @@ from rewriter.testing import behaviour, check_contract, differences, null_rewrit
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_traces_on_meta_in_both_modes(family: str) -> None:
     with torch.device("meta"):
-        model = create(family)
+        model = create(family, **FEW_BLOCKS.get(family, {}))
     trace = rewriter.trace(model)
     assert trace.backend == "meta", trace.notes
     for recording in (trace.train, trace.eval):
