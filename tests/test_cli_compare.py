@@ -224,7 +224,8 @@ class TestProcesses:
             "                         batch_size=16, train_images=32, test_images=40, input_size=32, device='cpu',\n"
             f"                         directory={str(tmp_path)!r}, progress=False, optimizer=optimizer)\n"
             "    except (MemoryError, rewriter.ComparisonError) as error:\n"
-            "        print('rank', rank, str(error).partition('comparison: ')[2] or error, flush=True)\n"
+            "        told = str(error).partition('comparison: ')[2] or error\n"
+            "        os.write(1, f'rank {rank} {told}\\n'.encode())  # whole lines of both processes\n"
             "torch.distributed.destroy_process_group()\n"
         )
         start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
