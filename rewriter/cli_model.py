@@ -118,7 +118,8 @@ class Wanted:
                 entry = model_zoo.create(self.name, **options)
         if weights is not None:
             check_weights(entry.model, weights, f"the weights in {self.checkpoint}")
-            entry.model.load_state_dict(weights, strict=True)
+            if not meta:
+                entry.model.load_state_dict(weights, strict=True)
         return entry
 
     def arguments(self, entry: Any) -> dict[str, Any]:
