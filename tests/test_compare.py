@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -242,3 +244,18 @@ class TestArguments:
         model = resnet()
         assert any("all seeds begin" in note for note in compare(model, same, seeds=2, levels=["training"]).notes)
         assert not compare(resnet, same, seeds=2, levels=["training"]).notes
+
+
+def test_the_library_does_without_what_comparisons_need() -> None:
+    code = (
+        "import sys\n"
+        "for name in ('PIL', 'timm', 'torchvision', 'scipy', 'accelerate', 'torchmetrics', 'matplotlib', 'rich'):\n"
+        "    sys.modules[name] = None\n"
+        "import rewriter\n"
+        "try:\n"
+        "    rewriter.compare(None, None)\n"
+        "except rewriter.ComparisonError as error:\n"
+        "    print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 'pip install "rewriter[compare]"' in done.stdout

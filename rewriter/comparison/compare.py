@@ -12,6 +12,8 @@ import torch
 from torch import nn
 
 from rewriter.api import inputs_of_rewrite, trace
+from rewriter.comparison.equivalence import equivalence, trained
+from rewriter.comparison.experiment import run_all
 from rewriter.comparison.fitting import fitted
 from rewriter.comparison.loading import Data, Preprocessing, load, of_user, pair_of
 from rewriter.comparison.place import accelerated, errors_shared, repeatable
@@ -21,7 +23,7 @@ from rewriter.comparison.recipe import Recipe, resolve_recipe
 from rewriter.comparison.result import Comparison, Equivalence, Trained, Training
 from rewriter.comparison.scoring import Loss, Scoring, scoring_of
 from rewriter.comparison.subject import Change, Make, Subject, alone, changes, name_of, passes_of, same_weights
-from rewriter.comparison.training import check_optimizer
+from rewriter.comparison.training import Setting, check_optimizer
 from rewriter.data.source import Source, Task
 from rewriter.errors import ComparisonError, DataError, InputError
 from rewriter.freshness import carries_trained_weights
@@ -150,8 +152,6 @@ class _Judge:
         return found[0], found[1]
 
     def _equivalence(self) -> tuple[Equivalence, ...]:
-        from rewriter.comparison.equivalence import equivalence
-
         before, after = self.first
         images = list(_images(self.data))
         found = [
@@ -164,14 +164,9 @@ class _Judge:
         return tuple(found)
 
     def _trained(self) -> Trained:
-        from rewriter.comparison.equivalence import trained
-
         return trained(*self.first, self.data, self.scoring)
 
     def training(self, optimizer: Any, directory: Path | None, restart: bool, progress: bool) -> Training:
-        from rewriter.comparison.experiment import run_all
-        from rewriter.comparison.training import Setting
-
         setting = Setting(self.data, self.scoring, self.recipe, self.accelerator, optimizer)
         with errors_shared(self.accelerator):
             question = question_of(

@@ -8,21 +8,14 @@ Nothing is downloaded unless ``download=True`` asks for it. What comes in a pack
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
-from rewriter.data import hugging_face, image_folder, mri, nuclei, photos, small_images, torchvision_sets
 from rewriter.data.checks import check, check_trainable
 from rewriter.data.registry import Description, Registered, Request
 from rewriter.data.source import Examples, Source, Task
 from rewriter.errors import DataError
 from rewriter.manager import suggest
-
-_MODULES = (small_images, photos, mri, nuclei, image_folder, torchvision_sets, hugging_face)
-_SOURCES: dict[str, Registered] = {
-    registered.description.name: registered for module in _MODULES for registered in module.SOURCES
-}
-_FILLED_IN = {name.partition(":")[0]: name for name in _SOURCES if ":" in name}
-"""By prefix, the names of which the user fills in the rest."""
 
 
 def open_source(name: str, *, root: Path | str | None = None, download: bool = False) -> Source:
@@ -37,20 +30,31 @@ def open_source(name: str, *, root: Path | str | None = None, download: bool = F
         DataError: there is no such source, or its package or files are missing; with the command that installs them.
     """
     prefix, colon, local = name.partition(":")
-    registered = _SOURCES.get(_FILLED_IN.get(prefix, "") if colon else name)
+    sources = _sources()
+    filled_in = {known.partition(":")[0]: known for known in sources if ":" in known}
+    registered = sources.get(filled_in.get(prefix, "") if colon else name)
     if registered is None:
-        raise DataError(f"unknown data {name!r}; {suggest(name, _SOURCES)}; rewriter.data.describe() tells about them")
+        raise DataError(f"unknown data {name!r}; {suggest(name, sources)}; rewriter.data.describe() tells about them")
     return registered.open(Request(name, local, None if root is None else Path(root).expanduser(), download))
 
 
 def names() -> list[str]:
     """The names that can be opened as they are, whether or not their packages are installed."""
-    return [name for name in _SOURCES if ":" not in name]
+    return [name for name in _sources() if ":" not in name]
 
 
 def describe() -> list[Description]:
     """What is known of every source, without opening one or importing what it needs."""
-    return [registered.description for registered in _SOURCES.values()]
+    return [registered.description for registered in _sources().values()]
+
+
+@functools.cache
+def _sources() -> dict[str, Registered]:
+    """By name; imported when they are asked for, since they read images with Pillow, which the library does without."""
+    from rewriter.data import hugging_face, image_folder, mri, nuclei, photos, small_images, torchvision_sets
+
+    modules = (small_images, photos, mri, nuclei, image_folder, torchvision_sets, hugging_face)
+    return {registered.description.name: registered for module in modules for registered in module.SOURCES}
 
 
 __all__ = [

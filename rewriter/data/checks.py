@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 from rewriter.data.source import Examples, Source, Task
 from rewriter.errors import DataError
@@ -59,6 +58,8 @@ def check_trainable(source: Source, batch_size: int) -> None:
 
 
 def _check_image(source: Source, examples: Examples, where: str) -> None:
+    from PIL import Image
+
     image, target = examples[0]
     mode = "L" if source.channels == 1 else "RGB"
     if not isinstance(image, Image.Image) or image.mode != mode:
@@ -84,6 +85,8 @@ def _check_numbers(source: Source, examples: Examples, where: str) -> None:
 
 
 def _check_masks(source: Source, examples: Examples, where: str) -> None:
+    from PIL import Image
+
     present: set[int] = set()
     count = len(examples)
     chosen = range(count) if count <= MOST_MASKS else np.linspace(0, count - 1, MOST_MASKS).astype(int).tolist()
