@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rewriter.comparison.result import Comparison
-from rewriter.comparison.verdict import difference_of, pairs, unit_of
+from rewriter.comparison.verdict import difference_of, final_values, unit_of
 
 ROOT = Path(__file__).parent.parent
 _CLASSIFY = "--data mnist5k --budget full --seeds 5 --epochs 15 -r train_images=2000"
@@ -158,7 +158,7 @@ def _row(experiment: Experiment, comparison: Comparison) -> str:
     unit = unit_of(training, training.metric)
     difference = difference_of(training, training.metric)
     assert difference is not None and difference.interval is not None
-    found = [values for pair in pairs(training) if (values := pair.values(training.metric)) is not None]
+    found = final_values(training, training.metric)
     before, after = (f"{unit.scaled(statistics.mean(values)):.2f}" for values in zip(*found, strict=True))
     mean, low, high = (
         f"{unit.scaled(value):+.2f}" for value in (difference.mean, difference.interval.low, difference.interval.high)

@@ -51,21 +51,30 @@ def check_model(model: Any) -> None:
                 )
 
 
+def random_state() -> tuple[Any, ...]:
+    """The states of torch's (of the CPU), Python's and numpy's generators."""
+    numpy = sys.modules.get("numpy")
+    return torch.get_rng_state(), random.getstate(), numpy.random.get_state() if numpy else None
+
+
+def set_random_state(state: tuple[Any, ...]) -> None:
+    """Put back what :func:`random_state` gave."""
+    torch.set_rng_state(state[0])
+    random.setstate(state[1])
+    if state[2] is not None:
+        sys.modules["numpy"].random.set_state(state[2])
+
+
 @contextlib.contextmanager
 def random_state_kept() -> Iterator[None]:
     """Leave torch's, Python's and numpy's generators as they were."""
-    torch_state, python_state = torch.get_rng_state(), random.getstate()
-    numpy = sys.modules.get("numpy")
-    numpy_state = numpy.random.get_state() if numpy else None
+    state = random_state()
     cuda_used = torch.cuda.is_available() and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     devices = [torch.cuda.get_rng_state_all()] if cuda_used else []
     try:
         yield
     finally:
-        torch.set_rng_state(torch_state)
-        random.setstate(python_state)
-        if numpy:
-            numpy.random.set_state(numpy_state)
+        set_random_state(state)
         for states in devices:
             torch.cuda.set_rng_state_all(states)
 

@@ -7,7 +7,6 @@ import importlib
 import importlib.util
 import json
 import math
-import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,10 +17,9 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from scipy import stats
 from torch import nn
 
-CONFIDENCE = 0.95
+from rewriter.comparison.statistics import mean_interval
 
 
 @dataclass(frozen=True)
@@ -42,11 +40,8 @@ class Estimate:
 def estimate(values: Iterable[float], *, ratio: bool = False) -> Estimate:
     """The mean of ``values`` and its interval; of ratios the geometric mean, with the interval of the logarithms."""
     found = [math.log(value) if ratio else float(value) for value in values]
-    middle, half = statistics.fmean(found), math.nan
-    if len(found) > 1:
-        error = statistics.stdev(found) / math.sqrt(len(found))
-        half = error * float(stats.t.ppf((1 + CONFIDENCE) / 2, len(found) - 1))
-    bounds = (middle, middle - half, middle + half)
+    mean = mean_interval(found)
+    bounds = (mean.mean, *((mean.interval.low, mean.interval.high) if mean.interval else (math.nan, math.nan)))
     return Estimate(*(math.exp(bound) if ratio else bound for bound in bounds), count=len(found))
 
 

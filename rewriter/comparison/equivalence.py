@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from rewriter.comparison.fitting import in_type_of
 from rewriter.comparison.loading import Data, pair_of
 from rewriter.comparison.randomness import batches
 from rewriter.comparison.result import Equivalence, ImageRow, Trained
@@ -140,5 +141,5 @@ def _evaluating(*models: nn.Module) -> Iterator[None]:
 
 
 def _outputs(model: nn.Module, images: torch.Tensor) -> Any:
-    reference = next((p for p in model.parameters() if p.is_floating_point()), images)
-    return model(images.to(reference.device, reference.dtype))
+    reference = next(model.parameters(), images)
+    return model(in_type_of(model, images).to(reference.device))

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from rewriter.guard import random_state_kept
+from rewriter.guard import random_state, random_state_kept, set_random_state
 
 _MODEL, _EPOCH = 0x5EED, 1_000_003
 
@@ -43,15 +43,15 @@ def batches(loader: Iterable[Any], seed: int, epoch: int) -> Iterator[Any]:
             for generator in own:
                 generator.manual_seed(seed * _EPOCH + epoch)
             iterator = iter(_with_new_workers(loader))
-            state = _state()
+            state = random_state()
         while True:
             with random_state_kept():
-                _set_state(state)
+                set_random_state(state)
                 try:
                     batch = next(iterator)
                 except StopIteration:
                     return
-                state = _state()
+                state = random_state()
             yield batch
     finally:
         for generator, before in zip(own, kept, strict=True):
@@ -77,15 +77,3 @@ def _generators(loader: Any) -> list[torch.Generator]:
     )
     found = [getattr(holder, "generator", None) for holder in holders]
     return list({id(found): found for found in found if isinstance(found, torch.Generator)}.values())
-
-
-def _state() -> tuple[Any, ...]:
-    numpy = sys.modules.get("numpy")
-    return torch.get_rng_state(), random.getstate(), numpy.random.get_state() if numpy else None
-
-
-def _set_state(state: tuple[Any, ...]) -> None:
-    torch.set_rng_state(state[0])
-    random.setstate(state[1])
-    if state[2] is not None:
-        sys.modules["numpy"].random.set_state(state[2])

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 BEFORE, AFTER = "before", "after"
 ARMS = (BEFORE, AFTER)
@@ -57,13 +54,3 @@ class Run:
     def final(self) -> Epoch | None:
         """The last epoch of a run that was not stopped."""
         return None if self.stopped or not self.epochs else self.epochs[-1]
-
-    def to_data(self) -> dict[str, Any]:
-        """As plain data."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_data(cls, data: Mapping[str, Any]) -> Run:
-        """From :meth:`to_data`; raises ``TypeError`` or ``KeyError`` on anything else."""
-        epochs = tuple(Epoch(**epoch) for epoch in data["epochs"])
-        return cls(**{**data, "epochs": epochs, "seen": tuple(data.get("seen", ()))})

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rewriter.comparison.files import make_directory
+from rewriter.comparison.plain import decode, encode
 from rewriter.comparison.run import Run
 from rewriter.errors import ComparisonError
 from rewriter.result_file import ResultFile
@@ -22,17 +24,13 @@ class RunFile(ResultFile[Run]):
     def __init__(
         self, directory: Path, question: Mapping[str, Mapping[str, str]], *, restart: bool, owner: bool
     ) -> None:
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ComparisonError(f"the run directory {directory} cannot be made: {error.strerror}") from error
-        super().__init__(directory / NAME, question, restart=restart, owner=owner)
+        super().__init__(make_directory(directory) / NAME, question, restart=restart, owner=owner)
 
     def key(self, result: Run) -> tuple[str, int]:
         return result.arm, result.seed
 
     def to_data(self, result: Run) -> Any:
-        return result.to_data()
+        return encode(result)
 
     def from_data(self, data: Any) -> Run:
-        return Run.from_data(data)
+        return decode(Run, data)

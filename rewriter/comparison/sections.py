@@ -11,9 +11,10 @@ from rewriter.comparison.run import AFTER, ARMS, BEFORE, Run
 from rewriter.comparison.statistics import Difference, discordance_p_value, mean_interval
 from rewriter.comparison.tables import Section, Table
 from rewriter.comparison.units import Unit, percentage, small
-from rewriter.comparison.verdict import TEST_LOSS, difference_of, failure, final_value, pairs, unit_of
+from rewriter.comparison.verdict import TEST_LOSS, difference_of, failure, final_value, final_values, unit_of
 from rewriter.comparison.without_training import ALL
 from rewriter.errors import listed
+from rewriter.planning import counted
 
 if TYPE_CHECKING:
     from rewriter.comparison.result import Comparison, Equivalence, ImageRow, Trained, Training
@@ -151,7 +152,7 @@ def _training(training: Training) -> Section:
     if difference is not None and difference.interval is not None:
         blocks.append(_other_intervals(difference, unit_of(training, training.metric)))
     blocks += [f"{name}: {_named(data)}" for name, data in _settings(training) if data]
-    return Section(f"training, {len(seeds)} seed{'' if len(seeds) == 1 else 's'} an arm", tuple(blocks))
+    return Section(f"training, {counted(len(seeds), 'seed')} an arm", tuple(blocks))
 
 
 def _metrics(training: Training) -> list[str]:
@@ -163,7 +164,7 @@ def _metric_row(training: Training, name: str) -> tuple[str, ...]:
     unit = unit_of(training, name)
     arms = []
     found = difference_of(training, name)
-    both = [values for pair in pairs(training) if (values := pair.values(name)) is not None]
+    both = final_values(training, name)
     for number, arm in enumerate(ARMS):
         own = [value for run in training.runs if run.arm == arm and (value := final_value(run, name)) is not None]
         shared = [values[number] for values in both] or own

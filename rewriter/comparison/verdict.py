@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from rewriter.comparison.run import AFTER, BEFORE, Epoch, Run
 from rewriter.comparison.statistics import LEVEL, Difference, Interval, paired_difference
 from rewriter.comparison.units import Unit
+from rewriter.planning import counted
 
 if TYPE_CHECKING:
     from rewriter.comparison.result import Training
@@ -93,13 +94,18 @@ def pairs(training: Training) -> list[Pair]:
     ]
 
 
+def final_values(training: Training, metric: str) -> list[tuple[float, float]]:
+    """Before and after, for each seed that both arms finished."""
+    return [both for pair in pairs(training) if (both := pair.values(metric)) is not None]
+
+
 def difference_of(training: Training, metric: str) -> Difference | None:
     """After − before over the seeds that both arms finished; None if there are none.
 
     Raises:
         ComparisonError: scipy is not installed.
     """
-    values = [both for pair in pairs(training) if (both := pair.values(metric)) is not None]
+    values = final_values(training, metric)
     return paired_difference([old for old, _ in values], [new for _, new in values]) if values else None
 
 
@@ -136,12 +142,12 @@ def judge(training: Training) -> Verdict:
     apart = [pair for pair in ended if not pair.same_batches]
     if apart:
         parts.append(
-            f"the arms did not see the same training batches in {len(apart)} of {_seeds(len(ended))}: the data draw "
-            "random numbers that cannot be repeated"
+            f"the arms did not see the same training batches in {len(apart)} of {counted(len(ended), 'seed')}: the "
+            "data draw random numbers that cannot be repeated"
         )
     missing = len(set(training.seeds)) - len(ended)
     if missing:
-        parts.append(f"{missing} of {_seeds(len(set(training.seeds)))} not run to the end by both arms")
+        parts.append(f"{missing} of {counted(len(set(training.seeds)), 'seed')} not run to the end by both arms")
     return Verdict(outcome, "; ".join(parts), difference)
 
 
@@ -149,10 +155,10 @@ def _of_difference(training: Training, ended: Sequence[Pair], difference: Differ
     unit = unit_of(training, training.metric)
     if difference is None:
         return Outcome.UNDECIDED, "undecided: no seed was finished by both arms"
-    seeds = _seeds(difference.count)
+    seeds = counted(difference.count, "seed")
     asked = len(set(training.seeds))
     if difference.count < asked:
-        seeds = f"{difference.count} of {_seeds(asked)}"
+        seeds = f"{difference.count} of {counted(asked, 'seed')}"
     if difference.interval is None:
         found = unit.number(difference.mean, unit.decimals(None, (difference.mean,)), sign=True)
         shown = f"{found} {unit.difference_label}" if difference.mean else f"exactly equal {unit.metric}"
@@ -197,8 +203,4 @@ def _stops(arm: str, failed: Sequence[Run], training: Training, ended: Sequence[
     reasons = [f"{failure(run, training.metric)} (seed {run.seed})" for run in failed[:_REASONS]]
     if len(failed) > _REASONS:
         reasons.append(f"and {len(failed) - _REASONS} more")
-    return [f"{arm} stopped in {len(failed)} of {_seeds(len(ended))}: {', '.join(reasons)}"]
-
-
-def _seeds(number: int) -> str:
-    return f"{number} seed{'' if number == 1 else 's'}"
+    return [f"{arm} stopped in {len(failed)} of {counted(len(ended), 'seed')}: {', '.join(reasons)}"]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from rewriter.comparison.units import Unit, small
 from rewriter.errors import listed
+from rewriter.planning import counted
 
 if TYPE_CHECKING:
     from rewriter.comparison.result import Equivalence, Trained
@@ -27,7 +28,7 @@ def sentence(equivalence: Sequence[Equivalence], trained: Trained | None) -> str
 
 def _outputs(found: Sequence[Equivalence]) -> str:
     last = next((item for item in found if item.name == ALL), found[-1])
-    images = f"{last.images} image{'' if last.images == 1 else 's'}"
+    images = counted(last.images, "image")
     if last.identical:
         return f"the output in evaluation mode is bit-identical on {images}"
     if last.identical is None:
@@ -53,5 +54,4 @@ def _metrics(trained: Trained) -> str:
             parts.append(f"{unit.label}: {shown}")
     if same:
         parts.append(f"{listed(same)} {'is' if len(same) == 1 else 'are'} the same")
-    images = len(trained.rows)
-    return f"with the weights as they are, on {images} image{'' if images == 1 else 's'}, {', '.join(parts)}"
+    return f"with the weights as they are, on {counted(len(trained.rows), 'image')}, {', '.join(parts)}"
