@@ -24,6 +24,7 @@ from rewriter.errors import (
     OptimizerError,
     PlaceLeftAlone,
     PlanError,
+    ReportError,
     RewriterError,
     SelectorError,
     SourceError,
@@ -45,9 +46,9 @@ from rewriter.tracing.trace import Trace
 __all__ = [
     "Advice", "CalibrationError", "Comparison", "ComparisonError", "Contract", "ContractError", "DataError",
     "FoldError", "InputError", "ModelError", "OptimizerError", "ParamGroups", "Pass", "PlaceLeftAlone", "Plan",
-    "PlanError", "Reason", "Recipe", "Report", "RewriterError", "SelectorError", "Site", "Skipped", "SourceError",
-    "StorageError", "SweepError", "Trace", "TraceError", "UndoError", "calibrate", "check_optimizer", "compare",
-    "fold", "load", "original_state_dict", "param_groups", "plan", "report", "rewrite", "save", "testing",
+    "PlanError", "Reason", "Recipe", "Report", "ReportError", "RewriterError", "SelectorError", "Site", "Skipped",
+    "SourceError", "StorageError", "SweepError", "Trace", "TraceError", "UndoError", "calibrate", "check_optimizer",
+    "compare", "fold", "load", "original_state_dict", "param_groups", "plan", "report", "rewrite", "save", "testing",
     "to_graph_module", "trace", "undo",
 ]  # fmt: skip
 

@@ -36,7 +36,7 @@ except ImportError:  # installed without the extra; rewriter.cli.main() says so
         typer = None
 
 if TYPE_CHECKING:
-    from rewriter.comparison.result import Comparison
+    pass
 
 _DEFAULT_MODEL, _DEFAULT_DATA, _LABELLED_PHOTOS = "tf_efficientnet_lite0", "mnist5k", "photos"
 _SMALL = 96
@@ -127,27 +127,22 @@ def compare_command(
                 download=download,
             )
             made = _Made(wanted, source)
-            with _interrupt_told(output):
-                levels = [str(item) for item in level] if level else None
-                result = rewriter.compare(
-                    made.original, made.rewritten(), source, name=wanted.name, levels=levels, budget=str(budget),
-                    input_size=made.size, device=device, directory=output, restart=restart, **fields,
-                )  # fmt: skip
+            levels = [str(item) for item in level] if level else None
+            not_written = None
+            try:
+                with _interrupt_told(output):
+                    result = rewriter.compare(
+                        made.original, made.rewritten(), source, name=wanted.name, levels=levels, budget=str(budget),
+                        input_size=made.size, device=device, directory=output, restart=restart, **fields,
+                    )  # fmt: skip
+            except rewriter.ReportError as error:
+                result, not_written = error.comparison, error
         _leave_processes()
         if int(os.environ.get("RANK", 0)) == 0:
-            _tell(result, output, as_json)
-
-
-def _tell(result: Comparison, output: Path | None, as_json: bool) -> None:
-    from rewriter.comparison.reports import write_reports
-
-    print(result.to_json() if as_json else result)
-    if output is not None:
-        try:
-            write_reports(result, output)
-        except RewriterError as error:  # the one document on stdout is the result
-            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-            raise typer.Exit(1) from None
+            print(result.to_json() if as_json else result)
+        if not_written is not None:  # the one document on stdout is the result
+            print(f"error: {' '.join(str(not_written).split())}", file=sys.stderr)
+            raise typer.Exit(1)
 
 
 def _leave_processes() -> None:

@@ -7,6 +7,7 @@ source line), what was expected, what was found, and what to do about it.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 
 def listed(names: Iterable[str]) -> str:
@@ -81,3 +82,18 @@ class DataError(RewriterError, ValueError):
 
 class ComparisonError(RewriterError, ValueError):
     """A comparison cannot begin or go on: nothing to compare, a run directory of another one, no room to write."""
+
+
+class ReportError(ComparisonError):
+    """Reports of a comparison cannot be written. What was found is not lost.
+
+    Attributes:
+        comparison: the :class:`rewriter.Comparison` that was to be written.
+    """
+
+    def __init__(self, message: str, comparison: Any) -> None:
+        super().__init__(message)
+        self.comparison = comparison
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.comparison)  # as it is sent to other processes

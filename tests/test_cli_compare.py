@@ -110,7 +110,7 @@ class TestRefusals:
             (("-r", "lr=-1"), "lr: expected a positive number"),
             (("-r", "optimizer=addam"), "addam"),
             (("-r", "mixed_precision=fp16"), "bf16"),
-            (("-r", "batch_size=64"), "at least one batch of 64"),
+            (("-r", "batch_size=64"), "at least one batch of batch_size=64"),
             (("--device", "cuda"), "device"),
             (("--pass", "drop"), "dropout"),
             (("--checkpoint", "/nowhere.safetensors"), "/nowhere.safetensors"),

@@ -28,6 +28,7 @@ from rewriter.comparison.verdict import Outcome
 from rewriter.data.source import Task
 from rewriter.errors import ComparisonError, DataError, ModelError
 
+OF_LISTS = "your data (8 training and 9 test images of 1 × 32 × 32, 10 classes)"
 TINY = rewriter.Recipe(seeds=1, epochs=1, batch_size=8, train_images=16, test_images=9)
 
 
@@ -215,7 +216,7 @@ class TestBadData:
         images, targets = digits()
         test = DataLoader(TensorDataset(images[16:], targets[16:]), 8)
         found = compare(resnet, same, {"train": [(images[:8], targets[:8].int())], "test": test})
-        assert found.training is not None and found.data == "your data (9 test images)"
+        assert found.training is not None and found.data == OF_LISTS
         assert compare(resnet(), same, test).training is None
 
 

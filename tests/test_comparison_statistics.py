@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -145,7 +146,9 @@ class TestVerdicts:
         assert same.outcome is Outcome.EXACTLY_EQUAL
         assert same.sentence == "exactly equal in every seed (3 seeds): top1 and every loss of every epoch"
         metric_only = judge(trained(values, values, losses=(0.5, 0.6)))
-        assert metric_only.outcome is Outcome.EXACTLY_EQUAL and "losses differ" in metric_only.sentence
+        assert metric_only.outcome is Outcome.NO_DIFFERENCE_SEEN and "the losses differ" in metric_only.sentence
+        coarse = dataclasses.replace(trained(values, values, losses=(0.5, 0.6)), test_images=40)
+        assert judge(coarse).sentence.endswith("one test image is worth 2.50 points of top1")
         assert same.difference is not None and same.difference.interval == Interval(0, 0)
 
     def test_one_seed(self) -> None:
@@ -153,6 +156,18 @@ class TestVerdicts:
         assert found.outcome is Outcome.UNDECIDED
         assert "one seed" in found.sentence and "+10.00 points of top1" in found.sentence
         assert judge(trained([0.8], [0.8])).outcome is Outcome.UNDECIDED
+
+    def test_two_seeds_decide_nothing(self) -> None:
+        found = judge(trained([0.500, 0.510], [0.900, 0.912]))
+        assert found.difference is not None and found.difference.interval is not None
+        assert 0 not in found.difference.interval
+        assert found.outcome is Outcome.UNDECIDED
+        assert "at least 3 seeds (after − before: +40.00 and +40.20 points of top1, 2 seeds)" in found.sentence
+
+    def test_what_it_rests_on(self) -> None:
+        found = trained([0.80, 0.81, 0.79], [0.81, 0.825, 0.80])
+        found = dataclasses.replace(found, recipe={"epochs": 20}, test_images=500)
+        assert "3 seeds, 20 epochs, 500 test images)" in judge(found).sentence
 
     def test_nothing_finished(self) -> None:
         nothing = judge(Training("top1", True, (0, 1), ()))
@@ -163,7 +178,7 @@ class TestVerdicts:
 
     def test_the_same_difference_in_few_seeds_says_nothing(self) -> None:
         """One more of 100 test images in both seeds gives an interval without width, by chance."""
-        few = judge(trained([0.80, 0.70], [0.81, 0.71]))
+        few = judge(trained([0.80, 0.70, 0.75], [0.81, 0.71, 0.76]))
         assert few.outcome is Outcome.UNDECIDED and "spread is not known" in few.sentence
         assert judge(trained([0.80, 0.70] * 3, [0.81, 0.71] * 3)).outcome is Outcome.BETTER
 
@@ -225,6 +240,12 @@ class TestNumbers:
         unit = Unit("top1", True)
         shown = unit.number(-difference, unit.decimals(half_width, (difference,)), sign=True)
         assert float(shown.replace("−", "-")) < 0
+
+    def test_an_interval_that_leaves_the_percents_is_not_shown(self) -> None:
+        unit = Unit("top1", True)
+        assert unit.mean(mean_interval([0.95, 0.995, 0.96])) == "96.8 (95.0 to 99.5) %"
+        assert unit.mean(mean_interval([0.76, 0.762, 0.761])) == "76.10 ± 0.25 %"
+        assert Unit("test_loss", False).mean(mean_interval([0.01, 0.2])) == "0.1 ± 1.2"
 
     def test_percentages(self) -> None:
         assert [percentage(part) for part in (1.0, 0.0, 0.921875, 0.99996, 0.0004)] == [

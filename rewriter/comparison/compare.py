@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,24 +15,29 @@ from rewriter.api import inputs_of_rewrite, trace
 from rewriter.comparison.equivalence import equivalence, trained
 from rewriter.comparison.experiment import run_all
 from rewriter.comparison.fitting import fitted
+from rewriter.comparison.idle import why_idle
 from rewriter.comparison.loading import Data, Preprocessing, load, of_user, pair_of
+from rewriter.comparison.notes import notes_of
 from rewriter.comparison.place import accelerated, errors_shared, repeatable
-from rewriter.comparison.question import question_of, versions
+from rewriter.comparison.question import described, question_of, versions
 from rewriter.comparison.randomness import batches, seed_all
 from rewriter.comparison.recipe import Recipe, resolve_recipe
+from rewriter.comparison.reports import write_reports
 from rewriter.comparison.result import Comparison, Equivalence, Trained, Training
 from rewriter.comparison.scoring import Loss, Scoring, scoring_of
-from rewriter.comparison.subject import Change, Make, Subject, alone, changes, name_of, passes_of, same_weights
+from rewriter.comparison.subject import Change, Make, Subject, alone, changes, name_of, passes_of
 from rewriter.comparison.training import Setting, check_optimizer
 from rewriter.data.source import Source, Task
 from rewriter.errors import ComparisonError, DataError, InputError
 from rewriter.freshness import carries_trained_weights
 from rewriter.guard import random_state_kept
+from rewriter.layers import calibrated_layers
 from rewriter.record import records_of
 
 EQUIVALENCE, TRAINED, TRAINING = LEVELS = ("equivalence", "trained", "training")
 INSTALL = 'pip install "rewriter[compare]"'
-_NEEDED = ("accelerate", "torchmetrics", "timm", "scipy")
+_NEEDED = ("accelerate", "torchmetrics", "timm", "scipy", "matplotlib")
+_OF_OPTIMIZER = frozenset({"optimizer", "lr", "weight_decay"})
 _MOST_IMAGES = 256
 """Images whose outputs are compared bit by bit; a difference shows in the first batch if there is one."""
 
@@ -75,7 +80,7 @@ def compare(
             of batches ``(images, targets)``; one of them alone is only tested on.
         name: of the model, for the report; that of its class if None.
         levels: which of the three; None for all that fit: the second if the weights are trained, the third if there are
-            training data.
+            training data and the rewrite found something to change.
         budget: ``"smoke"``, ``"small"``, ``"full"`` or a :class:`rewriter.Recipe`.
         loss: ``loss(output, target)``; that of the task if None.
         metric: a ``torchmetrics.Metric`` or a dict of them, the first of which is judged; updated with logits and
@@ -85,7 +90,8 @@ def compare(
         input_size: an int, ``(H, W)`` or ``(C, H, W)`` of the images of a source; None takes what the model was
             rewritten for, or what its configuration says.
         device: such as ``"cpu"``; None for what accelerate finds.
-        directory: a line for each finished run is kept there, and the same call goes on with them.
+        directory: a line for each finished run is kept there, and the same call goes on with them; reports and plots
+            are written there at the end.
         restart: train again what is there.
         progress: show a progress bar on a terminal.
         root, download: where the files of a source are, and whether to fetch them.
@@ -95,6 +101,7 @@ def compare(
         ComparisonError: there is nothing to compare, an option is wrong, or the directory cannot be used.
         DataError: the data are not there, or do not fit the model.
         ModelError, TraceError: a model cannot be used as it is.
+        ReportError: reports cannot be written; what was found is its ``comparison``.
     """
     _check_installed()
     _check_levels(levels)
@@ -108,19 +115,30 @@ def compare(
             subject = Subject(before, after)
             first = subject.pair(0)
             found = _data(data, first, levels, recipe, input_size, task, num_classes, root, download)
-            asked = _levels(levels, first[0], found)
+            _check_effect(changes_of_recipe, found, optimizer)
             scoring = scoring_of(found.task, found.num_classes, found.ignore_index, loss, metric)
-            scored = asked != (EQUIVALENCE,)
-            scoring = fitted(scoring, first, found, accelerator.device, task_given=task is not None, scored=scored)
-        judge = _Judge(subject, first, found, scoring, recipe, accelerator)
+            scored = levels is None or list(levels) != [EQUIVALENCE]
+            scoring, found = fitted(
+                scoring, first, found, accelerator.device, task_given=task is not None, scored=scored
+            )
+            idle = why_idle(*first, found, accelerator.device, own_optimizer=optimizer is not None)
+            asked = _levels(levels, first[0], found, idle)
+        judge = _Judge(subject, first, found, scoring, recipe, accelerator, optimizer)
+        place = None if directory is None else Path(directory)
         with repeatable(accelerator.device):
             result = judge.of_one_process(asked)
-            training = None
-            if TRAINING in asked:
-                place = None if directory is None else Path(directory)
-                training = judge.training(optimizer, place, restart, progress)
-        notes = judge.notes(asked)
-    return Comparison(name or name_of(first[0]), changes(first[1]), str(found), *result, training, notes)
+            training = judge.training(place, restart, progress) if TRAINING in asked else None
+        notes = notes_of(
+            subject, first, found, idle, seeds=recipe.seeds, trained=TRAINING in asked,
+            own_optimizer=optimizer is not None, levels_given=levels is not None,
+        )  # fmt: skip
+        comparison = Comparison(
+            name or name_of(first[0]), changes(first[1]), str(found), *result, training, tuple(notes)
+        )
+        with errors_shared(accelerator):
+            if place is not None and accelerator.is_main_process:
+                write_reports(comparison, place)
+    return comparison
 
 
 @dataclass(frozen=True)
@@ -131,6 +149,7 @@ class _Judge:
     scoring: Scoring
     recipe: Recipe
     accelerator: Any
+    optimizer: Any
 
     def of_one_process(self, asked: Sequence[str]) -> tuple[tuple[Equivalence, ...], Trained | None]:
         """What does not need training: by the first process, for all."""
@@ -164,33 +183,31 @@ class _Judge:
         return tuple(found)
 
     def _trained(self) -> Trained:
-        return trained(*self.first, self.data, self.scoring)
+        found = trained(*self.first, self.data, self.scoring)
+        return replace(found, as_created=not carries_trained_weights(self.first[0]))
 
-    def training(self, optimizer: Any, directory: Path | None, restart: bool, progress: bool) -> Training:
-        setting = Setting(self.data, self.scoring, self.recipe, self.accelerator, optimizer)
+    def training(self, directory: Path | None, restart: bool, progress: bool) -> Training:
+        """Both arms with every seed."""
+        setting = Setting(self.data, self.scoring, self.recipe, self.accelerator, self.optimizer)
         with errors_shared(self.accelerator):
             question = question_of(
-                self.first, self.data, self.scoring, self.recipe, optimizer, self.accelerator.device.type
+                self.first, self.data, self.scoring, self.recipe, self.optimizer, self.accelerator.device.type
             )
         runs = run_all(self.subject, setting, question, directory=directory, restart=restart, progress=progress)
         metric, higher_is_better = self.scoring.judged
         seeds = tuple(range(self.recipe.seeds))
-        return Training(metric, higher_is_better, seeds, runs, self.recipe.to_data(), self._environment())
+        return Training(
+            metric, higher_is_better, seeds, runs, self._recipe(), self._environment(), self.data.test_images
+        )
 
-    def notes(self, asked: Sequence[str]) -> tuple[str, ...]:
-        """What the reader has to know of how the comparison was made."""
-        notes = []
-        if TRAINING in asked and self.recipe.seeds > 1 and not self._varies():
-            notes.append(
-                "all seeds begin with the weights that were given; give a function that makes the model to vary them"
-            )
-        if not same_weights(*self.first):
-            notes.append("the two models do not begin with the same weights")
-        return tuple(notes)
-
-    def _varies(self) -> bool:
-        """Whether the initial weights depend on the seed."""
-        return self.subject.varies and not same_weights(self.first[0], self.subject.pair(1)[0])
+    def _recipe(self) -> dict[str, Any]:
+        """The fields that had an effect, and what was the user's own."""
+        unused = self.data.without_effect | (_OF_OPTIMIZER if self.optimizer is not None else frozenset())
+        if not calibrated_layers(self.first[1]):
+            unused |= {"calibration_batches"}
+        own = {"optimizer": self.optimizer, "loss": self.scoring.own_loss, "metric": self.scoring.own_metrics}
+        used = {field: value for field, value in self.recipe.to_data().items() if field not in unused}
+        return used | {what: f"your own {described(value)}" for what, value in own.items() if value is not None}
 
     def _environment(self) -> dict[str, Any]:
         device = self.accelerator.device
@@ -205,6 +222,14 @@ def _check_installed() -> None:
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise ComparisonError(f"compare needs {', '.join(missing)}; install it with: {INSTALL}")
+
+
+def _check_effect(changes_of_recipe: Mapping[str, Any], data: Data, optimizer: Any) -> None:
+    """Refuse what was asked for and would do nothing."""
+    for names, owner in ((data.without_effect, "data loaders"), (_OF_OPTIMIZER if optimizer else (), "optimizer")):
+        for name in changes_of_recipe:
+            if name in names:
+                raise ComparisonError(f"{name}: it has no effect with your own {owner}; set it there")
 
 
 def _check_levels(levels: Sequence[str] | None) -> None:
@@ -263,9 +288,12 @@ def _image_size(before: nn.Module, after: nn.Module, source: Source, input_size:
     return found
 
 
-def _levels(levels: Sequence[str] | None, before: nn.Module, data: Data) -> tuple[str, ...]:
+def _levels(levels: Sequence[str] | None, before: nn.Module, data: Data, idle: str) -> tuple[str, ...]:
     if levels is None:
-        fits = {EQUIVALENCE: True, TRAINED: carries_trained_weights(before), TRAINING: data.train is not None}
+        fits = {
+            EQUIVALENCE: True, TRAINED: carries_trained_weights(before),
+            TRAINING: data.train is not None and not idle,
+        }  # fmt: skip
         return tuple(level for level in LEVELS if fits[level])
     if TRAINING in levels and data.train is None:
         raise DataError(f"{data.name} has no training data: give (train, test)")

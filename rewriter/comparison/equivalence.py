@@ -12,11 +12,12 @@ from torch import nn
 
 from rewriter.comparison.fitting import in_type_of
 from rewriter.comparison.loading import Data, pair_of
-from rewriter.comparison.randomness import batches
+from rewriter.comparison.randomness import batches, seed_all
 from rewriter.comparison.result import Equivalence, ImageRow, Trained
 from rewriter.comparison.scoring import Scoring, computed, tensor_of
 from rewriter.data.source import Task
 from rewriter.errors import ComparisonError, DataError
+from rewriter.guard import random_state_kept
 from rewriter.inputs import tensors_in
 from rewriter.verification import state_kept
 
@@ -87,6 +88,26 @@ def _largest(first: torch.Tensor, second: torch.Tensor) -> float:
 def _plain(output: Any) -> Any:
     """Outputs of transformers are ordered dicts, or objects of attributes."""
     return output if isinstance(output, (torch.Tensor, dict, list, tuple)) else vars(output)
+
+
+def same_in_training(before: nn.Module, after: nn.Module, images: torch.Tensor) -> bool:
+    """Whether both give the same outputs bit for bit in training mode, from the same state of the generators.
+
+    Args:
+        before, after: moved to the device of the images and back to the CPU; their state is kept.
+        images: one batch.
+    """
+    found = []
+    for model in (before, after):
+        with random_state_kept(), torch.no_grad(), state_kept(model):
+            seed_all(0)
+            output = model.to(images.device).train()(in_type_of(model, images))
+        model.to("cpu")
+        found.append([*tensors_in(_plain(output))])
+    ours, theirs = found
+    return [tensor.shape for tensor in ours] == [tensor.shape for tensor in theirs] and all(
+        _largest(a, b) == 0 for a, b in zip(ours, theirs, strict=True)
+    )
 
 
 def trained(before: nn.Module, after: nn.Module, data: Data, scoring: Scoring) -> Trained:

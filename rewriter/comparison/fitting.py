@@ -26,8 +26,8 @@ def fitted(
     *,
     task_given: bool,
     scored: bool,
-) -> Scoring:
-    """The scoring, with the number of classes that the model gives where it was not told.
+) -> tuple[Scoring, Data]:
+    """Scoring and data, with the number of classes that the model gives where it was not told, and the images' shape.
 
     Args:
         scoring: as far as it is known.
@@ -55,7 +55,7 @@ def fitted(
         scoring.check(targets, data.name)
         scoring.update(scoring.metrics(device), output, on_device)
         scoring.loss(output, on_device)
-    return scoring
+    return scoring, replace(data, num_classes=scoring.num_classes, image_shape=tuple(images.shape[1:]))
 
 
 def _told(scoring: Scoring, output: Any, targets: torch.Tensor, task_given: bool) -> Scoring:

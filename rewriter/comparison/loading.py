@@ -56,6 +56,8 @@ class Data:
         test: likewise; always in the same order.
         train_images, test_images: how many there are; None if that cannot be known.
         ignore_index: pixels of this value count for nothing.
+        image_shape: ``(channels, height, width)`` of what the models see; empty if not known yet.
+        without_effect: fields of the recipe that do nothing here: what the user's own data decide.
     """
 
     name: str
@@ -66,10 +68,17 @@ class Data:
     train_images: int | None
     test_images: int | None
     ignore_index: int | None = None
+    image_shape: tuple[int, ...] = ()
+    without_effect: frozenset[str] = frozenset()
 
     def __str__(self) -> str:
-        parts = [f"{number} {kind}" for number, kind in ((self.train_images, "training"), (self.test_images, "test"))]
-        return f"{self.name} ({' and '.join(part for part in parts if not part.startswith('None'))} images)"
+        numbers = ((self.train_images, "training"), (self.test_images, "test"))
+        known = [f"{number} {kind}" for number, kind in numbers if number is not None]
+        parts = [f"{' and '.join(known)} images"] if known else []
+        if self.image_shape:
+            parts.append(f"{'' if known else 'images '}of {' × '.join(map(str, self.image_shape))}")
+        shown = " ".join(parts) + (f", {self.num_classes} classes" if self.num_classes else "")
+        return f"{self.name} ({shown})" if shown else self.name
 
 
 def load(source: Source, preprocessing: Preprocessing, recipe: Recipe, *, training: bool) -> Data:
@@ -130,9 +139,19 @@ def of_user(data: Any, task: str | Task | None, num_classes: int | None, recipe:
         None if item is None else _own_loader(item, recipe, shuffled)
         for item, shuffled in ((train, True), (test, False))
     ]
-    sizes = [_images(loader) for loader in loaders]
+    train_images, test_images = (_images(loader) for loader in loaders)
     assert loaders[1] is not None
-    return Data("your data", Task(task or Task.CLASSIFICATION), num_classes or 0, loaders[0], loaders[1], *sizes)
+    return Data(
+        "your data", Task(task or Task.CLASSIFICATION), num_classes or 0, loaders[0], loaders[1], train_images,
+        test_images, without_effect=_without_effect(train, test),
+    )  # fmt: skip
+
+
+def _without_effect(train: Any, test: Any) -> frozenset[str]:
+    """The fields that speak of what the user's own data sets and loaders have done already."""
+    by_us = {"train_images": isinstance(train, Dataset), "test_images": isinstance(test, Dataset)}
+    fields = {name for name, ours in by_us.items() if not ours}
+    return frozenset({"crop_scale", "hflip"} | fields | (set() if any(by_us.values()) else {"batch_size"}))
 
 
 def _own_loader(item: Any, recipe: Recipe, shuffled: bool) -> Iterable[Any]:
@@ -194,11 +213,16 @@ def pair_of(batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _images(loader: Any) -> int | None:
-    examples = getattr(loader, "dataset", None)
+    """How many images it gives; None if that cannot be known."""
+    if isinstance(loader, (list, tuple)):
+        return sum(len(pair_of(batch)[0]) for batch in loader)
+    if not isinstance(loader, DataLoader) or loader.batch_size is None:
+        return None
     try:
-        return len(examples) if isinstance(examples, Sized) else None
+        number = len(loader.sampler)  # type: ignore[arg-type]
     except TypeError:
         return None
+    return number - number % loader.batch_size if loader.drop_last else number
 
 
 def _limited(examples: Examples, most: int | None) -> Any:

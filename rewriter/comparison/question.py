@@ -52,7 +52,7 @@ def question_of(
             "first test batch": _first_batch(data),
         },
         "recipe": {name: repr(value) for name, value in recipe.to_data().items() if name != "seeds"},
-        "own": {name: _described(value) for name, value in own.items()},
+        "own": {name: _identified(value) for name, value in own.items()},
         "versions": versions() | {"device": device, "threads": str(torch.get_num_threads())},
     }  # fmt: skip
 
@@ -74,8 +74,13 @@ def _first_batch(data: Data) -> str:
     return next((f"{checksum(pair_of(batch)):08x}" for batch in batches(data.test, 0, 0)), "none")
 
 
-def _described(value: Any) -> str:
-    name = getattr(value, "__qualname__", None) or re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+def described(value: Any) -> str:
+    """The name of a function, or how an object describes itself, without its address."""
+    return getattr(value, "__qualname__", None) or re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+
+
+def _identified(value: Any) -> str:
+    name = described(value)
     code = getattr(value, "__code__", None)
     return name if code is None else f"{name} {_digest(code.co_code + repr(code.co_names).encode() + _constants(code))}"
 

@@ -63,6 +63,11 @@ class Recipe:
             self._check(
                 name, lambda value: value is None or (type(value) is int and value >= 1), "a positive int or None"
             )
+        if self.train_images is not None and self.train_images < self.batch_size:
+            raise ComparisonError(
+                f"train_images: expected at least one batch of batch_size={self.batch_size}, found "
+                f"{self.train_images}; choose a smaller batch_size or more train_images"
+            )
         self._check("lr", lambda value: _is_number(value) and value > 0, "a positive number")
         self._check("weight_decay", lambda value: _is_number(value) and value >= 0, "a number of at least 0")
         self._check(
@@ -103,6 +108,8 @@ def resolve_recipe(budget: str | Recipe, changes: Mapping[str, Any]) -> Recipe:
     recipe = budget if isinstance(budget, Recipe) else BUDGETS[budget]
     known = [field.name for field in dataclasses.fields(Recipe)]
     for name in changes:
+        if name == "recipe":
+            raise ComparisonError("give a Recipe as budget=, fields of it by their names: seeds=10, lr=1e-2")
         if name not in known:
             raise ComparisonError(f"a recipe has no field {name!r}; its fields: {', '.join(known)}")
     return dataclasses.replace(recipe, **changes)

@@ -7,6 +7,7 @@ from pathlib import Path
 from rewriter.comparison.files import make_directory, write_whole
 from rewriter.comparison.plots import save_plots
 from rewriter.comparison.result import Comparison
+from rewriter.errors import ComparisonError, ReportError
 
 
 def write_reports(comparison: Comparison, directory: str | Path) -> list[Path]:
@@ -22,13 +23,16 @@ def write_reports(comparison: Comparison, directory: str | Path) -> list[Path]:
         The files written.
 
     Raises:
-        ComparisonError: a file cannot be written, with its name; or a library is not installed.
+        ReportError: a file cannot be written, with its name; or a library is not installed.
     """
-    texts = {"summary.md": comparison.to_markdown(), "result.json": comparison.to_json()}
-    if comparison.training is not None:
-        texts["runs.csv"] = comparison.to_csv()
-    if comparison.trained is not None:
-        texts["images.csv"] = comparison.images_to_csv()
-    folder = make_directory(directory)
-    written = [write_whole(folder / name, text.encode()) for name, text in texts.items()]
-    return written + save_plots(comparison, folder)
+    try:
+        texts = {"summary.md": comparison.to_markdown(), "result.json": comparison.to_json()}
+        if comparison.training is not None:
+            texts["runs.csv"] = comparison.to_csv()
+        if comparison.trained is not None:
+            texts["images.csv"] = comparison.images_to_csv()
+        folder = make_directory(directory)
+        written = [write_whole(folder / name, text.encode()) for name, text in texts.items()]
+        return written + save_plots(comparison, folder)
+    except ComparisonError as error:
+        raise ReportError(str(error), comparison) from error

@@ -72,17 +72,19 @@ class ImageRow:
 
 @dataclass(frozen=True)
 class Trained:
-    """Metrics of a trained model before and after, on the same test images.
+    """Metrics of a model with the weights that it has, before and after, on the same test images.
 
     Attributes:
         before: metric by name, the one that is judged first.
         after: likewise.
         rows: one an image, in order.
+        as_created: whether the weights are those that the constructor drew, so that the metrics are those of chance.
     """
 
     before: dict[str, float]
     after: dict[str, float]
     rows: tuple[ImageRow, ...]
+    as_created: bool = False
 
 
 @dataclass(frozen=True)
@@ -94,8 +96,9 @@ class Training:
         higher_is_better: its direction.
         seeds: that were asked for.
         runs: finished and stopped ones, in order of seed and arm; some may be missing after an interrupt.
-        recipe: how they were trained, as plain data.
+        recipe: how they were trained, as plain data: the fields that had an effect, and what was the user's own.
         environment: versions, device, number of threads and processes.
+        test_images: how many there are; None if that is not known.
     """
 
     metric: str
@@ -104,6 +107,7 @@ class Training:
     runs: tuple[Run, ...]
     recipe: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
+    test_images: int | None = None
 
 
 @dataclass(frozen=True)

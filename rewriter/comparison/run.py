@@ -34,7 +34,7 @@ class Run:
         seed: of initial weights, data order, augmentation and the model's own random numbers.
         epochs: the learning curve, without the epochs that a stopped run did not reach.
         stopped: where and why the run ended early (a loss that is not finite); empty if it did not.
-        images_per_second: median over the training steps; None if there was none.
+        images_per_second: median over the training steps after the first few; None if there was none.
         peak_megabytes: the most memory that training held beyond what was held before it: of the device on CUDA, of
             the process otherwise; None where the system cannot tell.
         seconds: of the whole run.

@@ -184,8 +184,15 @@ def computed(metrics: Mapping[str, Any]) -> dict[str, float]:
         if not isinstance(value, (int, float)) and not (isinstance(value, torch.Tensor) and value.numel() == 1):
             shown = f"{value.numel()} numbers" if isinstance(value, torch.Tensor) else type(value).__name__
             raise ComparisonError(f"metric {name!r}: expected one number, found {shown}; choose an average")
-        found[name] = float(value)
+        found[name] = _number(value)
     return found
+
+
+def _number(value: Any) -> float:
+    """With the digits that float32 has: 0.91, not 0.9100000262260437."""
+    if isinstance(value, torch.Tensor) and value.dtype is torch.float32:
+        return float(str(value.detach().cpu().reshape(()).numpy()[()]))
+    return float(value)
 
 
 def scoring_of(
@@ -212,7 +219,10 @@ def _named(metric: Any) -> dict[str, Any]:
     found = dict(metric.items()) if isinstance(metric, (Mapping, MetricCollection)) else {type(metric).__name__: metric}
     for name, item in found.items():
         if not isinstance(item, Metric):
-            raise ComparisonError(f"metric: expected torchmetrics.Metric, found {type(item).__name__} as {name!r}")
+            raise ComparisonError(
+                f"metric: expected torchmetrics.Metric, found {type(item).__name__} as {name!r}; a function becomes "
+                "one as docs/compare.md shows"
+            )
     if not found:
         raise ComparisonError("metric: expected at least one torchmetrics.Metric, found an empty collection")
     return found

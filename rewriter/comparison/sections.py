@@ -11,7 +11,7 @@ from rewriter.comparison.run import AFTER, ARMS, BEFORE, Run
 from rewriter.comparison.statistics import Difference, discordance_p_value, mean_interval
 from rewriter.comparison.tables import Section, Table
 from rewriter.comparison.units import Unit, percentage, small
-from rewriter.comparison.verdict import TEST_LOSS, difference_of, failure, final_value, final_values, unit_of
+from rewriter.comparison.verdict import TEST_LOSS, difference_of, failure, final_value, final_values, pairs, unit_of
 from rewriter.comparison.without_training import ALL
 from rewriter.errors import listed
 from rewriter.planning import counted
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rewriter.comparison.result import Comparison, Equivalence, ImageRow, Trained, Training
 
 _SHOWN_IMAGES = 5
+_FEWEST_RATIOS = 3
 _NONE = "–"
 
 
@@ -97,7 +98,8 @@ def _trained(trained: Trained) -> Section:
     blocks: list[str | tuple[str, ...] | Table] = [Table(("metric", BEFORE, AFTER, "after − before"), tuple(rows))]
     if images:
         blocks += _images(trained.rows)
-    return Section(f"trained weights, {images} test images", tuple(blocks))
+    title = "weights as created, not trained" if trained.as_created else "trained weights"
+    return Section(f"{title}, {counted(images, 'test image')}", tuple(blocks))
 
 
 def _images(rows: Sequence[ImageRow]) -> list[str | tuple[str, ...] | Table]:
@@ -139,7 +141,8 @@ def _training(training: Training) -> Section:
     better = "higher" if training.higher_is_better else "lower"
     blocks: list[str | tuple[str, ...] | Table] = [
         f"judged by {training.metric} in the last epoch, {better} is better; mean ± half-width of the 95 % t interval "
-        "over the seeds that both arms finished; the other metrics are shown, not judged"
+        "over the seeds that both arms finished, or (lowest to highest) where it would leave 0 to 100 %; the other "
+        "metrics are shown, not judged"
     ]
     blocks.append(
         Table(
@@ -235,16 +238,42 @@ def _cost(training: Training) -> Section:
     speed = {arm: _known(run.images_per_second for run in runs) for arm, runs in arms.items()}
     memory = {arm: _known(run.peak_megabytes for run in runs) for arm, runs in arms.items()}
     rows = [
-        ("images a second, median", *(f"{median(speed[arm]):.0f}" if speed[arm] else _NONE for arm in ARMS)),
-        ("peak memory, MB", *(f"{max(memory[arm]):.0f}" if memory[arm] else _NONE for arm in ARMS)),
+        ("images a second, median of runs", *(_median_and_range(speed[arm]) for arm in ARMS)),
+        ("peak memory, MB", *(_median_and_range(memory[arm]) for arm in ARMS)),
         ("all runs, s", *(f"{sum(run.seconds for run in arms[arm]):.0f}" for arm in ARMS)),
     ]
     blocks: list[str | tuple[str, ...] | Table] = [Table(("", BEFORE, AFTER), tuple(rows))]
-    if speed[BEFORE] and speed[AFTER] and median(speed[BEFORE]) > 0:
-        ratio = median(speed[AFTER]) / median(speed[BEFORE])
-        blocks.append(f"after trains at {ratio:.2f} times the speed of before")
+    ratio = _speed_ratio(training)
+    if ratio:
+        blocks.append(ratio)
     blocks.append("These figures vary with the machine, and from run to run with what else it does.")
     return Section("cost of training", tuple(blocks))
+
+
+def _speed_ratio(training: Training) -> str:
+    """How fast after trains, as part of the speed of before; empty where the runs of a seed are too few to tell."""
+    ratios = [
+        math.log(pair.after.images_per_second / pair.before.images_per_second)
+        for pair in pairs(training)
+        if pair.before.images_per_second and pair.after.images_per_second
+    ]
+    if len(ratios) < _FEWEST_RATIOS:
+        return ""
+    found = mean_interval(ratios)
+    assert found.interval is not None
+    if 0 in found.interval:
+        return "no difference in speed beyond that between runs of one arm"
+    low, high = (math.exp(end) for end in (found.interval.low, found.interval.high))
+    return (
+        f"after trains at {math.exp(found.mean):.2f} times the speed of before (95 % interval {low:.2f} to {high:.2f})"
+    )
+
+
+def _median_and_range(values: Sequence[float]) -> str:
+    if not values:
+        return _NONE
+    low, high = (f"{end:.0f}" for end in (min(values), max(values)))
+    return f"{median(values):.0f}" + (f" ({low} to {high})" if low != high else "")
 
 
 def _known(values: Iterable[float | None]) -> list[float]:

@@ -38,11 +38,15 @@ class Interval:
 
 @dataclass(frozen=True)
 class Mean:
-    """The mean of ``count`` values and its 95 % t interval; the interval is None where there is one value only."""
+    """The mean of ``count`` values and its 95 % t interval; the interval is None where there is one value only.
+
+    ``range`` goes from the lowest to the highest value.
+    """
 
     count: int
     mean: float
     interval: Interval | None
+    range: Interval
 
     @property
     def half_width(self) -> float | None:
@@ -96,7 +100,7 @@ def mean_interval(values: Sequence[float]) -> Mean:
     _check(values)
     # a rounded sum may put the mean of equal values beside them
     mean = min(max(fmean(values), min(values)), max(values))
-    return Mean(len(values), mean, _t_interval(mean, values))
+    return Mean(len(values), mean, _t_interval(mean, values), Interval(min(values), max(values)))
 
 
 def paired_difference(before: Sequence[float], after: Sequence[float]) -> Difference:

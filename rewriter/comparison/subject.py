@@ -82,8 +82,10 @@ def same_weights(before: nn.Module, after: nn.Module) -> bool:
 
 
 def name_of(model: nn.Module) -> str:
-    """The name of the model's class."""
-    return class_name(original_class(type(model))).rsplit(".", 1)[-1]
+    """The name that timm made the model by, or that of its class."""
+    configuration = getattr(model, "pretrained_cfg", None)
+    architecture = configuration.get("architecture") if isinstance(configuration, dict) else None
+    return architecture or class_name(original_class(type(model))).rsplit(".", 1)[-1]
 
 
 def changes(model: nn.Module) -> tuple[str, ...]:
@@ -92,10 +94,9 @@ def changes(model: nn.Module) -> tuple[str, ...]:
     for record in records_of(model):
         for name, _ in record.plan.passes:
             sites, _, advice = record.plan.findings(name)
-            if sites or advice:
-                done = [counted(len(sites), "place")] if sites else []
-                done += [f"advice on {counted(len(advice), 'place')}"] if advice else []
-                lines.append(f"{name}: {', '.join(done)}")
+            done = [counted(len(sites), "place")] if sites or not advice else []
+            done += [f"advice on {counted(len(advice), 'place')}"] if advice else []
+            lines.append(f"{name}: {', '.join(done)}")
     return tuple(lines)
 
 

@@ -32,6 +32,9 @@ from rewriter.record import records_of
 _TOO_FEW = "Expected more than 1 value per channel"
 """What torch's batch norms say of a batch of one image whose map has one position."""
 
+_WARM_UP = 5
+"""Steps that are not timed where there are more: caches fill and kernels are chosen in them."""
+
 OptimizerFactory = Callable[[nn.Module], torch.optim.Optimizer]
 
 
@@ -113,7 +116,8 @@ class _Training:
             if number == 1:
                 self.classes.check(f"{self.setting.data.name}, training data")
         rates = [images / seconds for images, seconds in zip(self.images, self.seconds, strict=True)]
-        speed = round(statistics.median(rates), 1) if rates else None
+        warm = rates[_WARM_UP:] or rates
+        speed = round(statistics.median(warm), 1) if warm else None
         seconds = round(time.perf_counter() - started, 2)
         seen = tuple(f"{value:08x}" for value in self.seen)
         return Run(self.arm, self.seed, tuple(epochs), stopped, speed, memory.megabytes(), seconds, seen)
@@ -262,14 +266,18 @@ def _optimizer(model: nn.Module, setting: Setting) -> torch.optim.Optimizer:
     from timm.optim import create_optimizer_v2
 
     recipe = setting.recipe
-    by_place = any(name == "weight-decay" for record in records_of(model) for name, _ in record.plan.passes)
     options: dict[str, Any] = {}
-    if by_place:
+    if decays_by_place(model):
         options["param_group_fn"] = partial(param_groups, weight_decay=recipe.weight_decay)
     found: torch.optim.Optimizer = create_optimizer_v2(
         model, recipe.optimizer, recipe.lr, recipe.weight_decay, **options
     )
     return found
+
+
+def decays_by_place(model: nn.Module) -> bool:
+    """Whether the pass weight-decay was applied to the model."""
+    return any(name == "weight-decay" for record in records_of(model) for name, _ in record.plan.passes)
 
 
 def _scheduler(optimizer: torch.optim.Optimizer, recipe: Recipe, steps_an_epoch: int) -> Any:

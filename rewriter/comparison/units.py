@@ -83,7 +83,14 @@ class Unit:
         return f"{self.number(value, decimals)} {'points of' if self.percent else 'in'} {self.metric}"
 
     def mean(self, mean: Mean) -> str:
-        """``76.1 ± 0.4 %``; without the half-width where there is one value only."""
+        """``76.1 ± 0.4 %``; without the half-width where there is one value only.
+
+        A t interval that leaves 0 to 100 % is of too few values to mean anything: then ``97.1 (95.0 to 99.5) %``, the
+        lowest and the highest value.
+        """
+        if self.percent and mean.interval is not None and not 0 <= mean.interval.low <= mean.interval.high <= 1:
+            decimals = self.decimals((mean.range.high - mean.range.low) / 2)
+            return f"{self.number(mean.mean, decimals)} ({self.interval(mean.range, decimals, sign=False)}) %"
         decimals = self.decimals(mean.half_width, () if mean.half_width is None else (mean.half_width,))
         spread = "" if mean.half_width is None else f" ± {self.number(mean.half_width, decimals)}"
         return f"{self.number(mean.mean, decimals)}{spread}{' %' if self.percent else ''}"

@@ -21,6 +21,9 @@ TEST_LOSS = "test_loss"
 
 _REASONS = 3
 
+_FEWEST = 3
+"""Seeds that a verdict takes: two that happen to agree have an interval without width, whatever is true."""
+
 
 class Outcome(enum.StrEnum):
     """What was found about after, beside before."""
@@ -152,38 +155,36 @@ def judge(training: Training) -> Verdict:
 
 
 def _of_difference(training: Training, ended: Sequence[Pair], difference: Difference | None) -> tuple[Outcome, str]:
-    unit = unit_of(training, training.metric)
     if difference is None:
         return Outcome.UNDECIDED, "undecided: no seed was finished by both arms"
-    seeds = counted(difference.count, "seed")
-    asked = len(set(training.seeds))
-    if difference.count < asked:
-        seeds = f"{difference.count} of {counted(asked, 'seed')}"
+    unit, size = unit_of(training, training.metric), _size(training, difference)
     if difference.interval is None:
         found = unit.number(difference.mean, unit.decimals(None, (difference.mean,)), sign=True)
         shown = f"{found} {unit.difference_label}" if difference.mean else f"exactly equal {unit.metric}"
         return Outcome.UNDECIDED, f"undecided: one seed says nothing about others (after − before: {shown})"
     if difference.zero:
-        finished = [pair for pair in ended if pair.values(training.metric) is not None]
-        same = all(pair.before.epochs == pair.after.epochs for pair in finished)
-        rest = (
-            f": {unit.metric} and every loss of every epoch" if same else f" in the final {unit.metric}; losses differ"
-        )
-        return Outcome.EXACTLY_EQUAL, f"exactly equal in every seed ({seeds}){rest}"
+        return _of_equal_metrics(training, ended, unit, size)
     interval = difference.interval
+    if difference.count < _FEWEST:
+        decimals = unit.decimals(None, difference.differences)
+        each = " and ".join(unit.number(value, decimals, sign=True) for value in difference.differences)
+        return Outcome.UNDECIDED, (
+            f"undecided: a verdict takes at least {_FEWEST} seeds (after − before: {each} {unit.difference_label}, "
+            f"{size})"
+        )
     if 0 in interval:
         bound = max(-interval.low, interval.high)
         decimals = unit.decimals((interval.high - interval.low) / 2, (interval.low, interval.high))
         mean = unit.number(difference.mean, decimals, sign=True)
         return Outcome.NO_DIFFERENCE_SEEN, (
-            f"no difference larger than {unit.amount(bound, decimals)} was seen with {seeds} "
+            f"no difference larger than {unit.amount(bound, decimals)} was seen with {size} "
             f"(after − before: {mean}, 95 % interval {unit.interval(interval, decimals)})"
         )
     better = (difference.mean > 0) == training.higher_is_better
     if difference.alike and difference.p_value is not None and difference.p_value > 1 - LEVEL:
         mean = unit.number(difference.mean, unit.decimals(None, (difference.mean,)), sign=True)
         return Outcome.UNDECIDED, (
-            f"undecided: after − before is {mean} {unit.difference_label} in each of {seeds}, so that their spread is "
+            f"undecided: after − before is {mean} {unit.difference_label} in each of {size}, so that their spread is "
             f"not known; it takes six seeds to call that {'better' if better else 'worse'}"
         )
     outcome = Outcome.BETTER if better else Outcome.WORSE
@@ -193,8 +194,38 @@ def _of_difference(training: Training, ended: Sequence[Pair], difference: Differ
     direction = "" if training.higher_is_better else "; lower is better"
     return outcome, (
         f"after is {outcome} by {unit.amount(abs(difference.mean), decimals)} "
-        f"(95 % interval {shown}, {seeds}{direction})"
+        f"(95 % interval {shown}, {size}{direction})"
     )
+
+
+def _of_equal_metrics(training: Training, ended: Sequence[Pair], unit: Unit, size: str) -> tuple[Outcome, str]:
+    """Equal in every epoch and loss, or no more than a metric that is too coarse to tell the arms apart."""
+    finished = [pair for pair in ended if pair.values(training.metric) is not None]
+    if all(pair.before.epochs == pair.after.epochs for pair in finished):
+        return (
+            Outcome.EXACTLY_EQUAL,
+            f"exactly equal in every seed ({size}): {unit.metric} and every loss of every epoch",
+        )
+    step = ""
+    if unit.percent and training.test_images:
+        part = 1 / training.test_images
+        step = f"; one test image is worth {unit.amount(part, unit.decimals(None, (part,)))}"
+    return Outcome.NO_DIFFERENCE_SEEN, (
+        f"no difference was seen with {size}: the final {unit.metric} is the same in every seed, the losses "
+        f"differ{step}"
+    )
+
+
+def _size(training: Training, difference: Difference) -> str:
+    """How much the verdict rests on: ``5 seeds, 20 epochs, 500 test images``."""
+    asked = len(set(training.seeds))
+    seeds = counted(asked, "seed")
+    if difference.count < asked:
+        seeds = f"{difference.count} of {seeds}"
+    epochs = training.recipe.get("epochs")
+    length = f", {counted(epochs, 'epoch')}" if isinstance(epochs, int) else ""
+    images = f", {counted(training.test_images, 'test image')}" if training.test_images else ""
+    return f"{seeds}{length}{images}"
 
 
 def _stops(arm: str, failed: Sequence[Run], training: Training, ended: Sequence[Pair]) -> list[str]:

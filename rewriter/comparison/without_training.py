@@ -54,4 +54,5 @@ def _metrics(trained: Trained) -> str:
             parts.append(f"{unit.label}: {shown}")
     if same:
         parts.append(f"{listed(same)} {'is' if len(same) == 1 else 'are'} the same")
-    return f"with the weights as they are, on {counted(len(trained.rows), 'image')}, {', '.join(parts)}"
+    weights = "created" if trained.as_created else "they are"
+    return f"with the weights as {weights}, on {counted(len(trained.rows), 'image')}, {', '.join(parts)}"

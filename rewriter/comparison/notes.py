@@ -1,0 +1,58 @@
+"""What the reader has to know of how a comparison was made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import nn
+
+from rewriter.comparison.loading import Data
+from rewriter.comparison.subject import Subject, same_weights
+from rewriter.comparison.training import decays_by_place
+
+
+def notes_of(
+    subject: Subject,
+    first: tuple[nn.Module, nn.Module],
+    data: Data,
+    idle: str,
+    *,
+    seeds: int,
+    trained: bool,
+    own_optimizer: bool,
+    levels_given: bool,
+) -> Iterator[str]:
+    """One sentence each, the most important first.
+
+    Args:
+        subject, first, data: what was compared, and the models of the first seed.
+        idle: why both arms do the same; empty if they do not.
+        seeds: how many were asked for.
+        trained: whether both arms were trained.
+        own_optimizer: whether the user's own optimizer was used.
+        levels_given: whether the user named the levels; if not, it is said why nothing was trained.
+    """
+    if idle:
+        skipped = not trained and not levels_given
+        yield f"nothing was trained: {idle}; the level training would do it all the same" if skipped else idle
+    elif data.train is None and not levels_given:
+        yield f"nothing was trained: {data.name} has no training images; your own are given as (train, test)"
+    if trained and decays_by_place(first[1]):
+        yield (
+            "weight-decay: your optimizer decides what decays, the pass changes nothing here"
+            if own_optimizer
+            else "weight-decay: the optimizer of after takes its groups from rewriter.param_groups, that of before "
+            "from timm's rule; leave the pass out to hold the optimizer fixed"
+        )
+    if trained and seeds > 1 and not _varies(subject, first[0]):
+        yield (
+            "all seeds begin with the weights that were given, so the interval says nothing of other initial weights; "
+            "give a function that makes the model to vary them"
+        )
+    if not same_weights(*first):
+        yield "the two models do not begin with the same weights"
+
+
+def _varies(subject: Subject, first: nn.Module) -> bool:
+    """Whether the initial weights depend on the seed."""
+    return subject.varies and not same_weights(first, subject.pair(1)[0])

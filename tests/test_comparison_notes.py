@@ -1,0 +1,158 @@
+"""What a comparison says of how it was made: the data as models see them, the recipe that applied, idle rewrites."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+import torchmetrics
+from sklearn.datasets import load_digits
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+import rewriter
+from passes import Dropout
+from rewriter.comparison.result import Comparison
+from rewriter.comparison.verdict import Outcome
+from rewriter.errors import ComparisonError, ReportError
+
+TINY = rewriter.Recipe(seeds=2, epochs=1, batch_size=8, train_images=16, test_images=9)
+
+
+def preact(**options: Any) -> nn.Module:
+    return timm.create_model("test_convnext", in_chans=1, num_classes=10, **options)
+
+
+def post_activation(**options: Any) -> nn.Module:
+    return timm.create_model("test_resnet", in_chans=1, num_classes=10, **options)
+
+
+def compare(before: Any, after: Any, data: Any = "digits", **options: Any) -> Comparison:
+    size = {"input_size": 32} if isinstance(data, str) else {}
+    return rewriter.compare(before, after, data, **({"budget": TINY, "progress": False} | size | options))
+
+
+def dropout(**options: float) -> Any:
+    return lambda model: rewriter.rewrite(model, [Dropout(**options)], input_size=32)
+
+
+def loaders() -> tuple[DataLoader[Any], DataLoader[Any]]:
+    data = load_digits()
+    images = F.interpolate(torch.tensor(data.images, dtype=torch.float32)[:29, None] / 16, size=32)
+    examples = TensorDataset(images, torch.tensor(data.target)[:29])
+    parts = torch.utils.data.Subset(examples, range(17)), torch.utils.data.Subset(examples, range(17, 29))
+    return DataLoader(parts[0], 8, drop_last=True), DataLoader(parts[1], 4)
+
+
+class TestIdleRewrites:
+    def test_without_a_place(self) -> None:
+        found = compare(post_activation, dropout())
+        assert found.training is None and found.change == ("dropout: 0 places",)
+        assert found.notes[0].startswith("nothing was trained: no pass found a place to edit: both arms are the same")
+        asked = compare(post_activation, dropout(), levels=["training"])
+        assert asked.training is not None and asked.verdict.outcome is Outcome.EXACTLY_EQUAL
+        assert asked.notes == ("no pass found a place to edit: both arms are the same model",)
+        pairs = zip(asked.training.runs[::2], asked.training.runs[1::2], strict=True)
+        assert all(before.epochs == after.epochs for before, after in pairs)
+
+    def test_dropouts_of_rate_0_that_are_moved(self) -> None:
+        class Headed(nn.Module):
+            def __init__(self, rate: float) -> None:
+                super().__init__()
+                self.body = post_activation()
+                self.drop, self.fc = nn.Dropout(rate), nn.Linear(self.body.num_features, 10)
+
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                features = self.body.forward_features(x).mean((2, 3))
+                return self.fc(self.drop(features))  # type: ignore[no-any-return]
+
+        for rate, idle in ((0.0, True), (0.3, False)):
+            model = Headed(rate)
+            after = rewriter.rewrite(model, [Dropout()], input_size=(1, 64, 64))
+            assert rewriter.report(after).applied
+            found = compare(model, after, input_size=64)
+            assert (found.training is None) is idle
+            assert any("has no effect yet" in note for note in found.notes) is idle
+
+    def test_what_is_changed_by_other_means_is_trained(self) -> None:
+        def other(model: nn.Module) -> nn.Module:
+            model.head.drop = nn.Dropout(0.5)
+            return model
+
+        assert compare(preact, other, seeds=1).training is not None
+
+    def test_weight_decay_changes_the_optimizer(self) -> None:
+        def after(model: nn.Module) -> nn.Module:
+            return rewriter.rewrite(model, ["weight-decay"], input_size=32)
+
+        found = compare(preact, after, seeds=1)
+        assert found.training is not None
+        assert any("the optimizer of after takes its groups from rewriter.param_groups" in note for note in found.notes)
+        own = compare(preact, after, seeds=1, optimizer=lambda model: torch.optim.SGD(model.parameters(), lr=0.01))
+        assert own.training is None and "no pass found a place" in own.notes[0]
+
+
+class TestWhatIsSaid:
+    def test_images_and_classes(self) -> None:
+        found = compare(preact, dropout(p=0.1), levels=["equivalence"])
+        assert found.data == "digits (9 test images of 1 × 32 × 32, 10 classes)"
+
+    def test_weights_as_created(self) -> None:
+        found = compare(preact, dropout(p=0.1), levels=["trained"])
+        assert found.trained is not None and found.trained.as_created
+        assert "with the weights as created" in found.verdict.sentence
+        assert "weights as created, not trained, 9 test images" in str(found)
+
+    def test_no_training_data(self) -> None:
+        found = compare(preact(), dropout(p=0.1), loaders()[1])
+        assert found.training is None
+        assert found.notes == (
+            "nothing was trained: your data has no training images; your own are given as (train, test)",
+        )
+
+    def test_recipe_of_own_parts(self) -> None:
+        def half(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+            return F.cross_entropy(output, target) / 2
+
+        def sgd(model: nn.Module) -> torch.optim.Optimizer:
+            return torch.optim.SGD(model.parameters(), lr=0.01)
+
+        metric = torchmetrics.classification.MulticlassF1Score(10)
+        found = compare(preact(), dropout(p=0.1), loaders(), loss=half, optimizer=sgd, metric=metric, seeds=3)
+        assert found.training is not None and found.training.test_images == 12
+        assert found.data == "your data (16 training and 12 test images of 1 × 32 × 32, 10 classes)"
+        recipe = found.training.recipe
+        decided = {"batch_size", "train_images", "test_images", "crop_scale", "hflip", "lr", "weight_decay"}
+        assert not decided & recipe.keys() and recipe["seeds"] == 3 and "calibration_batches" not in recipe
+        assert "half" in recipe["loss"] and "sgd" in recipe["optimizer"] and "MulticlassF1Score" in recipe["metric"]
+        assert any("all seeds begin with the weights that were given" in note for note in found.notes)
+        assert "12 test images" in found.verdict.sentence
+
+    def test_options_without_effect(self) -> None:
+        with pytest.raises(ComparisonError, match="batch_size: it has no effect with your own data loaders"):
+            compare(preact(), dropout(p=0.1), loaders(), batch_size=4)
+        with pytest.raises(ComparisonError, match="lr: it has no effect with your own optimizer"):
+            compare(preact(), dropout(p=0.1), lr=0.1, optimizer=lambda model: torch.optim.SGD(model.parameters(), lr=1))
+
+    def test_recipes_that_fit_no_batch(self) -> None:
+        with pytest.raises(ComparisonError, match="one batch of batch_size=64, found 32"):
+            rewriter.Recipe(batch_size=64, train_images=32)
+        with pytest.raises(ComparisonError, match="give a Recipe as budget="):
+            compare(preact, dropout(p=0.1), recipe=TINY)
+
+
+class TestReports:
+    def test_written_from_python(self, tmp_path: Path) -> None:
+        found = compare(preact, dropout(p=0.1), directory=tmp_path, seeds=1, levels=["training"])
+        assert Comparison.from_json((tmp_path / "result.json").read_text(encoding="utf-8")) == found
+        assert (tmp_path / "learning_curves.png").exists()
+
+    def test_what_was_found_is_not_lost(self, tmp_path: Path) -> None:
+        (tmp_path / "summary.md").mkdir()
+        with pytest.raises(ReportError, match=r"summary\.md cannot be written") as caught:
+            compare(preact, dropout(p=0.1), directory=tmp_path, levels=["equivalence"])
+        assert caught.value.comparison.equivalence[0].identical
