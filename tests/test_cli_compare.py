@@ -218,9 +218,9 @@ class TestProcesses:
             "    if rank == '1':\n"
             "        raise MemoryError('no more of it')\n"
             "    return torch.optim.SGD(model.parameters(), 0.1)\n"
-            "for lr in (0.1, 0.2):\n"
+            "for hflip in (0.1, 0.2):\n"
             "    try:\n"
-            "        rewriter.compare(make, lambda m: m, 'digits', levels=['training'], seeds=2, epochs=1, lr=lr,\n"
+            "        rewriter.compare(make, lambda m: m, 'digits', levels=['training'], seeds=2, epochs=1, hflip=hflip,\n"
             "                         batch_size=16, train_images=32, test_images=40, input_size=32, device='cpu',\n"
             f"                         directory={str(tmp_path)!r}, progress=False, optimizer=optimizer)\n"
             "    except (MemoryError, rewriter.ComparisonError) as error:\n"
@@ -233,7 +233,7 @@ class TestProcesses:
         assert done.returncode == 0, done.stderr
         for rank in range(2):
             assert f"rank {rank} no more of it" in done.stdout
-            assert f"rank {rank} lr is 0.2 now and 0.1 in the file" in done.stdout
+            assert f"rank {rank} hflip is 0.2 now and 0.1 in the file" in done.stdout
         assert len((tmp_path / "runs.jsonl").read_text().splitlines()) == 3  # the seed of the first process is kept
 
 
