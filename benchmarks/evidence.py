@@ -24,6 +24,7 @@ _CLASSIFY = "--data mnist5k --budget full --seeds 5 --epochs 15 -r train_images=
 _SEGMENT = "--data mri-seg --budget full --seeds 5 --epochs 20 -r batch_size=14 --input-size 96 -k channels=64"
 _PREACT = "zoo:preact_resnet110 -k 'depths=(2,2,2)'"
 _GROUPS = "resnet18 -k 'layers=(1,1,1,1)' -k norm_layer=groupnorm"
+_MAP = "test_resnet -k output_stride=8"  # 4 x 4 at the end: on a map of one position nothing is pooled
 _SGD = "-r optimizer=sgd,lr=0.05,weight_decay=5e-3"
 
 
@@ -54,20 +55,20 @@ EXPERIMENTS = (
         f"{_PREACT} --pass dropout:p=0.1,head_p=0 {_CLASSIFY}",
     ),
     Experiment(
-        "dropout-head", "dropout", "test_resnet: head dropout of 0.2 moved before pooling",
-        f"test_resnet -k drop_rate=0.2 --pass dropout {_CLASSIFY}",
+        "dropout-head", "dropout", "test_resnet, 4 × 4 map: head dropout of 0.2 moved before pooling",
+        f"{_MAP} -k drop_rate=0.2 --pass dropout {_CLASSIFY}",
     ),
     Experiment(
         "dropout-transformer", "dropout", "test_vit: dropout 0.1 inserted in every branch",
-        f"test_vit --pass dropout:p=0.1,head_p=0 {_CLASSIFY}",
+        f"test_vit --pass dropout:p=0.1,head_p=0 {_CLASSIFY} --seeds 10",
     ),
     Experiment(
-        "pooling-sqrt", "stochastic-pooling", "test_resnet: scale sqrt, the published one",
-        f"test_resnet --pass stochastic-pooling {_CLASSIFY}",
+        "pooling-sqrt", "stochastic-pooling", "test_resnet, 4 × 4 map: scale sqrt, the published one",
+        f"{_MAP} --pass stochastic-pooling {_CLASSIFY}",
     ),
     Experiment(
-        "pooling-none", "stochastic-pooling", "test_resnet: scale none",
-        f"test_resnet --pass stochastic-pooling:scale=none {_CLASSIFY}",
+        "pooling-none", "stochastic-pooling", "test_resnet, 4 × 4 map: scale none",
+        f"{_MAP} --pass stochastic-pooling:scale=none {_CLASSIFY}",
     ),
     Experiment(
         "decay-guideline", "weight-decay", "resnet10t: gammas decay by place, instead of none",
