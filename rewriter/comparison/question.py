@@ -6,7 +6,7 @@ import hashlib
 import importlib.metadata
 import re
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -75,7 +75,9 @@ def _first_batch(data: Data) -> str:
 
 
 def described(value: Any) -> str:
-    """The name of a function, or how an object describes itself, without its address."""
+    """The name of a function, or how an object describes itself, without its address; of several, one after another."""
+    if isinstance(value, Mapping):
+        return ", ".join(described(item) for item in value.values())
     return getattr(value, "__qualname__", None) or re.sub(r" at 0x[0-9a-f]+", "", repr(value))
 
 
