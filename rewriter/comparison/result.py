@@ -96,6 +96,8 @@ class Training:
         runs: finished and stopped ones, in order of seed and arm; some may be missing after an interrupt.
         recipe: how they were trained, as plain data.
         environment: versions, device, number of threads and processes.
+        test_images: how many images each epoch was tested on, so that figures can show what one is worth; None if that
+            is not known.
     """
 
     metric: str
@@ -104,6 +106,7 @@ class Training:
     runs: tuple[Run, ...]
     recipe: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
+    test_images: int | None = None
 
 
 @dataclass(frozen=True)
