@@ -107,7 +107,7 @@ def _draw_mean(axes: Any, difference: Difference, unit: Unit, reach: float) -> s
     assert interval is not None
     low, high = unit.scaled(interval.low), unit.scaled(interval.high)
     left, right = max(low, -reach), min(high, reach)
-    axes.axvspan(left, right, color=GREEN, alpha=0.12, linewidth=0)
+    axes.axvspan(low, high, color=GREEN, alpha=0.12, linewidth=0)
     axes.plot([left, right], [_MEAN, _MEAN], color=GREEN, linewidth=2)
     for drawn, end, arrow in ((left, low, "<"), (right, high, ">")):
         axes.plot([drawn], [_MEAN], marker="|" if drawn == end else arrow, color=GREEN, markersize=9, markeredgewidth=2)
