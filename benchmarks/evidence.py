@@ -122,9 +122,10 @@ These are small experiments: a few thousand images of digits, the slices of one 
 large effect or a harm; the effects that the papers report (often below one point, on large data) they cannot show or
 refute. Read the intervals. *After − before* is the paired difference over seeds with its 95 % t interval, of the last
 epoch; both arms of a seed have the same initial weights, batches and augmentation. Nothing was tuned: each recipe was
-fixed before its first run. Two experiments, on the head's dropout and on stochastic pooling, were first run on test_resnet
-as it is, whose last map has one position at 32 pixels: there nothing is pooled, and they came out exactly equal. The
-same model with `output_stride=8` took its place; `rewriter compare` now tells of such a rewrite before it trains.
+fixed before its first run. Two experiments, on the head's dropout and on stochastic pooling, were first run on
+test_resnet as it is, whose last map has one position at 32 pixels: there nothing is pooled, and they came out exactly
+equal. The same model with `output_stride=8` took its place; `rewriter compare` now tells of such a rewrite before it
+trains.
 
 | guideline, and its mechanism | experiment | data | seeds | metric | before | after | after − before | verdict |
 | --- | --- | --- | ---: | --- | ---: | ---: | ---: | --- |

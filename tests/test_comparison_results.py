@@ -14,17 +14,20 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import matplotlib
+import numpy as np
 import pytest
 import timm
 import torch
-from matplotlib import image
+from matplotlib import colors, image
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn import functional as F
 
 import rewriter
 from passes import Dropout
-from rewriter.comparison.plots import save_plots
+from rewriter.comparison.plots import figures, save_plots
 from rewriter.comparison.reports import write_reports
 from rewriter.comparison.result import Comparison, Equivalence, ImageRow, Trained, Training
 from rewriter.comparison.run import AFTER, ARMS, BEFORE, Epoch, Run
@@ -123,6 +126,29 @@ def made() -> Comparison:
     )
 
 
+def on_so_many(found: Comparison, test_images: int | None) -> Comparison:
+    training = dataclasses.replace(found.training, test_images=test_images)  # type: ignore[type-var]
+    return dataclasses.replace(found, training=training)
+
+
+def equal_arms(found: Comparison) -> Comparison:
+    """The same comparison as if after had learned what before did."""
+    before = [run for run in found.training.runs if run.arm == BEFORE]  # type: ignore[union-attr]
+    runs = tuple(dataclasses.replace(run, arm=arm) for run in before for arm in ARMS)
+    return dataclasses.replace(found, training=dataclasses.replace(found.training, runs=runs))  # type: ignore[type-var]
+
+
+def of_right_images(before: list[int], after: list[int], test_images: int) -> Comparison:
+    """So many images right in the last epoch, for each seed."""
+    runs = [
+        Run(arm, seed, (Epoch(0, None, 2.3, {"top1": 0.0}), Epoch(1, 2.0, 1.0, {"top1": right / test_images})))
+        for seed, both in enumerate(zip(before, after, strict=True))
+        for arm, right in zip(ARMS, both, strict=True)
+    ]
+    training = Training("top1", True, tuple(range(len(before))), tuple(runs), test_images=test_images)
+    return Comparison("resnet10t", ("dropout: 8 places",), "mnist5k", training=training)
+
+
 def table_widths(markdown: str) -> list[set[int]]:
     """The numbers of cells of the lines of each table."""
     tables = re.findall(r"(?:^\|.*\n?)+", markdown, re.MULTILINE)
@@ -214,6 +240,13 @@ class TestJson:
         read = Comparison.from_json(text)
         assert read.trained == found.trained and read.training.runs == runs  # type: ignore[union-attr]
 
+    def test_number_of_test_images(self) -> None:
+        found = on_so_many(made(), 360)
+        assert Comparison.from_json(found.to_json()) == found
+        data = json.loads(found.to_json())
+        del data["training"]["test_images"]  # as it was written before there was this field
+        assert Comparison.from_json(json.dumps(data)) == made()
+
     def test_damage_is_named(self) -> None:
         text = made().to_json()
         data = json.loads(text)
@@ -252,6 +285,127 @@ class TestCsv:
         for write in (empty.to_csv, empty.images_to_csv):
             with pytest.raises(ComparisonError, match="to write"):
                 write()
+
+
+def text_of(figure: Figure) -> str:
+    """Everything that a figure says; the lines of a heading as one."""
+    return " ".join(text.get_text().replace("\n", " ") for text in figure.findobj(Text) if text.get_text())
+
+
+def drawn_texts(figure: Figure) -> list[Text]:
+    """The texts that are seen: not the labels of ticks beyond the axes."""
+    beyond = set()
+    for axes in figure.axes:
+        for axis, (low, high) in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
+            beyond |= {tick.label1 for tick in axis.get_major_ticks() if not low <= tick.get_loc() <= high}
+    return [
+        text
+        for text in figure.findobj(Text)
+        if isinstance(text, Text) and text.get_visible() and text.get_text() and text not in beyond
+    ]
+
+
+class TestFigures:
+    def test_say_what_was_compared(self, trained: Comparison, tmp_path: Path) -> None:
+        for path in save_plots(on_so_many(trained, 100), tmp_path):
+            if path.suffix == ".svg":
+                # matplotlib draws letters as outlines, with the line that they are in a comment
+                text = " ".join(re.findall("<!-- (.*?) -->", path.read_text(encoding="utf-8")))
+                assert trained.model in text and trained.data in text and trained.change[0] in text
+                assert f"verdict on top1: {trained.verdict.outcome} (3 seeds)" in text
+                assert "one test image of 100 = 1 point of top1" in text
+
+    def test_seeds_that_did_not_finish(self) -> None:
+        drawn = figures(made())
+        assert all("(3 of 4 seeds finished by both)" in text_of(figure) for figure in drawn.values())
+        assert "after stopped" in text_of(drawn["differences"])
+        curves = text_of(drawn["learning_curves"])
+        assert "before, mean and range of 3 seeds" in curves and "after, mean and range of 3 seeds" in curves
+        assert "before, finished by this arm alone (1)" in curves and "after, stopped (1)" in curves
+
+    def test_equal_arms(self, trained: Comparison) -> None:
+        words = "both arms have the same top1 in every epoch, to the last digit"
+        equal = equal_arms(trained)
+        figure = figures(equal)["learning_curves"]
+        assert words in text_of(figure)
+        assert words not in text_of(figures(trained)["learning_curves"])
+        runs = equal.training.runs  # type: ignore[union-attr]
+        second = runs[-1].epochs[1]
+        moved = dataclasses.replace(second, metrics={"top1": math.nextafter(second.metrics["top1"], 2)})
+        runs = (*runs[:-1], dataclasses.replace(runs[-1], epochs=(runs[-1].epochs[0], moved, *runs[-1].epochs[2:])))
+        training = dataclasses.replace(equal.training, runs=runs)  # type: ignore[type-var]
+        other = dataclasses.replace(equal, training=training)
+        assert words not in text_of(figures(other)["learning_curves"])
+
+    def test_both_of_equal_arms_are_seen(self, trained: Comparison) -> None:
+        figure = figures(equal_arms(trained))["learning_curves"]
+        figure.canvas.draw()
+        pixels = np.asarray(figure.canvas.buffer_rgba())[::-1, :, :3] / 255
+        box = figure.axes[0].get_window_extent()
+        pixels = pixels[int(box.y0) : int(box.y1), int(box.x0) : int(box.x1)]
+        hues = colors.rgb_to_hsv(pixels)
+        coloured = hues[..., 0][hues[..., 1] > 0.3]
+        blue, orange = ((coloured > 0.5) & (coloured < 0.65)).sum(), (coloured < 0.12).sum()
+        assert blue > 1000 and orange > 1000
+
+    def test_axes_are_some_test_images_wide(self, trained: Comparison) -> None:
+        equal = of_right_images([98, 97, 98], [98, 97, 98], 100)
+        for found, right in ((on_so_many(equal_arms(trained), 100), 5), (equal, 5)):
+            low, high = figures(found)["differences"].axes[0].get_xlim()
+            assert -low >= right and high >= right
+        late = tuple(Epoch(number, 0.1, 0.1, {"top1": top1}) for number, top1 in ((1, 0.97), (2, 0.98)))
+        runs = tuple(dataclasses.replace(run, epochs=late) for run in equal.training.runs)  # type: ignore[union-attr]
+        training = dataclasses.replace(equal.training, runs=runs)  # type: ignore[type-var]
+        low, high = figures(dataclasses.replace(equal, training=training))["learning_curves"].axes[0].get_ylim()
+        assert high - low >= 10
+
+    def test_worth_of_a_test_image_is_said_where_it_is_known(self, trained: Comparison) -> None:
+        finer = made()  # 80.1 % of 360 images is no whole number of them
+        for found, known in ((on_so_many(trained, 100), True), (trained, False), (on_so_many(finer, 360), False)):
+            assert all(("one test image of" in text_of(figure)) is known for figure in figures(found).values())
+        loss = dataclasses.replace(trained.training, metric="test_loss", higher_is_better=False, test_images=100)  # type: ignore[type-var]
+        drawn = figures(dataclasses.replace(trained, training=loss))
+        assert not any("one test image of" in text_of(figure) for figure in drawn.values())
+        assert "after is better" in drawn["differences"].axes[0].get_title("left")
+        assert "lower is better" in text_of(drawn["learning_curves"])
+
+    def test_an_interval_that_is_far_too_wide_is_cut(self) -> None:
+        found = of_right_images([900, 900], [920, 890], 1000)  # +2 and −1 points, ±19 about +0.5
+        interval = found.verdict.difference.interval  # type: ignore[union-attr]
+        figure = figures(found)["differences"]
+        axes = figure.axes[0]
+        assert 100 * interval.high > 15 and axes.get_xlim()[1] < 5  # type: ignore[union-attr]
+        assert {line.get_marker() for line in axes.lines} >= {"<", ">"}
+        assert re.search(r"95 % interval −1[89]\S* to \+(19|20)", text_of(figure))
+        narrow = figures(of_right_images([900, 900], [920, 915], 1000))["differences"].axes[0]
+        assert not {line.get_marker() for line in narrow.lines} & {"<", ">"}
+
+    @pytest.mark.parametrize("case", ["as it is", "stopped", "long names", "many seeds", "one seed", "wide"])
+    def test_no_text_lies_on_another_or_leaves_the_figure(self, case: str, trained: Comparison) -> None:
+        found = on_so_many(trained, 100)
+        if case == "stopped":
+            found = made()
+        elif case == "long names":
+            name = "transformers.models.segformer.SegformerForSemanticSegmentation_of_a_$very$_long_name" * 2
+            change = tuple(f"{name}: 25 places" for name in ("atrous-rates", "dropout", "group-count")) * 5
+            found = dataclasses.replace(
+                found, model=name, data=f"{'tiles of a hospital, ' * 9}10 images", change=change
+            )
+        elif case == "many seeds":
+            found = of_right_images(list(range(900, 940)), list(range(940, 900, -1)), 1000)
+        elif case == "one seed":
+            found = of_right_images([900], [910], 1000)
+        elif case == "wide":
+            found = of_right_images([900, 900], [920, 890], 1000)
+        for figure in figures(found).values():
+            figure.canvas.draw()
+            boxes = [(text.get_text(), text.get_window_extent()) for text in drawn_texts(figure)]
+            width, height = figure.bbox.width, figure.bbox.height
+            for number, (text, box) in enumerate(boxes):
+                assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width and box.y1 <= height, text
+                for other, beside in boxes[:number]:
+                    apart = box.x1 <= beside.x0 or beside.x1 <= box.x0 or box.y1 <= beside.y0 or beside.y1 <= box.y0
+                    assert apart, (text, other)
 
 
 @contextlib.contextmanager
