@@ -116,13 +116,17 @@ def compare(
             first = subject.pair(0)
             found = _data(data, first, levels, recipe, input_size, task, num_classes, root, download)
             _check_effect(changes_of_recipe, found, optimizer)
+            asked = _levels(levels, first[0], found)
             scoring = scoring_of(found.task, found.num_classes, found.ignore_index, loss, metric)
-            scored = levels is None or list(levels) != [EQUIVALENCE]
+            scored = asked != (EQUIVALENCE,)
             scoring, found = fitted(
                 scoring, first, found, accelerator.device, task_given=task is not None, scored=scored
             )
-            idle = why_idle(*first, found, accelerator.device, own_optimizer=optimizer is not None)
-            asked = _levels(levels, first[0], found, idle)
+            idle = ""
+            if TRAINING in asked:
+                idle = why_idle(*first, found, accelerator.device, own_optimizer=optimizer is not None)
+            if idle and levels is None:
+                asked = tuple(level for level in asked if level != TRAINING)
         judge = _Judge(subject, first, found, scoring, recipe, accelerator, optimizer)
         place = None if directory is None else Path(directory)
         with repeatable(accelerator.device):
@@ -288,12 +292,9 @@ def _image_size(before: nn.Module, after: nn.Module, source: Source, input_size:
     return found
 
 
-def _levels(levels: Sequence[str] | None, before: nn.Module, data: Data, idle: str) -> tuple[str, ...]:
+def _levels(levels: Sequence[str] | None, before: nn.Module, data: Data) -> tuple[str, ...]:
     if levels is None:
-        fits = {
-            EQUIVALENCE: True, TRAINED: carries_trained_weights(before),
-            TRAINING: data.train is not None and not idle,
-        }  # fmt: skip
+        fits = {EQUIVALENCE: True, TRAINED: carries_trained_weights(before), TRAINING: data.train is not None}
         return tuple(level for level in LEVELS if fits[level])
     if TRAINING in levels and data.train is None:
         raise DataError(f"{data.name} has no training data: give (train, test)")

@@ -26,15 +26,14 @@ def notes_of(
 
     Args:
         subject, first, data: what was compared, and the models of the first seed.
-        idle: why both arms do the same; empty if they do not.
+        idle: why training them both is no use; empty if it is of use, or nobody wanted it.
         seeds: how many were asked for.
         trained: whether both arms were trained.
         own_optimizer: whether the user's own optimizer was used.
         levels_given: whether the user named the levels; if not, it is said why nothing was trained.
     """
     if idle:
-        skipped = not trained and not levels_given
-        yield f"nothing was trained: {idle}; the level training would do it all the same" if skipped else idle
+        yield idle if trained else f"nothing was trained: {idle}; the level training would do it all the same"
     elif data.train is None and not levels_given:
         yield f"nothing was trained: {data.name} has no training images; your own are given as (train, test)"
     if trained and decays_by_place(first[1]):
