@@ -190,6 +190,24 @@ class TestText:
         assert "image 0: 91.0 % of its predictions are the same" in text
         assert "same prediction: 95.5 %, 1 of 2 images in full" in text and "nan (image 0)" in text
 
+    @pytest.mark.parametrize(
+        ("speeds", "words"),
+        [
+            ((80.0, 81.0, 79.0), "after trains at 0.80 times the speed of before (95 % interval 0.78 to 0.83)"),
+            ((80.0, 125.0, 100.0), "no difference in speed beyond that between runs of one arm"),
+            ((80.0, 81.0), ""),
+        ],
+    )
+    def test_speed_is_judged_over_seeds(self, speeds: tuple[float, ...], words: str) -> None:
+        epoch = Epoch(0, None, 2.3, {"top1": 0.1})
+        runs = tuple(
+            Run(arm, seed, (epoch,), "", 100.0 if arm == BEFORE else speed)
+            for seed, speed in enumerate(speeds)
+            for arm in ARMS
+        )
+        text = str(Comparison("m", (), "d", training=Training("top1", True, tuple(range(len(speeds))), runs)))
+        assert words in text and ("speed" in text) is bool(words)
+
     def test_long_names_stay_in_the_terminal(self) -> None:
         found = made()
         long = "a_pass_with_a_name_" * 8
