@@ -28,6 +28,7 @@ from rewriter.cli_options import (
 )
 from rewriter.data.source import Source
 from rewriter.errors import RewriterError
+from rewriter.planning import counted
 
 try:
     import typer
@@ -119,30 +120,49 @@ def compare_command(
     )
     fields = assignments(recipe or (), "--recipe")
     fields |= {key: value for key, value in (("seeds", seeds), ("epochs", epochs)) if value is not None}
-    with errors_reported(as_json):
+    data = data if data is not None else _LABELLED_PHOTOS if pretrained else _DEFAULT_DATA
+    levels = [str(item) for item in level] if level else None
+    with errors_reported(as_json), _interrupt_told(output, restart):
         with stdout_kept_clean(as_json):
-            source = rewriter.data.open_source(
-                data if data is not None else _LABELLED_PHOTOS if pretrained else _DEFAULT_DATA,
-                root=root,
-                download=download,
-            )
+            batch_size = _checked(wanted, data, str(budget), fields, device)
+            source = rewriter.data.open_source(data, root=root, download=download)
+            if Level.TRAINING in level if level else source.train is not None:
+                rewriter.data.check_trainable(source, batch_size)
             made = _Made(wanted, source)
-            levels = [str(item) for item in level] if level else None
             not_written = None
             try:
-                with _interrupt_told(output):
-                    result = rewriter.compare(
-                        made.original, made.rewritten(), source, name=wanted.name, levels=levels, budget=str(budget),
-                        input_size=made.size, device=device, directory=output, restart=restart, **fields,
-                    )  # fmt: skip
+                result = rewriter.compare(
+                    made.original, made.rewritten(), source, name=wanted.name, levels=levels, budget=str(budget),
+                    input_size=made.size, device=device, directory=output, restart=restart, **fields,
+                )  # fmt: skip
             except rewriter.ReportError as error:
                 result, not_written = error.comparison, error
         _leave_processes()
-        if int(os.environ.get("RANK", 0)) == 0:
+        if _is_first_process():
             print(result.to_json() if as_json else result)
         if not_written is not None:  # the one document on stdout is the result
             print(f"error: {' '.join(str(not_written).split())}", file=sys.stderr)
             raise typer.Exit(1)
+
+
+def _checked(wanted: Wanted, data: str, budget: str, fields: dict[str, Any], device: str | None) -> int:
+    """Tell what is wrong before data are read and models made, what is known soonest first; gives the batch size."""
+    from rewriter.comparison.place import check_device
+    from rewriter.comparison.recipe import resolve_recipe
+    from rewriter.comparison.training import check_optimizer
+
+    recipe = resolve_recipe(budget, fields)
+    wanted.check_files_and_passes()
+    rewriter.data.check_name(data)
+    if device is not None:
+        check_device(device)
+    check_optimizer(None, recipe)
+    wanted.check_model()
+    return recipe.batch_size
+
+
+def _is_first_process() -> bool:
+    return int(os.environ.get("RANK", 0)) == 0
 
 
 def _leave_processes() -> None:
@@ -159,8 +179,8 @@ class _Made:
         self.wanted = wanted
         trained = wanted.pretrained or wanted.checkpoint is not None
         channels = 3 if trained else source.channels
-        given = wanted.model_kwargs
-        wanted.model_kwargs = model_zoo.data_options(wanted.name, source.num_classes, channels) | given
+        options = model_zoo.data_options(wanted.name, source.num_classes, channels)
+        wanted.of_data = {name: value for name, value in options.items() if name not in wanted.model_kwargs}
         self.size = wanted.size or self._size(None if trained else source.size)
 
     def original(self) -> torch.nn.Module:
@@ -183,7 +203,7 @@ class _Made:
             side = max(_LEAST, *images)
             for options in ({}, {"img_size": side}):
                 if self._runs(options, side):
-                    self.wanted.model_kwargs |= options
+                    self.wanted.of_data |= options
                     return side, side
         if entry.input_size is None:
             raise rewriter.InputError(f"{self.wanted.name} names no input size; give --input-size")
@@ -194,7 +214,8 @@ class _Made:
 
         try:
             with torch.device("meta"):
-                model = model_zoo.create(self.wanted.name, **self.wanted.model_kwargs, **options).model
+                given = self.wanted.of_data | options | self.wanted.model_kwargs
+                model = model_zoo.create(self.wanted.name, **given).model
             rewriter.trace(model, input_size=(side, side))
         except (RewriterError, model_zoo.ModelZooError):
             return False
@@ -202,10 +223,27 @@ class _Made:
 
 
 @contextlib.contextmanager
-def _interrupt_told(output: Path | None) -> Iterator[None]:
+def _interrupt_told(output: Path | None, restart: bool) -> Iterator[None]:
     try:
         yield
-    except KeyboardInterrupt:
-        kept = f"; {output} holds the finished runs, the same command goes on" if output is not None else ""
-        print(f"interrupted{kept}", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        if _is_first_process():
+            print(f"interrupted{_what_is_kept(interrupt, output, restart)}", file=sys.stderr)
         raise
+
+
+def _what_is_kept(interrupt: KeyboardInterrupt, output: Path | None, restart: bool) -> str:
+    from rewriter.comparison.run_file import number_of_runs
+    from rewriter.comparison.run_progress import Interrupted
+
+    if not isinstance(interrupt, Interrupted):  # not while runs were trained
+        if output is None:
+            return "; nothing was kept: give -o DIRECTORY to keep finished runs"
+        kept = number_of_runs(output)
+        return f"; {counted(kept, 'finished run')} in {output}" if kept else "; there is no finished run to keep yet"
+    if output is None:
+        return f": {interrupt}, none is kept: give -o DIRECTORY to keep finished runs"
+    if not interrupt.finished:
+        return f": {interrupt}, so nothing was kept"
+    without = " without --restart" if restart else ""
+    return f": {interrupt} and kept in {output}; the same command{without} goes on from there"

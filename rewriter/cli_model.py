@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
+from torch import nn
 
+from rewriter.checkpoint import check_weights, classes_and_channels, read_checkpoint
 from rewriter.cli_options import (
     Preserve,
     argument,
@@ -20,10 +23,10 @@ from rewriter.cli_options import (
     resolved_passes,
 )
 from rewriter.cli_output import described_inputs, show_model
+from rewriter.guideline import Pass
 from rewriter.manager import installed_passes
 from rewriter.planning import Plan, fingerprint
 from rewriter.record import Record
-from rewriter.storage import check_weights, read_checkpoint
 
 try:
     import typer
@@ -66,7 +69,11 @@ class Work:
 
 
 class Wanted:
-    """A model and a rewrite as asked for on the command line; wrong usage is refused here."""
+    """A model and a rewrite as asked for on the command line; wrong usage is refused here.
+
+    Attributes:
+        of_data: options of the model's constructor that the data set, not the user.
+    """
 
     def __init__(
         self,
@@ -88,6 +95,7 @@ class Wanted:
         self.preserve = preserve
         self.pretrained = pretrained
         self.checkpoint = checkpoint
+        self.of_data: dict[str, Any] = {}
         if pretrained and checkpoint is not None:
             raise typer.BadParameter("give --pretrained or --checkpoint, not both")
 
@@ -98,12 +106,38 @@ class Wanted:
             work: names and times the steps.
             meta: without memory or trained weights, where the constructor allows that.
         """
+        self.check_files_and_passes()
+        entry = self._created(work, meta)
+        if self.weights is not None:
+            note = self._other_options(entry.model, self.weights)
+            check_weights(entry.model, self.weights, f"the weights in {self.checkpoint}", note)
+            if not meta:
+                entry.model.load_state_dict(self.weights, strict=True)
+        return entry
+
+    def check_files_and_passes(self) -> None:
+        """Refuse passes and options of passes that there are not, and a checkpoint that cannot be read."""
+        _ = self.resolved, self.weights
+
+    def check_model(self) -> None:
+        """Refuse a name and options that no model has, at the cost of a model without memory."""
+        self._created(Work(), meta=True)
+
+    @functools.cached_property
+    def resolved(self) -> list[Pass] | None:
+        """The passes asked for; None for all."""
+        return resolved_passes(self.passes)
+
+    @functools.cached_property
+    def weights(self) -> dict[str, torch.Tensor] | None:
+        """The weights in the checkpoint, read once for all models that are made."""
+        return read_checkpoint(self.checkpoint) if self.checkpoint is not None else None
+
+    def _created(self, work: Work, meta: bool) -> Any:
         import model_zoo
 
-        self.resolved = resolved_passes(self.passes)  # a wrong option is told before a model is made
-        weights = read_checkpoint(self.checkpoint) if self.checkpoint is not None else None
         quick = model_zoo.quick_options(self.name) if meta else {}  # only a model that is kept must be as usual
-        options = quick | self.model_kwargs
+        options = quick | self.of_data | self.model_kwargs
         with work.step("create", f"creating {self.name}"):
             try:
                 with torch.device("meta") if meta else contextlib.nullcontext():
@@ -116,11 +150,20 @@ class Wanted:
                 if not meta:
                     raise
                 entry = model_zoo.create(self.name, **options)
-        if weights is not None:
-            check_weights(entry.model, weights, f"the weights in {self.checkpoint}")
-            if not meta:
-                entry.model.load_state_dict(weights, strict=True)
         return entry
+
+    def _other_options(self, model: nn.Module, weights: dict[str, torch.Tensor]) -> str:
+        """The options of the constructor that the weights were made with, where their shapes tell."""
+        import model_zoo
+
+        classes, channels = classes_and_channels(model, weights)
+        found = model_zoo.data_options(self.name, classes or 0, channels or 0)
+        told = " ".join(f"-k {option}={value}" for option, value in found.items() if value)
+        own = ", ".join(
+            f"{option}={self.of_data[option]}" for option in found if found[option] and option in self.of_data
+        )
+        otherwise = f"; without that, {own} is set" if own else ""
+        return f". They fit a model made with {told}{otherwise}" if told else ""
 
     def arguments(self, entry: Any) -> dict[str, Any]:
         """Arguments of :func:`rewriter.plan` and :func:`rewriter.rewrite`."""

@@ -1,10 +1,16 @@
-"""A progress bar on the terminal, if there is one and rich is installed."""
+"""How far long work is, on standard error: a bar on a terminal, if rich is installed, and lines elsewhere."""
 
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import sys
 from collections.abc import Callable, Iterator
+
+
+def has_bar() -> bool:
+    """Whether :func:`progress_bar` shows a bar; where it does not, work that takes long tells by lines."""
+    return sys.stderr.isatty() and importlib.util.find_spec("rich") is not None
 
 
 @contextlib.contextmanager
@@ -21,15 +27,13 @@ def progress_bar(title: str, total: int | None, *, shown: bool = True) -> Iterat
     if not shown:
         yield lambda: None
         return
-    try:
-        from rich.console import Console
-        from rich.progress import Progress
-    except ImportError:
-        Console = None  # type: ignore[assignment, misc]
-    if Console is None or not sys.stderr.isatty():
-        print(title, file=sys.stderr)
+    if not has_bar():
+        print(title, file=sys.stderr, flush=True)
         yield lambda: None
         return
+    from rich.console import Console
+    from rich.progress import Progress
+
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(title, total=total)
         yield lambda: bar.advance(task)

@@ -77,6 +77,13 @@ class ResultFile(abc.ABC, Generic[Result]):
         self.results[self.key(result)] = result
         self._write(self.to_data(result))
 
+    def read_again(self) -> None:
+        """Make ``results`` what is on disk, with what other processes have added."""
+        self._file.seek(0)
+        content = self._file.read()
+        self.results.clear()
+        self._read(_whole_lines(content).splitlines()[1:])
+
     def __enter__(self) -> Self:
         return self
 
@@ -89,7 +96,7 @@ class ResultFile(abc.ABC, Generic[Result]):
         """Read and check what is there; its owner drops what is not to be kept."""
         self._file.seek(0)
         content = self._file.read()
-        whole = content[: content.rfind(b"\n") + 1]
+        whole = _whole_lines(content)
         half_header = not whole and (self._start.startswith(content) or content.startswith(self._start))
         if not whole.startswith(self._start) and not half_header:
             raise self.ERROR(f"{self.path} is not the result of {self.WORK}. {self.ELSEWHERE}.")
@@ -169,3 +176,7 @@ class ResultFile(abc.ABC, Generic[Result]):
             raise self.ERROR(
                 f"another {self.WORK.split()[-1]} writes to {self.path}. Wait for it, or: {self.ELSEWHERE}."
             ) from None
+
+
+def _whole_lines(content: bytes) -> bytes:
+    return content[: content.rfind(b"\n") + 1]

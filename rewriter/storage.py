@@ -29,6 +29,7 @@ from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from rewriter.api import copy_model
+from rewriter.checkpoint import check_weights, read_safetensors
 from rewriter.edit.classes import class_name, original_class
 from rewriter.edit.edits import AddBehaviour, AddModule
 from rewriter.errors import PlanError, StorageError, listed
@@ -173,60 +174,6 @@ def check_target(directory: str | Path) -> Path:
                 f"{target} is not empty and was not written by rewriter.save; remove it first"
             ) from error
     return target
-
-
-def read_checkpoint(file: str | Path) -> dict[str, torch.Tensor]:
-    """The tensors of a checkpoint, from safetensors or from ``torch.save``; nothing in the file is executed.
-
-    A state dict inside a training checkpoint is found under ``state_dict`` or ``model``.
-
-    Raises:
-        StorageError: there is no such file, or it holds no state dict.
-    """
-    path = Path(file)
-    if not path.is_file():
-        raise StorageError(f"{path}: no such file")
-    if path.suffix == ".safetensors":
-        return _read_weights(path)
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        message = " ".join(str(error).split())[:300]
-        raise StorageError(f"{path} is not a checkpoint that can be read safely: {message}") from error
-    for name in ("state_dict", "model"):
-        if isinstance(found, Mapping) and isinstance(found.get(name), Mapping):
-            found = found[name]
-    if not isinstance(found, Mapping) or not all(isinstance(value, torch.Tensor) for value in found.values()):
-        raise StorageError(f"{path}: expected a state dict (names and tensors), found a {type(found).__name__}")
-    return dict(found)
-
-
-def check_weights(model: nn.Module, state: Mapping[str, torch.Tensor], what: str, note: str = "") -> None:
-    """Refuse weights that do not fit.
-
-    Args:
-        model: what they are for; it is only read.
-        state: the weights, by key.
-        what: what the message calls them.
-        note: the end of the message.
-
-    Raises:
-        StorageError: with the keys that are missing, unexpected, or of another shape.
-    """
-    expected = model.state_dict(keep_vars=True)
-    shapes = [
-        f"{key} {list(state[key].shape)} instead of {list(tensor.shape)}"
-        for key, tensor in expected.items()
-        if key in state and isinstance(tensor, torch.Tensor) and state[key].shape != tensor.shape
-    ]
-    problems = {
-        "missing": [key for key in expected if key not in state],
-        "unexpected": [key for key in state if key not in expected],
-        "another shape": shapes,
-    }
-    if any(problems.values()):
-        told = "; ".join(f"{problem}: {listed(keys)}" for problem, keys in problems.items() if keys)
-        raise StorageError(f"{what} do not fit this {type(model).__name__}: {told}{note}")
 
 
 def _check_savable(model: Any) -> None:
@@ -449,10 +396,7 @@ def _read_plans(source: Path) -> list[Plan]:
 
 def _read_weights(path: Path) -> dict[str, torch.Tensor]:
     with _damage(path):
-        with safetensors.safe_open(str(path), framework="pt") as file:
-            shared = file.metadata() or {}
-            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
-        return state | {key: state[kept] for key, kept in shared.items() if kept in state}
+        return read_safetensors(path)
 
 
 def _read_json(path: Path) -> Any:

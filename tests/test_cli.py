@@ -191,7 +191,9 @@ class TestRewrite:
         torch.manual_seed(1)
         state = timm.create_model("test_vit", proj_drop_rate=0.1, img_size=(64, 64)).state_dict()
         safetensors.torch.save_file(state, tmp_path / "weights.safetensors")
-        torch.save({"state_dict": state}, tmp_path / "weights.pt")
+        torch.save(
+            {"epoch": 3, "model": {f"module.{key}": value for key, value in state.items()}}, tmp_path / "weights.pt"
+        )
         for file in ("weights.safetensors", "weights.pt"):
             done = run(
                 "rewrite", *SMALL, "--checkpoint", str(tmp_path / file), "-o", str(tmp_path / "out"), "--no-verify"
@@ -259,7 +261,27 @@ class TestErrors:
         torch.save(state, tmp_path / "weights.pt")
         done = run("rewrite", "test_vit", "--checkpoint", str(tmp_path / "weights.pt"))
         assert done.exit_code == 1
-        assert "missing: norm.weight; unexpected: extra" in done.stderr
+        assert "missing: norm.weight; unexpected: extra" in done.stderr and "-k" not in done.stderr
+
+    @pytest.mark.parametrize(
+        ("name", "options", "told"),
+        [
+            ("test_resnet", {"in_chans": 1}, "-k in_chans=1"),
+            ("test_resnet", {"in_chans": 4, "num_classes": 7}, "-k num_classes=7 -k in_chans=4"),
+            ("torchvision:mobilenet_v2", {"num_classes": 7}, "-k num_classes=7"),
+            ("smp:unet-resnet18", {"in_channels": 1, "classes": 3}, "-k classes=3 -k in_channels=1"),
+        ],
+    )
+    def test_checkpoint_made_with_other_options(
+        self, name: str, options: dict[str, int], told: str, tmp_path: Path
+    ) -> None:
+        import model_zoo
+
+        path = tmp_path / "weights.pt"
+        torch.save(model_zoo.create(name, **options).model.state_dict(), path)
+        done = run("plan", name, "--checkpoint", str(path))
+        assert done.exit_code == 1 and done.stderr.endswith(f". They fit a model made with {told}\n")
+        assert run("plan", name, "--checkpoint", str(path), *told.split()).exit_code == 0
 
     @pytest.mark.parametrize(
         "arguments",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -19,13 +20,15 @@ import torch
 from helpers import interruptible
 from typer.testing import CliRunner, Result
 
-from rewriter import cli
+from rewriter import cli, cli_model
 from rewriter.comparison.result import Comparison
+from rewriter.comparison.training import train
 
 COMMAND = (
     "compare", "test_vit", "--pass", "dropout:p=0.1", "--preserve", "nothing", "--data", "digits",
     "-r", "batch_size=16,train_images=32,test_images=40", "--seeds", "2", "--epochs", "2", "--device", "cpu",
 )  # fmt: skip
+NO_DATA = ("--data", "imagefolder:/nowhere")
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
@@ -35,6 +38,11 @@ def run(*arguments: str) -> Result:
 
 def command(*arguments: str) -> list[str]:
     return [sys.executable, "-c", "from rewriter.cli import main; main()", *arguments]
+
+
+def interrupt(*arguments: Any, **options: Any) -> Any:
+    """Ctrl-C just there."""
+    raise KeyboardInterrupt
 
 
 def without_processes(text: str) -> Any:
@@ -66,7 +74,7 @@ class TestOutput:
     def test_text(self, whole: tuple[Path, str]) -> None:
         done = run(*COMMAND, "--output", str(whole[0]))  # all runs are there
         assert done.exit_code == 0 and "verdict:" in done.stdout.splitlines()[1]
-        assert "bit-identical" in done.stdout and "training" not in done.stderr
+        assert "bit-identical" in done.stdout and done.stderr == f"all 4 runs are in {whole[0]}\n"
 
     def test_another_command_in_the_directory(self, whole: tuple[Path, str]) -> None:
         before = (whole[0] / "runs.jsonl").read_bytes()
@@ -114,6 +122,14 @@ class TestRefusals:
             (("--device", "cuda"), "device"),
             (("--pass", "drop"), "dropout"),
             (("--checkpoint", "/nowhere.safetensors"), "/nowhere.safetensors"),
+            # what is wrong with the model or the data is told after what can be known without them
+            (("-k", "no_such=1", *NO_DATA), "no_such"),
+            (("-k", "no_such=1", "--data", "mnist6k"), "did you mean"),
+            (("-r", "learning=1", *NO_DATA), "no field 'learning'"),
+            (("-r", "optimizer=addam", *NO_DATA), "addam"),
+            (("--pass", "drop", *NO_DATA), "dropout"),
+            (("--device", "nonsense", *NO_DATA), "device"),
+            (("--checkpoint", "/nowhere.pt", *NO_DATA), "/nowhere.pt: no such file"),
         ],
     )
     def test_one_line(self, arguments: tuple[str, ...], words: str) -> None:
@@ -125,6 +141,10 @@ class TestRefusals:
             "error:"
         )
 
+    def test_the_name_of_the_model_before_data(self) -> None:
+        done = run("compare", "resnet81", *NO_DATA)
+        assert done.exit_code == 1 and "unknown model 'resnet81'" in done.stderr
+
     @pytest.mark.parametrize("arguments", [("--budget", "huge"), ("--seeds", "0"), ("-r", "lr"), ("--level", "x")])
     def test_usage(self, arguments: tuple[str, ...]) -> None:
         assert run(*COMMAND, *arguments).exit_code == 2
@@ -134,7 +154,8 @@ class TestRefusals:
         other = timm.create_model("test_vit", in_chans=3, num_classes=7)
         safetensors.torch.save_file(other.state_dict(), path)
         done = run(*COMMAND, "--checkpoint", str(path), "--input-size", "160")
-        assert done.exit_code == 1 and "head.weight" in done.stderr and "7" in done.stderr
+        assert done.exit_code == 1 and "head.weight [7, 64] instead of [10, 64]" in done.stderr
+        assert "They fit a model made with -k num_classes=7; without that, num_classes=10 is set" in done.stderr
 
     def test_weights_that_no_package_has(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
@@ -142,7 +163,10 @@ class TestRefusals:
         assert done.exit_code == 1 and "resnet10t" in done.stderr and "--checkpoint" in done.stderr
 
 
-def test_fine_tuning_from_a_checkpoint(tmp_path: Path) -> None:
+def test_fine_tuning_from_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = []
+    once = cli_model.read_checkpoint
+    monkeypatch.setattr("rewriter.cli_model.read_checkpoint", lambda file: read.append(file) or once(file))
     torch.manual_seed(3)
     path = tmp_path / "weights.safetensors"
     model = timm.create_model("test_resnet", in_chans=3, num_classes=10)
@@ -153,6 +177,7 @@ def test_fine_tuning_from_a_checkpoint(tmp_path: Path) -> None:
     found = Comparison.from_json(done.stdout)
     assert found.training is not None and any("all seeds begin with the weights" in note for note in found.notes)
     assert len({run.epochs[0].test_loss for run in found.training.runs}) == 1
+    assert read == [path]  # for all models of all seeds
 
 
 class TestInterrupts:
@@ -176,12 +201,16 @@ class TestInterrupts:
         assert not stdout
         lines = path.read_bytes().splitlines(keepends=True)
         assert 2 <= len(lines) < 5
+        kept = len(lines) - 1
         if sent is signal.SIGINT:
-            assert f"{place} holds the finished runs, the same command goes on" in stderr
+            assert (
+                f"interrupted: {kept} of 4 runs {'is' if kept == 1 else 'are'} finished and kept in {place}; " in stderr
+            )
         with path.open("ab") as file:
             file.write(b'{"arm": "be')
         done = run(*arguments)
         assert done.exit_code == 0, done.output
+        assert f"{kept} of 4 runs " in done.stderr and f" in {place}, {4 - kept} to train\n" in done.stderr
         assert without_processes(done.stdout) == without_processes(whole[1])
         assert path.read_bytes().startswith(b"".join(lines)) and path.read_bytes().count(b"\n") == 5
 
@@ -191,6 +220,43 @@ class TestInterrupts:
         assert run(*arguments).exit_code == 1
         done = run(*arguments, "--restart")
         assert done.exit_code == 0 and (tmp_path / "runs.jsonl").read_bytes().count(b"\n") == 3
+        first, *told = done.stderr.splitlines()
+        assert first == "training 2 runs" and len(told) == 2
+        for number, (line, arm) in enumerate(zip(told, ("before", "after"), strict=True), start=1):
+            assert re.fullmatch(rf"run {number} of 2: {arm}, seed 0, [\d.]+ s, top1 [\d.]+", line)
+
+    def test_before_training(self, whole: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("rewriter.data.open_source", interrupt)
+        for arguments, told in (
+            ((), "nothing was kept: give -o DIRECTORY to keep finished runs"),
+            (("-o", str(tmp_path / "new")), "there is no finished run to keep yet"),
+            (("-o", str(whole[0])), f"4 finished runs in {whole[0]}"),
+        ):
+            done = run(*COMMAND, *arguments, "--json")
+            assert done.exit_code == 130 and done.stdout == "" and done.stderr == f"interrupted; {told}\n"
+        assert not (tmp_path / "new").exists()
+
+    def test_in_training(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        arguments = (*COMMAND, "--epochs", "1", "--level", "training")
+        monkeypatch.setattr("rewriter.comparison.experiment.train", interrupt)
+        done = run(*arguments, "-o", str(tmp_path / "new"))
+        assert done.exit_code == 130
+        assert done.stderr.splitlines()[-1] == "interrupted: 0 of 4 runs are finished, so nothing was kept"
+        trained: list[Any] = []
+        monkeypatch.setattr(
+            "rewriter.comparison.experiment.train",
+            lambda *given: interrupt() if trained else trained.append(given) or train(*given),
+        )
+        done = run(*arguments)
+        assert done.exit_code == 130 and done.stderr.splitlines()[-1] == (
+            "interrupted: 1 of 4 runs is finished, none is kept: give -o DIRECTORY to keep finished runs"
+        )
+        trained.clear()
+        done = run(*arguments, "-o", str(tmp_path), "--restart")
+        assert done.stderr.splitlines()[-1] == (
+            f"interrupted: 1 of 4 runs is finished and kept in {tmp_path}; the same command without --restart goes on "
+            "from there"
+        )
 
 
 class TestProcesses:
@@ -206,6 +272,11 @@ class TestProcesses:
         assert without_processes(done.stdout) == without_processes(whole[1])
         assert json.loads(done.stdout)["training"]["environment"]["processes"] == 2
         assert len((tmp_path / "runs.jsonl").read_text().splitlines()) == 5
+        told = [line for line in done.stderr.splitlines() if line.startswith(("training", "run "))]
+        assert told[0] == "training 4 runs in 2 processes; the first tells of its own 2"
+        assert [line.partition(",")[0] for line in told[1:]] == [
+            "run 1 of 2 of the first process: before", "run 2 of 2 of the first process: after",
+        ]  # fmt: skip
 
     def test_an_error_of_one_ends_all(self, tmp_path: Path) -> None:
         script = tmp_path / "script.py"

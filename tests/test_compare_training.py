@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import pty
 import random
+import re
 import shutil
-from collections.abc import Callable
+import sys
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +32,7 @@ import rewriter
 from passes import Dropout
 from rewriter.comparison import training
 from rewriter.comparison.result import Comparison, Training
+from rewriter.comparison.run_file import RunFile
 from rewriter.comparison.verdict import Outcome
 from rewriter.errors import ComparisonError, DataError
 from rewriter.layers import calibrated_layers
@@ -178,13 +185,15 @@ class TestCallerIsLeftAlone:
 
 
 class TestStops:
-    def test_broken_arm(self) -> None:
+    def test_broken_arm(self, capsys: pytest.CaptureFixture[str]) -> None:
         def broken(model: nn.Module) -> nn.Module:
             model.fc.bias.data[0] = torch.nan
             return model
 
-        found = train(resnet, broken, loaders())
+        found = train(resnet, broken, loaders(), progress=True)
         assert found.verdict.outcome is Outcome.WORSE
+        lines = capsys.readouterr().err.splitlines()
+        assert sum(line.endswith(" s, stopped: loss nan in epoch 1, step 1") for line in lines) == 2
         assert "after stopped in 2 of 2 seeds: loss nan in epoch 1, step 1 (seed 0)" in found.verdict.sentence
         assert Comparison.from_json(found.to_json()).to_json() == found.to_json()
         assert "stopped" in str(found) and "nan" in found.to_csv()
@@ -326,6 +335,27 @@ class TestPrecision:
         assert found.equivalence[0].identical and not runs_of(found).runs[0].stopped
 
 
+@contextlib.contextmanager
+def on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[bytearray]:
+    """Standard error is a terminal; gives what it showed, once the block has ended."""
+    shown = bytearray()
+    ours, theirs = pty.openpty()
+
+    def read() -> None:
+        with contextlib.suppress(OSError):  # the other end is closed
+            while piece := os.read(ours, 4096):
+                shown.extend(piece)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    with os.fdopen(theirs, "w") as terminal, monkeypatch.context() as patch:
+        patch.setenv("TERM", "xterm")
+        patch.setattr(sys, "stderr", terminal)
+        yield shown
+    reader.join()
+    os.close(ours)
+
+
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory: pytest.TempPathFactory, null: Comparison) -> Path:
     """The directory of the finished comparison ``null``."""
@@ -360,6 +390,36 @@ class TestRunDirectory:
         shutil.copytree(kept, tmp_path, dirs_exist_ok=True)
         found = self.again(tmp_path, seeds=3)
         assert found.verdict.outcome is Outcome.EXACTLY_EQUAL and len(runs_of(found).runs) == 6
+
+    def test_what_is_told(
+        self, kept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        lines = (kept / "runs.jsonl").read_bytes().splitlines(keepends=True)
+        there = f"3 of 4 runs are in {tmp_path}, 1 to train"
+        for progress in (False, True):
+            (tmp_path / "runs.jsonl").write_bytes(b"".join(lines[:4]))
+            self.again(tmp_path, progress=progress)
+            told = capsys.readouterr().err.splitlines()
+            if not progress:
+                assert told == []
+        assert told[0] == there and len(told) == 2
+        assert re.fullmatch(r"run 4 of 4: before, seed 1, [\d.]+ s, top1 0\.\d+", told[1])
+        (tmp_path / "runs.jsonl").write_bytes(b"".join(lines[:4]))
+        with on_a_terminal(monkeypatch) as shown:
+            self.again(tmp_path, progress=True)
+        assert f"{there}\r\n".encode() in shown and b"training 1 run " in shown and b"run 4 of 4" not in shown
+
+    def test_what_another_process_added(self, kept: Path, tmp_path: Path) -> None:
+        lines = (kept / "runs.jsonl").read_bytes().splitlines(keepends=True)
+        (tmp_path / "runs.jsonl").write_bytes(b"".join(lines[:3]))
+        header = json.loads(lines[0])
+        question = {name: value for name, value in header.items() if isinstance(value, dict)}
+        with RunFile(tmp_path, question, restart=False, owner=True) as file:
+            with (tmp_path / "runs.jsonl").open("ab") as other:
+                other.write(lines[3] + lines[4][:50])
+            assert len(file.results) == 2
+            file.read_again()
+            assert len(file.results) == 3
 
     def test_another_question(self, kept: Path) -> None:
         content = (kept / "runs.jsonl").read_bytes()
@@ -399,8 +459,6 @@ class TestRunDirectory:
 def test_no_room_for_a_line(kept: Path, tmp_path: Path) -> None:
     import resource
     import signal
-
-    from rewriter.comparison.run_file import RunFile
 
     shutil.copytree(kept, tmp_path, dirs_exist_ok=True)
     path = tmp_path / "runs.jsonl"

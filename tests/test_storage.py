@@ -427,23 +427,3 @@ class TestLoadRefuses:
         change_recipe(saved, sha256=checksums | {"plan.json": storage._sha256(saved / "plan.json")})
         with pytest.raises(rewriter.PlanError, match="no installed pass provides"):
             rewriter.load(saved)
-
-
-class TestCheckpoints:
-    def test_reading(self, tmp_path: Path) -> None:
-        state = nn.Linear(2, 2).state_dict()
-        torch.save(state, tmp_path / "plain.pt")
-        torch.save({"epoch": 1, "state_dict": state}, tmp_path / "training.pt")
-        safetensors.torch.save_file(state, tmp_path / "plain.safetensors")
-        for file in ("plain.pt", "training.pt", "plain.safetensors"):
-            found = storage.read_checkpoint(tmp_path / file)
-            assert all(torch.equal(found[key], state[key]) for key in state)
-
-    def test_refusals(self, tmp_path: Path) -> None:
-        torch.save(nn.Linear(2, 2), tmp_path / "module.pt")
-        torch.save([1, 2], tmp_path / "list.pt")
-        (tmp_path / "text.pt").write_text("text")
-        (tmp_path / "text.safetensors").write_text("text")
-        for file in ("module.pt", "list.pt", "text.pt", "text.safetensors", "missing.pt"):
-            with pytest.raises(rewriter.StorageError, match=file):
-                storage.read_checkpoint(tmp_path / file)

@@ -10,10 +10,9 @@ from typing import Any
 from rewriter.comparison.place import errors_shared
 from rewriter.comparison.run import AFTER, ARMS, BEFORE, Run
 from rewriter.comparison.run_file import RunFile
+from rewriter.comparison.run_progress import Interrupted, RunProgress
 from rewriter.comparison.subject import Subject
 from rewriter.comparison.training import Setting, train
-from rewriter.errors import ComparisonError
-from rewriter.progress import progress_bar
 
 
 def run_all(
@@ -37,10 +36,11 @@ def run_all(
         question: what the runs answer, to tell runs of another comparison in ``directory``.
         directory: finished runs are written there, and those that are there are not trained again.
         restart: train them again.
-        progress: show a progress bar.
+        progress: tell on standard error how far it is: a bar on a terminal, a line for each finished run elsewhere.
 
     Raises:
         ComparisonError: the directory is of another comparison, or cannot be written to.
+        Interrupted: Ctrl-C, with the number of runs that are finished.
     """
     state = setting.accelerator.state
     seeds = range(setting.recipe.seeds)
@@ -55,12 +55,21 @@ def run_all(
                 file = stack.enter_context(RunFile(directory, question, restart=False, owner=False))
         done: dict[Any, Run] = {} if file is None else {key: file.results[key] for key in wanted if key in file.results}
         own = [key for key in wanted if key not in done and key[1] % state.num_processes == state.process_index]
-        shown = progress and state.process_index == 0
-        with errors_shared(setting.accelerator), _bar(own, setting, shown) as advance:
-            for run in _trained(own, subject, setting, advance):
-                done[run.arm, run.seed] = run
-                if file is not None:
-                    file.append(run)
+        told = RunProgress(
+            setting, wanted=len(wanted), kept=len(done), own=len(own), directory=directory, shown=progress
+        )
+        try:
+            with errors_shared(setting.accelerator), told.begin() as advance:
+                for run in _trained(own, subject, setting, advance):
+                    done[run.arm, run.seed] = run
+                    if file is not None:
+                        file.append(run)
+                    told.finished(run)
+        except KeyboardInterrupt as interrupt:
+            if file is not None:
+                file.read_again()
+            finished = done if file is None else file.results
+            raise Interrupted(sum(key in finished for key in wanted), len(wanted)) from interrupt
     if state.num_processes > 1:
         from accelerate.utils import gather_object
 
@@ -79,11 +88,3 @@ def _trained(keys: list[tuple[str, int]], subject: Subject, setting: Setting, ad
         for arm in _in_turn(seed):
             if (arm, seed) in keys:
                 yield train(models.pop(arm), arm, seed, setting, advance)
-
-
-def _bar(keys: list[tuple[str, int]], setting: Setting, shown: bool) -> contextlib.AbstractContextManager[Any]:
-    steps = len(setting.data.train) if setting.data.train is not None else 0  # type: ignore[arg-type]
-    if not steps:
-        raise ComparisonError("there are no training batches")
-    total = len(keys) * setting.recipe.epochs * steps
-    return progress_bar(f"training {len(keys)} runs", total, shown=shown and bool(keys))

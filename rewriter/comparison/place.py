@@ -54,7 +54,7 @@ def accelerated(mixed_precision: str, device: str | None) -> Iterator[Any]:
 def _accelerator(mixed_precision: str, device: str | None) -> Any:
     from accelerate import Accelerator
 
-    wanted = None if device is None else _device(device)
+    wanted = None if device is None else check_device(device)
     # with several processes accelerate wants to be told that there is only the CPU
     cpu = (wanted is not None and wanted.type == "cpu") or not torch.accelerator.is_available()
     try:
@@ -74,11 +74,19 @@ def _accelerator(mixed_precision: str, device: str | None) -> Any:
     return found
 
 
-def _device(text: str) -> torch.device:
+def check_device(text: str) -> torch.device:
+    """The device of a name, told before anything is made.
+
+    Raises:
+        ComparisonError: it is no name of a device, or this machine has none of its kind.
+    """
     try:
-        return torch.device(text)
+        wanted = torch.device(text)
     except (RuntimeError, TypeError) as error:
         raise ComparisonError(f"device: expected such as 'cpu' or 'cuda', found {text!r}") from error
+    if wanted.type != "cpu" and not torch.accelerator.is_available():
+        raise ComparisonError(f"device: expected one that is there, found {text!r}; this machine offers cpu")
+    return wanted
 
 
 @contextlib.contextmanager

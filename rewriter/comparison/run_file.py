@@ -34,3 +34,12 @@ class RunFile(ResultFile[Run]):
 
     def from_data(self, data: Any) -> Run:
         return decode(Run, data)
+
+
+def number_of_runs(directory: Path) -> int:
+    """How many finished runs a directory holds, whatever comparison they are of; 0 if it is no run directory."""
+    try:
+        lines = (directory / NAME).read_bytes().count(b"\n")
+    except OSError:
+        return 0
+    return max(lines - 1, 0)  # the first is the header

@@ -29,13 +29,17 @@ def open_source(name: str, *, root: Path | str | None = None, download: bool = F
     Raises:
         DataError: there is no such source, or its package or files are missing; with the command that installs them.
     """
-    prefix, colon, local = name.partition(":")
-    sources = _sources()
-    filled_in = {known.partition(":")[0]: known for known in sources if ":" in known}
-    registered = sources.get(filled_in.get(prefix, "") if colon else name)
-    if registered is None:
-        raise DataError(f"unknown data {name!r}; {suggest(name, sources)}; rewriter.data.describe() tells about them")
-    return registered.open(Request(name, local, None if root is None else Path(root).expanduser(), download))
+    local = name.partition(":")[2]
+    return _registered(name).open(Request(name, local, None if root is None else Path(root).expanduser(), download))
+
+
+def check_name(name: str) -> None:
+    """Whether :func:`open_source` knows a source of this name, without opening it.
+
+    Raises:
+        DataError: it does not.
+    """
+    _registered(name)
 
 
 def names() -> list[str]:
@@ -48,6 +52,16 @@ def describe() -> list[Description]:
     return [registered.description for registered in _sources().values()]
 
 
+def _registered(name: str) -> Registered:
+    prefix, colon, _ = name.partition(":")
+    sources = _sources()
+    filled_in = {known.partition(":")[0]: known for known in sources if ":" in known}
+    registered = sources.get(filled_in.get(prefix, "") if colon else name)
+    if registered is None:
+        raise DataError(f"unknown data {name!r}; {suggest(name, sources)}; rewriter.data.describe() tells about them")
+    return registered
+
+
 @functools.cache
 def _sources() -> dict[str, Registered]:
     """By name; imported when they are asked for, since they read images with Pillow, which the library does without."""
@@ -58,5 +72,6 @@ def _sources() -> dict[str, Registered]:
 
 
 __all__ = [
-    "Description", "Examples", "Source", "Task", "check", "check_trainable", "describe", "names", "open_source",
+    "Description", "Examples", "Source", "Task", "check", "check_name", "check_trainable", "describe", "names",
+    "open_source",
 ]  # fmt: skip
