@@ -180,6 +180,11 @@ class TestVerdicts:
         """One more of 100 test images in both seeds gives an interval without width, by chance."""
         few = judge(trained([0.80, 0.70, 0.75], [0.81, 0.71, 0.76]))
         assert few.outcome is Outcome.UNDECIDED and "spread is not known" in few.sentence
+        near = [0.812, 0.712, 0.761]  # 12, 12 and 11 of 1000 test images more
+        fine = trained([0.80, 0.70, 0.75], near)
+        assert judge(fine).outcome is Outcome.BETTER
+        coarse = judge(dataclasses.replace(fine, test_images=1000))
+        assert coarse.outcome is Outcome.UNDECIDED and "within one test image of each other" in coarse.sentence
         assert judge(trained([0.80, 0.70] * 3, [0.81, 0.71] * 3)).outcome is Outcome.BETTER
 
     def test_chance_is_rarely_called_a_difference(self) -> None:

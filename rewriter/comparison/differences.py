@@ -14,13 +14,12 @@ from rewriter.comparison.figure import (
     SMALL,
     new_figure,
     worth_in_words,
-    worth_of_test_image,
     wrapped,
 )
 from rewriter.comparison.run import AFTER, ARMS, BEFORE
 from rewriter.comparison.statistics import Difference
 from rewriter.comparison.units import Unit
-from rewriter.comparison.verdict import Pair, difference_of, failure, pairs, unit_of
+from rewriter.comparison.verdict import Pair, difference_of, failure, pairs, unit_of, worth_of_image
 
 if TYPE_CHECKING:
     from rewriter.comparison.result import Comparison, Training
@@ -49,7 +48,8 @@ def differences(comparison: Comparison) -> Any:
     difference = None if training is None else difference_of(training, training.metric)
     if training is None or difference is None:
         return None
-    unit, worth = unit_of(training, training.metric), worth_of_test_image(training)
+    unit = unit_of(training, training.metric)
+    worth = None if (image := worth_of_image(training)) is None else unit.scaled(image)
     ended = pairs(training)
     row = min(_ROW, _TALLEST / len(ended))
     rows = [row * (len(ended) - number) for number in range(len(ended))]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from rewriter.comparison.libraries import library
 from rewriter.comparison.run import AFTER, BEFORE
 from rewriter.comparison.units import small
-from rewriter.comparison.verdict import final_values, unit_of, value
+from rewriter.comparison.verdict import final_values
 from rewriter.planning import counted
 
 if TYPE_CHECKING:
@@ -35,9 +35,6 @@ _MOST_LINES = 3
 
 _MOST_LINES_OF_PASSES = 2
 """Where it takes more to say what each pass did, only their names are given."""
-
-_ROUNDING = 2e-7
-"""Metrics are often computed in float32, whose numbers have this relative precision."""
 
 
 class _Text(NamedTuple):
@@ -103,23 +100,6 @@ def wrapped(text: str, width: float, size: float = _NORMAL, weight: str = "norma
         if all(inches(line) <= width for line in lines):
             break
     return lines
-
-
-def worth_of_test_image(training: Training) -> float | None:
-    """By how much the judged metric changes, in the unit that is shown, if one more test image is right.
-
-    None where that is not known, or where the metric counts no images: where some value is not a whole number of them,
-    as with losses and intersections over unions.
-    """
-    images = training.test_images
-    unit = unit_of(training, training.metric)
-    if not images or not unit.percent:
-        return None
-    found = [value(epoch, training.metric) for run in training.runs for epoch in run.epochs]
-    right = [images * fraction for fraction in found if fraction is not None]
-    if not right or any(abs(number - round(number)) > _ROUNDING * images for number in right):
-        return None
-    return unit.scaled(1 / images)
 
 
 def worth_in_words(training: Training, worth: float) -> str:

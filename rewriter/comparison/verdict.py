@@ -21,6 +21,9 @@ TEST_LOSS = "test_loss"
 
 _REASONS = 3
 
+_ROUNDING = 2e-7
+"""Metrics are often computed in float32, whose numbers have this relative precision."""
+
 _FEWEST = 3
 """Seeds that a verdict takes: two that happen to agree have an interval without width, whatever is true."""
 
@@ -118,12 +121,28 @@ def unit_of(training: Training, metric: str) -> Unit:
     return Unit.of(metric, [found for found in values if found is not None])
 
 
+def worth_of_image(training: Training) -> float | None:
+    """By how much the judged metric changes if one more test image is right, as a fraction.
+
+    None where that is not known, or where the metric counts no images: where some value is not a whole number of them,
+    as with losses and intersections over unions.
+    """
+    images = training.test_images
+    if not images or not unit_of(training, training.metric).percent:
+        return None
+    found = [value(epoch, training.metric) for run in training.runs for epoch in run.epochs]
+    right = [images * fraction for fraction in found if fraction is not None]
+    if not right or any(abs(number - round(number)) > _ROUNDING * images for number in right):
+        return None
+    return 1 / images
+
+
 def judge(training: Training) -> Verdict:
     """The verdict on the metric that is judged.
 
     An arm that stops in more seeds than the other is the worse one, whatever the rest says. Otherwise the 95 % t
-    interval of the paired difference decides. Where all differences are alike but for rounding (few test images, few
-    seeds), it has no width, and the exact sign-flip p value decides instead: it takes six seeds.
+    interval of the paired difference decides. Where all differences are within one test image of each other, or alike
+    but for rounding, its width means nothing, and the exact sign-flip p value decides too: it takes six seeds.
 
     Raises:
         ComparisonError: scipy is not installed.
@@ -181,10 +200,14 @@ def _of_difference(training: Training, ended: Sequence[Pair], difference: Differ
             f"(after − before: {mean}, 95 % interval {unit.interval(interval, decimals)})"
         )
     better = (difference.mean > 0) == training.higher_is_better
-    if difference.alike and difference.p_value is not None and difference.p_value > 1 - LEVEL:
+    worth = worth_of_image(training) or 0.0
+    width = max(difference.differences) - min(difference.differences)
+    close = difference.alike or width <= (1 + _ROUNDING) * worth
+    if close and difference.p_value is not None and difference.p_value > 1 - LEVEL:
         mean = unit.number(difference.mean, unit.decimals(None, (difference.mean,)), sign=True)
+        each = "in each seed" if difference.alike else "on average, the seeds are within one test image of each other"
         return Outcome.UNDECIDED, (
-            f"undecided: after − before is {mean} {unit.difference_label} in each of {size}, so that their spread is "
+            f"undecided: after − before is {mean} {unit.difference_label} {each} ({size}), so that their spread is "
             f"not known; it takes six seeds to call that {'better' if better else 'worse'}"
         )
     outcome = Outcome.BETTER if better else Outcome.WORSE
@@ -206,10 +229,8 @@ def _of_equal_metrics(training: Training, ended: Sequence[Pair], unit: Unit, siz
             Outcome.EXACTLY_EQUAL,
             f"exactly equal in every seed ({size}): {unit.metric} and every loss of every epoch",
         )
-    step = ""
-    if unit.percent and training.test_images:
-        part = 1 / training.test_images
-        step = f"; one test image is worth {unit.amount(part, unit.decimals(None, (part,)))}"
+    worth = worth_of_image(training)
+    step = "" if worth is None else f"; one test image is worth {unit.amount(worth, unit.decimals(None, (worth,)))}"
     return Outcome.NO_DIFFERENCE_SEEN, (
         f"no difference was seen with {size}: the final {unit.metric} is the same in every seed, the losses "
         f"differ{step}"
