@@ -67,11 +67,11 @@ EXPERIMENTS = (
     ),
     Experiment(
         "pooling-sqrt", "stochastic-pooling", "test_resnet, 4 × 4 map: scale sqrt, the published one",
-        f"{_MAP} --pass stochastic-pooling {_classify()}",
+        f"{_MAP} --pass stochastic-pooling {_classify(seeds=10)}",
     ),
     Experiment(
         "pooling-none", "stochastic-pooling", "test_resnet, 4 × 4 map: scale none",
-        f"{_MAP} --pass stochastic-pooling:scale=none {_classify()}",
+        f"{_MAP} --pass stochastic-pooling:scale=none {_classify(seeds=10)}",
     ),
     Experiment(
         "decay-guideline", "weight-decay", "resnet10t: gammas decay by place, instead of none",
@@ -125,7 +125,8 @@ epoch; both arms of a seed have the same initial weights, batches and augmentati
 fixed before its first run. Two experiments, on the head's dropout and on stochastic pooling, were first run on
 test_resnet as it is, whose last map has one position at 32 pixels: there nothing is pooled, and they came out exactly
 equal. The same model with `output_stride=8` took its place; `rewriter compare` now tells of such a rewrite before it
-trains.
+trains. Scale `sqrt` was first run with five seeds, as the others: +0.12 points (+0.02 to +0.22), five differences of one
+or two test images. Because so few images decide nothing, both scales then got ten.
 
 | guideline, and its mechanism | experiment | data | seeds | metric | before | after | after − before | verdict |
 | --- | --- | --- | ---: | --- | ---: | ---: | ---: | --- |
