@@ -125,8 +125,9 @@ epoch; both arms of a seed have the same initial weights, batches and augmentati
 fixed before its first run. Two experiments, on the head's dropout and on stochastic pooling, were first run on
 test_resnet as it is, whose last map has one position at 32 pixels: there nothing is pooled, and they came out exactly
 equal. The same model with `output_stride=8` took its place; `rewriter compare` now tells of such a rewrite before it
-trains. Scale `sqrt` was first run with five seeds, as the others: +0.12 points (+0.02 to +0.22), five differences of one
-or two test images. Because so few images decide nothing, both scales then got ten.
+trains. Scale `sqrt` was first run with five seeds, as the others: +0.12 points (+0.02 to +0.22), differences of none to
+two test images. Because that is little to go by, both scales then got ten. That one of {count} intervals of 95 % leaves
+out zero by chance alone happens about every second time.
 
 | guideline, and its mechanism | experiment | data | seeds | metric | before | after | after − before | verdict |
 | --- | --- | --- | ---: | --- | ---: | ---: | ---: | --- |
@@ -164,6 +165,7 @@ def write(folder: Path) -> None:
     }
     trainings = [comparison.training for comparison in found.values() if comparison.training is not None]
     text = INTRODUCTION.format(
+        count=len(found),
         device=", ".join(sorted({str(training.environment["device"]) for training in trainings})),
         rows="\n".join(_row(experiment, comparison) for experiment, comparison in found.items()),
         commands="\n".join(experiment.command("runs") for experiment in found),
