@@ -184,7 +184,7 @@ class _Made:
         self.size = wanted.size or self._size(None if trained else source.size)
 
     def original(self) -> torch.nn.Module:
-        model: torch.nn.Module = self.wanted.create(Work()).model
+        model: torch.nn.Module = self.wanted.create(Work(shown=False)).model  # a bar may be shown already
         return model
 
     def rewritten(self) -> torch.nn.Module:

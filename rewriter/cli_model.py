@@ -56,14 +56,15 @@ CHECKPOINT = Annotated[
 
 @dataclass
 class Work:
-    """Names the step that runs on stderr (a terminal only), and times the steps."""
+    """Names the step that runs on stderr (a terminal only, if ``shown``), and times the steps."""
 
     seconds: dict[str, float] = field(default_factory=dict)
+    shown: bool = True
 
     @contextlib.contextmanager
     def step(self, name: str, text: str) -> Iterator[None]:
         started = time.perf_counter()
-        with Console(stderr=True).status(Text(f"{text} …")):
+        with Console(stderr=True).status(Text(f"{text} …")) if self.shown else contextlib.nullcontext():
             yield
         self.seconds[name] = time.perf_counter() - started
 

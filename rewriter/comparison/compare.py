@@ -93,7 +93,7 @@ def compare(
         directory: a line for each finished run is kept there, and the same call goes on with them; reports and plots
             are written there at the end.
         restart: train again what is there.
-        progress: show a progress bar on a terminal.
+        progress: show a progress bar on a terminal, elsewhere a line for each finished run, on standard error.
         root, download: where the files of a source are, and whether to fetch them.
         **changes_of_recipe: fields of the recipe: ``seeds=10``, ``epochs=5``, ``lr=1e-2`` …
 
