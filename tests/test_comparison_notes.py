@@ -16,7 +16,11 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import rewriter
 from passes import Dropout
+from rewriter.comparison.idle import why_idle
+from rewriter.comparison.loading import Data, of_user
+from rewriter.comparison.notes import notes_of
 from rewriter.comparison.result import Comparison
+from rewriter.comparison.subject import Subject
 from rewriter.comparison.verdict import Outcome
 from rewriter.errors import ComparisonError, ReportError
 
@@ -46,6 +50,14 @@ def loaders() -> tuple[DataLoader[Any], DataLoader[Any]]:
     examples = TensorDataset(images, torch.tensor(data.target)[:29])
     parts = torch.utils.data.Subset(examples, range(17)), torch.utils.data.Subset(examples, range(17, 29))
     return DataLoader(parts[0], 8, drop_last=True), DataLoader(parts[1], 4)
+
+
+def user_data(data: Any) -> Data:
+    return of_user(data, None, 10, TINY)
+
+
+def idle(before: nn.Module, after: nn.Module, data: Any = None, optimizer: Any = None) -> str:
+    return why_idle(before, after, user_data(data or loaders()), torch.device("cpu"), optimizer)
 
 
 class TestIdleRewrites:
@@ -85,6 +97,36 @@ class TestIdleRewrites:
 
         assert compare(preact, other, seeds=1).training is not None
 
+    def test_an_edit_behind_a_gamma_of_zero_is_not_idle(self) -> None:
+        options = {"layers": (1, 1, 1, 1), "norm_layer": "groupnorm", "in_chans": 1, "num_classes": 10}
+        model = timm.create_model("resnet18", **options)
+        after = rewriter.rewrite(model, "group-count", only="*bn2", input_size=32)
+        assert rewriter.report(after).applied
+        assert idle(model, after) == ""
+
+    def test_what_the_user_changed_beside_a_rewrite_is_not_idle(self) -> None:
+        def frozen(model: nn.Module) -> None:
+            model.get_submodule("conv1").requires_grad_(False)
+
+        def slower(model: nn.Module) -> None:
+            model.get_submodule("bn1").momentum = 0.01  # type: ignore[assignment]
+
+        model = post_activation()
+        assert "no pass found a place" in idle(model, dropout()(model))
+        for change in (frozen, slower):
+            after = dropout()(model)
+            change(after)
+            assert idle(model, after) == ""
+
+    def test_the_maps_of_training_images_count(self) -> None:
+        """Stochastic pooling leaves a map of one position alone, as test images may have."""
+        images = torch.randn(8, 1, 64, 64, generator=torch.Generator().manual_seed(0))
+        small = [(images[..., ::2, ::2], torch.zeros(8))]
+        model = post_activation()
+        after = rewriter.rewrite(model, "stochastic-pooling", input_size=64)
+        assert idle(model, after, ([(images, torch.zeros(8))], small)) == ""
+        assert "has no effect yet" in idle(model, after, (small, small))
+
     def test_weight_decay_changes_the_optimizer(self) -> None:
         def after(model: nn.Module) -> nn.Module:
             return rewriter.rewrite(model, ["weight-decay"], input_size=32)
@@ -94,6 +136,19 @@ class TestIdleRewrites:
         assert any("the optimizer of after takes its groups from rewriter.param_groups" in note for note in found.notes)
         own = compare(preact, after, seeds=1, optimizer=lambda model: torch.optim.SGD(model.parameters(), lr=0.01))
         assert own.training is None and "no pass found a place" in own.notes[0]
+
+    def test_an_optimizer_of_the_user_that_decays_by_place(self) -> None:
+        def by_place(model: nn.Module) -> torch.optim.Optimizer:
+            return torch.optim.SGD(rewriter.param_groups(model, 0.1, input_size=32), lr=0.01)
+
+        model = post_activation()
+        after = rewriter.rewrite(model, [{"weight-decay": {"gamma": "decay-all"}}], input_size=32)
+        assert idle(model, after, optimizer=by_place) == ""
+        notes = notes_of(
+            Subject(model, after), (model, after), user_data(loaders()), "", seeds=1, trained=True, optimizer=by_place,
+            levels_given=False,
+        )  # fmt: skip
+        assert "it does so otherwise for after than for before" in next(notes)
 
 
 class TestWhatIsSaid:

@@ -151,6 +151,15 @@ class TestVerdicts:
         assert judge(coarse).sentence.endswith("one test image is worth 2.50 points of top1")
         assert same.difference is not None and same.difference.interval == Interval(0, 0)
 
+    def test_equal_where_another_metric_is_no_number(self) -> None:
+        def with_nan(run: Run) -> Run:
+            epochs = [dataclasses.replace(e, metrics=e.metrics | {"mAP": float("nan")}) for e in run.epochs]
+            return dataclasses.replace(run, epochs=tuple(epochs))
+
+        found = trained([0.8, 0.7, 0.9], [0.8, 0.7, 0.9])
+        found = dataclasses.replace(found, runs=tuple(map(with_nan, found.runs)))
+        assert judge(found).outcome is Outcome.EXACTLY_EQUAL
+
     def test_one_seed(self) -> None:
         found = judge(trained([0.8], [0.9]))
         assert found.outcome is Outcome.UNDECIDED
@@ -163,6 +172,10 @@ class TestVerdicts:
         assert 0 not in found.difference.interval
         assert found.outcome is Outcome.UNDECIDED
         assert "at least 3 seeds (after − before: +40.00 and +40.20 points of top1, 2 seeds)" in found.sentence
+        same = judge(trained([0.5, 0.6], [0.5, 0.6], losses=(0.5, 0.6)))
+        assert same.outcome is Outcome.UNDECIDED and "at least 3 seeds (the final top1 is the same" in same.sentence
+        stopped = judge(trained([0.5, 0.6], [0.5, "loss nan in epoch 1, step 1"]))
+        assert stopped.outcome is Outcome.UNDECIDED and "after stopped in 1 of 2 seeds" in stopped.sentence
 
     def test_what_it_rests_on(self) -> None:
         found = trained([0.80, 0.81, 0.79], [0.81, 0.825, 0.80])
@@ -186,6 +199,9 @@ class TestVerdicts:
         coarse = judge(dataclasses.replace(fine, test_images=1000))
         assert coarse.outcome is Outcome.UNDECIDED and "within one test image of each other" in coarse.sentence
         assert judge(trained([0.80, 0.70] * 3, [0.81, 0.71] * 3)).outcome is Outcome.BETTER
+        rarely = dataclasses.replace(trained([0.5] * 10, [0.501, 0.5] * 5), test_images=1000)
+        assert judge(rarely).outcome is Outcome.UNDECIDED
+        assert "it takes more seeds that differ to call that better" in judge(rarely).sentence
 
     def test_chance_is_rarely_called_a_difference(self) -> None:
         correct = np.random.Generator(np.random.PCG64(0)).binomial(100, 0.9, (400, 2, 3)) / 100

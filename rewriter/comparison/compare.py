@@ -124,7 +124,7 @@ def compare(
             )
             idle = ""
             if TRAINING in asked:
-                idle = why_idle(*first, found, accelerator.device, own_optimizer=optimizer is not None)
+                idle = why_idle(*first, found, accelerator.device, optimizer)
             if idle and levels is None:
                 asked = tuple(level for level in asked if level != TRAINING)
         judge = _Judge(subject, first, found, scoring, recipe, accelerator, optimizer)
@@ -133,8 +133,8 @@ def compare(
             result = judge.of_one_process(asked)
             training = judge.training(place, restart, progress) if TRAINING in asked else None
         notes = notes_of(
-            subject, first, found, idle, seeds=recipe.seeds, trained=TRAINING in asked,
-            own_optimizer=optimizer is not None, levels_given=levels is not None,
+            subject, first, found, idle, seeds=recipe.seeds, trained=TRAINING in asked, optimizer=optimizer,
+            levels_given=levels is not None,
         )  # fmt: skip
         comparison = Comparison(
             name or name_of(first[0]), changes(first[1]), str(found), *result, training, tuple(notes)

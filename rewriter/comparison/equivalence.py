@@ -21,6 +21,9 @@ from rewriter.guard import random_state_kept
 from rewriter.inputs import tensors_in
 from rewriter.verification import state_kept
 
+_DISTURBANCE = 0.02
+"""Standard deviation of what is added to weights to see what is behind those that are zero."""
+
 
 def equivalence(
     name: str, before: nn.Module, after: nn.Module, images: Iterable[torch.Tensor], scoring: Scoring
@@ -93,21 +96,33 @@ def _plain(output: Any) -> Any:
 def same_in_training(before: nn.Module, after: nn.Module, images: torch.Tensor) -> bool:
     """Whether both give the same outputs bit for bit in training mode, from the same state of the generators.
 
+    So do buffers that both have, such as running statistics. What is behind a weight of zero, as a branch whose last
+    gamma begins there, is seen with weights that are a little apart from those that both have.
+
     Args:
         before, after: moved to the device of the images and back to the CPU; their state is kept.
         images: one batch.
     """
-    found = []
+    return all(_alike_in_training(before, after, images, disturbance) for disturbance in (0.0, _DISTURBANCE))
+
+
+def _alike_in_training(before: nn.Module, after: nn.Module, images: torch.Tensor, disturbance: float) -> bool:
+    outputs, buffers = [], []
     for model in (before, after):
-        with random_state_kept(), torch.no_grad(), state_kept(model):
+        model.to(images.device)  # before its state is noted: buffers on another device are other tensors
+        weights = [parameter for parameter in model.parameters() if parameter.is_floating_point()]
+        with random_state_kept(), torch.no_grad(), state_kept(model, weights):
             seed_all(0)
-            output = model.to(images.device).train()(in_type_of(model, images))
+            for weight in weights if disturbance else ():
+                weight.add_(torch.randn_like(weight), alpha=disturbance)
+            outputs.append([*tensors_in(_plain(model.train()(in_type_of(model, images))))])
+            buffers.append({name: tensor.clone() for name, tensor in model.named_buffers()})
         model.to("cpu")
-        found.append([*tensors_in(_plain(output))])
-    ours, theirs = found
-    return [tensor.shape for tensor in ours] == [tensor.shape for tensor in theirs] and all(
-        _largest(a, b) == 0 for a, b in zip(ours, theirs, strict=True)
-    )
+    (ours, theirs), (old, new) = outputs, buffers
+    if [tensor.shape for tensor in ours] != [tensor.shape for tensor in theirs]:
+        return False
+    pairs = [*zip(ours, theirs, strict=True), *((old[name], new[name]) for name in old if name in new)]
+    return all(_largest(a, b) == 0 for a, b in pairs)
 
 
 def trained(before: nn.Module, after: nn.Module, data: Data, scoring: Scoring) -> Trained:

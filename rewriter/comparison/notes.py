@@ -6,9 +6,10 @@ from collections.abc import Iterator
 
 from torch import nn
 
+from rewriter.comparison.idle import same_optimizer
 from rewriter.comparison.loading import Data
 from rewriter.comparison.subject import Subject, same_weights
-from rewriter.comparison.training import decays_by_place
+from rewriter.comparison.training import OptimizerFactory, decays_by_place
 
 
 def notes_of(
@@ -19,7 +20,7 @@ def notes_of(
     *,
     seeds: int,
     trained: bool,
-    own_optimizer: bool,
+    optimizer: OptimizerFactory | None,
     levels_given: bool,
 ) -> Iterator[str]:
     """One sentence each, the most important first.
@@ -29,7 +30,7 @@ def notes_of(
         idle: why training them both is no use; empty if it is of use, or nobody wanted it.
         seeds: how many were asked for.
         trained: whether both arms were trained.
-        own_optimizer: whether the user's own optimizer was used.
+        optimizer: the user's own; None for that of the recipe.
         levels_given: whether the user named the levels; if not, it is said why nothing was trained.
     """
     if idle:
@@ -37,12 +38,15 @@ def notes_of(
     elif data.train is None and not levels_given:
         yield f"nothing was trained: {data.name} has no training images; your own are given as (train, test)"
     if trained and decays_by_place(first[1]):
-        yield (
-            "weight-decay: your optimizer decides what decays, the pass changes nothing here"
-            if own_optimizer
-            else "weight-decay: the optimizer of after takes its groups from rewriter.param_groups, that of before "
-            "from timm's rule; leave the pass out to hold the optimizer fixed"
-        )
+        if optimizer is None:
+            yield (
+                "weight-decay: the optimizer of after takes its groups from rewriter.param_groups, that of before from "
+                "timm's rule; leave the pass out to hold the optimizer fixed"
+            )
+        elif same_optimizer(*first, optimizer):
+            yield "weight-decay: your optimizer decides what decays, the pass changes nothing here"
+        else:
+            yield "weight-decay: your optimizer decides what decays, and it does so otherwise for after than for before"
     if trained and seeds > 1 and not _varies(subject, first[0]):
         yield (
             "all seeds begin with the weights that were given, so the interval says nothing of other initial weights; "

@@ -27,6 +27,9 @@ _ROUNDING = 2e-7
 _FEWEST = 3
 """Seeds that a verdict takes: two that happen to agree have an interval without width, whatever is true."""
 
+_FEWEST_OF_ONE_SIGN = 6
+"""Seeds whose sign flips can give a p value below 5 %."""
+
 
 class Outcome(enum.StrEnum):
     """What was found about after, beside before."""
@@ -142,7 +145,8 @@ def judge(training: Training) -> Verdict:
 
     An arm that stops in more seeds than the other is the worse one, whatever the rest says. Otherwise the 95 % t
     interval of the paired difference decides. Where all differences are within one test image of each other, or alike
-    but for rounding, its width means nothing, and the exact sign-flip p value decides too: it takes six seeds.
+    but for rounding, its width means nothing, and the exact sign-flip p value decides too: it takes six seeds. Fewer
+    than three seeds decide nothing of this.
 
     Raises:
         ComparisonError: scipy is not installed.
@@ -152,7 +156,7 @@ def judge(training: Training) -> Verdict:
     failed_before = [run for pair in ended if failure(run := pair.before, training.metric)]
     failed_after = [run for pair in ended if failure(run := pair.after, training.metric)]
     outcome, sentence = _of_difference(training, ended, difference)
-    if len(ended) > 1 and len(failed_before) != len(failed_after):
+    if len(ended) >= _FEWEST and len(failed_before) != len(failed_after):
         outcome = Outcome.WORSE if len(failed_after) > len(failed_before) else Outcome.BETTER
         rest = f"; of the others: {sentence}" if difference is not None else ""
         sentence = f"after is {outcome}: it stopped in {'more' if outcome is Outcome.WORSE else 'fewer'} seeds{rest}"
@@ -206,9 +210,10 @@ def _of_difference(training: Training, ended: Sequence[Pair], difference: Differ
     if close and difference.p_value is not None and difference.p_value > 1 - LEVEL:
         mean = unit.number(difference.mean, unit.decimals(None, (difference.mean,)), sign=True)
         each = "in each seed" if difference.alike else "on average, the seeds are within one test image of each other"
+        takes = "six seeds" if difference.count < _FEWEST_OF_ONE_SIGN else "more seeds that differ"
         return Outcome.UNDECIDED, (
             f"undecided: after − before is {mean} {unit.difference_label} {each} ({size}), so that their spread is "
-            f"not known; it takes six seeds to call that {'better' if better else 'worse'}"
+            f"not known; it takes {takes} to call that {'better' if better else 'worse'}"
         )
     outcome = Outcome.BETTER if better else Outcome.WORSE
     low, high = sorted((abs(interval.low), abs(interval.high)))
@@ -224,10 +229,15 @@ def _of_difference(training: Training, ended: Sequence[Pair], difference: Differ
 def _of_equal_metrics(training: Training, ended: Sequence[Pair], unit: Unit, size: str) -> tuple[Outcome, str]:
     """Equal in every epoch and loss, or no more than a metric that is too coarse to tell the arms apart."""
     finished = [pair for pair in ended if pair.values(training.metric) is not None]
-    if all(pair.before.epochs == pair.after.epochs for pair in finished):
+    if all(_measured(pair.before) == _measured(pair.after) for pair in finished):
         return (
             Outcome.EXACTLY_EQUAL,
             f"exactly equal in every seed ({size}): {unit.metric} and every loss of every epoch",
+        )
+    if len(finished) < _FEWEST:
+        return Outcome.UNDECIDED, (
+            f"undecided: a verdict takes at least {_FEWEST} seeds (the final {unit.metric} is the same in each, the "
+            f"losses differ; {size})"
         )
     worth = worth_of_image(training)
     step = "" if worth is None else f"; one test image is worth {unit.amount(worth, unit.decimals(None, (worth,)))}"
@@ -235,6 +245,11 @@ def _of_equal_metrics(training: Training, ended: Sequence[Pair], unit: Unit, siz
         f"no difference was seen with {size}: the final {unit.metric} is the same in every seed, the losses "
         f"differ{step}"
     )
+
+
+def _measured(run: Run) -> list[str]:
+    """All that was measured, as text: a value that is not a number equals itself."""
+    return [repr(epoch) for epoch in run.epochs]
 
 
 def _size(training: Training, difference: Difference) -> str:
