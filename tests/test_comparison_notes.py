@@ -63,7 +63,7 @@ def idle(before: nn.Module, after: nn.Module, data: Any = None, optimizer: Any =
 class TestIdleRewrites:
     def test_without_a_place(self) -> None:
         found = compare(post_activation, dropout())
-        assert found.training is None and found.change == ("dropout: 0 places",)
+        assert found.training is None and found.change == ("nothing found by dropout",)
         assert found.notes[0].startswith("nothing was trained: no pass found a place to edit: both arms are the same")
         asked = compare(post_activation, dropout(), levels=["training"])
         assert asked.training is not None and asked.verdict.outcome is Outcome.EXACTLY_EQUAL
@@ -165,9 +165,7 @@ class TestWhatIsSaid:
     def test_no_training_data(self) -> None:
         found = compare(preact(), dropout(p=0.1), loaders()[1])
         assert found.training is None
-        assert found.notes == (
-            "nothing was trained: your data has no training images; your own are given as (train, test)",
-        )
+        assert found.notes == ("nothing was trained: your data has no training images; give (train, test)",)
 
     def test_recipe_of_own_parts(self) -> None:
         def half(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:

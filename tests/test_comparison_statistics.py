@@ -136,7 +136,7 @@ class TestVerdicts:
         found = judge(trained([0.80, 0.81, 0.79, 0.82, 0.80], [0.805, 0.80, 0.80, 0.822, 0.798]))
         assert found.outcome is Outcome.NO_DIFFERENCE_SEEN
         assert found.sentence == (
-            "no difference larger than 1.0 points of top1 was seen with 5 seeds "
+            "no difference larger than 1.0 points of top1 on average was seen with 5 seeds "
             "(after − before: +0.1, 95 % interval −0.8 to +1.0)"
         )
 
@@ -177,6 +177,17 @@ class TestVerdicts:
         stopped = judge(trained([0.5, 0.6], [0.5, "loss nan in epoch 1, step 1"]))
         assert stopped.outcome is Outcome.UNDECIDED and "after stopped in 1 of 2 seeds" in stopped.sentence
 
+    def test_arms_that_learn_nothing(self) -> None:
+        """Every run begins at 0.1."""
+        chance = judge(trained([0.11, 0.09, 0.1], [0.1, 0.12, 0.09]))
+        assert "training improved top1 in neither arm" in chance.sentence
+        for arms in (([0.11, 0.09, 0.1], [0.5, 0.6, 0.55]), ([0.5, 0.6, 0.55], [0.1, 0.12, 0.09])):
+            assert "neither" not in judge(trained(*arms)).sentence
+
+    def test_a_score_that_should_be_low_is_no_share(self) -> None:
+        found = judge(trained([0.6, 0.7, 0.65], [0.5, 0.61, 0.54], metric="brier", higher_is_better=False))
+        assert found.outcome is Outcome.BETTER and "in brier" in found.sentence
+
     def test_what_it_rests_on(self) -> None:
         found = trained([0.80, 0.81, 0.79], [0.81, 0.825, 0.80])
         found = dataclasses.replace(found, recipe={"epochs": 20}, test_images=500)
@@ -215,7 +226,7 @@ class TestVerdicts:
         some: list[float | str] = [reason, 0.82, 0.80, reason, 0.805]
         worse, better = judge(trained(kept, some)), judge(trained(some, kept))
         assert worse.outcome is Outcome.WORSE and better.outcome is Outcome.BETTER
-        assert f"after stopped in 2 of 5 seeds: {reason} (seed 0), {reason} (seed 3)" in worse.sentence
+        assert f"after stopped in 2 of 5 seeds: {reason} (seeds 0, 3)" in worse.sentence
         assert "before stopped in 2 of 5 seeds" in better.sentence and "fewer seeds" in better.sentence
         assert worse.difference is not None and worse.difference.count == 3
         assert "3 of 5 seeds" in worse.sentence
@@ -266,7 +277,10 @@ class TestNumbers:
         unit = Unit("top1", True)
         assert unit.mean(mean_interval([0.95, 0.995, 0.96])) == "96.8 (95.0 to 99.5) %"
         assert unit.mean(mean_interval([0.76, 0.762, 0.761])) == "76.10 ± 0.25 %"
-        assert Unit("test_loss", False).mean(mean_interval([0.01, 0.2])) == "0.1 ± 1.2"
+        assert Unit("test_loss", False).mean(mean_interval([0.01, 0.2])) == "0.11 (0.01 to 0.20)"
+
+    def test_a_number_that_rounds_to_zero_has_no_direction(self) -> None:
+        assert Unit("top1", True).number(-0.0004, 1, sign=True) == "0.0"
 
     def test_percentages(self) -> None:
         assert [percentage(part) for part in (1.0, 0.0, 0.921875, 0.99996, 0.0004)] == [

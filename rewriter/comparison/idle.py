@@ -43,7 +43,7 @@ def why_idle(
     if passes_of(after):
         return (
             "with the same random numbers both arms give the same outputs in training mode, too: what was edited has "
-            "no effect yet (a dropout of rate 0 drops nothing)"
+            "no effect yet (a dropout of rate 0 drops nothing, a map of one position is not pooled)"
         )
     return "no pass found a place to edit: both arms are the same model"
 

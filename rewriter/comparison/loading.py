@@ -13,6 +13,7 @@ from rewriter.comparison.recipe import Recipe
 from rewriter.data.source import Examples, Source, Task
 from rewriter.errors import DataError
 
+YOUR_DATA = "your data"
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -142,7 +143,7 @@ def of_user(data: Any, task: str | Task | None, num_classes: int | None, recipe:
     train_images, test_images = (_images(loader) for loader in loaders)
     assert loaders[1] is not None
     return Data(
-        "your data", Task(task or Task.CLASSIFICATION), num_classes or 0, loaders[0], loaders[1], train_images,
+        YOUR_DATA, Task(task or Task.CLASSIFICATION), num_classes or 0, loaders[0], loaders[1], train_images,
         test_images, without_effect=_without_effect(train, test),
     )  # fmt: skip
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from torch import nn
 
 from rewriter.comparison.idle import same_optimizer
-from rewriter.comparison.loading import Data
-from rewriter.comparison.subject import Subject, same_weights
+from rewriter.comparison.loading import YOUR_DATA, Data
+from rewriter.comparison.subject import Subject, passes_of, same_weights
 from rewriter.comparison.training import OptimizerFactory, decays_by_place
 
 
@@ -36,12 +36,14 @@ def notes_of(
     if idle:
         yield idle if trained else f"nothing was trained: {idle}; the level training would do it all the same"
     elif data.train is None and not levels_given:
-        yield f"nothing was trained: {data.name} has no training images; your own are given as (train, test)"
+        remedy = "; give (train, test)" if data.name == YOUR_DATA else ""
+        yield f"nothing was trained: {data.name} has no training images{remedy}"
     if trained and decays_by_place(first[1]):
         if optimizer is None:
+            unchanged = "" if passes_of(first[1]) else "the model itself is unchanged; "
             yield (
-                "weight-decay: the optimizer of after takes its groups from rewriter.param_groups, that of before from "
-                "timm's rule; leave the pass out to hold the optimizer fixed"
+                f"{unchanged}weight-decay: the optimizer of after takes its groups from rewriter.param_groups, that of "
+                "before from timm's rule; leave the pass out to hold the optimizer fixed"
             )
         elif same_optimizer(*first, optimizer):
             yield "weight-decay: your optimizer decides what decays, the pass changes nothing here"

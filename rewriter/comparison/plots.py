@@ -34,7 +34,8 @@ def save_plots(comparison: Comparison, directory: str | Path) -> list[Path]:
         directory: made if it does not exist.
 
     Returns:
-        The files written; no ``differences`` if no seed was finished by both arms.
+        The files written; no ``learning_curves`` if no run finished an epoch, no ``differences`` if no seed was
+        finished by both arms.
 
     Raises:
         ComparisonError: matplotlib or scipy is not installed, or a file cannot be written.
@@ -60,8 +61,12 @@ def figures(comparison: Comparison) -> dict[str, Any]:
     """
     if comparison.training is None or not comparison.training.runs:
         return {}
+    learned = any(len(run.epochs) > 1 for run in comparison.training.runs)
     with _settings():
-        drawn = {"learning_curves": learning_curves(comparison), "differences": differences(comparison)}
+        drawn = {
+            "learning_curves": learning_curves(comparison) if learned else None,
+            "differences": differences(comparison),
+        }
     return {name: figure for name, figure in drawn.items() if figure is not None}
 
 

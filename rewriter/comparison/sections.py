@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 _SHOWN_IMAGES = 5
 _FEWEST_RATIOS = 3
+_LEAST_SECONDS = 10
+"""Of a run whose speed is compared: what a shorter one tells is what else the machine did."""
 _NONE = "–"
 
 
@@ -59,7 +61,8 @@ def _equivalence(found: Sequence[Equivalence]) -> Section:
         cells = (small(item.max_difference), small(item.relative_difference), small(item.spread))
         rows.append((item.name, str(item.images), identical, *cells, agreement))
     headings = ("pass", "images", "bit-identical", "max |difference|", "relative", "own spread", "same prediction")
-    return Section("output in evaluation mode, same weights", (_culprits(found), Table(headings, tuple(rows))))
+    images = counted(found[-1].images, "test image")
+    return Section(f"output in evaluation mode, first {images}", (_culprits(found), Table(headings, tuple(rows))))
 
 
 def _culprits(found: Sequence[Equivalence]) -> str:
@@ -72,11 +75,12 @@ def _culprits(found: Sequence[Equivalence]) -> str:
     if changed:
         parts.append(f"the output is changed by {listed(changed)}")
     elif together is not None and together.identical is False:
-        parts.append(f"the output is changed by all passes together{', by none of them alone' if alone else ''}")
+        by = "the output is changed by all passes together, by none of them alone"
+        parts.append(by if alone else "the output of after differs from that of before")
     if kept:
         parts.append(f"{listed(kept)} {'leaves' if len(kept) == 1 else 'leave'} it bit-identical")
     if together is not None and together.identical:
-        parts.append("all passes together leave it bit-identical")
+        parts.append("all passes together leave it bit-identical" if alone else "the output is bit-identical")
     if unknown:
         spread = max(item.spread for item in unknown)
         parts.append(
@@ -141,8 +145,8 @@ def _training(training: Training) -> Section:
     better = "higher" if training.higher_is_better else "lower"
     blocks: list[str | tuple[str, ...] | Table] = [
         f"judged by {training.metric} in the last epoch, {better} is better; mean ± half-width of the 95 % t interval "
-        "over the seeds that both arms finished, or (lowest to highest) where it would leave 0 to 100 %; the other "
-        "metrics are shown, not judged"
+        "over the seeds that both arms finished, or (lowest to highest) of two seeds or where it would leave 0 to "
+        "100 %; the other metrics are shown, not judged"
     ]
     blocks.append(
         Table(
@@ -251,13 +255,16 @@ def _cost(training: Training) -> Section:
 
 
 def _speed_ratio(training: Training) -> str:
-    """How fast after trains, as part of the speed of before; empty where the runs of a seed are too few to tell."""
+    """How fast after trains, as part of the speed of before; empty where runs are too few or too short to tell."""
     ratios = [
         math.log(pair.after.images_per_second / pair.before.images_per_second)
         for pair in pairs(training)
-        if pair.before.images_per_second and pair.after.images_per_second
+        if pair.before.images_per_second
+        and pair.after.images_per_second
+        and min(pair.before.seconds, pair.after.seconds) >= _LEAST_SECONDS
+        and pair.before.epochs != pair.after.epochs
     ]
-    if len(ratios) < _FEWEST_RATIOS:
+    if len(ratios) < _FEWEST_RATIOS or any(run.stopped for run in training.runs):
         return ""
     found = mean_interval(ratios)
     assert found.interval is not None

@@ -89,15 +89,18 @@ def name_of(model: nn.Module) -> str:
 
 
 def changes(model: nn.Module) -> tuple[str, ...]:
-    """What was done to a rewritten model, one line a pass."""
-    lines = []
+    """What was done to a rewritten model, one line a pass; passes that found nothing share one."""
+    lines, idle = [], []
     for record in records_of(model):
         for name, _ in record.plan.passes:
             sites, _, advice = record.plan.findings(name)
-            done = [counted(len(sites), "place")] if sites or not advice else []
+            done = [counted(len(sites), "place")] if sites else []
             done += [f"advice on {counted(len(advice), 'place')}"] if advice else []
-            lines.append(f"{name}: {', '.join(done)}")
-    return tuple(lines)
+            if done:
+                lines.append(f"{name}: {', '.join(done)}")
+            else:
+                idle.append(name)
+    return (*lines, f"nothing found by {', '.join(idle)}") if idle else tuple(lines)
 
 
 def alone(before: nn.Module, after: nn.Module) -> dict[str, nn.Module]:

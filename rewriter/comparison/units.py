@@ -71,6 +71,8 @@ class Unit:
         if scaled == 0 and decimals > _MOST_DECIMALS:
             form = ".0f"
         text = f"{scaled:{'+' if sign and scaled != 0 else ''}{form}}"
+        if math.isfinite(scaled) and float(text) == 0:
+            text = text.lstrip("+-")  # rounded to zero it has no direction
         return text.replace("-", "−") if math.isfinite(scaled) else str(scaled)
 
     def interval(self, interval: Interval, decimals: int, *, sign: bool = True) -> str:
@@ -85,12 +87,14 @@ class Unit:
     def mean(self, mean: Mean) -> str:
         """``76.1 ± 0.4 %``; without the half-width where there is one value only.
 
-        A t interval that leaves 0 to 100 % is of too few values to mean anything: then ``97.1 (95.0 to 99.5) %``, the
+        A t interval of two values, or one that leaves 0 to 100 %, means nothing: then ``97.1 (95.0 to 99.5) %``, the
         lowest and the highest value.
         """
-        if self.percent and mean.interval is not None and not 0 <= mean.interval.low <= mean.interval.high <= 1:
+        low, high = (0.0, 1.0) if self.percent else (-math.inf, math.inf)
+        if mean.count == 2 or (mean.interval and not low <= mean.interval.low <= mean.interval.high <= high):
             decimals = self.decimals((mean.range.high - mean.range.low) / 2)
-            return f"{self.number(mean.mean, decimals)} ({self.interval(mean.range, decimals, sign=False)}) %"
+            shown = f"{self.number(mean.mean, decimals)} ({self.interval(mean.range, decimals, sign=False)})"
+            return f"{shown} %" if self.percent else shown
         decimals = self.decimals(mean.half_width, () if mean.half_width is None else (mean.half_width,))
         spread = "" if mean.half_width is None else f" ± {self.number(mean.half_width, decimals)}"
         return f"{self.number(mean.mean, decimals)}{spread}{' %' if self.percent else ''}"

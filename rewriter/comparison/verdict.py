@@ -5,11 +5,11 @@ from __future__ import annotations
 import enum
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from rewriter.comparison.run import AFTER, BEFORE, Epoch, Run
-from rewriter.comparison.statistics import LEVEL, Difference, Interval, paired_difference
+from rewriter.comparison.statistics import LEVEL, Difference, Interval, mean_interval, paired_difference
 from rewriter.comparison.units import Unit
 from rewriter.planning import counted
 
@@ -121,7 +121,9 @@ def difference_of(training: Training, metric: str) -> Difference | None:
 def unit_of(training: Training, metric: str) -> Unit:
     """The unit of a metric, by the values of all epochs of all runs."""
     values = [value(epoch, metric) for run in training.runs for epoch in run.epochs]
-    return Unit.of(metric, [found for found in values if found is not None])
+    unit = Unit.of(metric, [found for found in values if found is not None])
+    # a score that should be low is no share of images or pixels
+    return unit if metric != training.metric or training.higher_is_better else replace(unit, percent=False)
 
 
 def worth_of_image(training: Training) -> float | None:
@@ -171,10 +173,31 @@ def judge(training: Training) -> Verdict:
             f"the arms did not see the same training batches in {len(apart)} of {counted(len(ended), 'seed')}: the "
             "data draw random numbers that cannot be repeated"
         )
+    if _learned_nothing(training, ended):
+        parts.append(f"training improved {training.metric} in neither arm, so this says little about the rewrite")
     missing = len(set(training.seeds)) - len(ended)
     if missing:
         parts.append(f"{missing} of {counted(len(set(training.seeds)), 'seed')} not run to the end by both arms")
     return Verdict(outcome, "; ".join(parts), difference)
+
+
+def _learned_nothing(training: Training, ended: Sequence[Pair]) -> bool:
+    """Whether the final metric of both arms is not beyond that before training, over seeds."""
+    sign = 1 if training.higher_is_better else -1
+    for arm in (BEFORE, AFTER):
+        gains = []
+        for pair in ended:
+            run = pair.before if arm == BEFORE else pair.after
+            start, end = (
+                value(run.epochs[0], training.metric) if run.epochs else None,
+                final_value(run, training.metric),
+            )
+            if start is not None and end is not None and len(run.epochs) > 1:
+                gains.append(sign * (end - start))
+        gain = mean_interval(gains) if len(gains) >= _FEWEST else None
+        if gain is None or gain.interval is None or gain.interval.low > 0:
+            return False
+    return True
 
 
 def _of_difference(training: Training, ended: Sequence[Pair], difference: Difference | None) -> tuple[Outcome, str]:
@@ -200,7 +223,7 @@ def _of_difference(training: Training, ended: Sequence[Pair], difference: Differ
         decimals = unit.decimals((interval.high - interval.low) / 2, (interval.low, interval.high))
         mean = unit.number(difference.mean, decimals, sign=True)
         return Outcome.NO_DIFFERENCE_SEEN, (
-            f"no difference larger than {unit.amount(bound, decimals)} was seen with {size} "
+            f"no difference larger than {unit.amount(bound, decimals)} on average was seen with {size} "
             f"(after − before: {mean}, 95 % interval {unit.interval(interval, decimals)})"
         )
     better = (difference.mean > 0) == training.higher_is_better
@@ -267,7 +290,13 @@ def _size(training: Training, difference: Difference) -> str:
 def _stops(arm: str, failed: Sequence[Run], training: Training, ended: Sequence[Pair]) -> list[str]:
     if not failed:
         return []
-    reasons = [f"{failure(run, training.metric)} (seed {run.seed})" for run in failed[:_REASONS]]
-    if len(failed) > _REASONS:
-        reasons.append(f"and {len(failed) - _REASONS} more")
+    seeds: dict[str, list[str]] = {}
+    for run in failed:
+        seeds.setdefault(failure(run, training.metric), []).append(str(run.seed))
+    reasons = [
+        f"{reason} ({'seed' if len(numbers) == 1 else 'seeds'} {', '.join(numbers)})"
+        for reason, numbers in list(seeds.items())[:_REASONS]
+    ]
+    if len(seeds) > _REASONS:
+        reasons.append(f"and {len(seeds) - _REASONS} more reasons")
     return [f"{arm} stopped in {len(failed)} of {counted(len(ended), 'seed')}: {', '.join(reasons)}"]
