@@ -176,6 +176,7 @@ class TestVerdicts:
         assert same.outcome is Outcome.UNDECIDED and "at least 3 seeds (the final top1 is the same" in same.sentence
         stopped = judge(trained([0.5, 0.6], [0.5, "loss nan in epoch 1, step 1"]))
         assert stopped.outcome is Outcome.UNDECIDED and "after stopped in 1 of 2 seeds" in stopped.sentence
+        assert judge(trained([0.5, 0.6], ["loss nan", "loss nan"])).outcome is Outcome.WORSE
 
     def test_what_it_rests_on(self) -> None:
         found = trained([0.80, 0.81, 0.79], [0.81, 0.825, 0.80])
