@@ -52,9 +52,11 @@ def check_model(model: Any) -> None:
 
 
 def random_state() -> tuple[Any, ...]:
-    """The states of torch's (of the CPU), Python's and numpy's generators."""
+    """The states of torch's, Python's and numpy's generators; of GPUs if they are in use."""
     numpy = sys.modules.get("numpy")
-    return torch.get_rng_state(), random.getstate(), numpy.random.get_state() if numpy else None
+    cuda_used = torch.cuda.is_available() and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    devices = torch.cuda.get_rng_state_all() if cuda_used else None
+    return torch.get_rng_state(), random.getstate(), numpy.random.get_state() if numpy else None, devices
 
 
 def set_random_state(state: tuple[Any, ...]) -> None:
@@ -63,20 +65,18 @@ def set_random_state(state: tuple[Any, ...]) -> None:
     random.setstate(state[1])
     if state[2] is not None:
         sys.modules["numpy"].random.set_state(state[2])
+    if state[3] is not None:
+        torch.cuda.set_rng_state_all(state[3])
 
 
 @contextlib.contextmanager
 def random_state_kept() -> Iterator[None]:
     """Leave torch's, Python's and numpy's generators as they were."""
     state = random_state()
-    cuda_used = torch.cuda.is_available() and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
-    devices = [torch.cuda.get_rng_state_all()] if cuda_used else []
     try:
         yield
     finally:
         set_random_state(state)
-        for states in devices:
-            torch.cuda.set_rng_state_all(states)
 
 
 @contextlib.contextmanager

@@ -146,6 +146,12 @@ class TestOtherModels:
         found = compare(resnet(), resnet(), levels=["equivalence"])
         assert found.equivalence[0].identical is False and found.notes
 
+    def test_rewritten_in_place(self) -> None:
+        model = resnet()
+        after = rewriter.rewrite(model, inplace=True, input_size=32)
+        with pytest.raises(ComparisonError, match="before and after are the same model"):
+            compare(model, after)
+
     def test_what_is_no_model(self) -> None:
         for before, after, words in (
             (torch.compile(resnet()), same, "_orig_mod"),

@@ -270,6 +270,9 @@ class TestOwnLossAndMetric:
             ({"metric": MulticlassAccuracy(10, average=None)}, "choose an average"),
             ({"metric": MulticlassAccuracy(4)}, "metric 'MulticlassAccuracy' cannot be updated"),
             ({"metric": {}}, "at least one"),
+            ({"metric": {"error": 1 - MulticlassAccuracy(10)}}, "'error' does not say whether higher"),
+            ({"optimizer": lambda model: torch.optim.LBFGS(model.parameters())}, "found LBFGS, which runs the model"),
+            ({"optimizer": "adahessian"}, "second derivatives"),
             ({"optimizer": 3}, "a function of the model"),
             ({"optimizer": "addam"}, "addam"),
             ({"optimizer": lambda model: None}, "torch.optim.Optimizer"),
@@ -329,6 +332,14 @@ class TestPrecision:
             train(resnet, lambda model: model, device="cuda")
         with pytest.raises(ComparisonError, match="device: expected such as 'cpu'"):
             train(resnet, lambda model: model, device="nonsense")
+
+    def test_calibration_in_double(self) -> None:
+        model = pyramid().double()
+        after = rewriter.rewrite(model, "scale-equalizer", input_size=64)
+        images = torch.rand(4, 1, 64, 64, generator=torch.Generator().manual_seed(0))
+        data = [(images, (images[:, 0] * 3).long())]
+        found = train(model, after, (data, data), task="segmentation", num_classes=3, seeds=1, epochs=1)
+        assert not any(run.stopped for run in runs_of(found).runs)
 
     def test_double(self) -> None:
         found = train(lambda: resnet().double(), lambda model: model, loaders(), levels=None, seeds=1)

@@ -12,7 +12,7 @@ import torchmetrics
 from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import rewriter
 from passes import Dropout
@@ -190,6 +190,17 @@ class TestWhatIsSaid:
             compare(preact(), dropout(p=0.1), loaders(), batch_size=4)
         with pytest.raises(ComparisonError, match="lr: it has no effect with your own optimizer"):
             compare(preact(), dropout(p=0.1), lr=0.1, optimizer=lambda model: torch.optim.SGD(model.parameters(), lr=1))
+
+    def test_an_iterable_data_set_makes_its_own_batches(self) -> None:
+        class Batches(IterableDataset[Any]):
+            def __iter__(self) -> Any:
+                return iter(loaders()[0])
+
+            def __len__(self) -> int:
+                return 2
+
+        with pytest.raises(ComparisonError, match="train_images: it has no effect"):
+            compare(preact, dropout(), (Batches(), loaders()[1]), train_images=8)
 
     def test_recipes_that_fit_no_batch(self) -> None:
         with pytest.raises(ComparisonError, match="one batch of batch_size=64, found 32"):

@@ -176,6 +176,7 @@ class TestVerdicts:
         assert same.outcome is Outcome.UNDECIDED and "at least 3 seeds (the final top1 is the same" in same.sentence
         stopped = judge(trained([0.5, 0.6], [0.5, "loss nan in epoch 1, step 1"]))
         assert stopped.outcome is Outcome.UNDECIDED and "after stopped in 1 of 2 seeds" in stopped.sentence
+        assert judge(trained([0.5, 0.6], ["loss nan", "loss nan"])).outcome is Outcome.WORSE
 
     def test_arms_that_learn_nothing(self) -> None:
         """Every run begins at 0.1."""

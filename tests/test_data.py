@@ -185,6 +185,21 @@ def test_torchvision_downloads_nothing_unasked(name: str, tmp_path: Path) -> Non
     assert not any(path.is_file() for path in tmp_path.rglob("*"))
 
 
+def test_torchvision_set_that_keeps_more_than_classes(tmp_path: Path) -> None:
+    folder = tmp_path / "QMNIST" / "raw"
+    folder.mkdir(parents=True)
+    for part in ("train", "test"):
+        images = np.array([0x0803, 20, 28, 28], ">u4").tobytes() + bytes(20 * 28 * 28)
+        labels = np.stack([np.arange(20) % 10, *np.zeros((7, 20), int)], 1)
+        (folder / f"qmnist-{part}-images-idx3-ubyte").write_bytes(images)
+        (folder / f"qmnist-{part}-labels-idx2-int").write_bytes(
+            np.array([0x0C02, 20, 8], ">u4").tobytes() + labels.astype(">i4").tobytes()
+        )
+    source = data.open_source("torchvision:QMNIST", root=tmp_path)
+    data.check(source)
+    assert [source.test[number][1] for number in (0, 7, 13)] == [0, 7, 3]
+
+
 def test_torchvision_set_without_parts(tmp_path: Path) -> None:
     for number, (path, _) in enumerate(photographs("imagenet")):
         folder = tmp_path / "eurosat" / "2750" / ("Forest", "River")[number % 2]

@@ -109,7 +109,7 @@ def compare(
         changes_of_recipe["optimizer"], optimizer = optimizer, None
     recipe = resolve_recipe(budget, changes_of_recipe)
     check_optimizer(optimizer, recipe)
-    with random_state_kept(), accelerated(recipe.mixed_precision, device) as accelerator:
+    with accelerated(recipe.mixed_precision, device) as accelerator, random_state_kept():
         seed_all(0)
         with errors_shared(accelerator), repeatable(accelerator.device):
             subject = Subject(before, after)
@@ -122,6 +122,8 @@ def compare(
             scoring, found = fitted(
                 scoring, first, found, accelerator.device, task_given=task is not None, scored=scored
             )
+            if TRAINING in asked:
+                _ = scoring.judged  # whether the metric can be
             idle = ""
             if TRAINING in asked:
                 idle = why_idle(*first, found, accelerator.device, optimizer)

@@ -54,7 +54,7 @@ def fitted(
         scoring = _told(scoring, output, on_device, task_given)
         scoring.check(targets, data.name)
         scoring.update(scoring.metrics(device), output, on_device)
-        scoring.loss(output, on_device)
+        scoring.on(device).loss(output, on_device)
     return scoring, replace(data, num_classes=scoring.num_classes, image_shape=tuple(images.shape[1:]))
 
 
@@ -91,6 +91,6 @@ def _output(arm: str, model: nn.Module, images: torch.Tensor, data: Data) -> Any
 
 
 def in_type_of(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """The images in the floating-point type of the model's parameters."""
+    """A copy of the images, which a model may change in place, in the floating-point type of its parameters."""
     reference = next((p for p in model.parameters() if p.is_floating_point()), images)
-    return images.to(reference.dtype) if images.is_floating_point() else images
+    return images.to(reference.dtype if images.is_floating_point() else images.dtype, copy=True)

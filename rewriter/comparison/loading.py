@@ -150,13 +150,18 @@ def of_user(data: Any, task: str | Task | None, num_classes: int | None, recipe:
 
 def _without_effect(train: Any, test: Any) -> frozenset[str]:
     """The fields that speak of what the user's own data sets and loaders have done already."""
-    by_us = {"train_images": isinstance(train, Dataset), "test_images": isinstance(test, Dataset)}
+    by_us = {"train_images": _is_set_of_images(train), "test_images": _is_set_of_images(test)}
     fields = {name for name, ours in by_us.items() if not ours}
     return frozenset({"crop_scale", "hflip"} | fields | (set() if any(by_us.values()) else {"batch_size"}))
 
 
+def _is_set_of_images(item: Any) -> bool:
+    """Whether it gives single images; another iterable, also an ``IterableDataset``, gives batches."""
+    return isinstance(item, Dataset) and not isinstance(item, torch.utils.data.IterableDataset)
+
+
 def _own_loader(item: Any, recipe: Recipe, shuffled: bool) -> Iterable[Any]:
-    if isinstance(item, Dataset) and not isinstance(item, torch.utils.data.IterableDataset):
+    if _is_set_of_images(item):
         limit = recipe.train_images if shuffled else recipe.test_images
         examples = _limited(item, limit)  # type: ignore[arg-type]
         if shuffled and len(examples) < recipe.batch_size:

@@ -71,6 +71,8 @@ def _accelerator(mixed_precision: str, device: str | None) -> Any:
         wanted.type != found.device.type or (wanted.index is not None and wanted.index != (found.device.index or 0))
     ):
         raise ComparisonError(f"device: expected one that is there, found {device!r}; accelerate offers {found.device}")
+    if found.device.type == "cuda":
+        torch.cuda.init()  # type: ignore[no-untyped-call]  # from now on its generators have a state, which is kept
     return found
 
 

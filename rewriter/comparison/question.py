@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
 import re
@@ -30,7 +31,8 @@ def question_of(
 ) -> dict[str, dict[str, str]]:
     """Parts, each of texts with names.
 
-    Functions of the user are known by their name and their code; what these use is not looked at.
+    Functions of the user are known by their name, code and options; what these use is not looked at. Losses and metrics
+    are known by their options, data loaders by their number of batches and the first one.
 
     Args:
         first: both models of the first seed, on the CPU.
@@ -49,7 +51,7 @@ def question_of(
         },
         "data": {
             "data": str(data), "task": str(data.task), "classes": str(scoring.num_classes),
-            "first test batch": _first_batch(data),
+            "first test batch": _first_batch(data.test), **_training_batches(data),
         },
         "recipe": {name: repr(value) for name, value in recipe.to_data().items() if name != "seeds"},
         "own": {name: _identified(value) for name, value in own.items()},
@@ -70,8 +72,19 @@ def checksum(values: Iterable[Any], start: int = 0) -> int:
     return start
 
 
-def _first_batch(data: Data) -> str:
-    return next((f"{checksum(pair_of(batch)):08x}" for batch in batches(data.test, 0, 0)), "none")
+def _first_batch(loader: Iterable[Any]) -> str:
+    return next((f"{checksum(pair_of(batch)):08x}" for batch in batches(loader, 0, 0)), "none")
+
+
+def _training_batches(data: Data) -> dict[str, str]:
+    """Of the user's own data; those of a source follow from its name and the recipe."""
+    if data.train is None or not data.without_effect:
+        return {}
+    first = {_first_batch(data.train) for _ in range(2)}
+    return {
+        "training batches": str(len(data.train)),  # type: ignore[arg-type]
+        "first training batch": first.pop() if len(first) == 1 else "another one each time",
+    }
 
 
 def described(value: Any) -> str:
@@ -84,11 +97,40 @@ def described(value: Any) -> str:
 def _identified(value: Any) -> str:
     name = described(value)
     code = getattr(value, "__code__", None)
-    return name if code is None else f"{name} {_digest(code.co_code + repr(code.co_names).encode() + _constants(code))}"
+    if code is not None:
+        return f"{name} {_digest(code.co_code + repr(code.co_names).encode() + _constants(code) + _given(value))}"
+    if isinstance(value, nn.Module):
+        return f"{name} {_digest((_options(value) + _digest_of_weights(value)).encode())}"
+    return name
 
 
 def _constants(code: Any) -> bytes:
-    return repr([item for item in code.co_consts if not hasattr(item, "co_code")]).encode()
+    kept = [item for item in code.co_consts if not hasattr(item, "co_code")]
+    # the order of a frozenset is another one in each process
+    return repr([sorted(map(repr, item)) if isinstance(item, frozenset) else item for item in kept]).encode()
+
+
+def _given(function: Any) -> bytes:
+    """Defaults of a function, and plain values of the functions around it."""
+    around = []
+    for cell in function.__closure__ or ():
+        with contextlib.suppress(ValueError):  # not filled yet
+            around += [cell.cell_contents] if _is_plain(cell.cell_contents) else []
+    return described([function.__defaults__, function.__kwdefaults__, around]).encode()
+
+
+def _options(module: nn.Module) -> str:
+    """Public plain attributes of a module and those in it: repr leaves out most of them."""
+    return repr(
+        [
+            {name: value for name, value in vars(part).items() if name[0] != "_" and _is_plain(value)}
+            for part in module.modules()
+        ]
+    )
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, (str, int, float, type(None)))
 
 
 def _digest_of_weights(model: nn.Module) -> str:

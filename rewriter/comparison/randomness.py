@@ -14,12 +14,16 @@ from torch.utils.data import DataLoader
 from rewriter.guard import random_state, random_state_kept, set_random_state
 
 _MODEL, _EPOCH = 0x5EED, 1_000_003
+_HOLDERS = ("dataset", "sampler", "batch_sampler", "data_source")
 
 
 def seed_all(seed: int) -> None:
-    """Seed Python, numpy and torch."""
+    """Seed Python, numpy and torch; not a GPU that is not in use, whose state could not be put back."""
     random.seed(seed)
-    torch.manual_seed(seed)
+    if torch.cuda.is_available() and not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.default_generator.manual_seed(seed)
+    else:
+        torch.manual_seed(seed)
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed(seed % 2**32)
 
@@ -68,12 +72,18 @@ def _with_new_workers(loader: Any) -> Any:
 
 
 def _generators(loader: Any) -> list[torch.Generator]:
-    """Generators of its own that a data loader may have."""
-    holders = (
-        loader,
-        getattr(loader, "dataset", None),
-        getattr(loader, "sampler", None),
-        getattr(getattr(loader, "batch_sampler", None), "sampler", None),
-    )
-    found = [getattr(holder, "generator", None) for holder in holders]
-    return list({id(found): found for found in found if isinstance(found, torch.Generator)}.values())
+    """Generators of torch that a data loader has of its own: itself, in its samplers, or in data sets within others."""
+    found: dict[int, torch.Generator] = {}
+    seen: set[int] = set()
+    waiting = [loader]
+    while waiting:
+        holder = waiting.pop()
+        if holder is None or id(holder) in seen:
+            continue
+        seen.add(id(holder))
+        if isinstance(generator := getattr(holder, "generator", None), torch.Generator):
+            found[id(generator)] = generator
+        waiting += [getattr(holder, name, None) for name in _HOLDERS]
+        several = getattr(holder, "datasets", None)  # of torch.utils.data.ConcatDataset
+        waiting += several if isinstance(several, (list, tuple)) else []
+    return list(found.values())

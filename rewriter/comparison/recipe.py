@@ -29,7 +29,7 @@ class Recipe:
         weight_decay: of what decays. An arm that ``weight-decay`` was applied to decays by its table, the other by
             timm's rule (weights only).
         schedule: of the learning rate, by timm: ``"cosine"``, ``"poly"``, ``"tanh"``, or ``"none"``.
-        warmup: part of the steps in which the learning rate rises from 0.
+        warmup: part of the steps in which the learning rate rises, from a hundredth of the highest.
         clip_grad: largest norm of the gradient; None for any.
         crop_scale: smallest part of an image's area that a training crop has; 1 for no random crops.
         hflip: probability of a horizontal flip in training.

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
+from rewriter.api import copy_model
 from rewriter.data.source import Task
 from rewriter.errors import ComparisonError, DataError
 
@@ -54,6 +57,11 @@ class Scoring:
         if self.task is Task.MULTI_LABEL:
             return F.binary_cross_entropy_with_logits(logits, target.to(logits.dtype))
         return F.cross_entropy(logits, target, ignore_index=-100 if self.ignore_index is None else self.ignore_index)
+
+    def on(self, device: torch.device) -> Scoring:
+        """With a copy of the user's loss, if it is a module: weights on ``device``, and what it keeps of its calls."""
+        own = self.own_loss
+        return replace(self, own_loss=copy_model(own).to(device)) if isinstance(own, nn.Module) else self
 
     def logits(self, output: Any, target: torch.Tensor | None = None) -> torch.Tensor:
         """The logits in what a model returns, ``(N, classes)`` or ``(N, classes, H, W)`` of the target's size."""
@@ -120,9 +128,14 @@ class Scoring:
 
     def metrics(self, device: torch.device | None = None) -> dict[str, Any]:
         """Fresh metrics by name, the one that is judged first; see :meth:`update`."""
+        from torchmetrics import Metric
+
         found = self._metrics()
         for metric in found.values():
-            metric.distributed_available_fn = _alone  # other processes train other runs
+            metric.reset()
+            for part in metric.modules():  # a metric may be made of others: 1 - MulticlassAccuracy(10)
+                if isinstance(part, Metric):
+                    part.distributed_available_fn = _alone  # other processes train other runs
             metric.to(device or "cpu")
         return found
 
@@ -137,7 +150,8 @@ class Scoring:
         of_metric = targets.long() if self.task is Task.MULTI_LABEL else targets
         for name, metric in metrics.items():
             try:
-                metric.update(logits, of_metric)
+                with _counting():
+                    metric.update(logits, of_metric)
             except (RuntimeError, ValueError, TypeError) as error:
                 raise ComparisonError(
                     f"metric {name!r} cannot be updated with an output of shape {tuple(logits.shape)} and "
@@ -167,9 +181,18 @@ class Scoring:
 
     @property
     def judged(self) -> tuple[str, bool]:
-        """Name of the metric that is judged, and whether higher values of it are better."""
+        """Name of the metric that is judged, and whether higher values of it are better.
+
+        Raises:
+            ComparisonError: the metric does not say.
+        """
         name, metric = next(iter(self.metrics().items()))
-        return name, metric.higher_is_better is not False
+        if metric.higher_is_better is None:
+            raise ComparisonError(
+                f"metric {name!r} does not say whether higher values are better: give one of a class that says "
+                "higher_is_better = True or False, as docs/compare.md shows"
+            )
+        return name, metric.higher_is_better
 
 
 def computed(metrics: Mapping[str, Any]) -> dict[str, float]:
@@ -180,7 +203,8 @@ def computed(metrics: Mapping[str, Any]) -> dict[str, float]:
     """
     found = {}
     for name, metric in metrics.items():
-        value = metric.compute()
+        with _counting():
+            value = metric.compute()
         if not isinstance(value, (int, float)) and not (isinstance(value, torch.Tensor) and value.numel() == 1):
             shown = f"{value.numel()} numbers" if isinstance(value, torch.Tensor) else type(value).__name__
             raise ComparisonError(f"metric {name!r}: expected one number, found {shown}; choose an average")
@@ -226,6 +250,21 @@ def _named(metric: Any) -> dict[str, Any]:
     if not found:
         raise ComparisonError("metric: expected at least one torchmetrics.Metric, found an empty collection")
     return found
+
+
+@contextlib.contextmanager
+def _counting() -> Iterator[None]:
+    """Counts are exact in any order of adding.
+
+    Where torch is told to be deterministic, torchmetrics counts without ``torch.bincount``, in memory of as many
+    numbers as there are pixels times the square of the classes.
+    """
+    strict, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(False)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(strict, warn_only=warns)
 
 
 def _alone() -> bool:

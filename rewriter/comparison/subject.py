@@ -45,6 +45,11 @@ class Subject:
             return self._pair()
 
     def _pair(self) -> tuple[nn.Module, nn.Module]:
+        if self.before is self.after:
+            raise ComparisonError(
+                "before and after are the same model, as after a rewrite in place; give a function that makes the "
+                "original, or rewrite without inplace=True"
+            )
         if isinstance(self.before, nn.Module):
             check_model(self.before)
             before = copy_model(self.before)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -72,6 +73,7 @@ def train(model: nn.Module, arm: str, seed: int, setting: Setting, advance: Call
     with random_state_kept():
         seed_all(seed_of_model(seed))
         _forget_scale(setting.accelerator)
+        setting = replace(setting, scoring=setting.scoring.on(setting.accelerator.device))
         try:
             return _Training(model, arm, seed, setting, advance).run(started)
         finally:
@@ -127,6 +129,7 @@ class _Training:
         setting, accelerator = self.setting, self.setting.accelerator
         assert setting.data.train is not None
         self.model.train()
+        self.optimizer.train()  # of those that test other weights than they train
         total = torch.zeros((), dtype=torch.float64)
         step, seen = 0, 0
         for step, batch in enumerate(batches(setting.data.train, self.seed, number), start=1):
@@ -144,6 +147,7 @@ class _Training:
             if not torch.isfinite(value):
                 return math.nan, f"loss {value.item()} in epoch {number}, step {step}"
             self.optimizer.zero_grad()
+            self.model.zero_grad()  # the user's optimizer may train a part, whose gradient is clipped with the others'
             accelerator.backward(loss)
             if setting.recipe.clip_grad is not None:
                 accelerator.clip_grad_norm_(self.model.parameters(), setting.recipe.clip_grad)
@@ -169,6 +173,7 @@ class _Training:
             ) from error
 
     def _tested(self, number: int, train_loss: float | None) -> Epoch:
+        self.optimizer.eval()
         loss, metrics = test(self.model, self.setting)
         return Epoch(number, train_loss, loss, metrics)
 
@@ -222,7 +227,8 @@ def check_optimizer(optimizer: Any, recipe: Recipe) -> None:
     """Before anything else is done.
 
     Raises:
-        ComparisonError: the user's own is no function, or timm knows no such optimizer.
+        ComparisonError: the user's own is no function, or timm knows no such optimizer, or it needs another training
+            step than ours.
     """
     if optimizer is not None:
         if not callable(optimizer):
@@ -231,11 +237,24 @@ def check_optimizer(optimizer: Any, recipe: Recipe) -> None:
     from timm.optim import create_optimizer_v2
 
     try:
-        create_optimizer_v2([nn.Parameter(torch.zeros(2, 2))], recipe.optimizer, recipe.lr, recipe.weight_decay)
+        found = create_optimizer_v2([nn.Parameter(torch.zeros(2, 2))], recipe.optimizer, recipe.lr, recipe.weight_decay)
     except Exception as error:
         raise ComparisonError(
             f"optimizer: expected a name of timm.optim.list_optimizers(), found {recipe.optimizer!r} ({error})"
         ) from error
+    _check_step(found)
+
+
+def _check_step(optimizer: torch.optim.Optimizer) -> None:
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    what = ""
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        what = "runs the model itself, by a closure"
+    elif getattr(optimizer, "is_second_order", False):
+        what = "takes second derivatives"
+    if what:
+        name = type(optimizer).__name__
+        raise ComparisonError(f"optimizer: expected one whose step() takes gradients, found {name}, which {what}")
 
 
 def _moved(values: tuple[Any, Any], device: torch.device) -> tuple[Any, Any]:
@@ -247,7 +266,7 @@ def _calibrate(model: nn.Module, seed: int, setting: Setting) -> None:
     layers = calibrated_layers(model)
     if layers and not all(layer.calibrated for layer in layers.values()):
         images = [
-            pair_of(batch)[0]
+            in_type_of(model, pair_of(batch)[0])
             for _, batch in zip(
                 range(setting.recipe.calibration_batches), batches(setting.data.train or (), seed, 0), strict=False
             )
@@ -262,6 +281,7 @@ def _optimizer(model: nn.Module, setting: Setting) -> torch.optim.Optimizer:
         own = setting.optimizer(model)
         if not isinstance(own, torch.optim.Optimizer):
             raise ComparisonError(f"optimizer: expected it to give a torch.optim.Optimizer, found {type(own).__name__}")
+        _check_step(own)
         return own
     from timm.optim import create_optimizer_v2
 

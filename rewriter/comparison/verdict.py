@@ -148,7 +148,7 @@ def judge(training: Training) -> Verdict:
     An arm that stops in more seeds than the other is the worse one, whatever the rest says. Otherwise the 95 % t
     interval of the paired difference decides. Where all differences are within one test image of each other, or alike
     but for rounding, its width means nothing, and the exact sign-flip p value decides too: it takes six seeds. Fewer
-    than three seeds decide nothing of this.
+    than three seeds decide nothing of this, but for two in which one arm stops, and the other in none.
 
     Raises:
         ComparisonError: scipy is not installed.
@@ -158,7 +158,8 @@ def judge(training: Training) -> Verdict:
     failed_before = [run for pair in ended if failure(run := pair.before, training.metric)]
     failed_after = [run for pair in ended if failure(run := pair.after, training.metric)]
     outcome, sentence = _of_difference(training, ended, difference)
-    if len(ended) >= _FEWEST and len(failed_before) != len(failed_after):
+    stops = {len(failed_before), len(failed_after)}
+    if len(stops) > 1 and (len(ended) >= _FEWEST or (len(ended) > 1 and stops == {0, len(ended)})):
         outcome = Outcome.WORSE if len(failed_after) > len(failed_before) else Outcome.BETTER
         rest = f"; of the others: {sentence}" if difference is not None else ""
         sentence = f"after is {outcome}: it stopped in {'more' if outcome is Outcome.WORSE else 'fewer'} seeds{rest}"

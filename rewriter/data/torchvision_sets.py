@@ -189,7 +189,8 @@ def _known_targets(dataset: Any) -> list[int] | None:
     for name in ("targets", "_labels", "labels", "y"):
         values = getattr(dataset, name, None)
         if values is not None and len(values) == len(dataset):
-            found = [int(value) for value in values]
+            # QMNIST keeps more than the class with each image
+            found = [int(value[0]) if getattr(value, "ndim", 0) else int(value) for value in values]
             break
     else:
         samples: Any = getattr(dataset, "samples", getattr(dataset, "_samples", ()))
