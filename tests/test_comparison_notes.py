@@ -185,6 +185,23 @@ class TestWhatIsSaid:
         assert any("all seeds begin with the weights that were given" in note for note in found.notes)
         assert "12 test images" in found.verdict.sentence
 
+    def test_rewrites_are_planned_for_the_images(self) -> None:
+        """The size of an own loader's images is known to nobody else; on a map of one position nothing is pooled."""
+        own = compare(lambda: nn.Sequential(post_activation()), rewriter.rewrite, loaders(), levels=["equivalence"])
+        assert not any("stochastic-pooling:" in line for line in own.change) and not own.notes
+        named = compare(post_activation, rewriter.rewrite, "digits", levels=["equivalence"])
+        assert named.change == own.change
+        other = compare(post_activation, lambda model: rewriter.rewrite(model), levels=["equivalence"])
+        assert any("stochastic-pooling: 1 place" in line for line in other.change)
+        assert "planned for images of 1 × 160 × 160, the data are 1 × 32 × 32" in other.notes[0]
+
+    def test_numbers_of_images_that_there_are(self) -> None:
+        found = compare(
+            preact, dropout(p=0.1), seeds=1, train_images=None, test_images=100_000, epochs=1, batch_size=700
+        )
+        assert found.training is not None
+        assert (found.training.recipe["train_images"], found.training.recipe["test_images"]) == (1438, 359)
+
     def test_options_without_effect(self) -> None:
         with pytest.raises(ComparisonError, match="batch_size: it has no effect with your own data loaders"):
             compare(preact(), dropout(p=0.1), loaders(), batch_size=4)
@@ -207,6 +224,40 @@ class TestWhatIsSaid:
             rewriter.Recipe(batch_size=64, train_images=32)
         with pytest.raises(ComparisonError, match="give a Recipe as budget="):
             compare(preact, dropout(p=0.1), recipe=TINY)
+
+
+class TestWhatCannotBeUsed:
+    def test_optimizer_of_another_model(self) -> None:
+        elsewhere = preact()
+        with pytest.raises(ComparisonError, match="found none of them"):
+            compare(preact, dropout(p=0.1), optimizer=lambda model: torch.optim.SGD(elsewhere.parameters(), lr=0.1))
+
+    @pytest.mark.parametrize(
+        ("options", "words"),
+        [
+            ({"loss": nn.CrossEntropyLoss}, "found the class CrossEntropyLoss; call it first"),
+            (
+                {"loss": nn.CrossEntropyLoss(weight=torch.ones(3))},
+                r"loss: it does not take an output of shape \(8, 10\)",
+            ),
+            ({"loss": nn.CrossEntropyLoss(reduction="none")}, r"found one of shape \(8,\)"),
+        ],
+    )
+    def test_losses_and_metrics(self, options: dict[str, Any], words: str) -> None:
+        with pytest.raises(ComparisonError, match=words):
+            compare(preact, dropout(p=0.1), **options)
+
+    def test_functions_of_other_arguments(self) -> None:
+        with pytest.raises(ComparisonError, match="after: called with the original it raised a TypeError"):
+            compare(preact, lambda: preact())
+
+    def test_outputs_that_are_not_finite(self) -> None:
+        broken = preact()
+        with torch.no_grad():
+            broken.head.fc.bias.fill_(float("nan"))
+        found = compare(broken, dropout(p=0.1), levels=["equivalence"])
+        assert found.equivalence[-1].not_finite == (9, 9)
+        assert "is not finite on 9 (before) and 9 (after) of 9 images" in found.verdict.sentence
 
 
 class TestReports:

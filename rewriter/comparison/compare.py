@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from rewriter.api import inputs_of_rewrite, trace
+from rewriter.api import copy_model, inputs_of_rewrite, rewrite, trace
 from rewriter.comparison.equivalence import equivalence, trained
 from rewriter.comparison.experiment import run_all
 from rewriter.comparison.fitting import fitted
@@ -75,7 +76,8 @@ def compare(
 
     Args:
         before: the original, or a function that makes one; with a function each seed has other initial weights.
-        after: the rewritten model, or a function of an original, such as ``rewriter.rewrite``.
+        after: the rewritten model, or a function of an original. ``rewriter.rewrite`` itself is told the size of the
+            images; a function of your own tells it: ``lambda model: rewriter.rewrite(model, [...], input_size=32)``.
         data: the name of a source (docs/data.md), or the user's own ``(train, test)``: data loaders, data sets or lists
             of batches ``(images, targets)``; one of them alone is only tested on.
         name: of the model, for the report; that of its class if None.
@@ -112,9 +114,13 @@ def compare(
     with accelerated(recipe.mixed_precision, device) as accelerator, random_state_kept():
         seed_all(0)
         with errors_shared(accelerator), repeatable(accelerator.device):
-            subject = Subject(before, after)
+            # of a rewrite that is yet to be made the images are those of the data
+            subject = Subject(before, copy_model if after is rewrite else after)
             first = subject.pair(0)
             found = _data(data, first, levels, recipe, input_size, task, num_classes, root, download)
+            if after is rewrite:
+                subject = Subject(before, partial(rewrite, **_inputs_of_rewrite(found)))
+                first = subject.pair(0)
             _check_effect(changes_of_recipe, found, optimizer)
             asked = _levels(levels, first[0], found)
             scoring = scoring_of(found.task, found.num_classes, found.ignore_index, loss, metric)
@@ -207,12 +213,13 @@ class _Judge:
         )
 
     def _recipe(self) -> dict[str, Any]:
-        """The fields that had an effect, and what was the user's own."""
+        """The fields that had an effect, with the numbers of images that there were, and what was the user's own."""
         unused = self.data.without_effect | (_OF_OPTIMIZER if self.optimizer is not None else frozenset())
         if not calibrated_layers(self.first[1]):
             unused |= {"calibration_batches"}
         own = {"optimizer": self.optimizer, "loss": self.scoring.own_loss, "metric": self.scoring.own_metrics}
-        used = {field: value for field, value in self.recipe.to_data().items() if field not in unused}
+        fields = self.recipe.to_data() | {"train_images": self.data.train_images, "test_images": self.data.test_images}
+        used = {field: value for field, value in fields.items() if field not in unused}
         return used | {what: f"your own {described(value)}" for what, value in own.items() if value is not None}
 
     def _environment(self) -> dict[str, Any]:
@@ -264,6 +271,15 @@ def _data(
         data = open_source(data, root=root, download=download)
     training = data.train is not None if levels is None else TRAINING in levels
     return load(data, _preprocessing(*first, data, input_size), recipe, training=training)
+
+
+def _inputs_of_rewrite(data: Data) -> dict[str, Any]:
+    """What the models will see, for :func:`rewriter.rewrite`; empty where there is no test image."""
+    batch = next(iter(batches(data.test, 0, 0)), None)
+    if batch is None:
+        return {}
+    images, _ = pair_of(batch)
+    return {"input_size": tuple(images.shape[1:])} if images.dim() == 4 else {"example_inputs": (images[:2],)}
 
 
 def _preprocessing(before: nn.Module, after: nn.Module, source: Source, input_size: Any) -> Preprocessing:

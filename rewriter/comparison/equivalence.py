@@ -51,6 +51,7 @@ class _Differences:
     def __init__(self) -> None:
         self.images = self.alike = self.predicted = 0
         self.largest = self.scale = self.spread = 0.0
+        self.not_finite = [0, 0]
 
     def add(self, first: Any, second: Any, other: Any, scoring: Scoring, images: int) -> None:
         ours, again, theirs = ([*tensors_in(_plain(output))] for output in (first, second, other))
@@ -58,6 +59,8 @@ class _Differences:
             shapes = " and ".join(str([tuple(tensor.shape) for tensor in found]) for found in (ours, theirs))
             raise ComparisonError(f"the models give outputs of other shapes: {shapes}")
         self.images += images
+        for arm, tensors in enumerate((ours, theirs)):
+            self.not_finite[arm] += _not_finite(tensors, images)
         for a, b, c in zip(ours, again, theirs, strict=True):
             self.spread = max(self.spread, _largest(a, b))
             self.largest = max(self.largest, _largest(a, c))
@@ -76,7 +79,17 @@ class _Differences:
             self.largest / self.scale if self.scale else math.inf if self.largest else 0.0,
             self.spread,
             self.alike / self.predicted if self.predicted else None,
+            tuple(self.not_finite),
         )
+
+
+def _not_finite(outputs: list[torch.Tensor], images: int) -> int:
+    """For how many images some number is not finite."""
+    bad = torch.zeros(images, dtype=torch.bool)
+    for output in outputs:
+        if output.is_floating_point() and output.dim() and len(output) == images:
+            bad |= ~output.isfinite().flatten(1).all(1).cpu() if output.dim() > 1 else ~output.isfinite().cpu()
+    return int(bad.sum())
 
 
 def _largest(first: torch.Tensor, second: torch.Tensor) -> float:

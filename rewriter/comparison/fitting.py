@@ -13,7 +13,7 @@ from rewriter.comparison.randomness import batches
 from rewriter.comparison.run import ARMS
 from rewriter.comparison.scoring import Scoring, logits_of
 from rewriter.data.source import Task
-from rewriter.errors import DataError
+from rewriter.errors import ComparisonError, DataError
 from rewriter.guard import random_state_kept
 from rewriter.verification import state_kept
 
@@ -54,8 +54,22 @@ def fitted(
         scoring = _told(scoring, output, on_device, task_given)
         scoring.check(targets, data.name)
         scoring.update(scoring.metrics(device), output, on_device)
-        scoring.on(device).loss(output, on_device)
+        _check_loss(scoring.on(device), output, on_device)
     return scoring, replace(data, num_classes=scoring.num_classes, image_shape=tuple(images.shape[1:]))
+
+
+def _check_loss(scoring: Scoring, output: Any, targets: torch.Tensor) -> None:
+    try:
+        scoring.loss(output, targets)
+    except (RuntimeError, TypeError, IndexError) as error:
+        raise ComparisonError(
+            f"loss: it does not take {_shape(output)} and targets {targets.dtype} of shape {tuple(targets.shape)}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+
+
+def _shape(output: Any) -> str:
+    return f"an output of shape {tuple(output.shape)}" if isinstance(output, torch.Tensor) else type(output).__name__
 
 
 def _told(scoring: Scoring, output: Any, targets: torch.Tensor, task_given: bool) -> Scoring:

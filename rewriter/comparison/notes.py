@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
+from rewriter.api import inputs_of_rewrite
 from rewriter.comparison.idle import same_optimizer
 from rewriter.comparison.loading import YOUR_DATA, Data
 from rewriter.comparison.subject import Subject, passes_of, same_weights
@@ -38,6 +39,13 @@ def notes_of(
     elif data.train is None and not levels_given:
         remedy = "; give (train, test)" if data.name == YOUR_DATA else ""
         yield f"nothing was trained: {data.name} has no training images{remedy}"
+    planned = inputs_of_rewrite(first[1])
+    if planned is not None and data.image_shape and planned.image_size not in (None, data.image_shape):
+        sizes = (" × ".join(map(str, size)) for size in (planned.image_size or (), data.image_shape))
+        yield (
+            "the rewrite was planned for images of {}, the data are {}: what depends on the size may not fit; rewrite "
+            "with input_size={}".format(*sizes, data.image_shape)
+        )
     if trained and decays_by_place(first[1]):
         if optimizer is None:
             unchanged = "" if passes_of(first[1]) else "the model itself is unchanged; "

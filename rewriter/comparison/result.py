@@ -38,6 +38,7 @@ class Equivalence:
         spread: largest |difference| of the original's outputs from its own in a second run.
         agreement: part of the images (segmentation: pixels) with the same prediction, in [0, 1]; None where the output
             has no classes.
+        not_finite: for how many images the outputs of the original, and of the rewritten model, are not all finite.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Equivalence:
     relative_difference: float
     spread: float
     agreement: float | None
+    not_finite: tuple[int, ...] = (0, 0)
 
 
 @dataclass(frozen=True)

@@ -48,9 +48,8 @@ class Scoring:
         if self.own_loss is not None:
             loss = self.own_loss(output, target)
             if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
-                raise ComparisonError(
-                    f"loss: expected a function that gives a tensor of one number, found {loss!r:.80}"
-                )
+                found = f"one of shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else f"{loss!r:.80}"
+                raise ComparisonError(f"loss: expected a function that gives a tensor of one number, found {found}")
             return loss
         logits = self.logits(output, target)
         target = target if target.is_floating_point() else target.long()
@@ -117,8 +116,8 @@ class Scoring:
         if numbers and not (low >= 0 and high < self.num_classes):
             raise DataError(
                 f"{where}: found class {low if low < 0 else high} among the targets, expected 0 to "
-                f"{self.num_classes - 1} (the model has {self.num_classes} classes). Give a model with more, or mend "
-                "the targets."
+                f"{self.num_classes - 1} (the model has {self.num_classes} classes). Give a model with more, mend the "
+                "targets, or give loss= and metric= that ignore this one."
             )
         if not numbers and (targets.shape[1] != self.num_classes or not (low >= 0 and high <= 1)):
             raise DataError(
@@ -232,8 +231,9 @@ def scoring_of(
     Raises:
         ComparisonError: they are no such thing.
     """
-    if loss is not None and not callable(loss):
-        raise ComparisonError(f"loss: expected a function of output and target, found {type(loss).__name__}")
+    if loss is not None and (not callable(loss) or isinstance(loss, type)):
+        found = f"the class {loss.__name__}; call it first" if isinstance(loss, type) else type(loss).__name__
+        raise ComparisonError(f"loss: expected a function of output and target, found {found}")
     return Scoring(task, num_classes, ignore_index, loss, None if metric is None else _named(metric))
 
 

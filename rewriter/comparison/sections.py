@@ -81,6 +81,9 @@ def _culprits(found: Sequence[Equivalence]) -> str:
         parts.append(f"{listed(kept)} {'leaves' if len(kept) == 1 else 'leave'} it bit-identical")
     if together is not None and together.identical:
         parts.append("all passes together leave it bit-identical" if alone else "the output is bit-identical")
+    if together is not None and any(together.not_finite):
+        before, after = together.not_finite
+        parts.append(f"not finite on {before} (before) and {after} (after) of {counted(together.images, 'image')}")
     if unknown:
         spread = max(item.spread for item in unknown)
         parts.append(

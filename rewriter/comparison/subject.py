@@ -12,7 +12,7 @@ from torch import nn
 from rewriter.api import copy_model, original_state_dict
 from rewriter.comparison.randomness import seed_all
 from rewriter.edit.classes import class_name, original_class
-from rewriter.errors import ComparisonError
+from rewriter.errors import ComparisonError, RewriterError
 from rewriter.guard import check_model, random_state_kept
 from rewriter.planning import Plan, counted
 from rewriter.record import records_of
@@ -130,7 +130,13 @@ def _made(function: Any, what: str, *arguments: nn.Module) -> nn.Module:
     """A copy of what ``function`` gives: it may be a model that the caller keeps."""
     if not callable(function):
         raise ComparisonError(f"{what}: expected a torch.nn.Module or a function, found {type(function).__name__}")
-    model = function(*arguments)
+    given = "the original" if arguments else "no argument"
+    try:
+        model = function(*arguments)
+    except TypeError as error:
+        if isinstance(error, RewriterError):
+            raise
+        raise ComparisonError(f"{what}: called with {given} it raised a TypeError: {error}") from error
     if not isinstance(model, nn.Module):
         raise ComparisonError(
             f"{what}: expected a function that gives a torch.nn.Module, it gave {type(model).__name__}"

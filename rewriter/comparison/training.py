@@ -282,6 +282,12 @@ def _optimizer(model: nn.Module, setting: Setting) -> torch.optim.Optimizer:
         if not isinstance(own, torch.optim.Optimizer):
             raise ComparisonError(f"optimizer: expected it to give a torch.optim.Optimizer, found {type(own).__name__}")
         _check_step(own)
+        trained = {id(parameter) for group in own.param_groups for parameter in group["params"]}
+        if not any(id(parameter) in trained for parameter in model.parameters()):
+            raise ComparisonError(
+                "optimizer: expected parameters of the model that it is given, found none of them; write a function "
+                "such as lambda model: torch.optim.SGD(model.parameters(), lr=0.1)"
+            )
         return own
     from timm.optim import create_optimizer_v2
 

@@ -29,6 +29,9 @@ def sentence(equivalence: Sequence[Equivalence], trained: Trained | None) -> str
 def _outputs(found: Sequence[Equivalence]) -> str:
     last = next((item for item in found if item.name == ALL), found[-1])
     images = counted(last.images, "image")
+    if any(last.not_finite):
+        before, after = last.not_finite
+        return f"the output in evaluation mode is not finite on {before} (before) and {after} (after) of {images}"
     if last.identical:
         return f"the output in evaluation mode is bit-identical on {images}"
     if last.identical is None:
