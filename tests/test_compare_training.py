@@ -194,7 +194,7 @@ class TestStops:
         assert found.verdict.outcome is Outcome.WORSE
         lines = capsys.readouterr().err.splitlines()
         assert sum(line.endswith(" s, stopped: loss nan in epoch 1, step 1") for line in lines) == 2
-        assert "after stopped in 2 of 2 seeds: loss nan in epoch 1, step 1 (seed 0)" in found.verdict.sentence
+        assert "after stopped in 2 of 2 seeds: loss nan in epoch 1, step 1 (seeds 0, 1)" in found.verdict.sentence
         assert Comparison.from_json(found.to_json()).to_json() == found.to_json()
         assert "stopped" in str(found) and "nan" in found.to_csv()
 

@@ -236,7 +236,7 @@ class TestVerdicts:
 
     def test_a_metric_that_is_not_finite(self) -> None:
         found = judge(trained([0.8, 0.7, 0.9], [0.8, math.nan, 0.9]))
-        assert found.outcome is Outcome.WORSE
+        assert found.outcome is Outcome.UNDECIDED and "after stopped in one seed more; of the others" in found.sentence
         assert "no finite top1 in the last epoch (seed 1)" in found.sentence
 
     def test_interrupted(self) -> None:

@@ -27,6 +27,9 @@ _ROUNDING = 2e-7
 _FEWEST = 3
 """Seeds that a verdict takes: two that happen to agree have an interval without width, whatever is true."""
 
+_FEWEST_STOPS = 2
+"""Seeds in which one arm stops and the other does not, before that decides: one may be chance."""
+
 _FEWEST_OF_ONE_SIGN = 6
 """Seeds whose sign flips can give a p value below 5 %."""
 
@@ -145,7 +148,8 @@ def worth_of_image(training: Training) -> float | None:
 def judge(training: Training) -> Verdict:
     """The verdict on the metric that is judged.
 
-    An arm that stops in more seeds than the other is the worse one, whatever the rest says. Otherwise the 95 % t
+    An arm that stops in two seeds more than the other is the worse one, whatever the rest says; one stop more speaks
+    against a verdict in its favour. Otherwise the 95 % t
     interval of the paired difference decides. Where all differences are within one test image of each other, or alike
     but for rounding, its width means nothing, and the exact sign-flip p value decides too: it takes six seeds. Fewer
     than three seeds decide nothing of this, but for two in which one arm stops, and the other in none.
@@ -158,11 +162,14 @@ def judge(training: Training) -> Verdict:
     failed_before = [run for pair in ended if failure(run := pair.before, training.metric)]
     failed_after = [run for pair in ended if failure(run := pair.after, training.metric)]
     outcome, sentence = _of_difference(training, ended, difference)
-    stops = {len(failed_before), len(failed_after)}
-    if len(stops) > 1 and (len(ended) >= _FEWEST or (len(ended) > 1 and stops == {0, len(ended)})):
-        outcome = Outcome.WORSE if len(failed_after) > len(failed_before) else Outcome.BETTER
-        rest = f"; of the others: {sentence}" if difference is not None else ""
-        sentence = f"after is {outcome}: it stopped in {'more' if outcome is Outcome.WORSE else 'fewer'} seeds{rest}"
+    more = len(failed_after) - len(failed_before)
+    rest = f"; of the others: {sentence}" if difference is not None else ""
+    if abs(more) >= _FEWEST_STOPS:
+        outcome = Outcome.WORSE if more > 0 else Outcome.BETTER
+        sentence = f"after is {outcome}: it stopped in {'more' if more > 0 else 'fewer'} seeds{rest}"
+    elif more and len(ended) > 1 and outcome is not (Outcome.WORSE if more > 0 else Outcome.BETTER):
+        outcome = Outcome.UNDECIDED
+        sentence = f"undecided: {'after' if more > 0 else 'before'} stopped in one seed more{rest}"
     parts = [
         sentence,
         *_stops("after", failed_after, training, ended),
