@@ -28,6 +28,7 @@ from rewriter.cli_options import (
 )
 from rewriter.data.source import Source
 from rewriter.errors import RewriterError
+from rewriter.guard import random_state_kept
 from rewriter.planning import counted
 
 try:
@@ -188,9 +189,16 @@ class _Made:
         return model
 
     def rewritten(self) -> torch.nn.Module:
-        """Of an original of its own: the plan is what counts, which is carried out for each seed."""
+        """Of an original of its own: the plan is what counts, which is carried out for each seed.
+
+        Weights may decide about it (group-count measures gains), so these are the same whenever the command is given.
+        """
+        from rewriter.comparison.randomness import seed_all
+
         wanted = self.wanted
-        model = self.original()
+        with random_state_kept():
+            seed_all(0)
+            model = self.original()
         return rewriter.rewrite(
             model, wanted.resolved, input_size=self.size, only=wanted.only, skip=wanted.skip,
             preserve=wanted.preserve.value,

@@ -308,6 +308,20 @@ class TestProcesses:
         assert len((tmp_path / "runs.jsonl").read_text().splitlines()) == 3  # the seed of the first process is kept
 
 
+def test_a_rewrite_that_weights_decide_about_is_the_same_each_time() -> None:
+    """group-count measures gradient gains of the weights that the constructor draws."""
+    arguments = (
+        "compare", "resnet18", "-k", "layers=(1,1,1,1)", "-k", "norm_layer=groupnorm", "--pass", "group-count",
+        "--data", "digits", "--level", "equivalence", "-r", "test_images=20", "--device", "cpu", "--json",
+    )  # fmt: skip
+    found = []
+    for seed in range(2):
+        torch.manual_seed(seed)
+        found.append(run(*arguments).stdout)
+        assert torch.initial_seed() == seed
+    assert json.loads(found[0])["equivalence"][0]["max_difference"] > 0 and found[0] == found[1]
+
+
 def test_progress_bar_shows_the_time_left() -> None:
     code = (
         "import time\nfrom rewriter.progress import progress_bar\n"
