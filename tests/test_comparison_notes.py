@@ -195,6 +195,13 @@ class TestWhatIsSaid:
         assert any("stochastic-pooling: 1 place" in line for line in other.change)
         assert "planned for images of 1 × 160 × 160, the data are 1 × 32 × 32" in other.notes[0]
 
+    def test_tested_on_what_it_was_trained_on(self) -> None:
+        train, _ = loaders()
+        found = compare(preact, dropout(p=0.1), (train, train), levels=["equivalence"])
+        assert found.notes == (
+            "training and test images are the same data set, so metrics say nothing of other images",
+        )
+
     def test_numbers_of_images_that_there_are(self) -> None:
         found = compare(
             preact, dropout(p=0.1), seeds=1, train_images=None, test_images=100_000, epochs=1, batch_size=700

@@ -39,6 +39,8 @@ def notes_of(
     elif data.train is None and not levels_given:
         remedy = "; give (train, test)" if data.name == YOUR_DATA else ""
         yield f"nothing was trained: {data.name} has no training images{remedy}"
+    if getattr(data.train, "dataset", data.train) is getattr(data.test, "dataset", data.test):
+        yield "training and test images are the same data set, so metrics say nothing of other images"
     planned = inputs_of_rewrite(first[1])
     if planned is not None and data.image_shape and planned.image_size not in (None, data.image_shape):
         sizes = (" × ".join(map(str, size)) for size in (planned.image_size or (), data.image_shape))
