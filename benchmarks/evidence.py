@@ -21,6 +21,7 @@ from rewriter.comparison.verdict import difference_of, final_values, unit_of
 
 ROOT = Path(__file__).parent.parent
 _SEGMENT = "--data mri-seg --budget full --seeds 5 --epochs 20 -r batch_size=14 --input-size 96 -k channels=64"
+_SHORT = "--data mnist5k --budget small --seeds 5"
 _PREACT = "zoo:preact_resnet110 -k 'depths=(2,2,2)'"
 _GROUPS = "resnet18 -k 'layers=(1,1,1,1)' -k norm_layer=groupnorm"
 _MAP = "test_resnet -k output_stride=8"  # 4 x 4 at the end: on a map of one position nothing is pooled
@@ -72,6 +73,14 @@ EXPERIMENTS = (
     Experiment(
         "pooling-none", "stochastic-pooling", "test_resnet, 4 × 4 map: scale none",
         f"{_MAP} --pass stochastic-pooling:scale=none {_classify(seeds=10)}",
+    ),
+    Experiment(
+        "pooling-short", "stochastic-pooling", "test_resnet, 4 × 4 map, 5 epochs: scale sqrt",
+        f"{_MAP} --pass stochastic-pooling {_SHORT}",
+    ),
+    Experiment(
+        "pooling-short-none", "stochastic-pooling", "test_resnet, 4 × 4 map, 5 epochs: scale none",
+        f"{_MAP} --pass stochastic-pooling:scale=none {_SHORT}",
     ),
     Experiment(
         "decay-guideline", "weight-decay", "resnet10t: gammas decay by place, instead of none",
@@ -134,6 +143,19 @@ out zero by chance alone happens about every second time.
 {rows}
 
 Before and after are means over seeds, in percent; differences are in points.
+
+## Found
+
+**With training enough, nothing was shown, for or against.** All twelve intervals of the long recipes hold zero, and none
+reaches beyond 0.7 points of top1 or 1.2 of mIoU. Nine of the twelve means are below zero: where small networks nearly solve
+the data, regularisation has little to win. That a mechanism holds (dropout before pooling steadies the logits, gammas
+by place bring blocks nearer to the identity) did not show in accuracy here. The +0.12 of `sqrt` with five seeds was +0.04
+with ten.
+
+**With too little training, stochastic pooling does harm.** With 5 epochs on 1000 images, scale `sqrt` loses 5.8 points
+(4.8 to 6.8) and scale `none` 2.2 (1.6 to 2.8). With 15 epochs on 2000 images neither differs from plain pooling by more
+than 0.4 points. These two experiments were added after the README's example, the same recipe with all passes, had come
+out worse.
 
 Measured on {device}, one thread. No GPU was at hand.
 
