@@ -37,9 +37,6 @@ except ImportError:  # installed without the extra; rewriter.cli.main() says so
     if not TYPE_CHECKING:
         typer = None
 
-if TYPE_CHECKING:
-    pass
-
 _DEFAULT_MODEL, _DEFAULT_DATA, _LABELLED_PHOTOS = "tf_efficientnet_lite0", "mnist5k", "photos"
 _SMALL = 96
 """Images up to this side are looked at in their own size, in place of the one that the model was made for."""

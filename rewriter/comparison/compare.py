@@ -17,7 +17,7 @@ from rewriter.comparison.equivalence import equivalence, trained
 from rewriter.comparison.experiment import run_all
 from rewriter.comparison.fitting import fitted
 from rewriter.comparison.idle import why_idle
-from rewriter.comparison.loading import Data, Preprocessing, load, of_user, pair_of
+from rewriter.comparison.loading import Data, Preprocessing, first_batch, load, of_user, pair_of
 from rewriter.comparison.notes import notes_of
 from rewriter.comparison.place import accelerated, errors_shared, repeatable
 from rewriter.comparison.question import described, question_of, versions
@@ -128,10 +128,9 @@ def compare(
             scoring, found = fitted(
                 scoring, first, found, accelerator.device, task_given=task is not None, scored=scored
             )
-            if TRAINING in asked:
-                _ = scoring.judged  # whether the metric can be
             idle = ""
             if TRAINING in asked:
+                _ = scoring.judged  # whether the metric can be
                 idle = why_idle(*first, found, accelerator.device, optimizer)
             if idle and levels is None:
                 asked = tuple(level for level in asked if level != TRAINING)
@@ -275,10 +274,10 @@ def _data(
 
 def _inputs_of_rewrite(data: Data) -> dict[str, Any]:
     """What the models will see, for :func:`rewriter.rewrite`; empty where there is no test image."""
-    batch = next(iter(batches(data.test, 0, 0)), None)
+    batch = first_batch(data.test)
     if batch is None:
         return {}
-    images, _ = pair_of(batch)
+    images, _ = batch
     return {"input_size": tuple(images.shape[1:])} if images.dim() == 4 else {"example_inputs": (images[:2],)}
 
 

@@ -14,12 +14,13 @@ from rewriter.comparison.figure import (
     SMALL,
     new_figure,
     worth_in_words,
+    worth_of_image_shown,
     wrapped,
 )
 from rewriter.comparison.run import AFTER, ARMS, BEFORE
 from rewriter.comparison.statistics import Difference
 from rewriter.comparison.units import Unit
-from rewriter.comparison.verdict import Pair, difference_of, failure, pairs, unit_of, worth_of_image
+from rewriter.comparison.verdict import Pair, difference_of, failure, pairs, unit_of
 
 if TYPE_CHECKING:
     from rewriter.comparison.result import Comparison, Training
@@ -48,8 +49,7 @@ def differences(comparison: Comparison) -> Any:
     difference = None if training is None else difference_of(training, training.metric)
     if training is None or difference is None:
         return None
-    unit = unit_of(training, training.metric)
-    worth = None if (image := worth_of_image(training)) is None else unit.scaled(image)
+    unit, worth = unit_of(training, training.metric), worth_of_image_shown(training)
     ended = pairs(training)
     row = min(_ROW, _TALLEST / len(ended))
     rows = [row * (len(ended) - number) for number in range(len(ended))]
@@ -112,9 +112,8 @@ def _draw_mean(axes: Any, difference: Difference, unit: Unit, reach: float) -> s
     for drawn, end, arrow in ((left, low, "<"), (right, high, ">")):
         axes.plot([drawn], [_MEAN], marker="|" if drawn == end else arrow, color=GREEN, markersize=9, markeredgewidth=2)
     axes.plot([unit.scaled(difference.mean)], [_MEAN], "D", color=GREEN, markersize=6)
-    decimals = unit.decimals((interval.high - interval.low) / 2, (interval.low, interval.high))
-    mean = unit.number(difference.mean, decimals, sign=True)
-    return f"mean {mean}\n95 % interval\n{unit.interval(interval, decimals)}"
+    mean, ends = unit.difference(difference.mean, interval)
+    return f"mean {mean}\n95 % interval\n{ends}"
 
 
 def _draw_sides(axes: Any, training: Training) -> None:

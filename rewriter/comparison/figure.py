@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from rewriter.comparison.libraries import library
 from rewriter.comparison.run import AFTER, BEFORE
 from rewriter.comparison.units import small
-from rewriter.comparison.verdict import final_values
+from rewriter.comparison.verdict import final_values, unit_of, worth_of_image
 from rewriter.planning import counted
 
 if TYPE_CHECKING:
@@ -100,6 +100,12 @@ def wrapped(text: str, width: float, size: float = _NORMAL, weight: str = "norma
         if all(inches(line) <= width for line in lines):
             break
     return lines
+
+
+def worth_of_image_shown(training: Training) -> float | None:
+    """What one test image is worth, in the unit that is shown; None where the metric counts no images."""
+    worth = worth_of_image(training)
+    return None if worth is None else unit_of(training, training.metric).scaled(worth)
 
 
 def worth_in_words(training: Training, worth: float) -> str:

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from rewriter.comparison.loading import Data, pair_of
-from rewriter.comparison.randomness import batches
+from rewriter.comparison.loading import Data, first_batch
 from rewriter.comparison.run import ARMS
 from rewriter.comparison.scoring import Scoring, logits_of
 from rewriter.data.source import Task
@@ -42,10 +41,10 @@ def fitted(
         DataError: there are no test images, or a model does not run on them or has other classes.
         ComparisonError: the loss or a metric cannot be used.
     """
-    batch = next(iter(batches(data.test, 0, 0)), None)
+    batch = first_batch(data.test)
     if batch is None:
         raise DataError(f"{data.name}: expected test images, found none")
-    images, targets = pair_of(batch)
+    images, targets = batch
     for arm, model in zip(ARMS, models, strict=True):
         output = _output(arm, model, images.to(device), data)
         if not scored:

@@ -8,8 +8,7 @@ import torch
 from torch import nn
 
 from rewriter.comparison.equivalence import same_in_training
-from rewriter.comparison.loading import Data, pair_of
-from rewriter.comparison.randomness import batches
+from rewriter.comparison.loading import Data, first_batch
 from rewriter.comparison.subject import passes_of
 from rewriter.comparison.training import OptimizerFactory, decays_by_place
 from rewriter.layers import calibrated_layers
@@ -37,8 +36,8 @@ def why_idle(
         return ""
     if not same_optimizer(before, after, optimizer):
         return ""
-    images = next((pair_of(batch)[0] for batch in batches(data.train or (), 0, 0)), torch.empty(0))
-    if len(images) < 2 or not same_in_training(before, after, images[:_IMAGES].to(device)):
+    batch = first_batch(data.train or ())
+    if batch is None or len(batch[0]) < 2 or not same_in_training(before, after, batch[0][:_IMAGES].to(device)):
         return ""
     if passes_of(after):
         return (

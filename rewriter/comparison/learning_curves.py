@@ -11,12 +11,13 @@ from rewriter.comparison.figure import (
     SMALL,
     new_figure,
     worth_in_words,
+    worth_of_image_shown,
     wrapped,
 )
 from rewriter.comparison.libraries import library
 from rewriter.comparison.run import AFTER, ARMS, BEFORE, Run
 from rewriter.comparison.units import Unit
-from rewriter.comparison.verdict import final_value, pairs, unit_of, value, worth_of_image
+from rewriter.comparison.verdict import final_value, pairs, unit_of, value
 
 if TYPE_CHECKING:
     from rewriter.comparison.result import Comparison, Training
@@ -38,8 +39,7 @@ def learning_curves(comparison: Comparison) -> Any:
     """All epochs, and beside them the later half on a scale of its own: where arms differ, and little."""
     training = comparison.training
     assert training is not None
-    unit = unit_of(training, training.metric)
-    worth = None if (image := worth_of_image(training)) is None else unit.scaled(image)
+    unit, worth = unit_of(training, training.metric), worth_of_image_shown(training)
     notes = [] if worth is None else [worth_in_words(training, worth)]
     if _equal_curves(training):
         notes.insert(0, f"both arms have the same {training.metric} in every epoch, to the last digit")

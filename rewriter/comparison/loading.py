@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, Subset
 
+from rewriter.comparison.randomness import batches
 from rewriter.comparison.recipe import Recipe
 from rewriter.data.source import Examples, Source, Task
 from rewriter.errors import DataError
@@ -216,6 +217,11 @@ def pair_of(batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
     if len(images) != (len(targets) if targets.dim() else 0):
         raise DataError(f"data: expected a target for each of {len(images)} images, found {tuple(targets.shape)}")
     return images, targets
+
+
+def first_batch(loader: Iterable[Any]) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Images and targets of the first batch, the same each time; None if there is none."""
+    return next((pair_of(batch) for batch in batches(loader, 0, 0)), None)
 
 
 def _images(loader: Any) -> int | None:

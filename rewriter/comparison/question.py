@@ -14,8 +14,7 @@ import torch
 from torch import nn
 
 import rewriter
-from rewriter.comparison.loading import Data, pair_of
-from rewriter.comparison.randomness import batches
+from rewriter.comparison.loading import Data, first_batch
 from rewriter.comparison.recipe import Recipe
 from rewriter.comparison.scoring import Scoring
 from rewriter.comparison.subject import changes, name_of
@@ -51,7 +50,7 @@ def question_of(
         },
         "data": {
             "data": str(data), "task": str(data.task), "classes": str(scoring.num_classes),
-            "first test batch": _first_batch(data.test), **_training_batches(data),
+            "first test batch": _checksum_of_first_batch(data.test), **_training_batches(data),
         },
         "recipe": {name: repr(value) for name, value in recipe.to_data().items() if name != "seeds"},
         "own": {name: _identified(value) for name, value in own.items()},
@@ -72,15 +71,16 @@ def checksum(values: Iterable[Any], start: int = 0) -> int:
     return start
 
 
-def _first_batch(loader: Iterable[Any]) -> str:
-    return next((f"{checksum(pair_of(batch)):08x}" for batch in batches(loader, 0, 0)), "none")
+def _checksum_of_first_batch(loader: Iterable[Any]) -> str:
+    batch = first_batch(loader)
+    return "none" if batch is None else f"{checksum(batch):08x}"
 
 
 def _training_batches(data: Data) -> dict[str, str]:
     """Of the user's own data; those of a source follow from its name and the recipe."""
     if data.train is None or not data.without_effect:
         return {}
-    first = {_first_batch(data.train) for _ in range(2)}
+    first = {_checksum_of_first_batch(data.train) for _ in range(2)}
     return {
         "training batches": str(len(data.train)),  # type: ignore[arg-type]
         "first training batch": first.pop() if len(first) == 1 else "another one each time",

@@ -184,9 +184,7 @@ def _metric_row(training: Training, name: str) -> tuple[str, ...]:
     if found.interval is None:
         mean = unit.number(found.mean, unit.decimals(None, (found.mean,)), sign=True)
         return (name, *arms, mean, "one seed")
-    ends = (found.interval.low, found.interval.high)
-    decimals = unit.decimals((ends[1] - ends[0]) / 2, ends)
-    return (name, *arms, unit.number(found.mean, decimals, sign=True), unit.interval(found.interval, decimals))
+    return (name, *arms, *unit.difference(found.mean, found.interval))
 
 
 def _seed_table(training: Training, seeds: Sequence[int]) -> Table:

@@ -80,6 +80,11 @@ class Unit:
         ends = (self.number(end, decimals, sign=sign) for end in (interval.low, interval.high))
         return " to ".join(ends)
 
+    def difference(self, mean: float, interval: Interval) -> tuple[str, str]:
+        """A mean difference and its interval, with the digits that the interval deserves."""
+        decimals = self.decimals((interval.high - interval.low) / 2, (interval.low, interval.high))
+        return self.number(mean, decimals, sign=True), self.interval(interval, decimals)
+
     def amount(self, value: float, decimals: int) -> str:
         """Of a difference: ``1.2 points of top1``, ``0.12 in test_loss``."""
         return f"{self.number(value, decimals)} {'points of' if self.percent else 'in'} {self.metric}"

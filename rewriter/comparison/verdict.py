@@ -149,10 +149,10 @@ def judge(training: Training) -> Verdict:
     """The verdict on the metric that is judged.
 
     An arm that stops in two seeds more than the other is the worse one, whatever the rest says; one stop more speaks
-    against a verdict in its favour. Otherwise the 95 % t
-    interval of the paired difference decides. Where all differences are within one test image of each other, or alike
-    but for rounding, its width means nothing, and the exact sign-flip p value decides too: it takes six seeds. Fewer
-    than three seeds decide nothing of this, but for two in which one arm stops, and the other in none.
+    against a verdict in its favour. Otherwise the 95 % t interval of the paired difference decides. Where all
+    differences are within one test image of each other, or alike but for rounding, its width means nothing, and the
+    exact sign-flip p value decides too: it takes six seeds. Fewer than three seeds decide nothing of this, but for two
+    in which one arm stops, and the other in none.
 
     Raises:
         ComparisonError: scipy is not installed.
@@ -191,17 +191,15 @@ def judge(training: Training) -> Verdict:
 
 def _learned_nothing(training: Training, ended: Sequence[Pair]) -> bool:
     """Whether the final metric of both arms is not beyond that before training, over seeds."""
-    sign = 1 if training.higher_is_better else -1
-    for arm in (BEFORE, AFTER):
-        gains = []
-        for pair in ended:
-            run = pair.before if arm == BEFORE else pair.after
-            start, end = (
-                value(run.epochs[0], training.metric) if run.epochs else None,
-                final_value(run, training.metric),
-            )
-            if start is not None and end is not None and len(run.epochs) > 1:
-                gains.append(sign * (end - start))
+    metric, sign = training.metric, 1 if training.higher_is_better else -1
+    for runs in ([pair.before for pair in ended], [pair.after for pair in ended]):
+        gains = [
+            sign * (end - start)
+            for run in runs
+            if len(run.epochs) > 1
+            and (start := value(run.epochs[0], metric)) is not None
+            and (end := final_value(run, metric)) is not None
+        ]
         gain = mean_interval(gains) if len(gains) >= _FEWEST else None
         if gain is None or gain.interval is None or gain.interval.low > 0:
             return False
@@ -229,10 +227,10 @@ def _of_difference(training: Training, ended: Sequence[Pair], difference: Differ
     if 0 in interval:
         bound = max(-interval.low, interval.high)
         decimals = unit.decimals((interval.high - interval.low) / 2, (interval.low, interval.high))
-        mean = unit.number(difference.mean, decimals, sign=True)
+        mean, ends = unit.difference(difference.mean, interval)
         return Outcome.NO_DIFFERENCE_SEEN, (
             f"no difference larger than {unit.amount(bound, decimals)} on average was seen with {size} "
-            f"(after − before: {mean}, 95 % interval {unit.interval(interval, decimals)})"
+            f"(after − before: {mean}, 95 % interval {ends})"
         )
     better = (difference.mean > 0) == training.higher_is_better
     worth = worth_of_image(training) or 0.0
