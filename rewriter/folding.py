@@ -19,12 +19,13 @@ from torch import fx, nn
 
 from rewriter.analysis.arguments import argument
 from rewriter.analysis.dataflow import Dataflow
-from rewriter.api import copy_model, inputs_of_rewrite
+from rewriter.copying import copy_model
 from rewriter.errors import FoldError, InputError
 from rewriter.guard import check_model, random_state_kept
 from rewriter.inputs import Inputs, candidate_inputs, tensors_in
 from rewriter.layers import CalibratedLayer, calibrated_layers
 from rewriter.record import records_of, set_records
+from rewriter.remembered_inputs import inputs_of_rewrite
 from rewriter.tracing.kinds import Kind
 from rewriter.tracing.trace import trace_model
 from rewriter.verification import state_kept
@@ -136,7 +137,9 @@ def _inputs(model: nn.Module, example_inputs: Any, input_size: Any) -> Inputs:
         return candidate_inputs(model, example_inputs, input_size)[0]
     found = inputs_of_rewrite(model)
     if found is None:
-        raise InputError("the rewrite was made from example_inputs: give example_inputs= or input_size= to fold, too")
+        raise InputError(
+            "the rewrite does not say what it was planned on: give example_inputs= or input_size= to fold, too"
+        )
     return found
 
 

@@ -15,12 +15,12 @@ from torch import nn
 
 from rewriter.analysis.gammas import Gamma, canonical_names, find_gammas
 from rewriter.analysis.parameter_roles import Role, find_roles
-from rewriter.api import inputs_of_rewrite, trace
 from rewriter.errors import OptimizerError, SelectorError, listed
 from rewriter.guard import check_model
 from rewriter.manager import resolve_passes, suggest
 from rewriter.record import records_of
-from rewriter.tracing.trace import Trace, trace_model
+from rewriter.remembered_inputs import inputs_to_run_on
+from rewriter.tracing.trace import Trace, trace_candidates
 
 _PASS = "weight-decay"
 
@@ -122,7 +122,7 @@ def param_groups(
     _check_weight_decay(weight_decay)
     check_model(model)
     (rule,) = resolve_passes([{_PASS: {"gamma": _policy_of_rewrite(model) if gamma is None else gamma}}])
-    traced = _traced(model, example_inputs, input_size)
+    traced = trace_candidates(model, inputs_to_run_on(model, example_inputs, input_size))
     excluded = _excluded(model, no_weight_decay)
     decisions = _decide(traced, rule, excluded)  # type: ignore[arg-type]
     decays = {name: decision.decays for name, decision in decisions.items()}
@@ -143,13 +143,6 @@ def _policy_of_rewrite(model: nn.Module) -> Any:
     """The option ``gamma`` of the last rewrite that asked for advice on it."""
     asked = [options for record in records_of(model) for name, options in record.plan.passes if name == _PASS]
     return asked[-1]["gamma"] if asked else "guideline"
-
-
-def _traced(model: nn.Module, example_inputs: Any, input_size: Any) -> Trace:
-    inputs = None
-    if example_inputs is None and input_size is None and records_of(model):
-        inputs = inputs_of_rewrite(model)
-    return trace(model, example_inputs, input_size) if inputs is None else trace_model(model, inputs)
 
 
 def _decide(traced: Trace, rule: GammaRule, excluded: Mapping[str, str]) -> dict[str, Decision]:

@@ -61,7 +61,7 @@ class Plan:
             PlanError: the plan was made for another model.
             ContractError: a contract does not hold; the model is as it was.
         """
-        from rewriter.api import apply_plan
+        from rewriter.plan_applying import apply_plan
 
         return apply_plan(self, model, inplace=inplace, verify=verify)
 

@@ -48,6 +48,7 @@ class Reason(enum.StrEnum):
     DIFFERENT_METHODS = "different-methods"
     NOT_MOVABLE = "not-movable"
     NO_SOURCE = "no-source"
+    NOT_IN_FORCE = "not-in-force"
     NO_GAMMA = "no-gamma"
     FROZEN = "frozen"
 
@@ -61,6 +62,7 @@ TECHNICAL = frozenset(
         Reason.DIFFERENT_METHODS,
         Reason.NOT_MOVABLE,
         Reason.NO_SOURCE,
+        Reason.NOT_IN_FORCE,
         Reason.FUNCTIONAL,
         Reason.FIXED_PADDING,
     }

@@ -12,7 +12,7 @@ from torch import nn
 from rewriter.edit.classes import is_generated
 from rewriter.edit.edits import Applied, EditMethod
 from rewriter.layers import calibrated_layers
-from rewriter.planning import Plan, group
+from rewriter.planning import Plan, counted, group
 from rewriter.reasons import TECHNICAL
 
 _ATTRIBUTE = "_rewriter_records"
@@ -44,6 +44,7 @@ class Record:
         verdict: what was verified; None if nothing was.
         seconds: how long each step took.
         folded: after :func:`rewriter.fold`, the layers by path, each with the reason why it was left, if it was.
+        unchecked: why it is not known that what was edited is what runs; empty if it is known.
     """
 
     plan: Plan
@@ -51,6 +52,7 @@ class Record:
     verdict: Verdict | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     folded: tuple[tuple[str, str], ...] = ()
+    unchecked: str = "an earlier version made this rewrite"
 
     @property
     def changed_weights(self) -> bool:
@@ -123,6 +125,8 @@ class Report:
             [
                 {
                     "plan": json.loads(record.plan.to_json()),
+                    "in_force": not record.unchecked if record.plan.sites else None,
+                    "not_checked_in_force": record.unchecked if record.plan.sites else "",
                     "verified": [list(check) for check in record.verdict.checks] if record.verdict else None,
                     "milliseconds": {name: round(1000 * value, 1) for name, value in record.seconds.items()},
                     "stale": list(self.stale),
@@ -161,6 +165,8 @@ class Report:
                 lines += [f"  * {paths}: {item.pattern}: {item.advice}" for paths, item in group(advice)]
             if record.plan.idle:
                 lines.append(f"nothing found by {', '.join(record.plan.idle)}")
+            if record.plan.sites:
+                lines.append(_in_force(record))
             lines.append(f"verified: {record.verdict or 'no'}")
             lines.append("time: " + ", ".join(f"{name} {1000 * s:.0f} ms" for name, s in record.seconds.items()))
             whole = [path for path, reason in record.folded if not reason]
@@ -176,6 +182,12 @@ class Report:
             )
         lines += [f"stale: {path} was replaced after the rewrite; rewrite again to mend it" for path in self.stale]
         return "\n".join(lines)
+
+
+def _in_force(record: Record) -> str:
+    if record.unchecked:
+        return f"not checked in force: {record.unchecked}"
+    return f"in force: {counted(len(record.plan.sites), 'place')}, recorded once more after the edits"
 
 
 def make_report(model: nn.Module) -> Report:

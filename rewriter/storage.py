@@ -28,8 +28,8 @@ import torch
 from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from rewriter.api import copy_model
 from rewriter.checkpoint import check_weights, read_safetensors
+from rewriter.copying import copy_model
 from rewriter.edit.classes import class_name, original_class
 from rewriter.edit.edits import AddBehaviour, AddModule
 from rewriter.errors import PlanError, StorageError, listed

@@ -7,9 +7,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from rewriter.api import apply_plan, copy_model, plan, undo
+from rewriter.api import plan, undo
+from rewriter.copying import copy_model
 from rewriter.edit.classes import ClassEdit, MethodEdit, class_name, derive, re_emittable_methods, readable_sources
 from rewriter.inputs import Inputs, candidate_inputs, tensors_in
+from rewriter.plan_applying import apply_plan
 from rewriter.record import records_of
 from rewriter.verification import state_kept
 

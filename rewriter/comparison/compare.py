@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from rewriter.api import copy_model, inputs_of_rewrite, rewrite, trace
+from rewriter.api import rewrite, trace
 from rewriter.comparison.equivalence import equivalence, trained
 from rewriter.comparison.experiment import run_all
 from rewriter.comparison.fitting import fitted
@@ -28,12 +28,14 @@ from rewriter.comparison.result import Comparison, Equivalence, Trained, Trainin
 from rewriter.comparison.scoring import Loss, Scoring, scoring_of
 from rewriter.comparison.subject import Change, Make, Subject, alone, changes, name_of, passes_of
 from rewriter.comparison.training import Setting, check_optimizer
+from rewriter.copying import copy_model
 from rewriter.data.source import Source, Task
 from rewriter.errors import ComparisonError, DataError, InputError
 from rewriter.freshness import carries_trained_weights
 from rewriter.guard import random_state_kept
 from rewriter.layers import calibrated_layers
 from rewriter.record import records_of
+from rewriter.remembered_inputs import inputs_of_rewrite
 
 EQUIVALENCE, TRAINED, TRAINING = LEVELS = ("equivalence", "trained", "training")
 INSTALL = 'pip install "rewriter[compare]"'

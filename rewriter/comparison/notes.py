@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from rewriter.api import inputs_of_rewrite
 from rewriter.comparison.idle import same_optimizer
 from rewriter.comparison.loading import YOUR_DATA, Data
 from rewriter.comparison.subject import Subject, passes_of, same_weights
 from rewriter.comparison.training import OptimizerFactory, decays_by_place
+from rewriter.remembered_inputs import inputs_of_rewrite
 
 
 def notes_of(

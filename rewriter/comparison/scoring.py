@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from rewriter.api import copy_model
+from rewriter.copying import copy_model
 from rewriter.data.source import Task
 from rewriter.errors import ComparisonError, DataError
 

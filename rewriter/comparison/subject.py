@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from rewriter.api import copy_model, original_state_dict
+from rewriter.api import original_state_dict
 from rewriter.comparison.randomness import seed_all
+from rewriter.copying import copy_model
 from rewriter.edit.classes import class_name, original_class
 from rewriter.errors import ComparisonError, RewriterError
 from rewriter.guard import check_model, random_state_kept

@@ -83,9 +83,11 @@ def derive(base: type[nn.Module], edit: ClassEdit) -> type[nn.Module]:
 def _derive(base: type[nn.Module], edit: ClassEdit) -> type[nn.Module]:
     namespace: dict[str, Any] = {}
     inserted: list[type] = []
+    codes: dict[tuple[str, str, str], types.CodeType] = {}
     for method in edit.methods:
         owner = _find_owner(base, method)
-        function, found = _edited(owner, method)
+        function, code, found = _edited(owner, method)
+        codes[method.owner, method.method, method.digest] = code
         for new in _adopted(found, method):
             if not new.__name__.isidentifier() or new.__name__.startswith("_") or hasattr(base, new.__name__):
                 raise PlanError(
@@ -98,7 +100,7 @@ def _derive(base: type[nn.Module], edit: ClassEdit) -> type[nn.Module]:
         else:  # reached through super(): slip an edited subclass of the owner in behind the overriding class
             inserted.append(_named(owner, (owner,), {method.method: function}))
     behaviours = tuple(layer_class(name) for name in edit.behaviours)
-    namespace |= {"_rewriter_base": base, "_rewriter_edit": edit}
+    namespace |= {"_rewriter_base": base, "_rewriter_edit": edit, "_rewriter_codes": codes}
     cls = _named(base, (*behaviours, base, *inserted), namespace)
     cls.__reduce_ex__ = _reduce_as(cls)  # type: ignore[assignment, method-assign]
     return cls
@@ -151,13 +153,19 @@ def _find_owner(base: type, method: MethodEdit) -> type:
     )
 
 
-def _edited(owner: type, method: MethodEdit) -> tuple[types.FunctionType, source.FunctionSource]:
-    """The edited method, and the source that was edited."""
+def edited_code(cls: type, owner: str, method: str, digest: str) -> types.CodeType | None:
+    """What runs in a generated class in the place of a method of ``owner``; None if ``cls`` edits no such method."""
+    code: types.CodeType | None = getattr(cls, "_rewriter_codes", {}).get((owner, method, digest))
+    return code
+
+
+def _edited(owner: type, method: MethodEdit) -> tuple[types.FunctionType, types.CodeType, source.FunctionSource]:
+    """The edited method as its decorators hold it, its own code, and the source that was edited."""
     attribute = owner.__dict__[method.method]
     for found in readable_sources(attribute):
         if found.digest == method.digest:
             new = source.re_emit(found, edited_text(found, method.operations))
-            return source.redecorate(attribute, found.function, new), found
+            return source.redecorate(attribute, found.function, new), new.__code__, found
     raise PlanError(
         f"{method.owner}.{method.method} has another source than the plan was made for "
         "(another version of the library?). Make a new plan for this model."

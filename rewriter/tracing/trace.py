@@ -16,7 +16,7 @@ from torch import fx, nn
 
 from rewriter.analysis.dataflow import Dataflow
 from rewriter.errors import TraceError
-from rewriter.guard import random_state_kept
+from rewriter.guard import collector_paused, random_state_kept
 from rewriter.inputs import Inputs
 from rewriter.skeleton import meta_twin, skeleton
 from rewriter.tracing.caches import clear_caches
@@ -77,7 +77,11 @@ class Trace:
         return draw(self.graph, path)
 
 
-def trace_model(model: nn.Module, inputs: Inputs, backends: Sequence[str] = ("meta", "fake", "cpu")) -> Trace:
+BACKENDS = ("meta", "fake", "cpu")
+"""What the tensors of a run may be, in the order in which they are tried."""
+
+
+def trace_model(model: nn.Module, inputs: Inputs, backends: Sequence[str] = BACKENDS) -> Trace:
     """Run a skeleton of ``model`` in both modes and record it.
 
     On meta tensors if the model allows, then on fake tensors, then on real CPU tensors with the model's own weights.
@@ -87,7 +91,7 @@ def trace_model(model: nn.Module, inputs: Inputs, backends: Sequence[str] = ("me
     """
     notes: list[str] = []
     for backend in backends:
-        prepare, context = _BACKENDS[backend]
+        prepare, context = _CONTEXTS[backend]
         try:
             # in inference mode tensors have no version counter, and a write could not be noticed
             with random_state_kept(), torch.inference_mode(False), context() as mode:
@@ -99,6 +103,21 @@ def trace_model(model: nn.Module, inputs: Inputs, backends: Sequence[str] = ("me
             if backend == backends[-1]:
                 raise
     raise AssertionError("no backend was given")
+
+
+@collector_paused()
+def trace_candidates(model: nn.Module, candidates: Sequence[Inputs]) -> Trace:
+    """Trace on the first of ``candidates`` that the model runs on.
+
+    Raises:
+        TraceError: it runs on none; of the last one.
+    """
+    for inputs in candidates[:-1]:
+        try:
+            return trace_model(model, inputs, backends=BACKENDS[:1])
+        except Exception:  # the model reads another number of channels than its configuration says
+            continue
+    return trace_model(model, candidates[-1])
 
 
 def _record(
@@ -192,7 +211,7 @@ def _cpu_twin(_: Any) -> Callable[[torch.Tensor], torch.Tensor]:
     return twin
 
 
-_BACKENDS: dict[str, tuple[Callable[[Any], Callable[[torch.Tensor], torch.Tensor]], Any]] = {
+_CONTEXTS: dict[str, tuple[Callable[[Any], Callable[[torch.Tensor], torch.Tensor]], Any]] = {
     "meta": (lambda _: meta_twin, _meta_context),
     "fake": (_fake_twin, _fake_context),
     "cpu": (_cpu_twin, _cpu_context),

@@ -1,0 +1,213 @@
+"""Is what a plan edits what runs? The edited model is recorded once more, before the plan is handed out.
+
+A method that is edited is not always the method that is called: a subclass calls ``Parent.forward(self, x)``, an
+attribute holds a bound method, a decorator holds the function itself. Then an edit changes nothing, and nothing would
+show it: the output in evaluation mode is the same. So the plan is carried out on a skeleton of the model, which is
+recorded in both modes. Every edited function and every added layer must have run, and the pass must find nothing more
+to do at its places.
+"""
+
+from __future__ import annotations
+
+import linecache
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import CodeType
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from rewriter.edit.classes import class_name, edited_code, readable_sources
+from rewriter.edit.edits import AddBehaviour, AddModule, Edit, EditMethod, apply_edits, find_module
+from rewriter.edit.placement import positions
+from rewriter.edit.source import contains_code
+from rewriter.errors import RewriterError, TraceError
+from rewriter.guard import random_state_kept
+from rewriter.guideline import Pass, Site
+from rewriter.inputs import Inputs
+from rewriter.skeleton import skeleton
+from rewriter.tracing.frames import Frame
+from rewriter.tracing.trace import BACKENDS, Trace, trace_model
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """On what a plan is recorded once more.
+
+    Attributes:
+        model: as it was given; it is not touched.
+        inputs: what it is run on.
+        passes: those of the plan, as far as they are known here.
+        backend: what the tensors of the first recording were; the ones before it need not be tried.
+        may_measure: whether passes may run the model's real weights.
+        planning: whether the sites were found on this very model just now. Then one whose edit cannot be made is named
+            like one that does not run; in a plan from elsewhere it is an error.
+    """
+
+    model: nn.Module
+    inputs: Inputs
+    passes: Sequence[Pass]
+    backend: str = BACKENDS[0]
+    may_measure: bool = True
+    planning: bool = False
+
+    @property
+    def expected_errors(self) -> tuple[type[RewriterError], ...]:
+        return (RewriterError,) if self.planning else (TraceError,)
+
+
+def not_in_force(sites: Sequence[Site], recorded: Recorded) -> list[tuple[Site, str]]:
+    """The ``sites`` whose edits change nothing that runs, or that the model does not run with, each with the reason.
+
+    Raises:
+        PlanError, SourceError: an edit cannot be made, unless the sites were found on this model just now.
+    """
+    if not sites:
+        return []
+    try:
+        edited, again = _record_edited(sites, recorded)
+    except recorded.expected_errors as error:
+        return _that_do_not_run(list(sites), recorded, str(error))
+    failing = dict(_not_run(sites, recorded.model, edited, again))
+    for site, reason in _found_again([site for site in sites if id(site) not in failing], recorded.passes, again):
+        failing[id(site)] = reason
+    return [(site, failing[id(site)]) for site in sites if id(site) in failing]
+
+
+def _record_edited(sites: Sequence[Site], recorded: Recorded) -> tuple[nn.Module, Trace]:
+    edited = skeleton(recorded.model, _shared)
+    with random_state_kept():
+        apply_edits(edited, [edit for site in sites for edit in site.edits])
+    again = trace_model(edited, recorded.inputs, BACKENDS[BACKENDS.index(recorded.backend) :])
+    again.may_measure = recorded.may_measure
+    return edited, again
+
+
+def _shared(tensor: torch.Tensor) -> torch.Tensor:
+    """The same memory: the edited skeleton is never run, only skeletons of it, which have tensors of their own."""
+    own = tensor.detach()
+    return nn.Parameter(own, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else own
+
+
+def _that_do_not_run(sites: list[Site], recorded: Recorded, error: str) -> list[tuple[Site, str]]:
+    """Sites with which the edited model cannot be run; all of them, if it only fails with all of them together."""
+    if len(sites) == 1:
+        return [(sites[0], f"the model does not run with this edit: {error}")]
+    found = []
+    for half in (sites[: len(sites) // 2], sites[len(sites) // 2 :]):
+        try:
+            _record_edited(half, recorded)
+        except recorded.expected_errors as of_half:
+            found += _that_do_not_run(half, recorded, str(of_half))
+    return found or [(site, f"the model does not run with these edits together: {error}") for site in sites]
+
+
+def _not_run(sites: Sequence[Site], model: nn.Module, edited: nn.Module, again: Trace) -> Iterator[tuple[int, str]]:
+    """Sites of which an edited function or an added layer did not run, by identity."""
+    ran = _Ran(edited, again)
+    for site in sites:
+        reason = next(filter(None, (_why_not_run(edit, model, edited, ran) for edit in site.edits)), None)
+        if reason is not None:
+            yield id(site), reason
+
+
+class _Ran:
+    """What ran in either mode of a recording: modules, functions of modules, and where each was called."""
+
+    def __init__(self, model: nn.Module, trace: Trace) -> None:
+        self._identity = {path: id(module) for path, module in model.named_modules(remove_duplicate=False)}
+        self._nodes: list[fx.Node] = [node for r in (trace.train, trace.eval) for node in r.graph.nodes]
+        self._calls = [call for recording in (trace.train, trace.eval) for call in recording.calls]
+
+    @cached_property
+    def modules(self) -> set[int]:
+        paths = [str(node.target) for node in self._nodes if node.op == "call_module"]
+        return {self._identity[path] for path in (*paths, *(call.path for call in self._calls))}
+
+    @cached_property
+    def functions(self) -> set[tuple[int, CodeType]]:
+        frames = (frame for found in (*self._nodes, *self._calls) for frame in _frames_of(found))
+        return {(self._identity[frame.path], frame.code) for frame in frames if frame.path is not None}
+
+    def module(self, path: str) -> bool:
+        return self._identity.get(path) in self.modules
+
+    def function(self, path: str, code: CodeType) -> bool:
+        return (self._identity[path], code) in self.functions
+
+    def caller_of(self, path: str, code: CodeType) -> Frame | None:
+        """The frame that called the function ``code``, or one written inside it, for the module at ``path``."""
+        for node in self._nodes:
+            inside = False
+            for position in positions(node):
+                frame = position.frame
+                if inside:
+                    return frame
+                same = frame.path is not None and self._identity[frame.path] == self._identity[path]
+                inside = same and contains_code(code, frame.code)
+        return None
+
+
+def _frames_of(found: Any) -> tuple[Frame, ...]:
+    frames: tuple[Frame, ...] = found.meta["frames"] if isinstance(found, fx.Node) else found.frames
+    return frames
+
+
+def _why_not_run(edit: Edit, model: nn.Module, edited: nn.Module, ran: _Ran) -> str | None:
+    match edit:
+        case AddModule(path=path, name=name):
+            child = f"{path}.{name}".lstrip(".")
+            return None if ran.module(child) else f"{child}, which the edit adds, is not called"
+        case AddBehaviour(path=path):
+            return None if ran.module(path) else f"module {path!r}, whose call the edit changes, is not called"
+        case EditMethod(path=path, owner=owner, method=method, digest=digest):
+            code = edited_code(type(find_module(edited, path)), owner, method, digest)
+            if code is not None and ran.function(path, code):
+                return None
+            return _how_called(edit, model, ran)
+    return None
+
+
+def _how_called(edit: EditMethod, model: nn.Module, ran: _Ran) -> str:
+    name = f"{edit.owner.rsplit('.', 1)[-1]}.{edit.method}"
+    for original in _original_codes(edit, type(find_module(model, edit.path))):
+        caller = ran.caller_of(edit.path, original)
+        if caller is not None:
+            return f"{_shown(caller)} calls {name}() as it is written, not as it is edited"
+    return f"{name}(), which is to be edited, does not run in the edited model"
+
+
+def _original_codes(edit: EditMethod, cls: type) -> Iterator[CodeType]:
+    for owner in cls.__mro__:
+        if class_name(owner) == edit.owner and edit.method in owner.__dict__:
+            for source in readable_sources(owner.__dict__[edit.method]):
+                if source.digest == edit.digest:
+                    yield source.function.__code__
+
+
+def _shown(frame: Frame) -> str:
+    """The line that a frame was at, and where that is."""
+    text = linecache.getline(frame.code.co_filename, frame.line).strip()
+    where = f"{Path(frame.code.co_filename).name}:{frame.line}"
+    return f"`{text}` ({where})" if text else f"{frame.code.co_qualname}() ({where})"
+
+
+def _found_again(sites: Sequence[Site], passes: Iterable[Pass], again: Trace) -> Iterator[tuple[Site, str]]:
+    """Sites at whose places their pass still finds the same to do.
+
+    A rule that is a function may always find one; that its edits ran is enough.
+    """
+    for item in passes:
+        own = [site for site in sites if site.pass_name == item.name]
+        if not own or any(callable(value) for value in vars(item).values()):
+            continue
+        found = [finding for finding in item.find(again) if isinstance(finding, Site)]
+        for site in own:
+            same = [other for other in found if (other.path, other.pattern) == (site.path, site.pattern)]
+            exact = [other for other in same if other.action == site.action]
+            beside = any(o is not site and (o.path, o.pattern) == (site.path, site.pattern) for o in own)
+            if exact or (same and not beside):
+                yield site, f"the edit ran, and {item.name} still finds the same place: {(exact or same)[0].action}"

@@ -1,0 +1,183 @@
+"""From a model and a request to a plan whose every edit is known to be in force."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import nn
+
+from rewriter.edit.classes import class_name, original_class
+from rewriter.errors import ModelError, SelectorError
+from rewriter.freshness import carries_trained_weights
+from rewriter.guard import check_model, collector_paused
+from rewriter.guideline import Advice, Finding, Pass, Site, Skipped
+from rewriter.in_force import Recorded, not_in_force
+from rewriter.input_description import describe_inputs
+from rewriter.manager import resolve_passes
+from rewriter.planning import Plan, fingerprint
+from rewriter.reasons import Reason
+from rewriter.record import is_folded, records_in_force
+from rewriter.remembered_inputs import inputs_to_run_on
+from rewriter.selection import Selection, as_sequence, select, selector_texts
+from rewriter.tracing.trace import Trace, trace_candidates
+
+_PRESERVE = ("auto", "eval", "nothing")
+
+
+@collector_paused()
+def make_plan(
+    model: nn.Module,
+    passes: Any,
+    *,
+    example_inputs: Any = None,
+    input_size: Any = None,
+    only: Any = None,
+    skip: Any = None,
+    preserve: str = "auto",
+) -> tuple[Plan, Trace | None, dict[str, float]]:
+    """The plan, the trace that it was made from (None without passes) and the seconds that each step took.
+
+    Raises:
+        RewriterError: as :func:`rewriter.plan`.
+    """
+    check_model(model)
+    if is_folded(model):
+        raise ModelError("the model was folded for export; rewrite the model that it was folded from")
+    if preserve not in _PRESERVE:
+        raise SelectorError(f"preserve: expected one of {', '.join(map(repr, _PRESERVE))}, found {preserve!r}")
+    resolved = resolve_passes(passes)
+    only, skip = (None if selectors is None else as_sequence(selectors) for selectors in (only, skip))
+    selection = select(model, only, skip)
+    changing = {item.name for item in resolved if not item.contract.eval_output}
+    trained = preserve == "auto" and bool(changing) and carries_trained_weights(model)
+    held_back = changing if preserve == "eval" or (trained and passes is None) else set()
+    seconds: dict[str, float] = {}
+    started = time.perf_counter()
+    traced = trace_candidates(model, inputs_to_run_on(model, example_inputs, input_size)) if resolved else None
+    seconds["trace"] = time.perf_counter() - started
+    if traced is not None:
+        traced.may_measure = not held_back
+    started = time.perf_counter()
+    found = [finding for item in resolved for finding in item.find(traced)] if traced is not None else []
+    seconds["plan"] = time.perf_counter() - started
+    started = time.perf_counter()
+    findings = _in_force(found, _Deciding(model, selection, held_back), traced, resolved)
+    seconds["record again"] = time.perf_counter() - started
+    notes = _notes_on_preserving(findings, changing if trained else set(), preserve)
+    if traced is not None and traced.backend != "meta":
+        notes.append(f"traced on {traced.backend} tensors: {traced.notes[-1].split(': ', 1)[-1]}")
+    request = {
+        "input": traced.inputs.origin if traced else "none",
+        "input_size": list(traced.inputs.image_size) if traced and traced.inputs.image_size else None,
+        "arguments": describe_inputs(traced.inputs, model) if traced else None,
+        "only": selector_texts(only),
+        "skip": selector_texts(skip),
+        "preserve": preserve,
+    }
+    made = Plan(
+        class_name(original_class(type(model))),
+        fingerprint(model),
+        tuple((item.name, item.options()) for item in resolved),
+        tuple(item for item in findings if isinstance(item, Site)),
+        tuple(item for item in findings if isinstance(item, Skipped)),
+        tuple(item for item in findings if isinstance(item, Advice)),
+        tuple(notes),
+        request,
+        {item.name: item.contract for item in resolved},
+    )
+    return made, traced, seconds
+
+
+def without(made: Plan, failing: Sequence[tuple[Site, str]]) -> Plan:
+    """The plan without sites that are not in force; they are among what is skipped, with the reason."""
+    left_out = _left_out(made.sites, failing)
+    sites = tuple(site for site in made.sites if id(site) not in left_out)
+    return replace(made, sites=sites, skipped=(*made.skipped, *left_out.values()))
+
+
+@dataclass(frozen=True)
+class _Deciding:
+    """What decides about a finding besides its pass.
+
+    Attributes:
+        model: the model, for the claims of its earlier rewrites.
+        selection: where edits may be made.
+        held_back: passes that are held back.
+        left_out: sites that are not in force, by identity, as what is skipped.
+    """
+
+    model: nn.Module
+    selection: Selection
+    held_back: set[str]
+    left_out: dict[int, Skipped] = field(default_factory=dict)
+
+    def of(self, found: Sequence[Finding]) -> list[Finding]:
+        claims = {site.claim: site for record in records_in_force(self.model) for site in record.plan.sites}
+        return [self._of(finding, claims) for finding in found]
+
+    def _of(self, found: Finding, claims: dict[str, Site]) -> Finding:
+        allows = self.selection.allows
+        if isinstance(found, Advice) and not allows(found.path):
+            return Skipped(found.pass_name, found.path, found.pattern, Reason.FILTERED, f"{found.advice}: not selected")
+        if not isinstance(found, Site):
+            return found
+        if found.pass_name in self.held_back:
+            detail = f"{found.action}: would change the eval output"
+            return Skipped(found.pass_name, found.path, found.pattern, Reason.HELD_BACK, detail)
+        if not all(map(allows, {found.path, *(edit.path for edit in found.edits)})):
+            return Skipped(found.pass_name, found.path, found.pattern, Reason.FILTERED, f"{found.action}: not selected")
+        if id(found) in self.left_out:
+            return self.left_out[id(found)]
+        first = claims.setdefault(found.claim, found) if found.claim else found
+        if first.pass_name != found.pass_name:
+            detail = f"{first.pass_name} acts here ({first.action}); one kind of noise at one pooling"
+            return Skipped(found.pass_name, found.path, found.pattern, Reason.CLAIMED, detail)
+        return found
+
+
+def _in_force(
+    found: Sequence[Finding], deciding: _Deciding, traced: Trace | None, passes: Sequence[Pass]
+) -> list[Finding]:
+    """What is decided about everything found, after sites that are not in force have made room for others."""
+    while True:
+        decided = deciding.of(found)
+        sites = [finding for finding in decided if isinstance(finding, Site)]
+        if traced is None or not sites:
+            return decided
+        recorded = Recorded(traced.model, traced.inputs, passes, traced.backend, traced.may_measure, True)
+        failing = not_in_force(sites, recorded)
+        if not failing:
+            return decided
+        deciding.left_out.update(_left_out(sites, failing))
+
+
+def _left_out(sites: Sequence[Site], failing: Sequence[tuple[Site, str]]) -> dict[int, Skipped]:
+    """What is skipped, by the identity of the site: those that fail, and those that share an edit with one of them."""
+    reasons = {id(site): reason for site, reason in failing}
+    shared = [edit for site, _ in failing for edit in site.edits]
+    found = {}
+    for site in sites:
+        reason = reasons.get(id(site))
+        if reason is None and any(edit in shared for edit in site.edits):
+            reason = "it shares an edit with a place that is not in force"
+        if reason is not None:
+            detail = f"{site.action}: {reason}"
+            found[id(site)] = Skipped(site.pass_name, site.path, site.pattern, Reason.NOT_IN_FORCE, detail)
+    return found
+
+
+def _notes_on_preserving(findings: Sequence[Finding], changing: set[str], preserve: str) -> list[str]:
+    """What was held back, or changes trained weights' output because it was asked for by name."""
+    skipped = [finding for finding in findings if isinstance(finding, Skipped)]
+    held = dict.fromkeys(skip.pass_name for skip in skipped if skip.reason is Reason.HELD_BACK)
+    if held:
+        why = "preserve='eval'" if preserve == "eval" else "the model carries trained weights"
+        how = "preserve='nothing' applies them"
+        if preserve == "auto":
+            how += ", and naming a pass applies it (where only the backbone is pretrained)"
+        return [f"held back: {', '.join(held)}, because {why}; {how}"]
+    named = dict.fromkeys(f.pass_name for f in findings if isinstance(f, Site) and f.pass_name in changing)
+    return [f"{', '.join(named)} changes the output of trained weights, as asked for by name"] if named else []
