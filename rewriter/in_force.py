@@ -20,14 +20,15 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from rewriter.edit.classes import class_name, edited_code, readable_sources
-from rewriter.edit.edits import AddBehaviour, AddModule, Edit, EditMethod, apply_edits, find_module
+from rewriter.edit.classes import ClassEdit, class_name, edited_code, is_generated, readable_sources
+from rewriter.edit.edits import AddBehaviour, AddModule, Edit, EditMethod, SetAttribute, apply_edits, find_module
 from rewriter.edit.placement import positions
 from rewriter.edit.source import contains_code
 from rewriter.errors import RewriterError, TraceError
 from rewriter.guard import random_state_kept
 from rewriter.guideline import Pass, Site
 from rewriter.inputs import Inputs
+from rewriter.layers import layer_class
 from rewriter.skeleton import skeleton
 from rewriter.tracing.frames import Frame
 from rewriter.tracing.trace import BACKENDS, Trace, trace_model
@@ -63,6 +64,7 @@ def not_in_force(sites: Sequence[Site], recorded: Recorded) -> list[tuple[Site, 
     """The ``sites`` whose edits change nothing that runs, or that the model does not run with, each with the reason.
 
     Raises:
+        TraceError: the model as it was given does not run on the inputs, so nothing can be said.
         PlanError, SourceError: an edit cannot be made, unless the sites were found on this model just now.
     """
     if not sites:
@@ -70,6 +72,8 @@ def not_in_force(sites: Sequence[Site], recorded: Recorded) -> list[tuple[Site, 
     try:
         edited, again = _record_edited(sites, recorded)
     except recorded.expected_errors as error:
+        if not recorded.planning:
+            trace_model(recorded.model, recorded.inputs)
         return _that_do_not_run(list(sites), recorded, str(error))
     failing = dict(_not_run(sites, recorded.model, edited, again))
     for site, reason in _found_again([site for site in sites if id(site) not in failing], recorded.passes, again):
@@ -109,7 +113,7 @@ def _not_run(sites: Sequence[Site], model: nn.Module, edited: nn.Module, again: 
     """Sites of which an edited function or an added layer did not run, by identity."""
     ran = _Ran(edited, again)
     for site in sites:
-        reason = next(filter(None, (_why_not_run(edit, model, edited, ran) for edit in site.edits)), None)
+        reason = next(filter(None, (_why_not_run(edit, site, model, edited, ran) for edit in site.edits)), None)
         if reason is not None:
             yield id(site), reason
 
@@ -156,11 +160,12 @@ def _frames_of(found: Any) -> tuple[Frame, ...]:
     return frames
 
 
-def _why_not_run(edit: Edit, model: nn.Module, edited: nn.Module, ran: _Ran) -> str | None:
+def _why_not_run(edit: Edit, site: Site, model: nn.Module, edited: nn.Module, ran: _Ran) -> str | None:
     match edit:
         case AddModule(path=path, name=name):
             child = f"{path}.{name}".lstrip(".")
-            return None if ran.module(child) else f"{child}, which the edit adds, is not called"
+            used = any(isinstance(e, (EditMethod, AddBehaviour)) and e.path == path for e in site.edits)
+            return None if not used or ran.module(child) else f"{child}, which the edit adds, is not called"
         case AddBehaviour(path=path):
             return None if ran.module(path) else f"module {path!r}, whose call the edit changes, is not called"
         case EditMethod(path=path, owner=owner, method=method, digest=digest):
@@ -196,18 +201,44 @@ def _shown(frame: Frame) -> str:
 
 
 def _found_again(sites: Sequence[Site], passes: Iterable[Pass], again: Trace) -> Iterator[tuple[Site, str]]:
-    """Sites at whose places their pass still finds the same to do.
+    """Sites at whose places their pass still finds something to do.
 
-    A rule that is a function may always find one; that its edits ran is enough.
+    A rule that is a function may always find something, and so may a pass that asks for what is already so: that the
+    edits ran is enough there.
     """
     for item in passes:
         own = [site for site in sites if site.pass_name == item.name]
         if not own or any(callable(value) for value in vars(item).values()):
             continue
-        found = [finding for finding in item.find(again) if isinstance(finding, Site)]
+        sites_again = (finding for finding in item.find(again) if isinstance(finding, Site))
+        found = [site for site in sites_again if not all(_is_so(edit, again.model) for edit in site.edits)]
         for site in own:
             same = [other for other in found if (other.path, other.pattern) == (site.path, site.pattern)]
             exact = [other for other in same if other.action == site.action]
             beside = any(o is not site and (o.path, o.pattern) == (site.path, site.pattern) for o in own)
             if exact or (same and not beside):
                 yield site, f"the edit ran, and {item.name} still finds the same place: {(exact or same)[0].action}"
+
+
+def _is_so(edit: Edit, model: nn.Module) -> bool:
+    """Whether an edit asks for what an earlier one has made of the model."""
+    module = find_module(model, edit.path)
+    edits = list(_edits_of_class(type(module)))
+    match edit:
+        case SetAttribute(name=name, value=value):
+            return bool(getattr(module, name, None) == value)
+        case AddBehaviour(behaviour=behaviour):
+            return any(behaviour in of_class.behaviours for of_class in edits)
+        case AddModule(layer=layer):
+            return any(type(child) is layer_class(layer) for child in module.children())
+        case EditMethod(owner=owner, method=method, digest=digest):
+            known = [of_method for of_class in edits for of_method in of_class.methods]
+            own = [of_method for of_method in known if (of_method.owner, of_method.method) == (owner, method)]
+            return bool(own) and all(of_method.digest != digest for of_method in own)
+    return False
+
+
+def _edits_of_class(cls: type) -> Iterator[ClassEdit]:
+    while is_generated(cls):
+        yield cls._rewriter_edit  # type: ignore[attr-defined]
+        cls = cls._rewriter_base  # type: ignore[attr-defined]

@@ -11,7 +11,7 @@ from torch import nn
 
 from rewriter.copying import copy_model
 from rewriter.edit.edits import apply_edits, take_back
-from rewriter.errors import ContractError, InputError, PlaceLeftAlone, RewriterError
+from rewriter.errors import ContractError, InputError, PlaceLeftAlone, RewriterError, TraceError
 from rewriter.guard import check_model, random_state_kept
 from rewriter.guideline import Contract, Pass
 from rewriter.in_force import Recorded, not_in_force
@@ -55,7 +55,13 @@ def apply_plan(
     unchecked = ""
     if made.sites and not in_force:
         started = time.perf_counter()
-        made, unchecked = _checked_in_force(made, model, inputs)
+        try:
+            made, unchecked = _checked_in_force(made, model, inputs)
+        except TraceError as error:
+            inputs, unchecked = (
+                None,
+                f"the model does not run on made-up inputs of the shapes it was planned on, {error}",
+            )
         seconds["record again"] = time.perf_counter() - started
     started = time.perf_counter()
     target = model if inplace else copy_model(model)
@@ -108,10 +114,13 @@ def _checked_in_force(made: Plan, model: nn.Module, inputs: Inputs | None) -> tu
 
 
 def _known_passes(made: Plan) -> Iterator[Pass]:
-    """The passes of a plan without those that are not installed here, and those whose rule is a function."""
+    """The passes of a plan without those that are not installed here, that follow a function, or that measure.
+
+    What was measured on the user's own inputs may come out otherwise on inputs of their shapes.
+    """
     for name, options in made.passes:
         with contextlib.suppress(RewriterError):
-            yield from resolve_passes([{name: options}])
+            yield from (item for item in resolve_passes([{name: options}]) if not item.needs_values)
 
 
 def _warn_of_places_left_alone(made: Plan) -> None:

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import rewriter
+from rewriter.copying import copy_model
 from rewriter.manager import installed_passes
 from rewriter.reasons import Reason
 from rewriter.testing import check_contract
@@ -143,7 +144,7 @@ class TestPreserve:
 
     @pytest.fixture(scope="class")
     def trained(self, fresh: nn.Module) -> nn.Module:
-        return train(rewriter.api.copy_model(fresh))
+        return train(copy_model(fresh))
 
     def test_auto_changes_the_output_of_a_fresh_model_only(self, fresh: nn.Module, trained: nn.Module) -> None:
         assert CHANGING & acting(rewriter.plan(fresh, input_size=256))

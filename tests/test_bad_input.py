@@ -29,6 +29,7 @@ from rewriter import (
     SelectorError,
     TraceError,
     UndoError,
+    plan_applying,
 )
 from rewriter.edit import edits as edits_module
 from rewriter.edit.edits import AddBehaviour, AddModule, SetAttribute
@@ -585,8 +586,8 @@ def test_an_interrupt_while_verifying_restores_the_model(monkeypatch: pytest.Mon
             raise KeyboardInterrupt
         return real(*arguments, **options)
 
-    real = rewriter.api.observe
-    monkeypatch.setattr(rewriter.api, "observe", observe)
+    real = plan_applying.observe
+    monkeypatch.setattr(plan_applying, "observe", observe)
     with pytest.raises(KeyboardInterrupt):
         plan.apply(model, inplace=True)
     assert_unchanged(model, before)

@@ -19,6 +19,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import rewriter
+from rewriter.copying import copy_model
 from rewriter.layers import calibrated_layers
 from rewriter.moments import Moments, moments_of
 
@@ -39,7 +40,7 @@ def fresh() -> nn.Module:
 
 @pytest.fixture
 def model(fresh: nn.Module) -> nn.Module:
-    return rewriter.api.copy_model(fresh)
+    return copy_model(fresh)
 
 
 def constants(model: nn.Module) -> dict[str, list[tuple[float, float]]]:

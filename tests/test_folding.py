@@ -18,6 +18,7 @@ import model_zoo
 import rewriter
 from passes import ScaleEqualizer
 from rewriter import folding
+from rewriter.copying import copy_model
 from rewriter.inputs import tensors_in
 from rewriter.layers import calibrated_layers
 
@@ -248,9 +249,9 @@ class TestRefusals:
 
     def test_nothing_that_would_change_the_output_is_folded(self, model: nn.Module, monkeypatch: Any) -> None:
         rewriter.calibrate(model, [image(16)], progress=False)
-        before = snapshot(rewriter.api.copy_model(model).eval())
+        before = snapshot(copy_model(model).eval())
         monkeypatch.setattr("rewriter.folding.TOLERANCE", 0.0)
-        result = rewriter.fold(rewriter.api.copy_model(model), inplace=True)
+        result = rewriter.fold(copy_model(model), inplace=True)
         assert "not folded: scale_equalizer: folding would change an output by" in str(rewriter.report(result))
         after = snapshot(result)
         assert [t[1] for t in after.tensors.values()] == [t[1] for t in before.tensors.values()]
