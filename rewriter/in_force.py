@@ -46,6 +46,7 @@ class Recorded:
         may_measure: whether passes may run the model's real weights.
         planning: whether the sites were found on this very model just now. Then one whose edit cannot be made is named
             like one that does not run; in a plan from elsewhere it is an error.
+        modes_alike: whether the model is known to run the same operations in both modes.
     """
 
     model: nn.Module
@@ -54,6 +55,7 @@ class Recorded:
     backend: str = BACKENDS[0]
     may_measure: bool = True
     planning: bool = False
+    modes_alike: bool = False
 
     @property
     def expected_errors(self) -> tuple[type[RewriterError], ...]:
@@ -85,7 +87,8 @@ def _record_edited(sites: Sequence[Site], recorded: Recorded) -> tuple[nn.Module
     edited = skeleton(recorded.model, _shared)
     with random_state_kept():
         apply_edits(edited, [edit for site in sites for edit in site.edits])
-    again = trace_model(edited, recorded.inputs, BACKENDS[BACKENDS.index(recorded.backend) :])
+    backends = BACKENDS[BACKENDS.index(recorded.backend) :]
+    again = trace_model(edited, recorded.inputs, backends, modes_alike=recorded.modes_alike)
     again.may_measure = recorded.may_measure
     return edited, again
 
@@ -123,8 +126,9 @@ class _Ran:
 
     def __init__(self, model: nn.Module, trace: Trace) -> None:
         self._identity = {path: id(module) for path, module in model.named_modules(remove_duplicate=False)}
-        self._nodes: list[fx.Node] = [node for r in (trace.train, trace.eval) for node in r.graph.nodes]
-        self._calls = [call for recording in (trace.train, trace.eval) for call in recording.calls]
+        recordings = [trace.train] if trace.eval is trace.train else [trace.train, trace.eval]
+        self._nodes: list[fx.Node] = [node for recording in recordings for node in recording.graph.nodes]
+        self._calls = [call for recording in recordings for call in recording.calls]
 
     @cached_property
     def modules(self) -> set[int]:

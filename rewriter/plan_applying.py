@@ -50,7 +50,8 @@ def apply_plan(
     check_model(model)
     seconds = dict(seconds or {})
     made.check_fits(model)
-    if inputs is None and made.sites and (verify or not in_force):
+    made_up = inputs is None and bool(made.sites)
+    if made_up and (verify or not in_force):
         inputs = inputs_of_plan(made, model)
     unchecked = ""
     if made.sites and not in_force:
@@ -58,17 +59,20 @@ def apply_plan(
         try:
             made, unchecked = _checked_in_force(made, model, inputs)
         except TraceError as error:
-            inputs, unchecked = (
-                None,
-                f"the model does not run on made-up inputs of the shapes it was planned on, {error}",
-            )
+            inputs, unchecked = None, f"the model does not run on made-up inputs like those of the plan, {error}"
         seconds["record again"] = time.perf_counter() - started
     started = time.perf_counter()
     target = model if inplace else copy_model(model)
     seconds["copy"] = time.perf_counter() - started
 
     started = time.perf_counter()
-    before = _observe_original(target, inputs) if verify and inputs is not None and made.sites else None
+    before = None
+    if verify and inputs is not None and made.sites:
+        try:
+            before = _observe_original(target, inputs)
+        except InputError:
+            if not made_up or inputs.origin != "example_inputs":
+                raise  # on values that were made up for the user's own inputs nothing need run
     seconds["verify"] = time.perf_counter() - started
 
     previous = records_in_force(target)

@@ -147,7 +147,15 @@ def _in_force(
         sites = [finding for finding in decided if isinstance(finding, Site)]
         if traced is None or not sites:
             return decided
-        recorded = Recorded(traced.model, traced.inputs, passes, traced.backend, traced.may_measure, True)
+        recorded = Recorded(
+            traced.model,
+            traced.inputs,
+            passes,
+            traced.backend,
+            traced.may_measure,
+            planning=True,
+            modes_alike=traced.modes_alike,
+        )
         failing = not_in_force(sites, recorded)
         if not failing:
             return decided

@@ -72,19 +72,37 @@ class Trace:
         """
         return (self.train if self.model.training else self.eval).graph
 
+    @cached_property
+    def modes_alike(self) -> bool:
+        """Whether both modes run the same operations in the same order."""
+        return _operations(self.train) == _operations(self.eval)
+
     def draw(self, path: str | Path) -> Path:
         """Draw :attr:`graph` to a file: ``.dot``, or with Graphviz installed ``.svg``, ``.png``, ``.pdf``."""
         return draw(self.graph, path)
+
+
+def _operations(recording: Recording) -> list[tuple[str, Any, str]]:
+    """What the input reaches: batch norms also count their batches, in training only."""
+    return [(node.op, node.target, node.meta["module_path"]) for node in recording.dataflow.nodes()]
 
 
 BACKENDS = ("meta", "fake", "cpu")
 """What the tensors of a run may be, in the order in which they are tried."""
 
 
-def trace_model(model: nn.Module, inputs: Inputs, backends: Sequence[str] = BACKENDS) -> Trace:
+def trace_model(
+    model: nn.Module, inputs: Inputs, backends: Sequence[str] = BACKENDS, *, modes_alike: bool = False
+) -> Trace:
     """Run a skeleton of ``model`` in both modes and record it.
 
     On meta tensors if the model allows, then on fake tensors, then on real CPU tensors with the model's own weights.
+
+    Args:
+        model: it is only read.
+        inputs: what it is run on.
+        backends: which of :data:`BACKENDS` are tried.
+        modes_alike: whether both modes are known to run the same operations: then training mode is recorded for both.
 
     Raises:
         TraceError: the model does not run on ``inputs``; names the module and the source line.
@@ -96,7 +114,7 @@ def trace_model(model: nn.Module, inputs: Inputs, backends: Sequence[str] = BACK
             # in inference mode tensors have no version counter, and a write could not be noticed
             with random_state_kept(), torch.inference_mode(False), context() as mode:
                 train = _record(model, inputs, prepare(mode), training=True)
-                evaluation = _record(model, inputs, prepare(mode), training=False)
+                evaluation = train if modes_alike else _record(model, inputs, prepare(mode), training=False)
             return Trace(model, inputs, train, evaluation, backend, tuple(notes))
         except TraceError as error:
             notes.append(f"{backend}: {error}")
