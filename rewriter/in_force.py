@@ -17,7 +17,6 @@ from pathlib import Path
 from types import CodeType
 from typing import Any
 
-import torch
 from torch import fx, nn
 
 from rewriter.edit.classes import ClassEdit, class_name, edited_code, is_generated, readable_sources
@@ -29,7 +28,7 @@ from rewriter.guard import random_state_kept
 from rewriter.guideline import Pass, Site
 from rewriter.inputs import Inputs
 from rewriter.layers import layer_class
-from rewriter.skeleton import skeleton
+from rewriter.skeleton import shared_twin, skeleton
 from rewriter.tracing.frames import Frame
 from rewriter.tracing.trace import BACKENDS, Trace, trace_model
 
@@ -84,19 +83,13 @@ def not_in_force(sites: Sequence[Site], recorded: Recorded) -> list[tuple[Site, 
 
 
 def _record_edited(sites: Sequence[Site], recorded: Recorded) -> tuple[nn.Module, Trace]:
-    edited = skeleton(recorded.model, _shared)
+    edited = skeleton(recorded.model, shared_twin)
     with random_state_kept():
         apply_edits(edited, [edit for site in sites for edit in site.edits])
     backends = BACKENDS[BACKENDS.index(recorded.backend) :]
     again = trace_model(edited, recorded.inputs, backends, modes_alike=recorded.modes_alike)
     again.may_measure = recorded.may_measure
     return edited, again
-
-
-def _shared(tensor: torch.Tensor) -> torch.Tensor:
-    """The same memory: the edited skeleton is never run, only skeletons of it, which have tensors of their own."""
-    own = tensor.detach()
-    return nn.Parameter(own, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else own
 
 
 def _that_do_not_run(sites: list[Site], recorded: Recorded, error: str) -> list[tuple[Site, str]]:
@@ -172,7 +165,7 @@ def _why_not_run(edit: Edit, site: Site, model: nn.Module, edited: nn.Module, ra
             return None if not used or ran.module(child) else f"{child}, which the edit adds, is not called"
         case AddBehaviour(path=path):
             return None if ran.module(path) else f"module {path!r}, whose call the edit changes, is not called"
-        case EditMethod(path=path, owner=owner, method=method, digest=digest):
+        case EditMethod(path=path, owner=owner, method=method, digest=digest, condition=""):
             code = edited_code(type(find_module(edited, path)), owner, method, digest)
             if code is not None and ran.function(path, code):
                 return None

@@ -14,6 +14,7 @@ from rewriter.errors import ModelError, SelectorError
 from rewriter.freshness import carries_trained_weights
 from rewriter.guard import check_model, collector_paused
 from rewriter.guideline import Advice, Finding, Pass, Site, Skipped
+from rewriter.hidden_branches import on_every_way
 from rewriter.in_force import Recorded, not_in_force
 from rewriter.input_description import describe_inputs
 from rewriter.manager import resolve_passes
@@ -64,6 +65,8 @@ def make_plan(
     found = [finding for item in resolved for finding in item.find(traced)] if traced is not None else []
     seconds["plan"] = time.perf_counter() - started
     started = time.perf_counter()
+    if traced is not None:
+        found = on_every_way(found, traced, resolved)
     findings = _in_force(found, _Deciding(model, selection, held_back), traced, resolved)
     seconds["record again"] = time.perf_counter() - started
     notes = _notes_on_preserving(findings, changing if trained else set(), preserve)

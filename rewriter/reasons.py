@@ -49,6 +49,7 @@ class Reason(enum.StrEnum):
     NOT_MOVABLE = "not-movable"
     NO_SOURCE = "no-source"
     NOT_IN_FORCE = "not-in-force"
+    ONE_BRANCH = "one-branch"
     NO_GAMMA = "no-gamma"
     FROZEN = "frozen"
 
@@ -63,6 +64,7 @@ TECHNICAL = frozenset(
         Reason.NOT_MOVABLE,
         Reason.NO_SOURCE,
         Reason.NOT_IN_FORCE,
+        Reason.ONE_BRANCH,
         Reason.FUNCTIONAL,
         Reason.FIXED_PADDING,
     }

@@ -46,6 +46,12 @@ def meta_twin(tensor: torch.Tensor) -> torch.Tensor:
     return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
 
 
+def shared_twin(tensor: torch.Tensor) -> torch.Tensor:
+    """The same memory: for a skeleton that is edited and never run itself, only skeletons of it."""
+    own = tensor.detach()
+    return nn.Parameter(own, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else own
+
+
 def _copy_module(model: nn.Module, memo: dict[int, Any], twin: Callable[[torch.Tensor], torch.Tensor]) -> nn.Module:
     modules = [module for module in model.modules() if id(module) not in memo]
     memo.update((id(module), _blank(type(module))) for module in modules)

@@ -17,6 +17,7 @@ from typing import Any
 from torch import nn
 
 from rewriter.edit import source
+from rewriter.edit.alternatives import ForcedTest
 from rewriter.edit.operations import Adopt, Operation, edited_text
 from rewriter.errors import PlanError, SourceError
 from rewriter.layers import layer_class
@@ -31,12 +32,14 @@ class MethodEdit:
         method: the method's name.
         digest: of the source that the operations were planned for.
         operations: what to do to the text; none re-emits the method as it is.
+        forced: conditions in the method that come out as is said here, to see what the other way does.
     """
 
     owner: str
     method: str
     digest: str
     operations: tuple[Operation, ...] = ()
+    forced: tuple[ForcedTest, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -164,7 +167,7 @@ def _edited(owner: type, method: MethodEdit) -> tuple[types.FunctionType, types.
     attribute = owner.__dict__[method.method]
     for found in readable_sources(attribute):
         if found.digest == method.digest:
-            new = source.re_emit(found, edited_text(found, method.operations))
+            new = source.re_emit(found, edited_text(found, method.operations), method.forced)
             return source.redecorate(attribute, found.function, new), new.__code__, found
     raise PlanError(
         f"{method.owner}.{method.method} has another source than the plan was made for "

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, ClassVar
 
 import torch
@@ -60,13 +60,23 @@ class AddBehaviour(Edit):
 
 @dataclass(frozen=True)
 class EditMethod(Edit):
-    """Carry out one operation on the source of one method of the module."""
+    """Carry out one operation on the source of one method of the module.
+
+    Attributes:
+        owner: the class that defines the method, as ``module.Class``.
+        method: its name.
+        digest: of the source that the operation was planned for.
+        operation: what is done to the text.
+        condition: what has to hold for the operation to run, where it lies on another way through the user's code than
+            the one that ran when the plan was made; else empty.
+    """
 
     kind: ClassVar[str] = "edit"
     owner: str
     method: str
     digest: str
     operation: Operation
+    condition: str = ""
 
 
 _EDITS: dict[str, type[Edit]] = {cls.kind: cls for cls in (SetAttribute, AddModule, AddBehaviour, EditMethod)}
@@ -241,7 +251,9 @@ _FIELD_TYPES: dict[str, tuple[type, ...]] = {
 
 def _fits(cls: type[Edit] | type[Operation], values: dict[str, Any]) -> bool:
     """Whether ``values`` are the fields of ``cls``, each of its type; fields not listed above are texts."""
-    if set(values) != {f.name for f in fields(cls)}:
+    known = fields(cls)
+    required = {f.name for f in known if f.default is MISSING and f.default_factory is MISSING}
+    if not required <= set(values) <= {f.name for f in known}:
         return False
     typed = all(isinstance(value, _FIELD_TYPES.get(name, (str,))) for name, value in values.items())
     return typed and all(isinstance(path, str) for path in values.get("references", {}).values())

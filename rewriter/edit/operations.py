@@ -31,6 +31,11 @@ class Operation:
     call: Span
     operand: int
 
+    @property
+    def spans(self) -> tuple[Span, ...]:
+        """Every expression of the function that it works on."""
+        return tuple(value for value in vars(self).values() if isinstance(value, Span))
+
     def splices(self, source: FunctionSource) -> Iterator[Splice]:
         """The changes of text that carry out this operation."""
         raise SourceError(f"{type(self).__name__} does not say what it changes")
@@ -54,7 +59,8 @@ class Remove(Operation):
 class Move(Operation):
     """Take a call away from where it is and apply it to an operand of another expression of the same function.
 
-    ``x = self.pool(x); x = self.drop(x)`` becomes ``x = self.pool(self.drop(x))``.
+    ``x = self.pool(x); x = self.drop(x)`` becomes ``x = self.pool(self.drop(x))``. A call may be moved to several
+    expressions, of which one is evaluated.
     """
 
     kind: ClassVar[str] = "move"
@@ -66,7 +72,6 @@ class Move(Operation):
         data = source.text.encode()
         (start, stop), (inner_start, inner_stop) = offsets(source, node), offsets(source, operand)
         before, after = data[start:inner_start].decode(), data[inner_stop:stop].decode()
-        yield from Remove(self.call, self.operand).splices(source)
         yield from _around(source, self.target, self.target_operand, before, after)
 
 
@@ -333,7 +338,10 @@ def edited_text(source: FunctionSource, operations: tuple[Operation, ...]) -> st
     """The text of ``source`` after all ``operations``."""
     if not operations:
         return source.text
-    splices = [item for operation in operations for item in operation.splices(source)]
+    moved = (Remove(op.call, op.operand) for op in operations if isinstance(op, Move))
+    removed = dict.fromkeys([*moved, *(op for op in operations if isinstance(op, Remove))])
+    others = (operation for operation in operations if not isinstance(operation, Remove))
+    splices = [item for operation in (*removed, *others) for item in operation.splices(source)]
     return _tidy(splice(source.text, splices), source.header)
 
 

@@ -23,6 +23,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from rewriter.edit.alternatives import ForcedTest, force
 from rewriter.errors import SourceError
 
 _FUTURE_FLAGS = functools.reduce(
@@ -156,15 +157,16 @@ def read_source(function: types.FunctionType) -> FunctionSource:
     )
 
 
-def re_emit(source: FunctionSource, text: str) -> types.FunctionType:
+def re_emit(source: FunctionSource, text: str, forced: Sequence[ForcedTest] = ()) -> types.FunctionType:
     """A new function with ``text`` for a body; globals, defaults and closure are those of ``source``.
 
-    Its text is kept with the imports and scopes that it was compiled in, so that it can be read and edited again.
+    Its text is kept with the imports and scopes that it was compiled in, so that it can be read and edited again; not
+    so where conditions are ``forced``, for then the text is not what runs.
     """
     original, whole = source.function, source.header + text
     digest = hashlib.sha256(whole.encode()).hexdigest()[:8]
     filename = f"<rewriter {original.__module__}.{original.__qualname__} {digest}>"
-    code = _compile(source, text, filename)
+    code = _compile(source, text, filename, forced)
     linecache.cache[filename] = (len(whole), None, split_lines(whole), filename)
     cells = dict(zip(original.__code__.co_freevars, original.__closure__ or (), strict=True))
     function = types.FunctionType(
@@ -339,11 +341,12 @@ def _begins_with_definition(source: FunctionSource) -> bool:
     return source.span(first).line == 0
 
 
-def _compile(source: FunctionSource, text: str, filename: str) -> types.CodeType:
+def _compile(source: FunctionSource, text: str, filename: str, forced: Sequence[ForcedTest] = ()) -> types.CodeType:
     name = source.function.__code__.co_name
     tree = _parsed(source.header + text)
     definition = _definition(tree, name)
     definition.decorator_list = []
+    force(definition, forced)
     flags = source.function.__code__.co_flags & _FUTURE_FLAGS
     module = compile(tree, filename, "exec", flags=flags, dont_inherit=True)
     pending: list[types.CodeType] = [module]

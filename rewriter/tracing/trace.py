@@ -123,6 +123,17 @@ def trace_model(
     raise AssertionError("no backend was given")
 
 
+def record_training(model: nn.Module, inputs: Inputs, backend: str) -> Recording:
+    """One run of a skeleton of ``model`` in training mode, on tensors of one of :data:`BACKENDS`.
+
+    Raises:
+        TraceError: it does not run.
+    """
+    prepare, context = _CONTEXTS[backend]
+    with random_state_kept(), torch.inference_mode(False), context() as mode:
+        return _record(model, inputs, prepare(mode), training=True)
+
+
 @collector_paused()
 def trace_candidates(model: nn.Module, candidates: Sequence[Inputs]) -> Trace:
     """Trace on the first of ``candidates`` that the model runs on.

@@ -1,0 +1,174 @@
+"""The other ways through a function: what its conditions would lead to if they came out otherwise.
+
+A condition is not evaluated otherwise but *forced*: ``if flag:`` runs as ``if (flag) or True:``, by a change of the
+syntax tree. The rest of the function keeps its positions, so that what is recorded in a forced run can be edited in the
+function as it is written.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from rewriter.errors import SourceError
+
+
+@dataclass(frozen=True)
+class ForcedTest:
+    """One condition of a function and how it is to come out.
+
+    Attributes:
+        text: the condition, as Python writes it.
+        number: which of the conditions with this text, in the order of the source.
+        value: how it comes out.
+    """
+
+    text: str
+    number: int
+    value: bool
+
+    def __str__(self) -> str:
+        return self.text if self.value else f"not ({self.text})"
+
+
+Alternative = tuple[ForcedTest, ...]
+"""Conditions that together lead to another way through a function."""
+
+
+def alternatives(function: ast.FunctionDef, places: Sequence[ast.AST], called: Sequence[str] = ()) -> list[Alternative]:
+    """The ways through ``function`` that do other work instead of what is at ``places``.
+
+    Args:
+        function: the function's tree.
+        places: expressions or statements in it.
+        called: of a call that leads to the place, the text of what is called: a way that also speaks of it leads there
+            too (a loop with and without activation checkpointing), and is left out.
+    """
+    numbers = {test: number for test, number in _numbered(function)}
+    found: dict[Alternative, None] = {}
+    for place in places:
+        for way, statements in _other_ways(function, place):
+            leads_there_too = any(_speaks_of(text, statement) for text in called for statement in statements)
+            if any(map(_works, statements)) and not leads_there_too:
+                found[tuple(ForcedTest(ast.unparse(test), numbers[test], value) for test, value in way)] = None
+    return list(found)
+
+
+def force(function: ast.FunctionDef, tests: Sequence[ForcedTest]) -> None:
+    """Change the tree so that conditions come out as forced; positions stay.
+
+    Raises:
+        SourceError: the function has no such condition.
+    """
+    by_name = {(ast.unparse(test), number): test for test, number in _numbered(function)}
+    forced: dict[ast.expr, bool] = {}
+    for item in tests:
+        test = by_name.get((item.text, item.number))
+        if test is None:
+            raise SourceError(f"{function.name}() has no condition `{item.text}`")
+        forced[test] = item.value
+    for node in ast.walk(function):
+        if isinstance(node, (ast.If, ast.IfExp)) and node.test in forced:
+            value = forced[node.test]
+            operands = [node.test, ast.copy_location(ast.Constant(value), node.test)]
+            node.test = ast.copy_location(ast.BoolOp(ast.Or() if value else ast.And(), operands), node.test)
+
+
+_Way = list[tuple[ast.expr, bool]]
+
+
+def _numbered(function: ast.FunctionDef) -> Iterator[tuple[ast.expr, int]]:
+    """Every condition, and how many before it in the source have the same text."""
+    tests = [node.test for node in ast.walk(function) if isinstance(node, (ast.If, ast.IfExp))]
+    seen: dict[str, int] = {}
+    for test in sorted(tests, key=lambda t: (t.lineno, t.col_offset)):
+        text = ast.unparse(test)
+        yield test, seen.setdefault(text, 0)
+        seen[text] += 1
+
+
+def _other_ways(function: ast.FunctionDef, place: ast.AST) -> Iterator[tuple[_Way, Sequence[ast.AST]]]:
+    """Other ways than the one to ``place``: the conditions that lead there, and what is evaluated there instead."""
+    steps = _steps(function, place)
+    elifs = {child for parent, _, child in steps if _is_elif(parent, child)}
+    for parent, field, child in steps:
+        if isinstance(parent, ast.IfExp) and field in ("body", "orelse"):
+            other = parent.orelse if field == "body" else parent.body
+            yield [(parent.test, field != "body")], [other]
+        elif isinstance(parent, ast.If) and field in ("body", "orelse") and parent not in elifs:
+            yield from _other_arms(parent, place, steps)
+        block = getattr(parent, field, None)
+        if isinstance(block, list) and child in block:
+            for earlier in block[: block.index(child)]:
+                if isinstance(earlier, ast.If) and _leaves(earlier.body):
+                    yield [(earlier.test, True)], earlier.body
+
+
+def _other_arms(
+    chain: ast.If, place: ast.AST, steps: Sequence[tuple[ast.AST, str, ast.AST]]
+) -> Iterator[tuple[_Way, Sequence[ast.AST]]]:
+    """The arms of ``if … elif … else`` that ``place`` is not in; where there is no ``else``, what follows."""
+    arms = list(_arms(chain))
+    inside = next((arm for _, arm in arms if any(place is node for s in arm for node in ast.walk(s))), None)
+    for way, arm in arms:
+        if arm is not inside and arm:
+            yield way, arm
+        elif not arm and inside is not None and _leaves(inside):
+            yield way, _following(chain, steps)
+
+
+def _arms(chain: ast.If) -> Iterator[tuple[_Way, list[ast.stmt]]]:
+    before: _Way = []
+    node = chain
+    while True:
+        yield [*before, (node.test, True)], node.body
+        before = [*before, (node.test, False)]
+        if not (len(node.orelse) == 1 and isinstance(node.orelse[0], ast.If)):
+            yield before, node.orelse
+            return
+        node = node.orelse[0]
+
+
+def _following(statement: ast.stmt, steps: Sequence[tuple[ast.AST, str, ast.AST]]) -> Sequence[ast.AST]:
+    parent, field = next((parent, field) for parent, field, child in steps if child is statement)
+    block = getattr(parent, field)
+    found: Sequence[ast.AST] = block[block.index(statement) + 1 :]
+    return found
+
+
+def _is_elif(parent: ast.AST, child: ast.AST) -> bool:
+    return isinstance(parent, ast.If) and isinstance(child, ast.If) and parent.orelse == [child]
+
+
+def _steps(function: ast.FunctionDef, place: ast.AST) -> list[tuple[ast.AST, str, ast.AST]]:
+    """The way from the function down to ``place``: (parent, field, child)."""
+
+    def down(parent: ast.AST) -> list[tuple[ast.AST, str, ast.AST]] | None:
+        if parent is place:
+            return []
+        for field, value in ast.iter_fields(parent):
+            for child in value if isinstance(value, list) else [value]:
+                if isinstance(child, ast.AST) and (rest := down(child)) is not None:
+                    return [(parent, field, child), *rest]
+        return None
+
+    return down(function) or []
+
+
+def _leaves(block: Sequence[ast.stmt]) -> bool:
+    return bool(block) and isinstance(block[-1], ast.Return)
+
+
+def _works(node: ast.AST) -> bool:
+    """Whether something is called that may do work, not only raised or returned."""
+    if isinstance(node, (ast.Raise, ast.Assert)):
+        return False
+    if isinstance(node, ast.Call) or (isinstance(node, ast.BinOp) and isinstance(node.op, ast.MatMult)):
+        return True
+    return any(map(_works, ast.iter_child_nodes(node)))
+
+
+def _speaks_of(text: str, node: ast.AST) -> bool:
+    kinds = (ast.Name, ast.Attribute, ast.Subscript, ast.Call)
+    return any(isinstance(inner, kinds) and ast.unparse(inner) == text for inner in ast.walk(node))

@@ -1,0 +1,98 @@
+"""Run another way through methods of a skeleton, and tell what ran in the positions of the methods as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from types import CodeType
+
+from torch import nn
+
+from rewriter.edit.alternatives import Alternative
+from rewriter.edit.classes import ClassEdit, MethodEdit, class_name, derive, edited_code, method_source
+from rewriter.edit.source import FunctionSource, Span, code_span
+from rewriter.errors import SourceError
+from rewriter.tracing.frames import Frame
+from rewriter.tracing.trace import Recording
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method that runs for modules of the model: the class that defines it, its name there, and its text."""
+
+    owner: type
+    name: str
+    source: FunctionSource
+
+
+class Forcing:
+    """Methods of a skeleton whose conditions come out as forced; of a method that was edited, what it became."""
+
+    def __init__(self, tests: Alternative) -> None:
+        self._tests = tests
+        self._classes: list[tuple[nn.Module, type[nn.Module]]] = []
+        self._plain: dict[CodeType, tuple[CodeType, FunctionSource]] = {}
+
+    def force(self, module: nn.Module, method: Method) -> None:
+        """Let ``module`` run the other way through ``method``.
+
+        Raises:
+            SourceError, PlanError: the method has no such condition, or cannot be emitted.
+        """
+        cls = type(module)
+        name = class_name(method.owner), method.name
+        code = edited_code(cls, *name, method.source.digest) or method.source.function.__code__
+        found = method_source(cls, code)
+        if found is None:
+            raise SourceError(f"{name[0]}.{name[1]} is not what {class_name(cls)} runs")
+        owner, own_name, source = found
+        edit = MethodEdit(class_name(owner), own_name, source.digest, forced=self._tests)
+        module.__class__ = derive(cls, ClassEdit((), (edit,)))
+        self._classes.append((module, cls))
+        forced = edited_code(type(module), edit.owner, edit.method, edit.digest)
+        assert forced is not None
+        self._plain.update((other, (plain, source)) for plain, other in _pairs(source.function.__code__, forced))
+
+    def take_back(self, recording: Recording) -> None:
+        """Give the modules their classes back, and let the frames of ``recording`` name the methods as they are."""
+        for module, cls in reversed(self._classes):
+            module.__class__ = cls
+        known: dict[tuple[CodeType, int], tuple[CodeType, int]] = {}
+
+        def of(frame: Frame) -> Frame:
+            if frame.code not in self._plain:
+                return frame
+            key = frame.code, frame.instruction
+            if key not in known:
+                plain, source = self._plain[frame.code]
+                known[key] = plain, _same_instruction(plain, frame.code, frame.instruction, source)
+            code, instruction = known[key]
+            return replace(frame, code=code, instruction=instruction)
+
+        for node in recording.graph.nodes:
+            node.meta["frames"] = tuple(map(of, node.meta["frames"]))
+        for call in recording.calls:
+            call.frames = tuple(map(of, call.frames))
+
+
+def _pairs(plain: CodeType, forced: CodeType) -> Iterator[tuple[CodeType, CodeType]]:
+    """The two and the functions, lambdas and comprehensions written inside them, each with its other."""
+    yield plain, forced
+    inner = ([constant for constant in c.co_consts if isinstance(constant, CodeType)] for c in (plain, forced))
+    for one, other in zip(*inner, strict=True):
+        yield from _pairs(one, other)
+
+
+def _same_instruction(plain: CodeType, forced: CodeType, instruction: int, source: FunctionSource) -> int:
+    """Where ``plain`` has an ``instruction`` of ``forced``: the same one at the same place of the text."""
+    first_lines = {plain: source.first_line, forced: source.header_lines + 1}
+
+    def name_of(code: CodeType, index: int) -> tuple[int, Span | None]:
+        return code.co_code[index], code_span(code, index, first_lines[code])
+
+    wanted = name_of(forced, instruction)
+    before = sum(name_of(forced, index) == wanted for index in range(0, instruction, 2))
+    same = [index for index in range(0, len(plain.co_code), 2) if name_of(plain, index) == wanted]
+    if before >= len(same):
+        raise SourceError(f"{plain.co_qualname}: what a forced condition led to is not where it was")
+    return same[before]

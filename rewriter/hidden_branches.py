@@ -1,0 +1,242 @@
+"""Edits on every way through the user's code that leads to a place, not only on the one that ran.
+
+``if self.fused_attn: … else: …`` runs one branch, and a plan sees that one; were the flag set otherwise later, the
+place would be back. So each condition that led to an edit is forced the other way, on a skeleton, and what the pass
+finds at the same place then becomes part of the same site. Where it cannot be edited there, the place is refused.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from types import CodeType
+
+from rewriter.edit.alternatives import Alternative, alternatives
+from rewriter.edit.classes import class_name, method_source
+from rewriter.edit.edits import AddBehaviour, AddModule, Edit, EditMethod, apply_edits
+from rewriter.edit.forcing import Forcing, Method
+from rewriter.edit.placement import Position, positions
+from rewriter.edit.source import code_span
+from rewriter.errors import RewriterError, SourceError
+from rewriter.guard import random_state_kept
+from rewriter.guideline import Finding, Pass, Site, Skipped
+from rewriter.reasons import TECHNICAL, Reason
+from rewriter.skeleton import shared_twin, skeleton
+from rewriter.tracing.trace import Trace, record_training
+
+
+@dataclass(frozen=True)
+class _Way:
+    """Another way through a method, and the paths of the modules whose method it is."""
+
+    method: Method
+    tests: Alternative
+    paths: frozenset[str]
+
+    def __str__(self) -> str:
+        return " and ".join(map(str, self.tests))
+
+
+def on_every_way(found: Sequence[Finding], traced: Trace, passes: Iterable[Pass]) -> list[Finding]:
+    """``found`` with each site edited on every way that leads to its place, or skipped with the reason."""
+    findings = list(found)
+    by_name = {item.name: item for item in passes}
+    for way, names in _ways(findings, traced).items():
+        variant = _record(way, traced, ())
+        if variant is None:  # the model does not run that way: what it needs is not there
+            continue
+        on_original = replace(variant, model=traced.model)
+        for name in sorted(names):
+            here = [finding for finding in by_name[name].find(on_original) if finding.pass_name == name]
+            for key in {(f.path, f.pattern) for f in here}:
+                _extend(findings, name, key, [f for f in here if (f.path, f.pattern) == key], way, traced, by_name)
+    return findings
+
+
+def _extend(
+    findings: list[Finding],
+    name: str,
+    key: tuple[str, str],
+    here: Sequence[Finding],
+    way: _Way,
+    traced: Trace,
+    passes: dict[str, Pass],
+) -> None:
+    """Bring what a pass finds on another way, at one place, into its site there."""
+    own = [i for i, f in enumerate(findings) if f.pass_name == name and (f.path, f.pattern) == key]
+    sites = {index: site for index in own if isinstance(site := findings[index], Site)}
+    if not sites:
+        return
+    known = {_unconditional(edit) for site in sites.values() for edit in site.edits if isinstance(edit, EditMethod)}
+    more = [site for site in here if isinstance(site, Site) and not _method_edits(site) <= known]
+    refused = [s for s in here if isinstance(s, Skipped) and s.reason in TECHNICAL and s not in findings]
+    problem = refused[0].detail if refused else ""
+    if more and not problem:
+        index = next((i for i, site in sites.items() if len(sites) == 1 or site.action == more[0].action), None)
+        if index is None or len(more) > 1:
+            problem = "it is not known which of several places it is"
+        else:
+            merged = _merged(sites[index], more[0], known, str(way))
+            problem = _why_not(merged, way, traced, passes[name])
+            if not problem:
+                findings[index] = merged
+    if problem:
+        for index, site in sites.items():
+            detail = f"{site.action}: where `{way}` holds, other code does the same work, and {problem}"
+            findings[index] = Skipped(name, site.path, site.pattern, Reason.ONE_BRANCH, detail)
+
+
+def _merged(site: Site, other: Site, known: set[EditMethod], condition: str) -> Site:
+    """``site`` with what ``other`` edits besides, under a condition."""
+    names = {(edit.path, edit.name) for edit in site.edits if isinstance(edit, AddModule)}
+    added: list[Edit] = []
+    for edit in other.edits:
+        if isinstance(edit, EditMethod):
+            added += [] if edit in known else [replace(edit, condition=condition)]
+        elif not (isinstance(edit, AddModule) and (edit.path, edit.name) in names) and edit not in site.edits:
+            added.append(edit)
+    return replace(site, action=f"{site.action}, also where {condition}", edits=(*site.edits, *added))
+
+
+def _why_not(site: Site, way: _Way, traced: Trace, item: Pass) -> str:
+    """Why a site does not hold on another way too; empty if it does."""
+    variant = _record(way, traced, site.edits)
+    if variant is None:
+        return "the model does not run with it edited there too"
+    found = [f for f in item.find(variant) if isinstance(f, Site)]
+    same = [f for f in found if (f.path, f.pattern) == (site.path, site.pattern)]
+    return f"editing it there is not enough: {same[0].action}" if same else ""
+
+
+def _method_edits(site: Site) -> set[EditMethod]:
+    return {edit for edit in site.edits if isinstance(edit, EditMethod)}
+
+
+def _unconditional(edit: EditMethod) -> EditMethod:
+    return replace(edit, condition="")
+
+
+def _record(way: _Way, traced: Trace, edits: Sequence[Edit]) -> Trace | None:
+    """What runs on another way, of the model with ``edits``; None if it does not run."""
+    copy = skeleton(traced.model, shared_twin)
+    forcing = Forcing(way.tests)
+    try:
+        with random_state_kept():
+            apply_edits(copy, edits)
+        for path in sorted(way.paths):
+            forcing.force(copy.get_submodule(path), way.method)
+        recording = record_training(copy, traced.inputs, traced.backend)
+        forcing.take_back(recording)
+    except (RewriterError, RecursionError):
+        return None
+    return Trace(copy, traced.inputs, recording, recording, traced.backend, may_measure=False)
+
+
+def _ways(findings: Iterable[Finding], traced: Trace) -> dict[_Way, set[str]]:
+    """Other ways than those to the places of sites, with the passes that have sites there."""
+    sites = [finding for finding in findings if isinstance(finding, Site)]
+    chains = _Chains(traced, {edit.path for site in sites for edit in site.edits})
+    ways: dict[tuple[Method, Alternative], tuple[set[str], set[str]]] = {}
+    for site in sites:
+        for edit in site.edits:
+            for path, method, alternative in chains.around(edit):
+                paths, names = ways.setdefault((method, alternative), (set(), set()))
+                paths.add(path)
+                names.add(site.pass_name)
+    return {_Way(method, tests, frozenset(paths)): names for (method, tests), (paths, names) in ways.items()}
+
+
+_Place = tuple[str, CodeType, int]
+"""Module path, code of a function and instruction."""
+
+
+class _Chains:
+    """Which methods led to which modules and methods, in a recording of training mode."""
+
+    def __init__(self, traced: Trace, paths: set[str]) -> None:
+        self._model = traced.model
+        self._methods: dict[tuple[type, CodeType], Method | None] = {}
+        self._callers: dict[tuple[str, CodeType], dict[_Place, None]] = {}
+        self._calls: dict[str, dict[_Place, None]] = {}
+        self._around_calls: dict[_Place, list[tuple[str, Method, Alternative]]] = {}
+        seen: set[tuple[str, int]] = set()
+        for node in traced.train.graph.nodes:
+            if node.op == "call_module" and node.target in paths:
+                places = filter(None, map(_place, positions(node)))
+                self._calls.setdefault(str(node.target), {}).update(dict.fromkeys(places))
+            call = node.meta["call"]
+            if call is None or paths.isdisjoint(inner.path for inner in call.chain()):
+                continue
+            found = list(positions(node))
+            for index, position in enumerate(found):
+                key = position.call.path, position.frame.invocation
+                if position.call.path in paths and position.frame.path is not None and key not in seen:
+                    seen.add(key)
+                    outer = filter(None, map(_place, found[index + 1 :]))
+                    callers = self._callers.setdefault((position.call.path, position.frame.code), {})
+                    callers.update(dict.fromkeys(outer))
+
+    def around(self, edit: Edit) -> Iterator[tuple[str, Method, Alternative]]:
+        """Other ways than the one to what ``edit`` changes: in its method, and in those that called it."""
+        callers: dict[_Place, None] = {}
+        if isinstance(edit, AddBehaviour):
+            callers.update(self._calls.get(edit.path, {}))
+        elif isinstance(edit, EditMethod):
+            for (path, code), outer in self._callers.items():
+                method = self._method(path, code) if path == edit.path else None
+                if method is not None and _is_of(edit, method):
+                    places = [method.source.find(span) for span in edit.operation.spans]
+                    for alternative in alternatives(method.source.tree, places):
+                        yield path, method, alternative
+                    callers.update(outer)
+        for place in callers:
+            yield from self._around_call(place)
+
+    def _around_call(self, place: _Place) -> list[tuple[str, Method, Alternative]]:
+        if place not in self._around_calls:
+            path, code, _ = place
+            method = self._method(path, code)
+            called = None if method is None else _called(method, place)
+            self._around_calls[place] = []
+            if method is not None and called is not None:
+                node, texts = called
+                ways = alternatives(method.source.tree, [node], texts)
+                self._around_calls[place] = [(path, method, way) for way in ways]
+        return self._around_calls[place]
+
+    def _method(self, path: str, code: CodeType) -> Method | None:
+        cls = type(self._model.get_submodule(path))
+        if (cls, code) not in self._methods:
+            try:
+                found = method_source(cls, code)
+            except RewriterError:
+                found = None
+            self._methods[cls, code] = None if found is None else Method(*found)
+        return self._methods[cls, code]
+
+
+def _place(position: Position) -> _Place | None:
+    frame = position.frame
+    return None if frame.path is None else (position.call.path, frame.code, frame.instruction)
+
+
+def _is_of(edit: EditMethod, method: Method) -> bool:
+    own = class_name(method.owner), method.name, method.source.digest
+    return own == (edit.owner, edit.method, edit.digest)
+
+
+def _called(method: Method, place: _Place) -> tuple[ast.AST, list[str]] | None:
+    """The expression at a place, and the texts of what it calls or hands on to be called."""
+    _, code, instruction = place
+    span = code_span(code, instruction, method.source.first_line)
+    try:
+        node = None if span is None else method.source.find(span)
+    except SourceError:
+        return None
+    if node is None:
+        return None
+    if not isinstance(node, ast.Call):
+        return node, []
+    handed_on = (argument for argument in node.args if isinstance(argument, ast.Attribute))
+    return node, [ast.unparse(item) for item in (node.func, *handed_on)]
