@@ -8,9 +8,12 @@ finds at the same place then becomes part of the same site. Where it cannot be e
 from __future__ import annotations
 
 import ast
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from types import CodeType
+
+from torch import nn
 
 from rewriter.edit.alternatives import Alternative, alternatives
 from rewriter.edit.classes import class_name, method_source
@@ -42,79 +45,111 @@ def on_every_way(found: Sequence[Finding], traced: Trace, passes: Iterable[Pass]
     """``found`` with each site edited on every way that leads to its place, or skipped with the reason."""
     findings = list(found)
     by_name = {item.name: item for item in passes}
-    for way, names in _ways(findings, traced).items():
+    for way, indices in _ways(findings, traced).items():
         variant = _record(way, traced, ())
         if variant is None:  # the model does not run that way: what it needs is not there
             continue
         on_original = replace(variant, model=traced.model)
-        for name in sorted(names):
+        for name in sorted({findings[index].pass_name for index in indices}):
             here = [finding for finding in by_name[name].find(on_original) if finding.pass_name == name]
-            for key in {(f.path, f.pattern) for f in here}:
-                _extend(findings, name, key, [f for f in here if (f.path, f.pattern) == key], way, traced, by_name)
+            own = [index for index in indices if findings[index].pass_name == name]
+            for place in dict.fromkeys(map(_place_of, (findings[index] for index in own))):
+                group = [index for index in own if _place_of(findings[index]) == place]
+                _extend(findings, group, here, _Run(way, traced, by_name[name]))
     return findings
 
 
-def _extend(
-    findings: list[Finding],
-    name: str,
-    key: tuple[str, str],
-    here: Sequence[Finding],
-    way: _Way,
-    traced: Trace,
-    passes: dict[str, Pass],
-) -> None:
-    """Bring what a pass finds on another way, at one place, into its site there."""
-    own = [i for i, f in enumerate(findings) if f.pass_name == name and (f.path, f.pattern) == key]
-    sites = {index: site for index in own if isinstance(site := findings[index], Site)}
+@dataclass(frozen=True)
+class _Run:
+    """Another way, the trace it is other than, and the pass that looks at it."""
+
+    way: _Way
+    traced: Trace
+    item: Pass
+
+
+def _extend(findings: list[Finding], group: Sequence[int], here: Sequence[Finding], run: _Run) -> None:
+    """Bring what a pass finds on another way at one place into its site there; ``group`` are the sites at the place."""
+    sites = {index: site for index in group if isinstance(site := findings[index], Site)}
     if not sites:
         return
-    known = {_unconditional(edit) for site in sites.values() for edit in site.edits if isinstance(edit, EditMethod)}
-    more = [site for site in here if isinstance(site, Site) and not _method_edits(site) <= known]
-    refused = [s for s in here if isinstance(s, Skipped) and s.reason in TECHNICAL and s not in findings]
-    problem = refused[0].detail if refused else ""
+    first = next(iter(sites.values()))
+    known = {replace(edit, condition="") for site in sites.values() for edit in _method_edits(site)}
+    there = [finding for finding in here if isinstance(finding, Site) and _place_of(finding) == _place_of(first)]
+    more = [site for site in there if not _method_edits(site) <= known]
+    problem = _refused(findings, here, first)
     if more and not problem:
         index = next((i for i, site in sites.items() if len(sites) == 1 or site.action == more[0].action), None)
         if index is None or len(more) > 1:
             problem = "it is not known which of several places it is"
         else:
-            merged = _merged(sites[index], more[0], known, str(way))
-            problem = _why_not(merged, way, traced, passes[name])
+            merged = _merged(sites[index], more[0], known, str(run.way), findings, run.traced.model)
+            problem = _why_not(merged, run)
             if not problem:
                 findings[index] = merged
     if problem:
         for index, site in sites.items():
-            detail = f"{site.action}: where `{way}` holds, other code does the same work, and {problem}"
-            findings[index] = Skipped(name, site.path, site.pattern, Reason.ONE_BRANCH, detail)
+            detail = f"{site.action}: where `{run.way}` holds, other code does the same work, and {problem}"
+            findings[index] = Skipped(site.pass_name, site.path, site.pattern, Reason.ONE_BRANCH, detail)
 
 
-def _merged(site: Site, other: Site, known: set[EditMethod], condition: str) -> Site:
-    """``site`` with what ``other`` edits besides, under a condition."""
-    names = {(edit.path, edit.name) for edit in site.edits if isinstance(edit, AddModule)}
-    added: list[Edit] = []
-    for edit in other.edits:
-        if isinstance(edit, EditMethod):
-            added += [] if edit in known else [replace(edit, condition=condition)]
-        elif not (isinstance(edit, AddModule) and (edit.path, edit.name) in names) and edit not in site.edits:
-            added.append(edit)
-    return replace(site, action=f"{site.action}, also where {condition}", edits=(*site.edits, *added))
-
-
-def _why_not(site: Site, way: _Way, traced: Trace, item: Pass) -> str:
-    """Why a site does not hold on another way too; empty if it does."""
-    variant = _record(way, traced, site.edits)
-    if variant is None:
-        return "the model does not run with it edited there too"
-    found = [f for f in item.find(variant) if isinstance(f, Site)]
-    same = [f for f in found if (f.path, f.pattern) == (site.path, site.pattern)]
-    return f"editing it there is not enough: {same[0].action}" if same else ""
+def _refused(findings: Sequence[Finding], here: Iterable[Finding], site: Site) -> str:
+    """Why the place of ``site`` cannot be edited on another way; empty if nothing says so."""
+    for skip in here:
+        inside = not site.path or skip.path == site.path or skip.path.startswith(f"{site.path}.")
+        refused = isinstance(skip, Skipped) and skip.reason in TECHNICAL and skip.pattern == site.pattern
+        if isinstance(skip, Skipped) and refused and inside and skip not in findings:
+            return f"{skip.reason}: {skip.detail}"
+    return ""
 
 
 def _method_edits(site: Site) -> set[EditMethod]:
     return {edit for edit in site.edits if isinstance(edit, EditMethod)}
 
 
-def _unconditional(edit: EditMethod) -> EditMethod:
-    return replace(edit, condition="")
+def _place_of(finding: Finding) -> tuple[str, str]:
+    return finding.path, finding.pattern
+
+
+def _merged(
+    site: Site, other: Site, known: set[EditMethod], condition: str, findings: Sequence[Finding], model: nn.Module
+) -> Site:
+    """``site`` with what ``other`` edits besides, under a condition."""
+    layers = {(e.path, e.name): e for f in findings if isinstance(f, Site) for e in f.edits if isinstance(e, AddModule)}
+    other_edits = other.edits
+    for edit in other.edits:
+        if isinstance(edit, AddModule) and layers.get((edit.path, edit.name), edit) != edit:
+            taken = {name for path, name in layers if path == edit.path}
+            module = model.get_submodule(edit.path)
+            names = (f"{edit.name}_{number}" for number in itertools.count(1))
+            free = next(name for name in names if name not in taken and not hasattr(module, name))
+            other_edits = tuple(_renamed(each, edit.path, edit.name, free) for each in other_edits)
+    added: list[Edit] = []
+    for edit in other_edits:
+        if isinstance(edit, EditMethod):
+            added += [] if edit in known else [replace(edit, condition=condition)]
+        elif edit not in site.edits:
+            added.append(edit)
+    return replace(site, action=f"{site.action}, also where {condition}", edits=(*site.edits, *added))
+
+
+def _renamed(edit: Edit, path: str, old: str, new: str) -> Edit:
+    """An edit that adds or calls the child ``old`` of the module at ``path``, with another name for it."""
+    if edit.path != path:
+        return edit
+    if isinstance(edit, AddModule):
+        return replace(edit, name=new) if edit.name == old else edit
+    return replace(edit, operation=edit.operation.renamed(old, new)) if isinstance(edit, EditMethod) else edit
+
+
+def _why_not(site: Site, run: _Run) -> str:
+    """Why a site does not hold on another way too; empty if it does."""
+    variant = _record(run.way, run.traced, site.edits)
+    if variant is None:
+        return "the model does not run with it edited there too"
+    found = [finding for finding in run.item.find(variant) if isinstance(finding, Site)]
+    same = [finding for finding in found if _place_of(finding) == _place_of(site)]
+    return f"editing it there is not enough: {same[0].action}" if same else ""
 
 
 def _record(way: _Way, traced: Trace, edits: Sequence[Edit]) -> Trace | None:
@@ -133,18 +168,17 @@ def _record(way: _Way, traced: Trace, edits: Sequence[Edit]) -> Trace | None:
     return Trace(copy, traced.inputs, recording, recording, traced.backend, may_measure=False)
 
 
-def _ways(findings: Iterable[Finding], traced: Trace) -> dict[_Way, set[str]]:
-    """Other ways than those to the places of sites, with the passes that have sites there."""
-    sites = [finding for finding in findings if isinstance(finding, Site)]
-    chains = _Chains(traced, {edit.path for site in sites for edit in site.edits})
-    ways: dict[tuple[Method, Alternative], tuple[set[str], set[str]]] = {}
-    for site in sites:
+def _ways(findings: Sequence[Finding], traced: Trace) -> dict[_Way, list[int]]:
+    """Other ways than those to the places of sites, with the numbers of the sites."""
+    sites = {index: finding for index, finding in enumerate(findings) if isinstance(finding, Site)}
+    chains = _Chains(traced, {edit.path for site in sites.values() for edit in site.edits})
+    ways: dict[tuple[Method, Alternative], tuple[dict[str, None], dict[int, None]]] = {}
+    for index, site in sites.items():
         for edit in site.edits:
             for path, method, alternative in chains.around(edit):
-                paths, names = ways.setdefault((method, alternative), (set(), set()))
-                paths.add(path)
-                names.add(site.pass_name)
-    return {_Way(method, tests, frozenset(paths)): names for (method, tests), (paths, names) in ways.items()}
+                paths, indices = ways.setdefault((method, alternative), ({}, {}))
+                paths[path] = indices[index] = None
+    return {_Way(method, tests, frozenset(paths)): list(i) for (method, tests), (paths, i) in ways.items()}
 
 
 _Place = tuple[str, CodeType, int]

@@ -109,7 +109,8 @@ def _not_run(sites: Sequence[Site], model: nn.Module, edited: nn.Module, again: 
     """Sites of which an edited function or an added layer did not run, by identity."""
     ran = _Ran(edited, again)
     for site in sites:
-        reason = next(filter(None, (_why_not_run(edit, site, model, edited, ran) for edit in site.edits)), None)
+        functions_first = sorted(site.edits, key=lambda edit: not isinstance(edit, EditMethod))
+        reason = next(filter(None, (_why_not_run(edit, site, model, edited, ran) for edit in functions_first)), None)
         if reason is not None:
             yield id(site), reason
 
@@ -161,7 +162,7 @@ def _why_not_run(edit: Edit, site: Site, model: nn.Module, edited: nn.Module, ra
     match edit:
         case AddModule(path=path, name=name):
             child = f"{path}.{name}".lstrip(".")
-            used = any(isinstance(e, (EditMethod, AddBehaviour)) and e.path == path for e in site.edits)
+            used = any(_calls_child(other, path, name) for other in site.edits)
             return None if not used or ran.module(child) else f"{child}, which the edit adds, is not called"
         case AddBehaviour(path=path):
             return None if ran.module(path) else f"module {path!r}, whose call the edit changes, is not called"
@@ -171,6 +172,13 @@ def _why_not_run(edit: Edit, site: Site, model: nn.Module, edited: nn.Module, ra
                 return None
             return _how_called(edit, model, ran)
     return None
+
+
+def _calls_child(edit: Edit, path: str, name: str) -> bool:
+    """Whether an edit of the module at ``path`` makes it call its child ``name`` on the way that is recorded."""
+    if isinstance(edit, EditMethod):
+        return edit.path == path and not edit.condition and name in edit.operation.modules
+    return isinstance(edit, AddBehaviour) and edit.path == path
 
 
 def _how_called(edit: EditMethod, model: nn.Module, ran: _Ran) -> str:

@@ -11,7 +11,7 @@ import ast
 import re
 import types
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from rewriter.edit.source import FunctionSource, Span, Splice, describe, offsets, splice, split_lines
@@ -35,6 +35,23 @@ class Operation:
     def spans(self) -> tuple[Span, ...]:
         """Every expression of the function that it works on."""
         return tuple(value for value in vars(self).values() if isinstance(value, Span))
+
+    @property
+    def modules(self) -> set[str]:
+        """The child modules that the changed text calls."""
+        inner = [value.modules for value in vars(self).values() if isinstance(value, Operation)]
+        own: str | None = getattr(self, "module", None)
+        return set().union(*inner, () if own is None else (own,))
+
+    def renamed(self, old: str, new: str) -> Operation:
+        """The same with the child module ``new`` in place of ``old``, if it calls that."""
+        changes: dict[str, Any] = {}
+        for name, value in vars(self).items():
+            if name == "module" and value == old:
+                changes[name] = new
+            elif isinstance(value, Operation):
+                changes[name] = value.renamed(old, new)
+        return replace(self, **changes)
 
     def splices(self, source: FunctionSource) -> Iterator[Splice]:
         """The changes of text that carry out this operation."""
