@@ -25,7 +25,7 @@ from rewriter.cli_options import (
 from rewriter.cli_output import described_inputs, show_model
 from rewriter.guideline import Pass
 from rewriter.manager import installed_passes
-from rewriter.planning import Plan, fingerprint
+from rewriter.planning import Plan
 from rewriter.record import Record
 
 try:
@@ -200,7 +200,7 @@ class Wanted:
         if self.pretrained:
             with torch.device("meta"):
                 again = model_zoo.create(self.name, **entry.options)
-            if fingerprint(again.model) != record.plan.structure:
+            if not record.plan.has_structure_of(again.model):
                 return None
         return {"model": self.name, "kwargs": dict(entry.options)}
 

@@ -6,6 +6,7 @@ import contextlib
 import gc
 import random
 import sys
+import types
 from collections.abc import Iterator
 from typing import Any
 
@@ -30,6 +31,7 @@ def check_model(model: Any) -> None:
         raise ModelError(f"expected a torch.nn.Module, found {type(model).__name__}")
     if isinstance(model, torch.jit.ScriptModule):
         raise ModelError(f"the model is a {type(model).__name__}: its Python code is gone. Rewrite, then script it.")
+    of_classes: dict[type, str | None] = {}
     for path, module in model.named_modules():
         where = f"module {path!r}" if path else "the model"
         name = type(module).__name__
@@ -39,6 +41,11 @@ def check_model(model: Any) -> None:
             raise ModelError(f"{where} was compiled by torch.compile(); give its ._orig_mod instead. {_ORDER}")
         if getattr(module, "_compiled_call_impl", None) is not None:
             raise ModelError(f"{where} was compiled in place by .compile(). {_ORDER}")
+        if (compiled := _compiled_method(module, of_classes)) is not None:
+            raise ModelError(
+                f"{where}: {compiled}() of {name} was compiled by torch.compile, so that its Python code does not run "
+                f"as it is written. Take torch.compile off the class and compile the rewritten model. {_ORDER}"
+            )
         if _is_fsdp(module):
             raise ModelError(f"{where} is sharded by FSDP, its parameters are not whole. {_ORDER}")
         if isinstance(module, torch.jit.ScriptModule):
@@ -93,6 +100,25 @@ def collector_paused() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
+
+
+_COMPILED = "_torchdynamo_orig_callable"
+"""What torch.compile notes on the function that it makes of a function."""
+
+
+def _compiled_method(module: nn.Module, of_classes: dict[type, str | None]) -> str | None:
+    """The name of a method that is a compiled function, of the object or of its class; None if there is none."""
+    cls = type(module)
+    if cls not in of_classes:
+        bases = cls.__mro__[: cls.__mro__.index(nn.Module)]
+        of_classes[cls] = next((n for base in bases for n, value in vars(base).items() if _is_compiled(value)), None)
+    return next((name for name, value in vars(module).items() if _is_compiled(value)), of_classes[cls])
+
+
+def _is_compiled(value: Any) -> bool:
+    function = getattr(value, "__func__", value)
+    found = function.__dict__ if isinstance(function, types.FunctionType) else {}
+    return _COMPILED in found and not found.get("_torchdynamo_disable")
 
 
 def _is_fsdp(module: nn.Module) -> bool:

@@ -19,7 +19,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from rewriter.edit.classes import ClassEdit, class_name, edited_code, is_generated, readable_sources
+from rewriter.edit.classes import ClassEdit, edited_code, is_generated, source_of
 from rewriter.edit.edits import AddBehaviour, AddModule, Edit, EditMethod, SetAttribute, apply_edits, find_module
 from rewriter.edit.placement import positions
 from rewriter.edit.source import contains_code
@@ -183,19 +183,11 @@ def _calls_child(edit: Edit, path: str, name: str) -> bool:
 
 def _how_called(edit: EditMethod, model: nn.Module, ran: _Ran) -> str:
     name = f"{edit.owner.rsplit('.', 1)[-1]}.{edit.method}"
-    for original in _original_codes(edit, type(find_module(model, edit.path))):
-        caller = ran.caller_of(edit.path, original)
-        if caller is not None:
-            return f"{_shown(caller)} calls {name}() as it is written, not as it is edited"
+    original = source_of(type(find_module(model, edit.path)), edit.owner, edit.method, edit.digest).function.__code__
+    caller = ran.caller_of(edit.path, original)
+    if caller is not None:
+        return f"{_shown(caller)} calls {name}() as it is written, not as it is edited"
     return f"{name}(), which is to be edited, does not run in the edited model"
-
-
-def _original_codes(edit: EditMethod, cls: type) -> Iterator[CodeType]:
-    for owner in cls.__mro__:
-        if class_name(owner) == edit.owner and edit.method in owner.__dict__:
-            for source in readable_sources(owner.__dict__[edit.method]):
-                if source.digest == edit.digest:
-                    yield source.function.__code__
 
 
 def _shown(frame: Frame) -> str:

@@ -6,13 +6,13 @@ import difflib
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from torch import nn
 
-from rewriter.edit.classes import MethodEdit, adopted_source, class_name, original_class, readable_sources
+from rewriter.edit.classes import MethodEdit, adopted_source, class_name, original_class, source_of
 from rewriter.edit.edits import Edit, class_edits, edit_from_data, edit_to_data, find_module
 from rewriter.edit.operations import Adopt, edited_text
 from rewriter.errors import PlanError
@@ -73,12 +73,15 @@ class Plan:
         """
         for edit in self.edits:
             find_module(model, edit.path)
-        found = fingerprint(model)
-        if found != self.structure:
+        if not self.has_structure_of(model):
             raise PlanError(
-                f"the plan was made for another {self.model} (structure {self.structure}, found {found} in "
-                f"{class_name(original_class(type(model)))}). Make a new plan for this model."
+                f"the plan was made for another {self.model} (structure {self.structure}, found {fingerprint(model)} "
+                f"in {class_name(original_class(type(model)))}). Make a new plan for this model."
             )
+
+    def has_structure_of(self, model: nn.Module) -> bool:
+        """Whether ``model`` has the tree of modules that the plan was made for."""
+        return self.structure in (fingerprint(model), named_fingerprint(model))
 
     def diff(self, model: nn.Module) -> str:
         """The change of source, method by method, as a unified diff; methods with the same change are shown once."""
@@ -204,10 +207,26 @@ class Plan:
 
 
 def fingerprint(model: nn.Module) -> str:
-    """Changes with the tree of modules (paths and classes), not with weights or shapes."""
+    """Changes with the tree of modules (paths and classes), not with weights or shapes.
+
+    A class counts by its name without its module, which is another one where a script is imported or spawned.
+    """
+    return _digest(f"{path}:{cls.__qualname__}" for path, cls in _original_classes(model))
+
+
+def named_fingerprint(model: nn.Module) -> str:
+    """The fingerprint with the modules of the classes, as version 0.1.0 made it."""
+    return _digest(f"{path}:{class_name(cls)}" for path, cls in _original_classes(model))
+
+
+def _original_classes(model: nn.Module) -> Iterator[tuple[str, type]]:
+    return ((path, original_class(type(module))) for path, module in model.named_modules())
+
+
+def _digest(lines: Iterable[str]) -> str:
     digest = hashlib.sha256()
-    for path, module in model.named_modules():
-        digest.update(f"{path}:{class_name(original_class(type(module)))}\n".encode())
+    for line in lines:
+        digest.update(f"{line}\n".encode())
     return digest.hexdigest()[:16]
 
 
@@ -303,18 +322,14 @@ def _site_from_data(data: Any) -> Site:
 
 def _method_diff(module: nn.Module, edit: MethodEdit) -> str:
     name = f"{edit.owner}.{edit.method}"
-    for cls in type(module).__mro__:
-        if class_name(cls) == edit.owner and edit.method in cls.__dict__:
-            for source in readable_sources(cls.__dict__[edit.method]):
-                if source.digest == edit.digest:
-                    text = _diff(name, source.text, edited_text(source, edit.operations))
-                    for operation in edit.operations:
-                        if isinstance(operation, Adopt):
-                            helper = adopted_source(source, operation)
-                            function = f"{helper.function.__module__}.{helper.function.__qualname__}"
-                            text += _diff(function, helper.text, operation.text_of_method(helper))
-                    return text
-    raise PlanError(f"{name} has another source than the plan was made for. Make a new plan.")
+    source = source_of(type(module), edit.owner, edit.method, edit.digest)
+    text = _diff(name, source.text, edited_text(source, edit.operations))
+    for operation in edit.operations:
+        if isinstance(operation, Adopt):
+            helper = adopted_source(source, operation)
+            function = f"{helper.function.__module__}.{helper.function.__qualname__}"
+            text += _diff(function, helper.text, operation.text_of_method(helper))
+    return text
 
 
 def _diff(name: str, old: str, new: str) -> str:

@@ -30,7 +30,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from rewriter.checkpoint import check_weights, read_safetensors
 from rewriter.copying import copy_model
-from rewriter.edit.classes import class_name, original_class
+from rewriter.edit.classes import class_name, is_called, original_class
 from rewriter.edit.edits import AddBehaviour, AddModule
 from rewriter.errors import PlanError, StorageError, listed
 from rewriter.guard import check_model, random_state_kept
@@ -138,9 +138,11 @@ def load(directory: str | Path, model: nn.Module | None = None) -> nn.Module:
             target = plan.apply(target, inplace=True, verify=False)
         except PlanError as error:
             raise PlanError(f"{error}{versions}") from error
-    found = class_name(original_class(type(target)))
-    if found != recipe["class"]:
-        raise StorageError(f"{source} holds a {recipe['class']}, found a {found}; give a fresh original of that class")
+    found = original_class(type(target))
+    if not is_called(found, recipe["class"]):
+        raise StorageError(
+            f"{source} holds a {recipe['class']}, found a {class_name(found)}; give a fresh original of that class"
+        )
     check_weights(target, state, f"the weights in {source}", versions)
     with _damage(source / RECIPE):
         _restore_types(target, state, recipe)

@@ -19,7 +19,7 @@ from rewriter.comparison.recipe import Recipe
 from rewriter.comparison.scoring import Scoring
 from rewriter.comparison.subject import changes, name_of
 from rewriter.inputs import tensors_in
-from rewriter.planning import fingerprint
+from rewriter.planning import named_fingerprint
 from rewriter.record import records_of
 
 _VERSIONED = ("torch", "timm", "torchvision", "accelerate", "torchmetrics", "numpy")
@@ -43,7 +43,7 @@ def question_of(
     own = {"loss": scoring.own_loss, "optimizer": optimizer, **(scoring.own_metrics or {"metric": None})}
     return {
         "models": {
-            "model": name_of(before), "structure": fingerprint(before), "change": "; ".join(changes(after)),
+            "model": name_of(before), "structure": named_fingerprint(before), "change": "; ".join(changes(after)),
             "plans": _digest("".join(record.plan.to_json() for record in records_of(after)).encode()),
             "modules": _digest(f"{before!r}{after!r}".encode()),
             "initial weights": _digest_of_weights(before), "weights of after": _digest_of_weights(after),

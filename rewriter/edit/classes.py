@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copyreg
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch import nn
 from rewriter.edit import source
 from rewriter.edit.alternatives import ForcedTest
 from rewriter.edit.operations import Adopt, Operation, edited_text
+from rewriter.edit.subclass import make_subclass, ordinary_init
 from rewriter.errors import PlanError, SourceError
 from rewriter.layers import layer_class
 
@@ -88,25 +89,25 @@ def _derive(base: type[nn.Module], edit: ClassEdit) -> type[nn.Module]:
     inserted: list[type] = []
     codes: dict[tuple[str, str, str], types.CodeType] = {}
     for method in edit.methods:
-        owner = _find_owner(base, method)
-        function, code, found = _edited(owner, method)
-        codes[method.owner, method.method, method.digest] = code
-        for new in _adopted(found, method):
-            if not new.__name__.isidentifier() or new.__name__.startswith("_") or hasattr(base, new.__name__):
-                raise PlanError(
-                    f"{class_name(base)} cannot get a method {new.__name__!r}: the name is taken or private"
-                )
-            namespace[new.__name__] = new
+        owner = owner_of(base, method.owner, method.method, method.digest)
+        found = source_of(base, method.owner, method.method, method.digest)
+        new = source.re_emit(found, edited_text(found, method.operations), method.forced)
+        function = source.redecorate(owner.__dict__[method.method], found.function, new)
+        codes[method.owner, method.method, method.digest] = new.__code__
+        for adopted in _adopted(found, method):
+            name = adopted.__name__
+            if not name.isidentifier() or name.startswith("_") or hasattr(base, name):
+                raise PlanError(f"{class_name(base)} cannot get a method {name!r}: the name is taken or private")
+            namespace[name] = adopted
         first = next(cls for cls in base.__mro__ if method.method in cls.__dict__)
         if first is owner:
             namespace[method.method] = function
         else:  # reached through super(): slip an edited subclass of the owner in behind the overriding class
-            inserted.append(_named(owner, (owner,), {method.method: function}))
+            inserted.append(make_subclass(owner, (owner,), {method.method: function}))
     behaviours = tuple(layer_class(name) for name in edit.behaviours)
     namespace |= {"_rewriter_base": base, "_rewriter_edit": edit, "_rewriter_codes": codes}
-    cls = _named(base, (*behaviours, base, *inserted), namespace)
-    cls.__reduce_ex__ = _reduce_as(cls)  # type: ignore[assignment, method-assign]
-    return cls
+    namespace |= {"__init__": ordinary_init(original_class(base)), "__reduce_ex__": _reduce_generated}
+    return make_subclass(base, (*behaviours, base, *inserted), namespace)
 
 
 def method_source(module_class: type, code: types.CodeType) -> tuple[type, str, source.FunctionSource] | None:
@@ -140,39 +141,50 @@ def re_emittable_methods(cls: type[nn.Module]) -> Iterator[tuple[type, str, type
                 yield owner, name, attribute
 
 
-def _named(like: type, bases: tuple[type, ...], namespace: dict[str, Any]) -> type[nn.Module]:
-    cls = types.new_class(like.__name__, bases, exec_body=lambda body: body.update(namespace))
-    cls.__qualname__, cls.__module__, cls.__doc__ = like.__qualname__, like.__module__, like.__doc__
-    return cls
+def owner_of(base: type, owner: str, method: str, digest: str) -> type:
+    """The class among the bases of ``base`` whose ``method`` has the source that an edit was planned for.
 
+    The digest says which code it is; the name of its module may be another one: a script's ``__main__`` is imported
+    under its own name elsewhere, and is ``__mp_main__`` in a spawned process.
 
-def _find_owner(base: type, method: MethodEdit) -> type:
-    for cls in base.__mro__:
-        if class_name(cls) == method.owner and method.method in cls.__dict__:
-            return cls
+    Raises:
+        PlanError: no class has that method, it has another source, or several classes have it and none is called so.
+    """
+    defining = [cls for cls in base.__mro__ if method in cls.__dict__]
+    same = [cls for cls in defining if any(s.digest == digest for s in readable_sources(cls.__dict__[method]))]
+    named = [cls for cls in same if class_name(cls) == owner] or [cls for cls in same if is_called(cls, owner)]
+    if named or len(same) == 1:
+        return (named or same)[0]
+    if any(is_called(cls, owner) for cls in defining):
+        raise PlanError(
+            f"{owner}.{method} has another source than the plan was made for (another version of the library?). "
+            "Make a new plan for this model."
+        )
     raise PlanError(
-        f"{class_name(base)} has no method {method.method!r} of {method.owner}; "
+        f"{class_name(base)} has no method {method!r} of {owner}; "
         "the plan was made for another class. Make a new plan for this model."
     )
+
+
+def source_of(base: type, owner: str, method: str, digest: str) -> source.FunctionSource:
+    """The source that an edit was planned for.
+
+    Raises:
+        PlanError: as :func:`owner_of`.
+    """
+    attribute = owner_of(base, owner, method, digest).__dict__[method]
+    return next(found for found in readable_sources(attribute) if found.digest == digest)
+
+
+def is_called(cls: type, name: str) -> bool:
+    """Whether ``module.Class`` is the name of ``cls``, under whatever name its module was imported."""
+    return name == class_name(cls) or name.endswith(f".{cls.__qualname__}")
 
 
 def edited_code(cls: type, owner: str, method: str, digest: str) -> types.CodeType | None:
     """What runs in a generated class in the place of a method of ``owner``; None if ``cls`` edits no such method."""
     code: types.CodeType | None = getattr(cls, "_rewriter_codes", {}).get((owner, method, digest))
     return code
-
-
-def _edited(owner: type, method: MethodEdit) -> tuple[types.FunctionType, types.CodeType, source.FunctionSource]:
-    """The edited method as its decorators hold it, its own code, and the source that was edited."""
-    attribute = owner.__dict__[method.method]
-    for found in readable_sources(attribute):
-        if found.digest == method.digest:
-            new = source.re_emit(found, edited_text(found, method.operations), method.forced)
-            return source.redecorate(attribute, found.function, new), new.__code__, found
-    raise PlanError(
-        f"{method.owner}.{method.method} has another source than the plan was made for "
-        "(another version of the library?). Make a new plan for this model."
-    )
 
 
 def _adopted(found: source.FunctionSource, method: MethodEdit) -> Iterator[types.FunctionType]:
@@ -199,25 +211,22 @@ def adopted_source(found: source.FunctionSource, operation: Adopt) -> source.Fun
     return helper
 
 
-def _reduce_as(cls: type[nn.Module]) -> Callable[[nn.Module, Any], Any]:
+def _reduce_generated(self: nn.Module, protocol: Any) -> Any:
     """Pickle as (original class, its edits) instead of a class that no other process has."""
-
-    def __reduce_ex__(self: nn.Module, protocol: Any) -> Any:
-        original, edits = cls, []
-        while is_generated(original):
-            edits.append(original._rewriter_edit)  # type: ignore[attr-defined]
-            original = original._rewriter_base  # type: ignore[attr-defined]
-        reduced = super(cls, self).__reduce_ex__(protocol)
-        generated = {cls, *cls.__mro__[: cls.__mro__.index(original)]}
-        if isinstance(reduced, tuple) and reduced[0] is copyreg.__newobj__ and reduced[1][0] in generated:  # type: ignore[attr-defined]
-            return (_rebuild, (original, tuple(reversed(edits)), *reduced[1][1:]), *reduced[2:])
-        return reduced
-
-    return __reduce_ex__
+    cls: type = next(cls for cls in type(self).__mro__ if is_generated(cls))
+    edits = []
+    original = cls
+    while is_generated(original):
+        edits.append(original._rewriter_edit)  # type: ignore[attr-defined]
+        original = original._rewriter_base  # type: ignore[attr-defined]
+    reduced = original.__reduce_ex__(self, protocol)  # type: ignore[arg-type, call-arg]
+    if isinstance(reduced, tuple) and reduced[0] is copyreg.__newobj__ and reduced[1][0] is cls:  # type: ignore[attr-defined]
+        return (_rebuild, (original, tuple(reversed(edits)), *reduced[1][1:]), *reduced[2:])
+    return reduced
 
 
 def _rebuild(original: type[nn.Module], edits: tuple[ClassEdit, ...], *arguments: Any) -> nn.Module:
     cls = original
     for edit in edits:
         cls = derive(cls, edit)
-    return cls.__new__(cls, *arguments)
+    return original.__new__(cls, *arguments)

@@ -118,7 +118,7 @@ class Placement:
         Raises:
             Refused: the call is made in a loop, by a helper function, or in a method without source.
         """
-        where = next(p for p in positions(call) if p.direct)
+        where = _direct(call)
         self._refuse_repeated(where, call)
         expression = self._expression(where)
         return [expression.edit(Remove(expression.span, 0))]
@@ -137,7 +137,7 @@ class Placement:
         if consumer.op == "call_module" and self.calls_of(str(consumer.target)) == 1:
             path = str(consumer.target)
             return [AddModule(path, self.free_name(path, name), layer, **add), AddBehaviour(path, behaviour)]
-        where = next(p for p in positions(consumer) if p.direct)
+        where = _direct(consumer)
         self._refuse_repeated(where, consumer)
         expression = self._expression(where)
         number = self._operand_number(where, expression, consumer, operand)
@@ -156,7 +156,7 @@ class Placement:
             Refused: the call is made in a loop, by a helper function, in code without source, it writes to the
                 argument, or the argument cannot be told apart there.
         """
-        where = next(p for p in positions(call) if p.direct)
+        where = _direct(call)
         self._refuse_repeated(where, call)
         expression = self._expression(where)
         if argument is not None and _argument_index(call, argument) == 0 and is_in_place(call.target):  # type: ignore[arg-type]
@@ -180,8 +180,8 @@ class Placement:
         Raises:
             Refused: the call is made in a loop, by nested helper functions, or in code without source.
         """
-        found = positions(call)
-        where, outer = next(found), next(found, None)
+        where = _direct(call)
+        outer = next((position for position in positions(call) if not position.direct), None)
         self._refuse_repeated(where, call)
         try:
             expression = self._expression(where)
@@ -274,6 +274,9 @@ class Placement:
     def _expression(self, position: Position) -> Expression:
         frame, path = position.frame, position.call.path
         module = self._model.get_submodule(path)
+        if isinstance(module, fx.GraphModule):
+            detail = f"module {path!r} is an fx.GraphModule: its code is generated from its graph again whenever it is"
+            raise Refused(Reason.NO_SOURCE, f"{detail} copied, saved or recompiled. Rewrite the model, then trace it.")
         if "forward" in module.__dict__:
             raise Refused(Reason.NO_SOURCE, f"module {path!r} has a forward of its own, set on the instance")
         try:
@@ -333,6 +336,19 @@ def positions(node: fx.Node) -> Iterator[Position]:
             callee = frames[index - 1] if index > 0 else inner
             yield Position(frame, call, direct, callee.arguments if callee is not None else ())
         inner, frames, call = call, call.frames, call.parent
+
+
+def _direct(node: fx.Node) -> Position:
+    """The expression that issues ``node`` itself.
+
+    Raises:
+        Refused: it is issued by no Python code: a compiled extension, a builtin as ``forward``.
+    """
+    found = next((position for position in positions(node) if position.direct), None)
+    if found is None:
+        where = node.meta["owner"].path or "the model"
+        raise Refused(Reason.NO_SOURCE, f"the operation is not issued by Python code: {where} is compiled or builtin")
+    return found
 
 
 _why_not_movable = functools.lru_cache(maxsize=1024)(why_not_movable)
