@@ -10,8 +10,9 @@ to do at its places.
 from __future__ import annotations
 
 import linecache
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from types import CodeType
@@ -25,9 +26,10 @@ from rewriter.edit.placement import positions
 from rewriter.edit.source import contains_code
 from rewriter.errors import RewriterError, TraceError
 from rewriter.guard import random_state_kept
-from rewriter.guideline import Pass, Site
+from rewriter.guideline import Pass, Site, Skipped
 from rewriter.inputs import Inputs
 from rewriter.layers import layer_class
+from rewriter.reasons import Reason
 from rewriter.skeleton import shared_twin, skeleton
 from rewriter.tracing.frames import Frame
 from rewriter.tracing.trace import BACKENDS, Trace, trace_model
@@ -46,6 +48,7 @@ class Recorded:
         planning: whether the sites were found on this very model just now. Then one whose edit cannot be made is named
             like one that does not run; in a plan from elsewhere it is an error.
         modes_alike: whether the model is known to run the same operations in both modes.
+        left: what was found and is not in the plan, see :func:`places_left`.
     """
 
     model: nn.Module
@@ -55,6 +58,7 @@ class Recorded:
     may_measure: bool = True
     planning: bool = False
     modes_alike: bool = False
+    left: Counter[tuple[str, str, str]] = field(default_factory=Counter)
 
     @property
     def expected_errors(self) -> tuple[type[RewriterError], ...]:
@@ -77,7 +81,7 @@ def not_in_force(sites: Sequence[Site], recorded: Recorded) -> list[tuple[Site, 
             trace_model(recorded.model, recorded.inputs)
         return _that_do_not_run(list(sites), recorded, str(error))
     failing = dict(_not_run(sites, recorded.model, edited, again))
-    for site, reason in _found_again([site for site in sites if id(site) not in failing], recorded.passes, again):
+    for site, reason in _found_again([site for site in sites if id(site) not in failing], recorded, again):
         failing[id(site)] = reason
     return [(site, failing[id(site)]) for site in sites if id(site) in failing]
 
@@ -197,24 +201,38 @@ def _shown(frame: Frame) -> str:
     return f"`{text}` ({where})" if text else f"{frame.code.co_qualname}() ({where})"
 
 
-def _found_again(sites: Sequence[Site], passes: Iterable[Pass], again: Trace) -> Iterator[tuple[Site, str]]:
+def _found_again(sites: Sequence[Site], recorded: Recorded, again: Trace) -> Iterator[tuple[Site, str]]:
     """Sites at whose places their pass still finds something to do.
 
     A rule that is a function may always find something, and so may a pass that asks for what is already so: that the
     edits ran is enough there.
     """
-    for item in passes:
+    for item in recorded.passes:
         own = [site for site in sites if site.pass_name == item.name]
         if not own or any(callable(value) for value in vars(item).values()):
             continue
         sites_again = (finding for finding in item.find(again) if isinstance(finding, Site))
         found = [site for site in sites_again if not all(_is_so(edit, again.model) for edit in site.edits)]
-        for site in own:
-            same = [other for other in found if (other.path, other.pattern) == (site.path, site.pattern)]
-            exact = [other for other in same if other.action == site.action]
-            beside = any(o is not site and (o.path, o.pattern) == (site.path, site.pattern) for o in own)
-            if exact or (same and not beside):
-                yield site, f"the edit ran, and {item.name} still finds the same place: {(exact or same)[0].action}"
+        for place in dict.fromkeys(map(place_of, own)):
+            here = [site for site in own if place_of(site) == place]
+            still = [site for site in found if place_of(site) == place]
+            if len(still) > recorded.left[place]:
+                actions = {site.action for site in still}
+                for site in [site for site in here if site.action in actions] or here:
+                    yield site, f"the edit ran, and {item.name} still finds the same place: {still[0].action}"
+
+
+def place_of(finding: Site | Skipped) -> tuple[str, str, str]:
+    """What two findings of one place have in common."""
+    return finding.pass_name, finding.path, finding.pattern
+
+
+def places_left(skipped: Iterable[Skipped]) -> Counter[tuple[str, str, str]]:
+    """How many edits of a kind were found at a place and are not made, so that they will be found again."""
+    return Counter(place_of(skip) for skip in skipped if skip.reason in _NOT_MADE)
+
+
+_NOT_MADE = frozenset({Reason.FILTERED, Reason.HELD_BACK, Reason.CLAIMED, Reason.NOT_IN_FORCE, Reason.ONE_BRANCH})
 
 
 def _is_so(edit: Edit, model: nn.Module) -> bool:

@@ -27,15 +27,16 @@ def describe_inputs(inputs: Inputs, model: nn.Module) -> dict[str, Any] | None:
         return None
 
 
-def described_inputs(description: Any, model: nn.Module, origin: str) -> Inputs | None:
+def described_inputs(description: Any, model: nn.Module, origin: str, *, meta: bool = False) -> Inputs | None:
     """Arguments as they were described, on the model's device; always the same. None if the data is no description.
 
-    Tensors that had the model's floating-point type get the one that it has now.
+    With ``meta`` they have no values. Tensors that had the model's floating-point type get the one that it has now.
     """
-    generator = torch.Generator().manual_seed(0)
+    reference = _reference(model)
+    making = _Making(reference.dtype, torch.device("meta") if meta else reference.device)
     try:
-        args = tuple(_made(value, model, generator) for value in description["args"])
-        kwargs = {str(name): _made(value, model, generator) for name, value in description["kwargs"].items()}
+        args = tuple(making.of(value) for value in description["args"])
+        kwargs = {str(name): making.of(value) for name, value in description["kwargs"].items()}
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, RecursionError):
         return None
     image = args[0] if len(args) == 1 and not kwargs else None
@@ -62,30 +63,35 @@ def _described(value: Any, model: nn.Module) -> Any:
     raise _NotPlain
 
 
-def _made(data: Any, model: nn.Module, generator: torch.Generator) -> Any:
-    ((kind, content),) = [(key, item) for key, item in data.items() if key != "dtype"]
-    if kind == "tensor":
-        return _made_tensor(content, data["dtype"], model, generator)
-    if kind in ("list", "tuple"):
-        items = [_made(item, model, generator) for item in content]
-        return items if kind == "list" else tuple(items)
-    if kind == "dict":
-        return {str(key): _made(item, model, generator) for key, item in content.items()}
-    if kind == "value" and type(content) in _PLAIN:
-        return content
-    raise ValueError(f"not a description of an argument: {data!r}")
+class _Making:
+    """Makes values from their description."""
 
+    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+        self._dtype, self._device = dtype, device
+        self._generator = torch.Generator().manual_seed(0)
 
-def _made_tensor(shape: list[int], dtype: str, model: nn.Module, generator: torch.Generator) -> torch.Tensor:
-    reference = _reference(model)
-    found = reference.dtype if dtype == _MODEL_TYPE else getattr(torch, dtype)
-    if not isinstance(found, torch.dtype):
-        raise ValueError(f"not a type of tensors: {dtype!r}")
-    if reference.device.type == "meta":
-        return torch.empty(shape, dtype=found, device="meta")
-    if found.is_floating_point:
-        return torch.randn(shape, generator=generator, device="cpu").to(reference.device, found)
-    return torch.full(shape, found is torch.bool, dtype=found, device=reference.device)
+    def of(self, data: Any) -> Any:
+        ((kind, content),) = [(key, item) for key, item in data.items() if key != "dtype"]
+        if kind == "tensor":
+            return self._tensor(content, data["dtype"])
+        if kind in ("list", "tuple"):
+            items = [self.of(item) for item in content]
+            return items if kind == "list" else tuple(items)
+        if kind == "dict":
+            return {str(key): self.of(item) for key, item in content.items()}
+        if kind == "value" and type(content) in _PLAIN:
+            return content
+        raise ValueError(f"not a description of an argument: {data!r}")
+
+    def _tensor(self, shape: list[int], name: str) -> torch.Tensor:
+        dtype = self._dtype if name == _MODEL_TYPE else getattr(torch, name)
+        if not isinstance(dtype, torch.dtype):
+            raise ValueError(f"not a type of tensors: {name!r}")
+        if self._device.type == "meta":
+            return torch.empty(shape, dtype=dtype, device="meta")
+        if dtype.is_floating_point:
+            return torch.randn(shape, generator=self._generator, device="cpu").to(self._device, dtype)
+        return torch.full(shape, dtype is torch.bool, dtype=dtype, device=self._device)
 
 
 def _reference(model: nn.Module) -> torch.Tensor:

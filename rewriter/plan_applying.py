@@ -14,7 +14,7 @@ from rewriter.edit.edits import apply_edits, take_back
 from rewriter.errors import ContractError, InputError, PlaceLeftAlone, RewriterError, TraceError
 from rewriter.guard import check_model, random_state_kept
 from rewriter.guideline import Contract, Pass
-from rewriter.in_force import Recorded, not_in_force
+from rewriter.in_force import Recorded, not_in_force, places_left
 from rewriter.inputs import Inputs
 from rewriter.manager import resolve_passes
 from rewriter.plan_making import without
@@ -52,7 +52,7 @@ def apply_plan(
     made.check_fits(model)
     made_up = inputs is None and bool(made.sites)
     if made_up and (verify or not in_force):
-        inputs = inputs_of_plan(made, model)
+        inputs = inputs_of_plan(made, model, meta=not verify)
     unchecked = ""
     if made.sites and not in_force:
         started = time.perf_counter()
@@ -111,8 +111,8 @@ def _checked_in_force(made: Plan, model: nn.Module, inputs: Inputs | None) -> tu
     """The plan without sites that are not in force on ``model``, and why that could not be found out, if so."""
     if inputs is None:
         return made, "the plan was made on the user's own example_inputs, which are not known here"
-    recorded = Recorded(model, inputs, list(_known_passes(made)))
-    while failing := not_in_force(made.sites, recorded):
+    passes = list(_known_passes(made))
+    while failing := not_in_force(made.sites, Recorded(model, inputs, passes, left=places_left(made.skipped))):
         made = without(made, failing)
     return made, ""
 

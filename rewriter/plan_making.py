@@ -15,7 +15,7 @@ from rewriter.freshness import carries_trained_weights
 from rewriter.guard import check_model, collector_paused
 from rewriter.guideline import Advice, Finding, Pass, Site, Skipped
 from rewriter.hidden_branches import on_every_way
-from rewriter.in_force import Recorded, not_in_force
+from rewriter.in_force import Recorded, not_in_force, places_left
 from rewriter.input_description import describe_inputs
 from rewriter.manager import resolve_passes
 from rewriter.planning import Plan, fingerprint
@@ -158,6 +158,7 @@ def _in_force(
             traced.may_measure,
             planning=True,
             modes_alike=traced.modes_alike,
+            left=places_left(finding for finding in decided if isinstance(finding, Skipped)),
         )
         failing = not_in_force(sites, recorded)
         if not failing:

@@ -14,11 +14,14 @@ from rewriter.record import records_of
 from rewriter.tracing.trace import trace_candidates
 
 
-def inputs_of_plan(made: Plan, model: nn.Module) -> Inputs | None:
-    """Arguments like those that ``made`` was planned on; None if it does not say (the user's own, not plain data)."""
+def inputs_of_plan(made: Plan, model: nn.Module, *, meta: bool = False) -> Inputs | None:
+    """Arguments like those that ``made`` was planned on; None if it does not say (the user's own, not plain data).
+
+    With ``meta`` they have no values.
+    """
     origin = str(made.request.get("input", ""))
     if made.request.get("arguments") is not None:
-        return described_inputs(made.request["arguments"], model, origin)
+        return described_inputs(made.request["arguments"], model, origin, meta=meta)
     size = made.request.get("input_size")
     if size is None and origin in ("example_inputs", "none"):
         return None

@@ -68,7 +68,7 @@ class TestRows:
         for row in data["rows"]:
             assert row["status"] == "ok" and row["verified"] == row["undo"] == "held", row
             assert row["backend"] == row["weights"] == "meta"
-            assert set(row["milliseconds"]) == {"create", "trace", "plan", "apply", "verify", "undo"}
+            assert set(row["milliseconds"]) == {"create", "trace", "plan", "record again", "apply", "verify", "undo"}
         assert [json.loads(line) for line in path.read_text().splitlines()[1:]] == data["rows"]
 
     def test_agrees_with_plan(self, swept: tuple[Result, Path]) -> None:

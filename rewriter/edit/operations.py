@@ -356,9 +356,7 @@ def edited_text(source: FunctionSource, operations: tuple[Operation, ...]) -> st
     if not operations:
         return source.text
     moved = (Remove(op.call, op.operand) for op in operations if isinstance(op, Move))
-    removed = dict.fromkeys([*moved, *(op for op in operations if isinstance(op, Remove))])
-    others = (operation for operation in operations if not isinstance(operation, Remove))
-    splices = [item for operation in (*removed, *others) for item in operation.splices(source)]
+    splices = [item for operation in (*dict.fromkeys(moved), *operations) for item in operation.splices(source)]
     return _tidy(splice(source.text, splices), source.header)
 
 
