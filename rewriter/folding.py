@@ -19,10 +19,11 @@ from torch import fx, nn
 
 from rewriter.analysis.arguments import argument
 from rewriter.analysis.dataflow import Dataflow
+from rewriter.contents import tensors_held
 from rewriter.copying import copy_model
 from rewriter.errors import FoldError, InputError
 from rewriter.guard import check_model, random_state_kept
-from rewriter.inputs import Inputs, candidate_inputs, tensors_in
+from rewriter.inputs import Inputs, candidate_inputs
 from rewriter.layers import CalibratedLayer, calibrated_layers
 from rewriter.record import records_of, set_records
 from rewriter.remembered_inputs import inputs_of_rewrite
@@ -146,7 +147,7 @@ def _inputs(model: nn.Module, example_inputs: Any, input_size: Any) -> Inputs:
 def _outputs(model: nn.Module, inputs: Inputs) -> list[torch.Tensor]:
     with state_kept(model), random_state_kept(), _full_precision(), torch.no_grad():
         model.eval()
-        return [t.detach().clone() for t in tensors_in(model(*inputs.args, **inputs.kwargs))]
+        return [t.detach().clone() for t in tensors_held(model(*inputs.args, **inputs.kwargs))]
 
 
 _CONVOLUTIONS = getattr(torch.backends.cudnn, "conv", torch.backends.cudnn)

@@ -66,6 +66,14 @@ def random_state() -> tuple[Any, ...]:
     return torch.get_rng_state(), random.getstate(), numpy.random.get_state() if numpy else None, devices
 
 
+def seed_everything(seed: int) -> None:
+    """Seed torch's, Python's and numpy's generators."""
+    torch.manual_seed(seed)
+    random.seed(seed)
+    if (numpy := sys.modules.get("numpy")) is not None:
+        numpy.random.seed(seed)
+
+
 def set_random_state(state: tuple[Any, ...]) -> None:
     """Put back what :func:`random_state` gave."""
     torch.set_rng_state(state[0])

@@ -8,9 +8,10 @@ import torch
 from torch import nn
 
 from rewriter.api import plan, undo
+from rewriter.contents import tensors_held
 from rewriter.copying import copy_model
 from rewriter.edit.classes import ClassEdit, MethodEdit, class_name, derive, re_emittable_methods, readable_sources
-from rewriter.inputs import Inputs, candidate_inputs, tensors_in
+from rewriter.inputs import Inputs, candidate_inputs
 from rewriter.plan_applying import apply_plan
 from rewriter.record import records_of
 from rewriter.verification import state_kept
@@ -47,7 +48,7 @@ def behaviour(model: nn.Module, inputs: Inputs, *, training: bool, seed: int = 0
         torch.manual_seed(seed)
         model.train(training)
         with torch.set_grad_enabled(training):
-            outputs = list(tensors_in(model(*inputs.args, **inputs.kwargs)))
+            outputs = tensors_held(model(*inputs.args, **inputs.kwargs))
             if training:
                 torch.stack([t.float().square().mean() for t in outputs if t.requires_grad]).sum().backward()  # type: ignore[no-untyped-call]
         found = {

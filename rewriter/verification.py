@@ -7,17 +7,21 @@ Parameters, buffers, gradients, modes and random numbers are afterwards as they 
 from __future__ import annotations
 
 import contextlib
+import math
+import numbers
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from rewriter.guard import random_state_kept
+from rewriter.contents import Content, contents, is_unseen, tensors_held
+from rewriter.errors import listed
+from rewriter.guard import random_state_kept, seed_everything
 from rewriter.guideline import Contract
 from rewriter.hooks import REGISTRIES
-from rewriter.inputs import Inputs, map_tensors, tensors_in
+from rewriter.inputs import Inputs
 from rewriter.record import Verdict
 from rewriter.skeleton import meta_twin, skeleton
 from rewriter.tracing.shapes import PredictedCalls
@@ -27,8 +31,7 @@ from rewriter.tracing.shapes import PredictedCalls
 class Observation:
     """What one model did: its eval outputs, the parameters that got a gradient, and its state."""
 
-    outputs: list[torch.Tensor]
-    structure: str
+    outputs: list[Content]
     spread: float
     with_gradient: frozenset[str]
     train_error: str
@@ -38,36 +41,26 @@ class Observation:
 def observe(model: nn.Module, inputs: Inputs, *, training: bool = True) -> Observation:
     """Run ``model`` and note what the contracts speak of: in both modes, or in evaluation mode only."""
     with state_kept(model, written_parameters(model, inputs)), random_state_kept():
-        torch.manual_seed(0)
+        seed_everything(0)
         model.eval()
         with torch.no_grad():
-            result = model(*inputs.args, **inputs.kwargs)
-            outputs = [t.detach().clone() for t in tensors_in(result)]
-            again = list(tensors_in(model(*inputs.args, **inputs.kwargs))) if _may_vary(outputs) else outputs
-        structure, spread = _structure(result), _difference(outputs, again)
-        del result
+            outputs = [_kept(content) for content in contents(model(*inputs.args, **inputs.kwargs))]
+            spread = 0.0
+            if _may_vary(outputs):
+                again = list(contents(model(*inputs.args, **inputs.kwargs)))
+                spread = largest_difference(outputs, again)[0] if _structure(outputs) == _structure(again) else math.inf
         with_gradient, train_error = _train(model, inputs) if training else (frozenset[str](), "")
     state = {key: (t.data_ptr(), t.shape, t._version) for key, t in model.state_dict(keep_vars=True).items()}
-    return Observation(outputs, structure, spread, with_gradient, train_error, state)
+    return Observation(outputs, spread, with_gradient, train_error, state)
 
 
 def compare(before: Observation, after: Observation, contracts: list[Contract]) -> Verdict:
     """Judge the contracts of the passes that were applied."""
     checks: list[tuple[str, bool | None, str]] = []
-    same_structure = before.structure == after.structure
-    checks.append(
-        ("output structure", same_structure, "" if same_structure else f"{before.structure} → {after.structure}")
-    )
-    if all(contract.eval_output for contract in contracts) and same_structure:
-        difference = _difference(before.outputs, after.outputs)
-        if difference != 0 and before.spread != 0:
-            detail = (
-                f"the original itself varies by {before.spread:.3g} from run to run, the change is {difference:.3g}"
-            )
-            checks.append(("eval output", None, detail))
-        else:
-            detail = "bit-identical" if difference == 0 else f"max |difference| {difference:.3g}"
-            checks.append(("eval output", difference == 0, detail))
+    other_structure = _other_structure(before.outputs, after.outputs)
+    checks.append(("output structure", not other_structure, other_structure))
+    if all(contract.eval_output for contract in contracts) and not other_structure:
+        checks.append(("eval output", *_judge_outputs(before, after)))
     if all(contract.state_dict for contract in contracts):
         lost = [key for key, entry in before.state.items() if after.state.get(key, (0, None))[1] != entry[1]]
         buffers = any(contract.adds_buffers for contract in contracts)
@@ -142,7 +135,7 @@ def _train(model: nn.Module, inputs: Inputs) -> tuple[frozenset[str], str]:
         model.train()
         with torch.enable_grad():
             result = model(*inputs.args, **inputs.kwargs)
-            scalars = [t.float().mean() for t in tensors_in(result) if t.requires_grad]
+            scalars = [_dense(t).abs().float().mean() for t in tensors_held(result) if t.requires_grad]
             if not scalars:
                 return frozenset(), "no output requires a gradient"
             torch.stack(scalars).sum().backward()  # type: ignore[no-untyped-call]
@@ -168,26 +161,77 @@ def _hook_registries(module: nn.Module) -> list[dict[int, Any]]:
     return [value for name in REGISTRIES if isinstance(value := module.__dict__.get(name), dict)]
 
 
-def _may_vary(outputs: list[torch.Tensor]) -> bool:
-    return any(t.device.type not in ("cpu", "meta") for t in outputs)
+def _may_vary(outputs: list[Content]) -> bool:
+    tensors = (content.value for content in outputs if isinstance(content.value, torch.Tensor))
+    return any(tensor.device.type not in ("cpu", "meta") for tensor in tensors)
 
 
-def _difference(first: list[torch.Tensor], second: list[torch.Tensor]) -> float:
-    """0 only if all are equal bit for bit (NaN equals NaN)."""
-    worst = 0.0
+def _kept(content: Content) -> Content:
+    """A tensor as it is now: later runs may write to it."""
+    value = content.value
+    return replace(content, value=value.detach().clone()) if isinstance(value, torch.Tensor) else content
+
+
+def _judge_outputs(before: Observation, after: Observation) -> tuple[bool | None, str]:
+    """Whether outputs of one structure are equal bit for bit, and what was seen; None if that cannot be said."""
+    if not any(content.comparable for content in before.outputs):
+        on_meta = any(isinstance(content.value, torch.Tensor) for content in before.outputs)
+        why = "tensors on meta have no values" if on_meta else "the output holds no tensor and no number"
+        return None, f"nothing to compare: {why}"
+    difference, where = largest_difference(before.outputs, after.outputs)
+    if difference == 0:
+        unseen = [f"output{c.path} ({c.kind})" for c in before.outputs if is_unseen(c.value)]
+        return True, f"bit-identical; not looked into: {listed(unseen)}" if unseen else "bit-identical"
+    if before.spread != 0:
+        detail = f"the original itself varies by {before.spread:.3g} from run to run, the change is {difference:.3g}"
+        return None, detail
+    return False, f"max |difference| {difference:.3g} at output{where}"
+
+
+def largest_difference(first: list[Content], second: list[Content]) -> tuple[float, str]:
+    """The largest difference and where it is; 0 only if all are equal bit for bit (NaN equals NaN)."""
+    worst, where = 0.0, ""
     for a, b in zip(first, second, strict=True):
-        if a is b or a.device.type == "meta" or torch.equal(a, b):
-            continue
-        if a.is_floating_point() and bool((a.isnan() == b.isnan()).all()):
-            worst = max(worst, float((a.double() - b.double()).abs().nan_to_num(0.0).max()))
-        else:
-            worst = float("inf")
-    return worst
+        found = _difference(a.value, b.value)
+        if found > worst:
+            worst, where = found, a.path
+    return worst, where
 
 
-def _structure(value: Any) -> str:
-    return str(map_tensors(_as_plain(value), lambda t: f"{t.dtype}{list(t.shape)}"))  # type: ignore[arg-type, return-value]
+def _difference(a: Any, b: Any) -> float:
+    if isinstance(a, (str, numbers.Number)):
+        return 0.0 if a == b or (a != a and b != b) else math.inf
+    if not isinstance(a, torch.Tensor) or a is b or a.is_meta:
+        return 0.0
+    a, b = _dense(a), _dense(b)
+    if a.shape != b.shape:
+        return math.inf
+    if torch.equal(a, b):
+        return 0.0
+    if a.is_floating_point() and bool((a.isnan() == b.isnan()).all()):
+        return float((a.double() - b.double()).abs().nan_to_num(0.0).max())
+    return math.inf
 
 
-def _as_plain(value: Any) -> Any:
-    return dict(value) if isinstance(value, dict) else value
+def _dense(tensor: torch.Tensor) -> torch.Tensor:
+    """Of sparse, quantized and nested tensors the numbers in them."""
+    if tensor.is_nested:
+        return torch.cat([part.flatten() for part in tensor.unbind()])
+    if tensor.is_quantized:
+        return tensor.dequantize()
+    return tensor if tensor.layout is torch.strided else tensor.to_dense()
+
+
+def _structure(outputs: list[Content]) -> list[tuple[str, str]]:
+    return [(content.path, content.kind) for content in outputs]
+
+
+def _other_structure(before: list[Content], after: list[Content]) -> str:
+    """Where two outputs are built differently, in words; empty if they are not."""
+    old, new = _structure(before), _structure(after)
+    if old == new:
+        return ""
+    if len(old) != len(new):
+        return f"{len(old)} values → {len(new)} values"
+    path, kind, other_path, other = next((*a, *b) for a, b in zip(old, new, strict=True) if a != b)
+    return f"output{path}: {kind} → {other}" if path == other_path else f"output{path} → output{other_path}"

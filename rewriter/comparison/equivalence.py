@@ -15,10 +15,10 @@ from rewriter.comparison.loading import Data, pair_of
 from rewriter.comparison.randomness import batches, seed_all
 from rewriter.comparison.result import Equivalence, ImageRow, Trained
 from rewriter.comparison.scoring import Scoring, computed, tensor_of
+from rewriter.contents import tensors_held
 from rewriter.data.source import Task
 from rewriter.errors import ComparisonError, DataError
 from rewriter.guard import random_state_kept
-from rewriter.inputs import tensors_in
 from rewriter.verification import state_kept
 
 _DISTURBANCE = 0.02
@@ -54,7 +54,7 @@ class _Differences:
         self.not_finite = [0, 0]
 
     def add(self, first: Any, second: Any, other: Any, scoring: Scoring, images: int) -> None:
-        ours, again, theirs = ([*tensors_in(_plain(output))] for output in (first, second, other))
+        ours, again, theirs = (tensors_held(output) for output in (first, second, other))
         if [tensor.shape for tensor in ours] != [tensor.shape for tensor in theirs]:
             shapes = " and ".join(str([tuple(tensor.shape) for tensor in found]) for found in (ours, theirs))
             raise ComparisonError(f"the models give outputs of other shapes: {shapes}")
@@ -101,11 +101,6 @@ def _largest(first: torch.Tensor, second: torch.Tensor) -> float:
     return (a - b).abs().nan_to_num(nan=torch.inf, posinf=torch.inf).masked_fill(same, 0.0).max().item()
 
 
-def _plain(output: Any) -> Any:
-    """Outputs of transformers are ordered dicts, or objects of attributes."""
-    return output if isinstance(output, (torch.Tensor, dict, list, tuple)) else vars(output)
-
-
 def same_in_training(before: nn.Module, after: nn.Module, images: torch.Tensor) -> bool:
     """Whether both give the same outputs bit for bit in training mode, from the same state of the generators.
 
@@ -128,7 +123,7 @@ def _alike_in_training(before: nn.Module, after: nn.Module, images: torch.Tensor
             seed_all(0)
             for weight in weights if disturbance else ():
                 weight.add_(torch.randn_like(weight), alpha=disturbance)
-            outputs.append([*tensors_in(_plain(model.train()(in_type_of(model, images))))])
+            outputs.append(tensors_held(model.train()(in_type_of(model, images))))
             buffers.append({name: tensor.clone() for name, tensor in model.named_buffers()})
         model.to("cpu")
     (ours, theirs), (old, new) = outputs, buffers

@@ -16,6 +16,7 @@ import torch
 from torch import fx, nn
 from torch.overrides import TorchFunctionMode
 
+from rewriter.contents import contents, tensors_held
 from rewriter.hooks import between_hooks, call_hooked
 from rewriter.inputs import tensors_in
 from rewriter.tracing import shapes
@@ -85,7 +86,7 @@ class Recorder(TorchFunctionMode):
         try:
             with torch.no_grad(), self:
                 result = self._model(*args, **kwargs)
-            output = self.graph.output(self._arguments(result))
+            output = self.graph.output(self._returned(result))
             self._describe(output, Kind.OUTPUT, (), result)
         finally:  # frames hold everything that was alive while the model ran
             self._frames.clear()
@@ -145,7 +146,8 @@ class Recorder(TorchFunctionMode):
             try:
                 result = original(*args, **kwargs)
                 with _torch_unobserved():
-                    call.outputs = [self._node(t) for t in tensors_in(result)]
+                    held = [result] if isinstance(result, torch.Tensor) else tensors_held(result)
+                    call.outputs = [self._node(t) for t in held]
             except Exception:
                 self.failed_in = self.failed_in or path
                 raise
@@ -220,7 +222,7 @@ class Recorder(TorchFunctionMode):
         first = next(tensors_in(result), None)
         node.meta.update(
             kind=kind,
-            shape=tuple(first.shape) if first is not None else None,
+            shape=tuple(first.shape) if first is not None and not first.is_nested else None,
             dtype=first.dtype if first is not None else None,
             module_path=str(node.target) if node.op == "call_module" else path,
             module_stack=tuple(c.path for c in reversed(list(call.chain()))) if call else (),
@@ -290,6 +292,13 @@ class Recorder(TorchFunctionMode):
         opaque = self.graph.call_function(unseen, tuple(dict.fromkeys([*received, *reversed(unread)])))
         self._describe(opaque, Kind.OPAQUE, (), tensor)
         return opaque
+
+    def _returned(self, result: Any) -> Any:
+        """What the model returned; where tensors lie inside objects, a dict of them by the way to each."""
+        held = [content for content in contents(result) if isinstance(content.value, torch.Tensor)]
+        if len(held) == sum(1 for _ in tensors_in(result)):
+            return self._arguments(result)
+        return {content.path: self._node(content.value) for content in held}
 
     def _arguments(self, value: Any) -> Any:
         """``value`` with tensors replaced by their nodes."""

@@ -1,0 +1,132 @@
+"""Every tensor and number that an object holds, whatever it is: what a model returns is not always a tensor or a dict.
+
+Looked into are containers, mappings, named tuples, registered nodes of ``torch.utils._pytree``, and the attributes of
+any other object (``__dict__`` and ``__slots__``: dataclasses, attrs, distributions, detections, outputs of libraries).
+No property is read and nothing is called on an object of the user's. Not looked into are modules, functions, classes,
+iterators (they would be consumed) and sets (they have no order).
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import numbers
+import sys
+import types
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree
+
+_CLOSED = (
+    nn.Module, type, types.FunctionType, types.BuiltinFunctionType, types.MethodType, types.ModuleType,
+    types.GeneratorType, types.CodeType, set, frozenset, Iterator, bytes, bytearray, memoryview,
+    torch.dtype, torch.device, torch.Generator, torch.optim.Optimizer, torch.layout, torch.memory_format,
+)  # fmt: skip
+
+_MOST = 100_000
+"""Objects that are looked at, at most: what holds more is no output of a model."""
+
+
+@dataclass(frozen=True)
+class Content:
+    """A value that an object holds.
+
+    Attributes:
+        path: the way to it, as Python writes it: ``.logits[0]``; empty for the object itself.
+        value: a tensor, a number, a text, or an object that is not looked into.
+    """
+
+    path: str
+    value: Any
+
+    @property
+    def comparable(self) -> bool:
+        """Whether it is a tensor with values, or a number."""
+        if isinstance(self.value, torch.Tensor):
+            return not self.value.is_meta
+        return isinstance(self.value, numbers.Number)
+
+    @property
+    def kind(self) -> str:
+        """What it is, without its value: type and shape of a tensor, else the type's name."""
+        if isinstance(self.value, torch.Tensor):
+            shape = "[nested]" if self.value.is_nested else list(self.value.shape)
+            return f"{str(self.value.dtype).removeprefix('torch.')}{shape}"
+        return type(self.value).__name__
+
+
+def is_unseen(value: Any) -> bool:
+    """Whether a value among the contents of an output may hold tensors that are not looked at."""
+    return isinstance(value, (set, frozenset, Iterator))
+
+
+def contents(value: Any) -> Iterator[Content]:
+    """Everything that ``value`` holds, in an order that is the same for two objects of one structure."""
+    seen: dict[int, Any] = {}
+    pending = [("", value)]
+    while pending and len(seen) < _MOST:
+        path, current = pending.pop()
+        if _is_array(current):
+            yield Content(path, torch.as_tensor(current))
+            continue
+        parts = None if isinstance(current, (torch.Tensor, str, numbers.Number, *_CLOSED)) else _parts(current)
+        if parts is None:
+            yield Content(path, current)
+        elif id(current) not in seen:  # it may hold itself, and is looked into once
+            seen[id(current)] = current
+            pending += [(path + step, part) for step, part in reversed(parts)]
+
+
+def tensors_held(value: Any) -> list[torch.Tensor]:
+    """The tensors among the :func:`contents` of ``value``."""
+    return [content.value for content in contents(value) if isinstance(content.value, torch.Tensor)]
+
+
+def structure_of(value: Any) -> dict[str, str]:
+    """What lies where in ``value``, without the values."""
+    return {content.path: content.kind for content in contents(value)}
+
+
+def _is_array(value: Any) -> bool:
+    numpy = sys.modules.get("numpy")
+    return numpy is not None and isinstance(value, numpy.ndarray) and value.dtype.kind in "biufc"
+
+
+def _parts(value: Any) -> list[tuple[str, Any]] | None:
+    """What ``value`` holds, each with the step to it; None if it is not looked into."""
+    if value is None:
+        return None
+    names = getattr(type(value), "_fields", None)
+    if isinstance(value, tuple) and names is not None:
+        return [(f".{name}", item) for name, item in zip(names, value, strict=False)]
+    if isinstance(value, (list, tuple, collections.deque)):
+        return [(f"[{index}]", item) for index, item in enumerate(value)]
+    if isinstance(value, Mapping):
+        items = enumerate(dict.items(value) if isinstance(value, dict) else value.items())
+        return [(f"[{key!r}]" if isinstance(key, (str, int)) else f"[{i}]", item) for i, (key, item) in items]
+    node = _pytree.SUPPORTED_NODES.get(type(value))
+    if node is not None:
+        return [(f"[{index}]", item) for index, item in enumerate(node.flatten_fn(value)[0])]
+    attributes = _attributes(value)
+    return [(f".{name}", item) for name, item in attributes.items()] if attributes else None
+
+
+def _attributes(value: Any) -> dict[str, Any]:
+    """The attributes that an object has of its own, without asking the object."""
+    found: dict[str, Any] = {}
+    for cls in reversed(type(value).__mro__):
+        slots = cls.__dict__.get("__slots__", ())
+        for name in (slots,) if isinstance(slots, str) else slots:
+            private = name.startswith("__") and not name.endswith("__")
+            mangled = f"_{cls.__name__.lstrip('_')}{name}" if private else name
+            descriptor = cls.__dict__.get(mangled)
+            if isinstance(descriptor, types.MemberDescriptorType):
+                with contextlib.suppress(AttributeError):  # a slot that was never filled
+                    found[mangled] = descriptor.__get__(value, type(value))
+    with contextlib.suppress(AttributeError):
+        found.update(object.__getattribute__(value, "__dict__"))
+    return found
