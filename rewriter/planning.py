@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from rewriter.edit.classes import MethodEdit, adopted_source, class_name, original_class, source_of
-from rewriter.edit.edits import Edit, class_edits, edit_from_data, edit_to_data, find_module
+from rewriter.edit.edits import AddBehaviour, Edit, class_edits, edit_from_data, edit_to_data, find_module
 from rewriter.edit.operations import Adopt, edited_text
 from rewriter.errors import PlanError
 from rewriter.guideline import Advice, Contract, Site, Skipped
@@ -179,6 +179,9 @@ class Plan:
                 lines.append(f"      because {site.reason}")
                 if site.rate_at:
                     lines.append(f"      setting: {site.rate_at}")
+                own = _own_classes(site)
+                if own:
+                    lines.append(f"      class of its own: {own}")
             for paths, skip in group(skipped):
                 lines.append(f"  - {paths}: {skip.pattern} [{skip.reason}]")
                 lines.append(f"      {skip.detail}")
@@ -204,6 +207,13 @@ class Plan:
     def idle(self) -> tuple[str, ...]:
         """Passes that found nothing, not even a near miss."""
         return tuple(name for name, _ in self.passes if not any(self.findings(name)))
+
+
+def _own_classes(site: Site) -> str:
+    """The modules, named from the site, that get a class of their own without a change of source."""
+    paths = [edit.path for edit in site.edits if isinstance(edit, AddBehaviour)]
+    names = (path.rpartition(".")[2] if path == site.path else path.removeprefix(f"{site.path}.") for path in paths)
+    return ", ".join(path if name.isdigit() else name for path, name in zip(paths, names, strict=True))
 
 
 def fingerprint(model: nn.Module) -> str:

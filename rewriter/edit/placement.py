@@ -128,24 +128,29 @@ class Placement:
     ) -> list[Edit]:
         """Pass ``operand`` through a new layer where ``consumer`` reads it.
 
-        A module that is called once gets the layer as a child and ``behaviour``, which applies it to the input; for
-        anything else the method that issues the operation is edited.
+        The method that calls ``consumer`` is edited. Where it cannot be (a container of torch, a loop, no source), a
+        module that is called once gets the layer as a child and ``behaviour``, which applies it to the input. That
+        makes a class of its own for the module, and tools that ask for exactly ``nn.Conv2d`` (quantization-aware
+        training) then pass it over: so it comes last.
 
         Raises:
             Refused: neither is possible.
         """
-        if consumer.op == "call_module" and self.calls_of(str(consumer.target)) == 1:
+        try:
+            where = _direct(consumer)
+            self._refuse_repeated(where, consumer)
+            expression = self._expression(where)
+            if expression.owner.__module__.startswith("torch."):
+                raise Refused(Reason.IN_A_LOOP, f"{expression.owner.__qualname__} of torch calls it")
+            number = self._operand_number(where, expression, consumer, operand)
+            child = self.free_name(expression.path, name)
+            wrap = expression.edit(Wrap(expression.span, number, child))
+            return [AddModule(expression.path, child, layer, **add), wrap]
+        except Refused:
             path = str(consumer.target)
+            if consumer.op != "call_module" or self.calls_of(path) != 1:
+                raise
             return [AddModule(path, self.free_name(path, name), layer, **add), AddBehaviour(path, behaviour)]
-        where = _direct(consumer)
-        self._refuse_repeated(where, consumer)
-        expression = self._expression(where)
-        number = self._operand_number(where, expression, consumer, operand)
-        child = self.free_name(expression.path, name)
-        return [
-            AddModule(expression.path, child, layer, **add),
-            expression.edit(Wrap(expression.span, number, child)),
-        ]
 
     def wrap_argument(
         self, call: fx.Node, argument: fx.Node | None, name: str, layer: str, **options: Any
