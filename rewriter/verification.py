@@ -43,6 +43,7 @@ def observe(model: nn.Module, inputs: Inputs, *, training: bool = True) -> Obser
         with torch.no_grad():
             result = model(*inputs.args, **inputs.kwargs)
             outputs = [t.detach().clone() for t in tensors_in(result)]
+            torch.manual_seed(0)  # dropouts that stay on in evaluation mode draw the same again
             again = list(tensors_in(model(*inputs.args, **inputs.kwargs))) if _may_vary(outputs) else outputs
         structure, spread = _structure(result), _difference(outputs, again)
         del result

@@ -243,6 +243,16 @@ def test_a_dropout_whose_input_nobody_else_reads_is_moved(net: type[Net]) -> Non
     assert not torch.equal(first, second)
 
 
+def test_hooks_of_torch_read_nothing() -> None:
+    model = Discarded()
+    model.fc = nn.utils.spectral_norm(model.fc)
+    model.conv = nn.utils.weight_norm(model.conv)
+    assert rewriter.plan(model, "dropout", example_inputs=X).sites
+    block = PreActivation("shortcut")
+    block.conv2 = nn.utils.spectral_norm(block.conv2)
+    assert rewriter.plan(block, "dropout", example_inputs=X).sites
+
+
 def test_features_are_not_made_random_where_a_dropout_is_asked_for() -> None:
     model = Whole()
     model.drop = nn.Identity()

@@ -16,7 +16,6 @@ from rewriter.reasons import Reason, Refused
 from rewriter.tracing.kinds import Kind
 from rewriter.tracing.trace import Trace
 
-
 BECOMES_RANDOM = "become random in training"
 NO_LONGER_DROPPED = "no longer be dropped"
 

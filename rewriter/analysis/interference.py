@@ -146,8 +146,13 @@ class Interference:
         if not changed:
             return
         reached = changed | self._reachable(changed, stop=goals)
-        leading = set().union(*(flow.ancestors(goal, since=flow.in_order(changed)[0]) for goal in goals))
-        between = (reached & leading | changed) - goals
+        leading: set[fx.Node] = set()
+        pending = list(goals)
+        while pending:
+            earlier = reached.intersection(flow.graph.predecessors(pending.pop())) - leading
+            leading |= earlier
+            pending += earlier
+        between = (leading | changed) - goals
         for node in flow.in_order(between):
             value = f"the output of {name_of(node)}"
             for user in self._users(node):
@@ -185,8 +190,9 @@ class Interference:
                 yield f"a forward hook on {path or '(root)'} sees the output of {name_of(seen[0])}"
 
     def _is_of_the_user(self, hook: Any) -> bool:
-        """Whether nothing of what a hook does was recorded: hooks of the model's library took part, torch's do not read."""
-        return not is_of(hook, self._libraries | {"torch"})
+        """Whether nothing is known of what a hook does: torch's own do not read, those of the library took part."""
+        torchs_own = type(hook).__module__.partition(".")[0] == "torch"  # an object, as for weight normalisation
+        return not torchs_own and not is_of(hook, self._libraries | {"torch"})
 
     @cached_property
     def _libraries(self) -> frozenset[str | None]:
