@@ -60,6 +60,7 @@ class Reason(enum.StrEnum):
 TECHNICAL = frozenset(
     {
         Reason.IN_PLACE,
+        Reason.WRITTEN_IN_PLACE,
         Reason.IN_A_LOOP,
         Reason.SHARED_MODULE,
         Reason.HELPER_FUNCTION,

@@ -252,3 +252,15 @@ def test_other_places_of_a_model_that_is_random_in_evaluation_mode_are_rewritten
     rewritten = rewriter.rewrite(model, "dropout", example_inputs=X)
     assert [site.path for site in rewriter.report(rewritten).applied] == ["0"]
     assert torch.equal(eval_output(rewritten), before)
+
+
+def test_a_dropout_that_the_model_keeps_off_in_training_stays_off() -> None:
+    class Frozen(PooledHead):
+        def train(self, mode: bool = True) -> nn.Module:
+            super().train(mode)
+            self.drop.eval()
+            return self
+
+    rewritten = rewriter.rewrite(Frozen(nn.Dropout(0.5)), "dropout", example_inputs=X).train()
+    assert torch.equal(rewritten(X), rewritten(X))
+    assert reasons(rewriter.plan(Frozen(nn.Dropout(0.5)), "dropout", example_inputs=X)) == {Reason.FROZEN}

@@ -22,12 +22,14 @@ X = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 class Net(nn.Module):
     """A pooled head; subclasses say in ``head`` who reads the pooled features ``f`` of the map ``x``."""
 
+    rate = 0.5
+
     def __init__(self) -> None:
         super().__init__()
         self.conv, self.pool = nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1)
         self.drop, self.drop2 = nn.Dropout(0.5), nn.Dropout(0.4)
         self.fc, self.fc2 = nn.Linear(8, 4), nn.Linear(8, 4)
-        self.rate, self.memory, self.state = 0.5, [], SimpleNamespace()
+        self.memory, self.state = [], SimpleNamespace()
         self.register_buffer("center", torch.zeros(8))
 
     def forward(self, x: torch.Tensor) -> Any:
@@ -144,6 +146,21 @@ class Hooked(Net):
         return self.pool.last
 
 
+class HookedBefore(Net):
+    """The hook is before the classifier: a pre-hook on the sequence that begins with the dropout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.classifier = nn.Sequential(self.drop, self.fc)
+        self.classifier.register_forward_pre_hook(lambda module, args: setattr(module, "last", args[0]))
+
+    def head(self, x: torch.Tensor, f: torch.Tensor) -> Any:
+        return self.classifier(f)
+
+    def features(self, result: Any) -> torch.Tensor:
+        return self.classifier.last
+
+
 def seen(model: Net) -> tuple[torch.Tensor, torch.Tensor]:
     """What the other reader sees in two training forwards."""
     model = copy.deepcopy(model).train()
@@ -158,7 +175,7 @@ def reasons(plan: rewriter.Plan) -> set[str]:
 
 READ_ELSEWHERE = [
     Whole, ByName, Functional, InAttribute, InList, InObject, InGlobal, InBuffer, InRowsOfBuffer, SecondHead, Shortcut,
-    Hooked,
+    Hooked, HookedBefore,
 ]  # fmt: skip
 
 
@@ -175,7 +192,7 @@ def test_features_that_others_read_do_not_become_random(net: type[Net]) -> None:
 @pytest.mark.parametrize("net", [net for net in READ_ELSEWHERE if net is not SecondHead])
 def test_features_that_others_read_are_not_pooled_at_random(net: type[Net]) -> None:
     model = net()
-    model.drop, model.rate = nn.Identity(), 0.0
+    model.drop.p = model.rate = 0.0
     rewritten = rewriter.rewrite(model, [StochasticPooling()], example_inputs=X)
     assert torch.equal(*seen(rewritten))
     assert Reason.OTHER_READERS in reasons(rewriter.plan(model, [StochasticPooling()], example_inputs=X))

@@ -40,12 +40,11 @@ class _Rule:
                     path_of(node),
                 )
         dropouts = [node for node in claimed if not self.drops.on_attention(node)]
-        staying_on = [node for node in dropouts if self.drops.stays_on(node)]
-        for node in staying_on:
-            yield self.drops.left_on(node, self.pattern)
+        left = self.drops.left_as_it_is(dropouts, self.pattern)
+        yield from left
         refusal = self._no_compliant_place()
         weight = self.branch.end.weight
-        if staying_on and refusal is None:
+        if left and refusal is None:
             return
         if refusal is not None or weight is None:
             yield refusal or self._skipped(Reason.NO_SINGLE_LAST_WEIGHT, "paths merge after the last weight")

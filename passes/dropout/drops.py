@@ -83,14 +83,17 @@ class Drops:
             node = sources[0]
         return node.meta["kind"] is Kind.SOFTMAX
 
-    def stays_on(self, node: fx.Node) -> bool:
-        """Whether it drops in evaluation mode too: to move it would change what the model computes there."""
-        return node in self._always_on
-
-    def left_on(self, node: fx.Node, pattern: str) -> Skipped:
-        """The finding for a dropout that :meth:`stays_on`."""
-        detail = f"{name_of(node)} drops in evaluation mode too; moved, it would change the output there"
-        return Skipped(self.name, path_of(node), pattern, Reason.ALWAYS_ON, detail)
+    def left_as_it_is(self, nodes: list[fx.Node], pattern: str) -> list[Skipped]:
+        """Findings for those of a place's dropouts that do not follow the mode; such a place is left alone."""
+        found = []
+        for node in nodes:
+            if node in self._always_on:
+                detail = f"{name_of(node)} drops in evaluation mode too; moved, it would change the output there"
+                found.append(Skipped(self.name, path_of(node), pattern, Reason.ALWAYS_ON, detail))
+            elif not node.meta["active"]:
+                detail = f"{name_of(node)} is kept from dropping in training mode"
+                found.append(Skipped(self.name, path_of(node), pattern, Reason.FROZEN, detail))
+        return found
 
     def kind_of(self, node: fx.Node) -> str:
         """In brackets, what it drops if not single elements; else nothing."""

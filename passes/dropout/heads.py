@@ -41,10 +41,8 @@ def _one_head(drops: Drops, head: Head, in_branches: set[fx.Node], p: float | No
         detail = f"{name_of(head.classifier)} lies between the pooling and the dropout" if head.classifier else ""
         yield Skipped(drops.name, path_of(node), PATTERN, Reason.WEIGHT_BETWEEN, detail)
     before, after = drops.claim(set(head.before)), drops.claim(set(head.after) - in_branches)
-    staying_on = [node for node in (*before, *after) if drops.stays_on(node)]
-    for node in staying_on:
-        yield drops.left_on(node, PATTERN)
-    if staying_on:
+    if left := drops.left_as_it_is([*before, *after], PATTERN):
+        yield from left
         return
     try:
         if after:

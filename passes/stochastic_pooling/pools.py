@@ -86,8 +86,9 @@ class _Rule:
                 return self._skipped(pooling, *why_not)
         first = calls[0]
         try:
-            if weights := self.weights.get(first.node):  # else what it gives is what the model is for
-                self.interference.refuse_other_readers([first.node], weights, "become random in training")
+            for pooling in calls:
+                if weights := self.weights.get(pooling.node):  # else what it gives is what the model is for
+                    self.interference.refuse_other_readers([pooling.node], weights, "become random in training")
             edits = self._edits(first, len(calls))
         except Refused as refused:
             return self._skipped(first, refused.reason, refused.detail)

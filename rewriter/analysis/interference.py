@@ -160,7 +160,7 @@ class Interference:
                     yield f"{self._described(user)} {value}"
             if node in self._recording.kept:
                 attribute = self._recording.kept[node]
-                where = f"in attribute {attribute!r}" if attribute else "outside the forward"
+                where = f"in attribute {attribute!r}" if attribute else "after the forward"
                 yield f"the model keeps {value} {where}"
         yield from self._hooks_that_see(between, goals)
 
@@ -174,20 +174,28 @@ class Interference:
         return "the model returns" if reader is self._flow.output else f"{name_of(reader)} reads"
 
     def _hooks_that_see(self, between: set[fx.Node], goals: set[fx.Node]) -> Iterator[str]:
-        for node in self._flow.in_order(between | goals):
-            if node.op == "call_module":
-                received = [source for source in node.all_input_nodes if source in between] if node not in goals else []
-                yield from self._hooks_of(str(node.target), received, [node] if node in between else [])
-        for call in self._recording.calls:
-            received = [node for node in call.arguments if node in between]
-            yield from self._hooks_of(call.path, received, [node for node in call.outputs if node in between])
+        """The user's hooks on modules on the way, which are given a value that changes; not those on a goal."""
+        for path, given in self._hooked_calls:
+            seen = between.intersection(given)
+            if seen and not any(goal.target == path for goal in goals):
+                yield f"a forward hook on {path or '(root)'} sees the output of {name_of(self._flow.in_order(seen)[0])}"
 
-    def _hooks_of(self, path: str, received: Sequence[Any], returned: Sequence[fx.Node]) -> Iterator[str]:
-        """The user's hooks on one module that see a value on the way."""
-        module = self._model.get_submodule(path)
-        for hooks, seen in ((module._forward_pre_hooks, received), (module._forward_hooks, returned)):
-            if seen and any(self._is_of_the_user(hook) for hook in hooks.values()):
-                yield f"a forward hook on {path or '(root)'} sees the output of {name_of(seen[0])}"
+    @cached_property
+    def _hooked_calls(self) -> list[tuple[str, set[fx.Node | None]]]:
+        """Of every call of a module with forward hooks of the user, its path and the tensors that they are given."""
+        calls = [(call.path, call.arguments, call.outputs) for call in self._recording.calls]
+        calls += [(str(n.target), tuple(n.all_input_nodes), [n]) for n in self._nodes if n.op == "call_module"]
+        found = []
+        for path, received, returned in calls:
+            module = self._model.get_submodule(path)
+            given: set[fx.Node | None] = set()
+            if any(map(self._is_of_the_user, module._forward_pre_hooks.values())):
+                given.update(received)
+            if any(map(self._is_of_the_user, module._forward_hooks.values())):
+                given.update(received, returned)
+            if given:
+                found.append((path, given))
+        return found
 
     def _is_of_the_user(self, hook: Any) -> bool:
         """Whether nothing is known of what a hook does: torch's own do not read, those of the library took part."""
@@ -243,6 +251,8 @@ class Interference:
                     return writer, "which is the model's input" if node.op == "placeholder" else "which is an attribute"
                 if node in self._recording.kept:
                     return writer, "which the model keeps"
+                if any(node in given for _, given in self._hooked_calls):
+                    return writer, "which a forward hook sees"
                 if saved_tensors.forbids_writes(node, self._model):
                     return writer, "which its gradient needs as it was"
                 for reader in node.users:
