@@ -50,7 +50,7 @@ class Interference:
         Args:
             changed: operations whose result changes first; with it, all that is computed from it.
             goals: operations that the change is made for, or behind which nothing changes.
-            effect: what would happen to the value, to end the sentence "…, and would".
+            effect: what would happen to the value, to end the sentence "…, which would".
 
         Raises:
             Refused: such a value is returned, kept in an attribute, seen by a hook of the user, or read by an operation
@@ -58,7 +58,7 @@ class Interference:
         """
         found = next(self._other_readers(set(changed), set(goals)), None)
         if found is not None:
-            raise Refused(Reason.OTHER_READERS, f"{found}, and would {effect}")
+            raise Refused(Reason.OTHER_READERS, f"{found}, which would {effect}")
 
     def refuse_parallel(self, nodes: Sequence[fx.Node], weights: Sequence[fx.Node] = ()) -> None:
         """Refuse to make one of several ``nodes``, in the order they ran, unless they act one after the other.
@@ -154,14 +154,13 @@ class Interference:
             pending += earlier
         between = (leading | changed) - goals
         for node in flow.in_order(between):
-            value = f"the output of {name_of(node)}"
             for user in self._users(node):
                 if user in self._observed and user not in between and user not in goals:
-                    yield f"{self._described(user)} {value}"
-            if node in self._recording.kept:
-                attribute = self._recording.kept[node]
-                where = f"in attribute {attribute!r}" if attribute else "after the forward"
-                yield f"the model keeps {value} {where}"
+                    yield f"{self._described(user)} the output of {name_of(node)}"
+        for node in flow.in_order(between.intersection(self._recording.kept)):
+            attribute = self._recording.kept[node]
+            where = f"in attribute {attribute!r}" if attribute else "after the forward"
+            yield f"the model keeps the output of {name_of(node)} {where}"
         yield from self._hooks_that_see(between, goals)
 
     def _described(self, reader: fx.Node) -> str:
