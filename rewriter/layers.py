@@ -67,6 +67,11 @@ def register_layer(name: str) -> Callable[[Layer], Layer]:
     return register
 
 
+def is_layer(cls: type) -> bool:
+    """Whether a pass registered this class, itself and not a base of it."""
+    return cls in _LAYERS.values()
+
+
 def layer_class(name: str) -> type[nn.Module]:
     """The layer registered as ``name``.
 

@@ -38,6 +38,11 @@ class Reason(enum.StrEnum):
     OWN_FORWARD = "own-forward"
     SUMMED = "summed"
     KERNEL_SHAPE = "kernel-shape"
+    OTHER_READERS = "other-readers"
+    WRITTEN_IN_PLACE = "written-in-place"
+    PARALLEL_DROPOUTS = "parallel-dropouts"
+    DROPOUT_KIND = "dropout-kind"
+    ALWAYS_ON = "always-on"
     SMALL_MAP = "small-map"
     FUNCTIONAL = "functional"
     FIXED_PADDING = "fixed-padding"
@@ -57,6 +62,7 @@ class Reason(enum.StrEnum):
 TECHNICAL = frozenset(
     {
         Reason.IN_PLACE,
+        Reason.WRITTEN_IN_PLACE,
         Reason.IN_A_LOOP,
         Reason.SHARED_MODULE,
         Reason.HELPER_FUNCTION,

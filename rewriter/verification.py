@@ -47,6 +47,7 @@ def observe(model: nn.Module, inputs: Inputs, *, training: bool = True) -> Obser
             outputs = [_kept(content) for content in contents(model(*inputs.args, **inputs.kwargs))]
             spread = 0.0
             if _may_vary(outputs):
+                seed_everything(0)  # dropouts that stay on in evaluation mode draw the same again
                 again = list(contents(model(*inputs.args, **inputs.kwargs)))
                 spread = largest_difference(outputs, again)[0] if _structure(outputs) == _structure(again) else math.inf
         with_gradient, train_error = _train(model, inputs) if training else (frozenset[str](), "")

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from torch import fx
 
-from passes.dropout.drops import Drops
+from passes.dropout.drops import BECOMES_RANDOM, NO_LONGER_DROPPED, Drops
 from rewriter.analysis.naming import name_of, path_of
 from rewriter.analysis.residual import Branch, find_branches
 from rewriter.edit.edits import Edit
@@ -40,8 +40,12 @@ class _Rule:
                     path_of(node),
                 )
         dropouts = [node for node in claimed if not self.drops.on_attention(node)]
+        left = self.drops.left_as_it_is(dropouts, self.pattern)
+        yield from left
         refusal = self._no_compliant_place()
         weight = self.branch.end.weight
+        if left and refusal is None:
+            return
         if refusal is not None or weight is None:
             yield refusal or self._skipped(Reason.NO_SINGLE_LAST_WEIGHT, "paths merge after the last weight")
             return
@@ -77,6 +81,7 @@ class _Rule:
                 return self._skipped(
                     Reason.NOTHING_TO_MOVE, f"compliant place before {name_of(weight)}; give p= to use it"
                 )
+            drops.interference.refuse_other_readers([weight], self._joins(), BECOMES_RANDOM)
             edits = drops.insert(self.p, weight, operand)
             return self._site(f"insert dropout before {name_of(weight)}", reason, edits, drops.inserted_rate_at(edits))
         at_place = next((node for node in dropouts if drops.feeds_directly(node, operand)), None)
@@ -84,14 +89,46 @@ class _Rule:
         others = [node for node in dropouts if node is not kept]
         switched_on = drops.switch_on(kept, self.p)
         if kept is at_place and not others and not switched_on:
-            return self._skipped(Reason.ALREADY_DONE, f"{name_of(kept)} is directly before {name_of(weight)}")
+            detail = f"{name_of(kept)}{drops.kind_of(kept)} is directly before {name_of(weight)}"
+            return self._skipped(Reason.ALREADY_DONE, detail)
+        self._refuse_interference(dropouts, kept, kept is not at_place, weight)
         edits = [*switched_on, *([] if kept is at_place else drops.move(kept, weight, operand))]
         for node in others:
             edits += drops.remove(node)
-        action = f"keep {name_of(kept)}" if kept is at_place else f"move {name_of(kept)} before {name_of(weight)}"
+        action = (
+            f"keep {name_of(kept)}{drops.kind_of(kept)}"
+            if kept is at_place
+            else f"move {name_of(kept)} before {name_of(weight)}"
+        )
         action += f" and set its rate to {self.p:g}" if switched_on else ""
         action += f", remove {', '.join(map(name_of, others))}" if others else ""
         return self._site(action, reason, edits, drops.rate_at(kept, self.p))
+
+    def _refuse_interference(self, dropouts: list[fx.Node], kept: fx.Node, moved: bool, weight: fx.Node) -> None:
+        """Refuse where the change would reach others than the reader of the branch.
+
+        Raises:
+            Refused: dropouts act on parallel paths or are of different kinds; somebody reads a value that changes, or
+                writes to the result of a dropout that goes.
+        """
+        others = self.drops.interference
+        removed = [node for node in dropouts if node is not kept]
+        gone = dropouts if moved else removed
+        others.refuse_parallel(dropouts)
+        self.drops.refuse_other_kinds(kept, moved, removed)
+        if moved and self.drops.flow.is_ancestor(kept, weight):
+            others.refuse_detour(kept, self.branch.fork, weight)
+            others.refuse_other_readers([kept], [weight], NO_LONGER_DROPPED)
+        elif moved:
+            others.refuse_other_readers([weight], [kept], BECOMES_RANDOM)
+        others.refuse_other_readers(gone, self._joins(), NO_LONGER_DROPPED)
+        others.refuse_writes(gone)
+
+    def _joins(self) -> list[fx.Node]:
+        """Where the branch is read: of a dense layer by all concatenations that follow."""
+        if self.branch.form == "residual":
+            return [self.branch.join]
+        return list(self.drops.flow.nodes(Kind.CONCAT))
 
     def _site(self, action: str, reason: str, edits: list[Edit], rate_at: str) -> Site:
         return Site(self.drops.name, self.path, self.pattern, action, reason, tuple(edits), rate_at)

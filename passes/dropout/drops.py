@@ -5,14 +5,19 @@ from __future__ import annotations
 from torch import fx, nn
 
 from passes.dropout.layers import Bypassed
-from rewriter.analysis.dropouts import drop_rate
-from rewriter.analysis.naming import path_of
+from rewriter.analysis.dropouts import Mask, always_on, drop_rate, mask_of
+from rewriter.analysis.interference import interference
+from rewriter.analysis.naming import name_of, path_of
 from rewriter.analysis.residual import PASS_THROUGH
 from rewriter.edit.edits import AddBehaviour, AddModule, Edit, SetAttribute
 from rewriter.edit.placement import placement
+from rewriter.guideline import Skipped
 from rewriter.reasons import Reason, Refused
 from rewriter.tracing.kinds import Kind
 from rewriter.tracing.trace import Trace
+
+BECOMES_RANDOM = "become random in training"
+NO_LONGER_DROPPED = "no longer be dropped"
 
 
 class Drops:
@@ -24,6 +29,8 @@ class Drops:
         self.model = trace.model
         self.flow = trace.train.dataflow
         self.place = placement(self.flow, trace)
+        self.interference = interference(self.flow, trace)
+        self._always_on = always_on(self.flow, trace)
         self._nodes = list(self.flow.nodes(Kind.DROPOUT))
         self._claimed: set[fx.Node] = set()
 
@@ -76,6 +83,40 @@ class Drops:
             node = sources[0]
         return node.meta["kind"] is Kind.SOFTMAX
 
+    def left_as_it_is(self, nodes: list[fx.Node], pattern: str) -> list[Skipped]:
+        """Findings for those of a place's dropouts that do not follow the mode; such a place is left alone."""
+        found = []
+        for node in nodes:
+            if node in self._always_on:
+                detail = f"{name_of(node)} drops in evaluation mode too; moved, it would change the output there"
+                found.append(Skipped(self.name, path_of(node), pattern, Reason.ALWAYS_ON, detail))
+            elif not node.meta["active"]:
+                detail = f"{name_of(node)} is kept from dropping in training mode"
+                found.append(Skipped(self.name, path_of(node), pattern, Reason.FROZEN, detail))
+        return found
+
+    def kind_of(self, node: fx.Node) -> str:
+        """In brackets, what it drops if not single elements; else nothing."""
+        mask = mask_of(node, self.model)
+        return "" if mask is Mask.ELEMENTS else f" ({mask})"
+
+    def refuse_other_kinds(self, kept: fx.Node, moved: bool, removed: list[fx.Node]) -> None:
+        """Refuse to exchange dropouts of different kinds: only element-wise ones are moved.
+
+        Raises:
+            Refused: ``kept`` is to be moved and is not element-wise, or one of the ``removed`` is of another kind.
+        """
+        mask = mask_of(kept, self.model)
+        if moved and mask is not Mask.ELEMENTS:
+            raise Refused(Reason.DROPOUT_KIND, f"{name_of(kept)} {mask}; only element-wise dropout is moved")
+        for node in removed:
+            other = mask_of(node, self.model)
+            if other is not mask or mask is Mask.OWN:
+                raise Refused(
+                    Reason.DROPOUT_KIND,
+                    f"{name_of(kept)} {mask} and {name_of(node)} {other}: one does not stand for the other",
+                )
+
     def feeds_directly(self, node: fx.Node, operand: fx.Node) -> bool:
         """Whether ``operand`` is the output of dropout ``node``, or only a view of it."""
         while operand is not node and operand.meta["kind"] in PASS_THROUGH:
@@ -88,9 +129,9 @@ class Drops:
     def move(self, node: fx.Node, consumer: fx.Node, operand: fx.Node) -> list[Edit]:
         """Edits that make ``node`` act on ``operand`` where ``consumer`` reads it.
 
-        Within one method the call itself is moved. Otherwise, and if it drops whole channels or works in place, the
-        module stays as the holder of its rate, does nothing, and an element-wise dropout that reads that rate is put
-        before the consumer.
+        Within one method the call itself is moved. Otherwise, and if it is channel dropout by class or works in place,
+        the module stays as the holder of its rate, does nothing, and an element-wise dropout that reads that rate is
+        put before the consumer.
 
         Raises:
             Refused: neither is possible.
@@ -101,7 +142,7 @@ class Drops:
             if in_place:
                 raise Refused(Reason.IN_PLACE, "it works in place; the tensor before the new place has other readers")
             if not self._element_wise(node):
-                raise Refused(Reason.NOT_MOVABLE, "it drops whole channels, which gains nothing before a pooling")
+                raise Refused(Reason.DROPOUT_KIND, "where a channel has several elements it drops whole channels")
             return self.place.move_before(node, consumer, operand)
         except Refused as refused:
             if module is None or refused.reason is Reason.SHARED_MODULE:

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 
 from torch import fx
 
-from passes.dropout.drops import Drops
+from passes.dropout.drops import BECOMES_RANDOM, NO_LONGER_DROPPED, Drops
 from rewriter.analysis.heads import Head, find_heads, missing_heads, noise_claim
 from rewriter.analysis.naming import name_of, path_of
+from rewriter.analysis.residual import Branch, find_branches
 from rewriter.guideline import Site, Skipped
 from rewriter.reasons import Reason, Refused
 
@@ -19,19 +20,30 @@ WHY = "the pooling averages the noise of a mask on the feature map; a mask on po
 def find_in_heads(drops: Drops, p: float | None) -> Iterator[Site | Skipped]:
     """A site or a reason for every pooled head, and for a dropout before a classifier without one."""
     heads = find_heads(drops.flow)
+    branches = find_branches(drops.flow, drops.model)
     for head in heads:
-        yield from _one_head(drops, head, p)
+        behind = {head.pool, *head.after, *head.weights, *head.later}
+        blocks = [branch for branch in branches if branch.fork in behind and not branch.has_projection]
+        yield from _one_head(drops, head, _nodes(blocks), p)
     if not heads:
-        yield from _without_average_pooling(drops)
+        yield from _without_average_pooling(drops, _nodes(branches))
 
 
-def _one_head(drops: Drops, head: Head, p: float | None) -> Iterator[Site | Skipped]:
+def _nodes(branches: list[Branch]) -> set[fx.Node]:
+    return {node for branch in branches for node in branch.nodes}
+
+
+def _one_head(drops: Drops, head: Head, in_branches: set[fx.Node], p: float | None) -> Iterator[Site | Skipped]:
+    """The finding for one head; dropouts ``in_branches`` behind its pooling are left to the rule for branches."""
     path = head.pool.meta["owner"].path
-    later = drops.claim(set(head.later))
+    later = drops.claim(set(head.later) - in_branches)
     for node in later:
         detail = f"{name_of(head.classifier)} lies between the pooling and the dropout" if head.classifier else ""
         yield Skipped(drops.name, path_of(node), PATTERN, Reason.WEIGHT_BETWEEN, detail)
-    before, after = drops.claim(set(head.before)), drops.claim(set(head.after))
+    before, after = drops.claim(set(head.before)), drops.claim(set(head.after) - in_branches)
+    if left := drops.left_as_it_is([*before, *after], PATTERN):
+        yield from left
+        return
     try:
         if after:
             yield _clear_after_pooling(drops, head, before, after, p)
@@ -54,6 +66,13 @@ def _clear_after_pooling(
     """Move one dropout before the pooling, unless there is one, and remove the others."""
     kept = before[-1] if before else max(after, key=drops.rate)
     removed = [node for node in after if node is not kept]
+    drops.interference.refuse_parallel([*before, *after], head.weights)
+    drops.refuse_other_kinds(kept, not before, removed)
+    if not before:
+        drops.interference.refuse_other_readers([head.pool], after, BECOMES_RANDOM)
+    if head.weights:
+        drops.interference.refuse_other_readers(after, head.weights, NO_LONGER_DROPPED)
+    drops.interference.refuse_writes(after)
     edits = [*drops.switch_on(kept, p), *([] if before else drops.move(kept, head.pool, head.source))]
     actions = [] if before else [f"move {name_of(kept)} before {_where(head)}"]
     if drops.switch_on(kept, p):
@@ -81,11 +100,13 @@ def _already_before_pooling(drops: Drops, head: Head, node: fx.Node, p: float | 
         return Site(
             drops.name, path, PATTERN, action, WHY, tuple(edits), drops.rate_at(node, p), _claim(drops, head, node, p)
         )
-    return Skipped(drops.name, path, PATTERN, Reason.ALREADY_DONE, f"{name_of(node)} is before {_where(head)}")
+    detail = f"{name_of(node)}{drops.kind_of(node)} is before {_where(head)}"
+    return Skipped(drops.name, path, PATTERN, Reason.ALREADY_DONE, detail)
 
 
 def _insert(drops: Drops, head: Head, p: float) -> Site:
     path, action = head.pool.meta["owner"].path, f"insert dropout before {_where(head)}"
+    drops.interference.refuse_other_readers([head.pool], head.weights, BECOMES_RANDOM)
     edits = drops.insert(p, head.pool, head.source)
     return Site(
         drops.name, path, PATTERN, action, WHY, tuple(edits), drops.inserted_rate_at(edits), noise_claim(head.pool)
@@ -102,8 +123,8 @@ def _where(head: Head) -> str:
     return str(head.pool.target) if head.pool.op == "call_module" else name_of(head.pool)
 
 
-def _without_average_pooling(drops: Drops) -> Iterator[Skipped]:
-    """Why a dropout in front of the outputs has no pooling to go before."""
+def _without_average_pooling(drops: Drops, in_branches: set[fx.Node]) -> Iterator[Skipped]:
+    """Why a dropout in front of the outputs, and in no branch, has no pooling to go before."""
     for passed, reason, detail in missing_heads(drops.flow):
-        for dropout in drops.claim(set(passed)):
+        for dropout in drops.claim(set(passed) - in_branches):
             yield Skipped(drops.name, path_of(dropout), PATTERN, reason, detail)

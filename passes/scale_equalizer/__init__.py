@@ -29,6 +29,7 @@ from torch import fx
 
 from passes.scale_equalizer.layers import Equalizer
 from rewriter.analysis.fusions import Fusion, find_fusions
+from rewriter.analysis.interference import interference
 from rewriter.analysis.naming import name_of
 from rewriter.edit.edits import AddModule, Edit
 from rewriter.edit.placement import Placement, placement
@@ -69,6 +70,8 @@ class ScaleEqualizer(Pass):
             why_not = self._why_not(fusion, trace)
             try:
                 if why_not is None:
+                    others = interference(flow, trace)
+                    others.refuse_other_readers([fusion.join], fusion.weights, "change once the constants are measured")
                     edits = _edits(fusion, place)
                     yield Site(
                         self.name, path, pattern, _action(fusion), _reason(fusion), tuple(edits), _constants(edits)

@@ -10,6 +10,7 @@ from passes.stochastic_pooling.layers import Sampling
 from passes.stochastic_pooling.sampling import kept_count
 from rewriter.analysis.dropouts import drop_rate
 from rewriter.analysis.heads import find_heads, missing_heads, noise_claim
+from rewriter.analysis.interference import interference
 from rewriter.analysis.naming import name_of, path_of
 from rewriter.analysis.pooling import Pooling, Role, find_poolings
 from rewriter.analysis.residual import PASS_THROUGH
@@ -67,9 +68,12 @@ class _Rule:
         self.model, self.flow = trace.model, trace.train.dataflow
         self.place = placement(self.flow, trace)
         self.wanted = {Role.HEAD, Role.PYRAMID, Role.LOCAL} | ({Role.SQUEEZE} if squeeze else set())
+        self.interference = interference(self.flow, trace)
+        heads = find_heads(self.flow)
+        self.weights = {head.pool: head.weights for head in heads}
         self.dropouts = {
             head.pool: node
-            for head in find_heads(self.flow)
+            for head in heads
             for node in (*head.before, *head.after)
             if node.meta["kind"] is Kind.DROPOUT and drop_rate(node, trace.model) > 0
         }
@@ -82,6 +86,9 @@ class _Rule:
                 return self._skipped(pooling, *why_not)
         first = calls[0]
         try:
+            for pooling in calls:
+                if weights := self.weights.get(pooling.node):  # else what it gives is what the model is for
+                    self.interference.refuse_other_readers([pooling.node], weights, "become random in training")
             edits = self._edits(first, len(calls))
         except Refused as refused:
             return self._skipped(first, refused.reason, refused.detail)

@@ -1,10 +1,27 @@
-"""Dropouts of a recording, as passes other than the one that places them need to know them."""
+"""Dropouts of a recording: their rates, what they drop, and whether they stay on in evaluation mode."""
 
 from __future__ import annotations
+
+import enum
+import math
+from typing import Any
 
 from torch import fx, nn
 
 from rewriter.analysis.arguments import argument
+from rewriter.analysis.dataflow import Dataflow, once
+from rewriter.layers import is_layer
+from rewriter.tracing.kinds import Kind, forward_owner, function_name, has_own_forward
+from rewriter.tracing.trace import Trace
+
+
+class Mask(enum.StrEnum):
+    """What a dropout drops; two of different masks do not stand for each other."""
+
+    ELEMENTS = "drops single elements"
+    CHANNELS = "drops whole channels"
+    ALPHA = "sets elements to a negative constant and rescales (alpha dropout)"
+    OWN = "has a forward of its own"
 
 
 def drop_rate(node: fx.Node, model: nn.Module) -> float:
@@ -13,3 +30,58 @@ def drop_rate(node: fx.Node, model: nn.Module) -> float:
         return float(model.get_submodule(str(node.target)).p)  # type: ignore[arg-type]
     rate = argument(node, "p", 1, 0.5)
     return float(rate) if isinstance(rate, (int, float)) else 0.5
+
+
+def mask_of(node: fx.Node, model: nn.Module) -> Mask:
+    """What a dropout drops of the tensor that it was given.
+
+    Channel dropout drops single elements where a channel has one element, as behind a global pooling ``(N, C, 1, 1)``.
+    """
+    if node.op == "call_module":
+        module = model.get_submodule(str(node.target))
+        if has_own_forward(module) and ("forward" in module.__dict__ or not is_layer(forward_owner(module))):
+            return Mask.OWN
+        name = next(name for cls, name in _FUNCTION_OF.items() if isinstance(module, cls))
+    else:
+        name = function_name(node.target)  # type: ignore[arg-type]
+    if name == "dropout":
+        return Mask.ELEMENTS
+    if "alpha" in name:
+        return Mask.ALPHA
+    return Mask.ELEMENTS if _one_element_a_channel(name, node.all_input_nodes[0].meta["shape"]) else Mask.CHANNELS
+
+
+@once
+def always_on(flow: Dataflow, trace: Trace) -> set[fx.Node]:
+    """Dropouts of the training run ``flow`` that drop in evaluation mode too, such as for Monte Carlo dropout."""
+    acting = {
+        _place(node) for node in trace.eval.graph.nodes if node.meta["kind"] is Kind.DROPOUT and node.meta["active"]
+    }
+    return {node for node in flow.nodes(Kind.DROPOUT) if _place(node) in acting}
+
+
+_FUNCTION_OF: dict[type[nn.Module], str] = {
+    nn.FeatureAlphaDropout: "feature_alpha_dropout",
+    nn.AlphaDropout: "alpha_dropout",
+    nn.Dropout1d: "dropout1d",
+    nn.Dropout2d: "dropout2d",
+    nn.Dropout3d: "dropout3d",
+    nn.Module: "dropout",
+}
+
+
+def _one_element_a_channel(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether each channel of a tensor of this shape has one element, as the dropout ``name`` divides it.
+
+    One dimension less than it expects is taken by 1d and 3d dropout for a batch that is missing, not by 2d.
+    """
+    batched = {"dropout1d": 3, "dropout3d": 5}.get(name)
+    channel = 0 if batched is not None and len(shape) < batched else 1
+    return math.prod(shape[channel + 1 :]) == 1
+
+
+def _place(node: fx.Node) -> Any:
+    """The same for two recordings of one dropout."""
+    if node.op == "call_module":
+        return node.target
+    return node.meta["call"].path, tuple((frame.code, frame.instruction) for frame in node.meta["frames"])

@@ -20,9 +20,9 @@ class Head:
     Attributes:
         pool: the global average pooling; ``source`` what it pools.
         before: operations between the last weight or join before the pooling and the pooling.
-        after: operations after it up to the first weight.
-        later: operations after that weight.
-        classifier: that first weight; None for a model without a classifier.
+        after: operations after it that no weight lies in front of; ``weights`` the first weights behind it.
+        later: operations after one of these weights.
+        classifier: the first of the weights; None for a model without a classifier.
     """
 
     pool: fx.Node
@@ -30,7 +30,11 @@ class Head:
     before: list[fx.Node]
     after: list[fx.Node]
     later: list[fx.Node]
-    classifier: fx.Node | None
+    weights: list[fx.Node]
+
+    @property
+    def classifier(self) -> fx.Node | None:
+        return self.weights[0] if self.weights else None
 
 
 @once
@@ -106,14 +110,9 @@ def _head(flow: Dataflow, pool: fx.Node) -> Head:
     while not has_weight(node, flow) and len(flow.sources(node)) == 1:
         before.append(node)
         node = flow.sources(node)[0]
-    after = flow.reachable(pool, stop=lambda n: has_weight(n, flow))
-    weights = [n for n in flow.in_order(after) if has_weight(n, flow)]
-    later = flow.reachable(pool) - after
-    return Head(
-        pool,
-        source,
-        before,
-        [n for n in flow.in_order(after) if not has_weight(n, flow)],
-        flow.in_order(later),
-        weights[0] if weights else None,
-    )
+    reached = flow.reachable(pool, stop=lambda n: has_weight(n, flow))
+    weights = [n for n in flow.in_order(reached) if has_weight(n, flow)]
+    behind_weights = set[fx.Node]().union(*(flow.reachable(weight) for weight in weights))
+    after = reached - behind_weights - set(weights)
+    later = flow.reachable(pool) - after - set(weights)
+    return Head(pool, source, before, flow.in_order(after), flow.in_order(later), weights)

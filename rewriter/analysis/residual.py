@@ -65,6 +65,12 @@ class Branch:
         return walk_back(self.flow, self.operand, self.fork)
 
     @property
+    def has_projection(self) -> bool:
+        """Whether the shortcut has a weight; then two heads that are summed look the same."""
+        nodes = self.flow.region(self.fork, self.shortcut) if self.shortcut is not self.fork else set()
+        return any(has_weight(node, self.flow) for node in nodes)
+
+    @property
     def norm_after_last_weight(self) -> fx.Node | None:
         return next((node for node in self.end.passed if node.meta["kind"] is Kind.NORM), None)
 

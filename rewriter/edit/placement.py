@@ -20,6 +20,7 @@ import torch
 from torch import fx, nn
 
 from rewriter.analysis.dataflow import Dataflow, once
+from rewriter.analysis.interference import Interference, interference
 from rewriter.analysis.residual import PASS_THROUGH
 from rewriter.edit.classes import class_name, method_source
 from rewriter.edit.edits import AddBehaviour, AddModule, Edit, EditMethod
@@ -78,14 +79,15 @@ class Expression:
 @once
 def placement(flow: Dataflow, trace: Trace) -> Placement:
     """Turns operations of the training run into edits; all passes share one, so that they give out different names."""
-    return Placement(trace.model, trace.train)
+    return Placement(trace.model, trace.train, interference(flow, trace))
 
 
 class Placement:
     """Turns operations of one recording into edits of the model."""
 
-    def __init__(self, model: nn.Module, recording: Recording) -> None:
+    def __init__(self, model: nn.Module, recording: Recording, interference: Interference) -> None:
         self._model = model
+        self._interference = interference
         self._recording = recording
         self._flow = recording.dataflow
         self._given: set[tuple[str, str]] = set()
@@ -104,6 +106,8 @@ class Placement:
             self._refuse_repeated(target, consumer)
             moved, expression = self._expression(where), self._expression(target)
             number = self._operand_number(target, expression, consumer, operand)
+            if not target.direct:
+                self._refuse_others_inside(target, consumer, operand)
             why_not = _why_not_movable(moved.source, moved.span, 0, expression.span)
             if why_not is not None:
                 raise Refused(Reason.NOT_MOVABLE, f"`{moved.source.segment(moved.span)}` cannot be moved: {why_not}")
@@ -276,6 +280,25 @@ class Placement:
         if len(self._invocations[position.call.path, frame.code]) > 1:
             raise Refused(Reason.SHARED_MODULE, f"{frame.code.co_qualname}() is called more than once in one forward")
 
+    def _refuse_others_inside(self, position: Position, consumer: fx.Node, operand: fx.Node) -> None:
+        """Refuse to change an argument of a call that does more with it than to hand it to ``consumer``."""
+        values = [operand]
+        while values[-1] not in position.arguments:
+            values.append(self._flow.sources(values[-1])[0])
+        inside = self._within[position.frame.invocation, position.frame.instruction]
+        callee = next((c for c in consumer.meta["call"].chain() if c.parent is position.call), None)
+        returned = callee.outputs if callee is not None and callee.frames[0] == position.frame else []
+        self._interference.refuse_entering(values, consumer, inside, returned)
+
+    @cached_property
+    def _within(self) -> dict[tuple[int, int], set[fx.Node]]:
+        """The operations that each expression led to in one call of its function."""
+        found: dict[tuple[int, int], set[fx.Node]] = {}
+        for node in self._recording.graph.nodes:
+            for position in positions(node):
+                found.setdefault((position.frame.invocation, position.frame.instruction), set()).add(node)
+        return found
+
     def _expression(self, position: Position) -> Expression:
         frame, path = position.frame, position.call.path
         module = self._model.get_submodule(path)
@@ -317,10 +340,10 @@ class Placement:
         return index
 
     def _same_values(self, node: fx.Node) -> Iterator[fx.Node]:
-        """``node`` and what it is only a view or a selection of."""
+        """``node`` and what it is only a view or a selection of, and not a later state of."""
         yield node
-        while node.meta["kind"] in PASS_THROUGH and len(sources := self._flow.sources(node)) == 1:
-            node = sources[0]
+        while not node.meta["after"] and node.meta["kind"] in PASS_THROUGH and len(self._flow.sources(node)) == 1:
+            node = self._flow.sources(node)[0]
             yield node
 
 

@@ -137,6 +137,16 @@ def module_kind(module: nn.Module) -> Kind | None:
     return None
 
 
+def forward_owner(module: nn.Module) -> type:
+    """The class that defines the ``forward`` which ``module`` has from its class."""
+    return next(cls for cls in type(module).__mro__ if "forward" in cls.__dict__)
+
+
+def has_own_forward(module: nn.Module) -> bool:
+    """Whether what ``module`` computes is written outside torch: in a subclass of a layer, or on the instance."""
+    return "forward" in module.__dict__ or not forward_owner(module).__module__.startswith("torch.nn.")
+
+
 def is_norm(module: nn.Module) -> bool:
     """Whether ``module`` is a normalisation, perhaps with a dropout and an activation of its own."""
     classes = next(classes for classes, kind in _MODULE_KINDS if kind is Kind.NORM)
@@ -165,3 +175,13 @@ def is_in_place(function: Callable[..., Any]) -> bool:
     """Whether a function writes its result to its first argument: ``Tensor.add_``, ``x += y``."""
     name = getattr(function, "__name__", "")
     return name in _IN_PLACE_OPERATORS or (name.endswith("_") and not name.endswith("__"))
+
+
+_DROPS_UNLESS_TOLD = frozenset({"dropout", "dropout1d", "dropout2d", "dropout3d"})
+
+
+def is_active_dropout(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether this call of a dropout function drops anything but for its rate: ``training`` is on."""
+    default = function_name(function) in _DROPS_UNLESS_TOLD
+    given = kwargs.get("training", kwargs.get("train", args[2] if len(args) > 2 else default))
+    return bool(given)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import operator
 import sys
+import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,7 +22,7 @@ from rewriter.hooks import between_hooks, call_hooked
 from rewriter.inputs import tensors_in
 from rewriter.tracing import shapes
 from rewriter.tracing.frames import Frame, FrameReader, owner_of
-from rewriter.tracing.kinds import Kind, function_kind, module_kind
+from rewriter.tracing.kinds import Kind, function_kind, has_own_forward, is_active_dropout, module_kind
 
 _torch_unobserved = torch._C.DisableTorchFunction
 """Inside, reading a tensor's shape or base is no operation of the model."""
@@ -60,11 +61,13 @@ class Recorder(TorchFunctionMode):
         super().__init__()
         self.graph = fx.Graph()
         self.calls: list[ModuleCall] = []
+        self.kept: dict[fx.Node, str] = {}
         self.failed_in: str | None = None
         self._model = model
         self._predict_shapes = predict_shapes
         self._real_device = real_device
         self._paused = False
+        self._drops = False  # whether the dropout that runs now has called one that is active
         self._nodes: dict[int, fx.Node] = {}
         self._writers: dict[int, fx.Node] = {}  # of tensors whose memory was written to since they were last read
         self._sharing: dict[int, set[int]] = {}  # the tensors in each storage
@@ -77,7 +80,11 @@ class Recorder(TorchFunctionMode):
         self._alive = [tensor for _, tensor in attributes]  # so that no id is given to another tensor
 
     def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Call the model and record it, once; returns what the model returned."""
+        """Call the model and record it, once; returns what the model returned.
+
+        Afterwards :attr:`kept` holds the last state of every tensor that outlives the call, and the attribute that
+        holds it ("" for none: the result, a list, a closure).
+        """
         self._instrument()
         for index, value in enumerate(args):
             self._placeholder(f"input_{index}", value)
@@ -88,6 +95,7 @@ class Recorder(TorchFunctionMode):
                 result = self._model(*args, **kwargs)
             output = self.graph.output(self._returned(result))
             self._describe(output, Kind.OUTPUT, (), result)
+            self._release()
         finally:  # frames hold everything that was alive while the model ran
             self._frames.clear()
             self._alive.clear()
@@ -102,6 +110,9 @@ class Recorder(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         if self._paused or not self._stack:
+            self._drops |= (
+                self._paused and function_kind(func) is Kind.DROPOUT and is_active_dropout(func, args, kwargs)
+            )
             return self._result(func, args, kwargs)
         with _torch_unobserved():
             inputs = list(tensors_in((args, kwargs)))
@@ -114,7 +125,8 @@ class Recorder(TorchFunctionMode):
             result = result.detach()  # a no-op hands its input back; give the result an identity of its own
         with _torch_unobserved():
             node = self._call_function(func, args, kwargs)
-            self._describe(node, function_kind(func), self._frames.read(sys._getframe(1)), result)
+            self._describe(node, kind := function_kind(func), self._frames.read(sys._getframe(1)), result)
+            node.meta["active"] = kind is Kind.DROPOUT and is_active_dropout(func, args, kwargs)
             self._write(changed, node)
             self._bind(result, node)
         return result
@@ -158,6 +170,8 @@ class Recorder(TorchFunctionMode):
         return call_module
 
     def _leaf(self, path: str, module: nn.Module, kind: Kind, original: Callable[..., Any]) -> Callable[..., Any]:
+        predictable = self._predict_shapes and not (kind is Kind.DROPOUT and has_own_forward(module))
+
         def call_leaf(*args: Any, **kwargs: Any) -> Any:
             if self._paused:
                 return original(*args, **kwargs)
@@ -168,10 +182,10 @@ class Recorder(TorchFunctionMode):
                 nodes = self._arguments(args), self._arguments(kwargs)
                 inputs = list(tensors_in((args, kwargs)))
                 versions = [t._version for t in inputs]
-            self._paused = True
+            self._paused, self._drops = True, kind is Kind.DROPOUT and module.training
             try:
                 result = None
-                if self._predict_shapes and len(args) == 1 and isinstance(args[0], torch.Tensor) and not kwargs:
+                if predictable and len(args) == 1 and isinstance(args[0], torch.Tensor) and not kwargs:
                     with _torch_unobserved():
                         result = shapes.predict_module(module, kind, args[0])
                 if result is not None:
@@ -189,6 +203,7 @@ class Recorder(TorchFunctionMode):
             with _torch_unobserved():
                 node = self.graph.create_node("call_module", path, *nodes)
                 self._describe(node, kind, self._frames.read(sys._getframe(1)), result)
+                node.meta["active"] = self._drops
                 self._write(changed, node)
                 self._bind(result, node)
             if root:
@@ -230,6 +245,9 @@ class Recorder(TorchFunctionMode):
             frames=frames,
             call=call,
             after=(),
+            storage=None,
+            writes=frozenset(),
+            active=False,
         )
 
     def _bind(self, value: Any, node: fx.Node) -> None:
@@ -238,7 +256,8 @@ class Recorder(TorchFunctionMode):
             self._nodes[id(value)] = node
             self._writers.pop(id(value), None)
             self._alive.append(value)
-            self._sharing.setdefault(_storage_of(value), set()).add(id(value))
+            node.meta["storage"] = storage = _storage_of(value)
+            self._sharing.setdefault(storage, set()).add(id(value))
         elif isinstance(value, (list, tuple, dict)):
             items = value.items() if isinstance(value, dict) else enumerate(value)
             for key, item in items:
@@ -249,8 +268,9 @@ class Recorder(TorchFunctionMode):
 
     def _write(self, changed: list[torch.Tensor], node: fx.Node) -> None:
         """``node`` wrote to the memory of ``changed``: all tensors in it depend on ``node`` when they are read next."""
-        for tensor in changed:
-            for sharing in self._sharing.get(_storage_of(tensor), ()):
+        node.meta["writes"] = frozenset(map(_storage_of, changed))
+        for storage in node.meta["writes"]:
+            for sharing in self._sharing.get(storage, ()):
                 self._writers[sharing] = node
 
     def _known(self, value: object) -> fx.Node | None:
@@ -260,9 +280,23 @@ class Recorder(TorchFunctionMode):
             return node
         alias = self.graph.call_function(torch.Tensor.view_as, (node, node))
         self._describe_in(writer.meta["call"], alias, Kind.IDENTITY, writer.meta["frames"], value)
-        alias.meta["after"] = (writer,)
+        alias.meta.update(after=(writer,), storage=node.meta["storage"])
         self._nodes[id(value)] = alias
         return alias
+
+    def _release(self) -> None:
+        """Let go of all tensors, and note in :attr:`kept` those that somebody else still holds."""
+        attributes = {id(tensor): name for name, tensor in _named_tensors(self._model)}
+        states = [
+            (weakref.ref(tensor), self._writers.get(id(tensor)) or self._nodes[id(tensor)], attributes.get(id(tensor)))
+            for tensor in self._alive
+            if id(tensor) in self._nodes
+        ]
+        self._frames.clear()
+        self._alive.clear()
+        for reference, node, attribute in states:
+            if reference() is not None and (attribute is not None or node not in self.kept):
+                self.kept[node] = attribute or ""
 
     def _maybe_node(self, value: Any) -> fx.Node | None:
         return self._node(value) if isinstance(value, torch.Tensor) else None

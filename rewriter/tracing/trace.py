@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,8 @@ from rewriter.tracing.recorder import ModuleCall, Recorder
 class Recording:
     """One run of the model in one mode: the graph, the module calls, and the structure of the result.
 
-    ``written`` names the parameters that forward wrote to.
+    ``written`` names the parameters that forward wrote to; ``kept`` holds the tensors that outlive the run, with the
+    attribute of the model that holds each ("" for none).
     """
 
     graph: fx.Graph
@@ -36,6 +37,7 @@ class Recording:
     training: bool
     result: Any
     written: frozenset[str] = frozenset()
+    kept: Mapping[fx.Node, str] = field(default_factory=dict)
 
     @cached_property
     def dataflow(self) -> Dataflow:
@@ -166,7 +168,7 @@ def _record(
     except Exception as error:
         raise _explained(error, recorder.failed_in, model, inputs.origin, training) from error
     written = frozenset(name for name, parameter in copy.named_parameters() if parameter._version > 0)
-    return Recording(recorder.graph, recorder.calls, training, result, written)
+    return Recording(recorder.graph, recorder.calls, training, result, written, recorder.kept)
 
 
 _MACHINERY = ("/rewriter/tracing/", "/rewriter/hooks.py")
