@@ -26,7 +26,7 @@ from rewriter.guard import random_state_kept
 from rewriter.guideline import Finding, Pass, Site, Skipped
 from rewriter.reasons import TECHNICAL, Reason
 from rewriter.skeleton import shared_twin, skeleton
-from rewriter.tracing.trace import Trace, record_training
+from rewriter.tracing.trace import Trace, trace_model
 
 
 @dataclass(frozen=True)
@@ -161,11 +161,12 @@ def _record(way: _Way, traced: Trace, edits: Sequence[Edit]) -> Trace | None:
             apply_edits(copy, edits)
         for path in sorted(way.paths):
             forcing.force(copy.get_submodule(path), way.method)
-        recording = record_training(copy, traced.inputs, traced.backend)
-        forcing.take_back(recording)
+        variant = trace_model(copy, traced.inputs, (traced.backend,))
+        forcing.take_back(variant.train, variant.eval)
     except (RewriterError, RecursionError):
         return None
-    return Trace(copy, traced.inputs, recording, recording, traced.backend, may_measure=False)
+    variant.may_measure = False
+    return variant
 
 
 def _ways(findings: Sequence[Finding], traced: Trace) -> dict[_Way, list[int]]:

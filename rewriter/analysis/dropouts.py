@@ -54,6 +54,8 @@ def mask_of(node: fx.Node, model: nn.Module) -> Mask:
 @once
 def always_on(flow: Dataflow, trace: Trace) -> set[fx.Node]:
     """Dropouts of the training run ``flow`` that drop in evaluation mode too, such as for Monte Carlo dropout."""
+    if trace.eval is trace.train:  # recorded once, since no dropout acts in evaluation mode
+        return set()
     acting = {
         _place(node) for node in trace.eval.graph.nodes if node.meta["kind"] is Kind.DROPOUT and node.meta["active"]
     }

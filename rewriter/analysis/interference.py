@@ -209,7 +209,7 @@ class Interference:
     def _observed(self) -> set[fx.Node]:
         """Operations that something which is returned or kept depends on."""
         found: set[fx.Node] = set()
-        pending = [self._flow.output, *(node for node in self._recording.kept if node in self._flow)]
+        pending = [node for node in (self._flow.output, *self._recording.kept) if node in self._flow]
         while pending:
             node = pending.pop()
             if node not in found:

@@ -53,8 +53,8 @@ class Forcing:
         assert forced is not None
         self._plain.update((other, (plain, source)) for plain, other in _pairs(source.function.__code__, forced))
 
-    def take_back(self, recording: Recording) -> None:
-        """Give the modules their classes back, and let the frames of ``recording`` name the methods as they are."""
+    def take_back(self, *recordings: Recording) -> None:
+        """Give the modules their classes back, and let the frames of ``recordings`` name the methods as they are."""
         for module, cls in reversed(self._classes):
             module.__class__ = cls
         known: dict[tuple[CodeType, int], tuple[CodeType, int]] = {}
@@ -69,10 +69,11 @@ class Forcing:
             code, instruction = known[key]
             return replace(frame, code=code, instruction=instruction)
 
-        for node in recording.graph.nodes:
-            node.meta["frames"] = tuple(map(of, node.meta["frames"]))
-        for call in recording.calls:
-            call.frames = tuple(map(of, call.frames))
+        for recording in recordings:
+            for node in recording.graph.nodes:
+                node.meta["frames"] = tuple(map(of, node.meta["frames"]))
+            for call in recording.calls:
+                call.frames = tuple(map(of, call.frames))
 
 
 def _pairs(plain: CodeType, forced: CodeType) -> Iterator[tuple[CodeType, CodeType]]:

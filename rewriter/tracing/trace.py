@@ -21,6 +21,7 @@ from rewriter.inputs import Inputs
 from rewriter.skeleton import meta_twin, skeleton
 from rewriter.tracing.caches import clear_caches
 from rewriter.tracing.drawing import draw
+from rewriter.tracing.kinds import Kind
 from rewriter.tracing.recorder import ModuleCall, Recorder
 
 
@@ -76,8 +77,9 @@ class Trace:
 
     @cached_property
     def modes_alike(self) -> bool:
-        """Whether both modes run the same operations in the same order."""
-        return _operations(self.train) == _operations(self.eval)
+        """Whether both modes run the same operations in the same order, and dropouts act in training mode only."""
+        stays_on = any(node.meta.get("active") for node in self.eval.graph.nodes if node.meta["kind"] is Kind.DROPOUT)
+        return not stays_on and _operations(self.train) == _operations(self.eval)
 
     def draw(self, path: str | Path) -> Path:
         """Draw :attr:`graph` to a file: ``.dot``, or with Graphviz installed ``.svg``, ``.png``, ``.pdf``."""
@@ -123,17 +125,6 @@ def trace_model(
             if backend == backends[-1]:
                 raise
     raise AssertionError("no backend was given")
-
-
-def record_training(model: nn.Module, inputs: Inputs, backend: str) -> Recording:
-    """One run of a skeleton of ``model`` in training mode, on tensors of one of :data:`BACKENDS`.
-
-    Raises:
-        TraceError: it does not run.
-    """
-    prepare, context = _CONTEXTS[backend]
-    with random_state_kept(), torch.inference_mode(False), context() as mode:
-        return _record(model, inputs, prepare(mode), training=True)
 
 
 @collector_paused()
