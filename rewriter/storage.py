@@ -180,9 +180,8 @@ def check_target(directory: str | Path) -> Path:
 
 
 def _check_savable(model: Any) -> None:
-    compiled = isinstance(model, nn.Module) and any(
-        getattr(module, "_compiled_call_impl", None) is not None for module in model.modules()
-    )
+    parts = model.modules() if isinstance(model, nn.Module) else ()
+    compiled = any(getattr(module, "_compiled_call_impl", None) is not None for module in parts)
     if not compiled:  # .compile() in place changes nothing that is saved
         check_model(model)
     if is_folded(model):
