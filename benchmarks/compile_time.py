@@ -82,7 +82,7 @@ def record(model: nn.Module, images: torch.Tensor) -> Recorder:
     """Trace the evaluation mode only."""
     with random_state_kept(), torch.device("meta"):
         copy = skeleton(model, meta_twin).eval()
-        recorder = Recorder(copy, predict_shapes=True, real_device=images.device)
+        recorder = Recorder(copy, predict_shapes=True, real_device=images.device, forbidden=frozenset())
         recorder.run((images,), {})
     return recorder
 

@@ -79,13 +79,14 @@ def undo(model: nn.Module, inplace: bool = False) -> nn.Module:
 
     Raises:
         UndoError: the model was not rewritten.
+        ModelError: it cannot be copied; ``inplace=True`` needs no copy.
     """
     check_model(model)
     if not records_of(model):
         raise UndoError(f"{type(model).__name__} was not rewritten, or is only a part of a model that was")
     if is_folded(model):
         raise UndoError("the model was folded for export: its weights are not those of the original any more")
-    target = model if inplace else copy_model(model)
+    target = model if inplace else copy_model(model, "rewriter.undo(model, inplace=True) needs no copy.")
     for record in reversed(records_of(target)):
         take_back(target, record.applied)
     set_records(target, ())

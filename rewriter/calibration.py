@@ -25,9 +25,9 @@ from rewriter.inputs import Inputs, tensors_in
 from rewriter.layers import CalibratedLayer, calibrated_layers
 from rewriter.moments import Moments, moments_of
 from rewriter.progress import progress_bar
+from rewriter.state import state_kept
 from rewriter.tracing.kinds import Kind
 from rewriter.tracing.trace import trace_model
-from rewriter.verification import state_kept
 
 Found = TypeVar("Found")
 

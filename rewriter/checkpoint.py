@@ -115,7 +115,9 @@ def _other_shapes(
     return {
         key: (tensor.shape, state[key].shape)
         for key, tensor in expected.items()
-        if key in state and isinstance(tensor, torch.Tensor) and state[key].shape != tensor.shape
+        if isinstance(tensor, torch.Tensor)
+        and isinstance(state.get(key), torch.Tensor)
+        and state[key].shape != tensor.shape
     }
 
 
@@ -134,14 +136,19 @@ def _state_dict(found: Any, path: Path) -> dict[str, torch.Tensor]:
     others = [
         f"{key} ({type(value).__name__})"
         for key, value in found.items()
-        if not isinstance(key, str) or not isinstance(value, torch.Tensor)
+        if not isinstance(key, str) or not (isinstance(value, torch.Tensor) or _is_extra(key))
     ]
-    if others or not found:
+    if others or not any(isinstance(value, torch.Tensor) for value in found.values()):
         raise StorageError(
             f"{path}: {_EXPECTED}, alone or under one of {', '.join(_STATES)}; found a dict with "
             f"{listed(others) if others else 'nothing in it'}. {_WRITE}"
         )
     return dict(found)
+
+
+def _is_extra(key: str) -> bool:
+    """Whether it is what a module's ``get_extra_state`` gave, which may be no tensor."""
+    return key.rpartition(".")[2] == "_extra_state"
 
 
 def _is_state(checkpoint: Mapping[Any, Any], name: str) -> bool:

@@ -27,9 +27,9 @@ from rewriter.inputs import Inputs, candidate_inputs
 from rewriter.layers import CalibratedLayer, calibrated_layers
 from rewriter.record import records_of, set_records
 from rewriter.remembered_inputs import inputs_of_rewrite
+from rewriter.state import state_kept
 from rewriter.tracing.kinds import Kind
 from rewriter.tracing.trace import trace_model
-from rewriter.verification import state_kept
 
 TOLERANCE = 1e-5
 """Largest difference of an output, as a share of its largest value, in single and double precision."""
@@ -107,8 +107,10 @@ def fold(
         )
     inputs = _inputs(model, example_inputs, input_size)
     target = model if inplace else copy_model(model)
-    flow = trace_model(target, inputs).eval.dataflow
-    before = _outputs(target, inputs)
+    recording = trace_model(target, inputs).eval
+    flow = recording.dataflow
+    written = [parameter for name, parameter in target.named_parameters() if name in recording.written]
+    before = _outputs(target, inputs, written)
     undo: list[Callable[[], None]] = []
     left: dict[str, str] = {}
     try:
@@ -119,7 +121,7 @@ def fold(
                 continue
             undo.append(_way_back(layer, found.module))
             _fold_into(layer, found)
-            change = _change(before, _outputs(target, inputs))
+            change = _change(before, _outputs(target, inputs, written))
             if change:
                 undo.pop()()
                 left[path] = change
@@ -144,8 +146,8 @@ def _inputs(model: nn.Module, example_inputs: Any, input_size: Any) -> Inputs:
     return found
 
 
-def _outputs(model: nn.Module, inputs: Inputs) -> list[torch.Tensor]:
-    with state_kept(model), random_state_kept(), _full_precision(), torch.no_grad():
+def _outputs(model: nn.Module, inputs: Inputs, written: Sequence[nn.Parameter]) -> list[torch.Tensor]:
+    with state_kept(model, written), random_state_kept(), _full_precision(), torch.no_grad():
         model.eval()
         return [t.detach().clone() for t in tensors_held(model(*inputs.args, **inputs.kwargs))]
 

@@ -2,7 +2,7 @@
 
 A directory holds
 
-- ``recipe.json``: how the original is made, settings that weights do not hold, and checksums of the other files,
+- ``recipe.json``: how the original is made, settings that weights do not hold, extra state of modules, and checksums,
 - ``plan.json``: the plans, oldest first,
 - ``report.json``: what was done and verified,
 - ``model.safetensors``: the weights; names that share one tensor are listed in its metadata.
@@ -14,7 +14,6 @@ import contextlib
 import hashlib
 import importlib.metadata
 import json
-import math
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
@@ -26,16 +25,16 @@ import safetensors
 import safetensors.torch
 import torch
 from torch import nn
-from torch.nn.modules.dropout import _DropoutNd
 
 from rewriter.checkpoint import check_weights, read_safetensors
-from rewriter.copying import copy_model
+from rewriter.copying import WITHOUT, copy_model
 from rewriter.edit.classes import class_name, is_called, original_class
-from rewriter.edit.edits import AddBehaviour, AddModule
 from rewriter.errors import PlanError, StorageError, listed
+from rewriter.extra_state import extra_state_to_store, stored_extra_state
 from rewriter.guard import check_model, random_state_kept
 from rewriter.planning import Plan
 from rewriter.record import Verdict, is_folded, make_report, records_in_force, records_of, set_records
+from rewriter.settings import restore_settings, restore_types, settings_of
 
 FORMAT = 2
 """Version of the directory's form."""
@@ -45,7 +44,6 @@ MODEL_GROUP = "rewriter.models"
 
 RECIPE, PLAN, REPORT, WEIGHTS = "recipe.json", "plan.json", "report.json", "model.safetensors"
 _FILES = (RECIPE, PLAN, REPORT, WEIGHTS)
-_RATES = ("p", "drop_rate")
 _VERSIONED = (
     "rewriter", "torch", "timm", "torchvision", "segmentation-models-pytorch", "transformers", "diffusers",
 )  # fmt: skip
@@ -74,6 +72,7 @@ def save(model: nn.Module, directory: str | Path, *, recipe: Mapping[str, Any] |
     target = check_target(directory)
     name, options = _checked_recipe(recipe or {})
     tensors, shared = _tensors_to_store(model)
+    extra = extra_state_to_store(model)
     records = records_in_force(model)
     contents = {
         PLAN: json.dumps([json.loads(record.plan.to_json()) for record in records], indent=2),
@@ -93,7 +92,8 @@ def save(model: nn.Module, directory: str | Path, *, recipe: Mapping[str, Any] |
             "class": class_name(original_class(type(model))),
             "versions": _versions(),
             "rewrites": [_request(record.plan) for record in records],
-            **_settings(model),
+            **settings_of(model),
+            "extra_state": extra,
             "sha256": {file: _sha256(partial / file) for file in (PLAN, REPORT, WEIGHTS)},
         }
         (partial / RECIPE).write_text(json.dumps(description, indent=2), encoding="utf-8")
@@ -129,7 +129,7 @@ def load(directory: str | Path, model: nn.Module | None = None) -> nn.Module:
         check_model(model)
         if records_of(model):
             raise StorageError("the model given was already rewritten; give a fresh original, or rewriter.undo(model)")
-        target = copy_model(model)
+        target = copy_model(model, WITHOUT)
     if any(tensor.is_meta for tensor in (*target.parameters(), *target.buffers())):
         raise StorageError("the model given has tensors on the meta device; create it on the device it shall run on")
     versions = _version_note(recipe)
@@ -140,16 +140,17 @@ def load(directory: str | Path, model: nn.Module | None = None) -> nn.Module:
             raise PlanError(f"{error}{versions}") from error
     found = original_class(type(target))
     if not is_called(found, recipe["class"]):
-        raise StorageError(
-            f"{source} holds a {recipe['class']}, found a {class_name(found)}; give a fresh original of that class"
-        )
-    check_weights(target, state, f"the weights in {source}", versions)
+        here = class_name(found)
+        raise StorageError(f"{source} holds a {recipe['class']}, found a {here}; give a fresh original of that class")
     with _damage(source / RECIPE):
-        _restore_types(target, state, recipe)
+        extra = stored_extra_state(recipe.get("extra_state", {}))
+    check_weights(target, {**state, **extra}, f"the weights in {source}", versions)
+    with _damage(source / RECIPE):
+        restore_types(target, state, recipe)
         with torch.no_grad():
-            target.load_state_dict(state, strict=True)
+            target.load_state_dict({**state, **extra}, strict=True)
         _check_loaded(target, state, source)
-        _restore_settings(target, recipe)
+        restore_settings(target, recipe)
     _restore_verdicts(target, source)
     return target
 
@@ -179,9 +180,8 @@ def check_target(directory: str | Path) -> Path:
 
 
 def _check_savable(model: Any) -> None:
-    compiled = isinstance(model, nn.Module) and any(
-        getattr(module, "_compiled_call_impl", None) is not None for module in model.modules()
-    )
+    parts = model.modules() if isinstance(model, nn.Module) else ()
+    compiled = any(getattr(module, "_compiled_call_impl", None) is not None for module in parts)
     if not compiled:  # .compile() in place changes nothing that is saved
         check_model(model)
     if is_folded(model):
@@ -214,7 +214,7 @@ def _tensors_to_store(model: nn.Module) -> tuple[dict[str, torch.Tensor], dict[s
     known: dict[Any, str] = {}
     for key, tensor in model.state_dict().items():
         if not isinstance(tensor, torch.Tensor):
-            raise StorageError(f"state dict entry {key!r} is a {type(tensor).__name__}; only tensors can be stored")
+            continue  # extra state, which the recipe holds
         if tensor.is_meta:
             raise StorageError(f"{key} is on the meta device: it has no values to store")
         tensor = tensor.detach()
@@ -234,82 +234,6 @@ def _tensors_to_store(model: nn.Module) -> tuple[dict[str, torch.Tensor], dict[s
             tensors[key] = tensor.clone()
         storages.add(tensor.untyped_storage().data_ptr())
     return tensors, shared
-
-
-def _settings(model: nn.Module) -> dict[str, Any]:
-    """What weights do not hold: drop rates, modes, frozen parameters, memory order and types."""
-    modules = dict(model.named_modules())
-    tensors = _named_tensors(model)
-    saved = model.state_dict(keep_vars=True)
-    rates: dict[str, dict[str, float]] = {name: {} for name in _RATES}
-    for path, module in modules.items():
-        if isinstance(module, _DropoutNd) and _is_rate(module.p):
-            rates["p"][path] = module.p
-        if _is_rate(module.__dict__.get("drop_rate")):
-            rates["drop_rate"][path] = module.__dict__["drop_rate"]
-    return {
-        "rates": rates,
-        "options": {path: {name: getattr(modules[path], name) for name in names} for path, names in _options(model)},
-        "training": model.training,
-        "in_other_mode": [path for path, module in modules.items() if module.training != model.training],
-        "frozen": [name for name, parameter in model.named_parameters() if not parameter.requires_grad],
-        "memory_order": {key: order for key, tensor in tensors.items() if (order := _memory_order(tensor)) is not None},
-        "types": {key: str(t.dtype).removeprefix("torch.") for key, t in tensors.items() if key not in saved},
-    }
-
-
-def _restore_types(model: nn.Module, state: Mapping[str, torch.Tensor], recipe: Mapping[str, Any]) -> None:
-    """Give every tensor the type and memory order that it was saved with, so that its bits fit."""
-    for key, tensor in _named_tensors(model).items():
-        dtype = state[key].dtype if key in state else getattr(torch, recipe["types"].get(key, ""), tensor.dtype)
-        order = recipe["memory_order"].get(key)
-        if dtype != tensor.dtype or order != _memory_order(tensor):
-            order = list(range(tensor.dim())) if order is None else order
-            changed = torch.empty_permuted(tuple(tensor.shape), order, dtype=dtype, device=tensor.device)
-            tensor.data = changed.copy_(tensor.detach())
-
-
-def _restore_settings(model: nn.Module, recipe: Mapping[str, Any]) -> None:
-    modules = dict(model.named_modules())
-    for name in _RATES:
-        for path, rate in recipe["rates"][name].items():
-            if not _is_rate(rate) or not hasattr(modules[path], name):
-                raise ValueError(f"rate {name}={rate!r} of {path!r}")
-            setattr(modules[path], name, rate)
-    known = dict(_options(model))
-    for path, values in recipe["options"].items():
-        if not set(values) <= known.get(path, set()):
-            raise ValueError(f"options {values!r} of {path!r}")
-        for name, value in values.items():
-            setattr(modules[path], name, value)
-    other = set(recipe["in_other_mode"])
-    training = recipe["training"]
-    if not isinstance(training, bool) or not other <= set(modules):
-        raise ValueError("training mode")
-    for path, module in modules.items():
-        module.training = training != (path in other)
-    frozen = set(recipe["frozen"])
-    parameters = dict(model.named_parameters())
-    if not frozen <= set(parameters):
-        raise ValueError("frozen parameters")
-    for name, parameter in parameters.items():
-        if parameter.requires_grad == (name in frozen):
-            parameter.requires_grad_(name not in frozen)
-
-
-def _options(model: nn.Module) -> Iterator[tuple[str, set[str]]]:
-    """The names of the hyper-parameters that rewrites gave to modules, by the paths of these."""
-    modules = dict(model.named_modules())
-    for record in records_in_force(model):
-        for edit in record.applied.edits:
-            if isinstance(edit, AddBehaviour):
-                path, names = edit.path, set(edit.options)
-            elif isinstance(edit, AddModule):
-                path, names = f"{edit.path}.{edit.name}".lstrip("."), set(edit.options)
-            else:
-                continue
-            if names and path in modules:
-                yield path, {name for name in names if hasattr(modules[path], name)}
 
 
 def _restore_verdicts(model: nn.Module, source: Path) -> None:
@@ -453,19 +377,6 @@ def _version_note(recipe: Mapping[str, Any]) -> str:
     return f" (saved with {'; '.join(other)})" if other else ""
 
 
-def _named_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
-
-
-def _memory_order(tensor: torch.Tensor) -> list[int] | None:
-    """Dimensions from the slowest to the fastest of a dense tensor; None for the usual order."""
-    if tensor.is_contiguous():
-        return None
-    strides = tensor.stride()
-    order = sorted(range(tensor.dim()), key=lambda dimension: -strides[dimension])
-    return order if tensor.permute(order).is_contiguous() else None
-
-
 def _same_bits(first: torch.Tensor, second: torch.Tensor) -> bool:
     if first.dtype != second.dtype or first.shape != second.shape:
         return False
@@ -473,10 +384,6 @@ def _same_bits(first: torch.Tensor, second: torch.Tensor) -> bool:
     if torch.equal(first, second):  # but for the sign of zero
         return True
     return torch.equal(first.reshape(-1).view(torch.uint8), second.reshape(-1).view(torch.uint8))  # NaN
-
-
-def _is_rate(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and 0 <= value <= 1
 
 
 def _as_tuples(value: Any) -> Any:

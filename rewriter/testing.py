@@ -11,10 +11,12 @@ from rewriter.api import plan, undo
 from rewriter.contents import tensors_held
 from rewriter.copying import copy_model
 from rewriter.edit.classes import ClassEdit, MethodEdit, class_name, derive, re_emittable_methods, readable_sources
+from rewriter.guard import random_state_kept
 from rewriter.inputs import Inputs, candidate_inputs
 from rewriter.plan_applying import apply_plan
 from rewriter.record import records_of
-from rewriter.verification import state_kept
+from rewriter.state import state_kept
+from rewriter.tracing.written import written_parameters
 
 
 def null_rewrite(model: nn.Module, inplace: bool = False) -> nn.Module:
@@ -43,8 +45,7 @@ def behaviour(model: nn.Module, inputs: Inputs, *, training: bool, seed: int = 0
 
     The model's state is afterwards as it was.
     """
-    with state_kept(model):
-        before = torch.get_rng_state()
+    with state_kept(model, written_parameters(model, inputs)), random_state_kept():
         torch.manual_seed(seed)
         model.train(training)
         with torch.set_grad_enabled(training):
@@ -57,7 +58,6 @@ def behaviour(model: nn.Module, inputs: Inputs, *, training: bool, seed: int = 0
             "buffers": {name: buffer.clone() for name, buffer in model.named_buffers()},
             "random": torch.get_rng_state(),
         }
-        torch.set_rng_state(before)
     return found
 
 

@@ -6,10 +6,8 @@ Parameters, buffers, gradients, modes and random numbers are afterwards as they 
 
 from __future__ import annotations
 
-import contextlib
 import math
 import numbers
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,11 +18,10 @@ from rewriter.contents import Content, contents, is_unseen, tensors_held
 from rewriter.errors import listed
 from rewriter.guard import random_state_kept, seed_everything
 from rewriter.guideline import Contract
-from rewriter.hooks import REGISTRIES
 from rewriter.inputs import Inputs
 from rewriter.record import Verdict
-from rewriter.skeleton import meta_twin, skeleton
-from rewriter.tracing.shapes import PredictedCalls
+from rewriter.state import saved_tensors, state_kept
+from rewriter.tracing.written import written_parameters
 
 
 @dataclass(frozen=True)
@@ -35,7 +32,7 @@ class Observation:
     spread: float
     with_gradient: frozenset[str]
     train_error: str
-    state: dict[str, tuple[int, torch.Size, int]]
+    state: dict[str, torch.Size | None]
 
 
 def observe(model: nn.Module, inputs: Inputs, *, training: bool = True) -> Observation:
@@ -51,8 +48,7 @@ def observe(model: nn.Module, inputs: Inputs, *, training: bool = True) -> Obser
                 again = list(contents(model(*inputs.args, **inputs.kwargs)))
                 spread = largest_difference(outputs, again)[0] if _structure(outputs) == _structure(again) else math.inf
         with_gradient, train_error = _train(model, inputs) if training else (frozenset[str](), "")
-    state = {key: (t.data_ptr(), t.shape, t._version) for key, t in model.state_dict(keep_vars=True).items()}
-    return Observation(outputs, spread, with_gradient, train_error, state)
+    return Observation(outputs, spread, with_gradient, train_error, saved_tensors(model))
 
 
 def compare(before: Observation, after: Observation, contracts: list[Contract]) -> Verdict:
@@ -63,7 +59,7 @@ def compare(before: Observation, after: Observation, contracts: list[Contract]) 
     if all(contract.eval_output for contract in contracts) and not other_structure:
         checks.append(("eval output", *_judge_outputs(before, after)))
     if all(contract.state_dict for contract in contracts):
-        lost = [key for key, entry in before.state.items() if after.state.get(key, (0, None))[1] != entry[1]]
+        lost = [key for key, shape in before.state.items() if key not in after.state or after.state[key] != shape]
         buffers = any(contract.adds_buffers for contract in contracts)
         added = [key for key in after.state if key not in before.state and not buffers]
         detail = f"changed: {', '.join((lost + added)[:5])}" if lost or added else f"{len(before.state)} tensors"
@@ -78,56 +74,6 @@ def compare(before: Observation, after: Observation, contracts: list[Contract]) 
         detail = none_for if lost_gradients else f"{len(after.with_gradient)} parameters still get one"
         checks.append(("gradients", not lost_gradients, detail))
     return Verdict(tuple(checks))
-
-
-def written_parameters(model: nn.Module, inputs: Inputs) -> list[nn.Parameter]:
-    """Parameters that the model's own forward writes to: hardly ever any, found by running a skeleton on meta.
-
-    Only these have to be copied before the model is run; all of them if the skeleton does not run on meta.
-    """
-    written: set[str] = set()
-    twins = inputs.map(lambda t: meta_twin(t.detach()))
-    for training in (False, True):
-        copy = skeleton(model, meta_twin).train(training)
-        try:
-            with torch.no_grad(), torch.device("meta"), PredictedCalls():
-                copy(*twins.args, **twins.kwargs)
-        except Exception:
-            return list(model.parameters())
-        written |= {name for name, parameter in copy.named_parameters() if parameter._version > 0}
-    return [parameter for name, parameter in model.named_parameters() if name in written]
-
-
-@contextlib.contextmanager
-def state_kept(model: nn.Module, parameters: Sequence[nn.Parameter] = ()) -> Iterator[None]:
-    """Afterwards buffers, gradients, modes, hooks, plain attributes and the ``parameters`` given are what they were."""
-    modules = list(model.modules())
-    modes = [module.training for module in modules]
-    attributes = [_plain_attributes(module) for module in modules]
-    hooks = [(registry, dict(registry)) for module in modules for registry in _hook_registries(module)]
-    values = [(tensor, tensor.detach().clone()) for tensor in (*model.buffers(), *parameters)]
-    gradients = [(p, p.grad) for p in model.parameters()]
-    for parameter, _ in gradients:
-        parameter.grad = None
-    try:
-        yield
-    finally:
-        for parameter, gradient in gradients:
-            parameter.grad = gradient
-        with torch.no_grad():
-            for tensor, value in values:
-                if tensor.device.type != "meta" and not torch.equal(tensor, value):
-                    tensor.copy_(value)
-        for module, attribute in zip(modules, attributes, strict=True):
-            for name in [name for name in _plain_attributes(module) if name not in attribute]:
-                del module.__dict__[name]
-            module.__dict__.update(attribute)
-        for registry, content in hooks:
-            if registry != content:  # a forward may register hooks, and note in an attribute that it did
-                registry.clear()
-                registry.update(content)
-        for module, mode in zip(modules, modes, strict=True):
-            module.training = mode
 
 
 def _train(model: nn.Module, inputs: Inputs) -> tuple[frozenset[str], str]:
@@ -147,19 +93,6 @@ def _train(model: nn.Module, inputs: Inputs) -> tuple[frozenset[str], str]:
         for parameter in model.parameters():
             parameter.grad = None
     return reached, ""
-
-
-def _plain_attributes(module: nn.Module) -> dict[str, Any]:
-    registries = ("_parameters", "_buffers", "_modules")
-    return {
-        name: dict(value) if type(value) is dict and name not in registries else value
-        for name, value in module.__dict__.items()
-        if name not in registries and not name.endswith("_hooks")
-    }
-
-
-def _hook_registries(module: nn.Module) -> list[dict[int, Any]]:
-    return [value for name in REGISTRIES if isinstance(value := module.__dict__.get(name), dict)]
 
 
 def _may_vary(outputs: list[Content]) -> bool:

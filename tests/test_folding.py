@@ -279,23 +279,16 @@ def test_a_later_rewrite_that_found_nothing_does_not_matter() -> None:
     assert_same_output(model, rewriter.fold(again), image(16))
 
 
-class Watching(nn.Conv2d):
-    """A convolution that notes whether it may be carried out in TF32."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        self.seen.append(getattr(torch.backends.cuda.matmul, folding._SWITCH))
-        return super().forward(x)
-
-
 def test_it_is_checked_in_full_precision() -> None:
     """TF32, in which GPUs convolve, would differ by more than what is allowed; the switch is put back."""
-    watching = Watching(5, 5, 1)
-    watching.seen = []
+    seen: list[Any] = []
+    watching = nn.Conv2d(5, 5, 1)
+    watching.register_forward_hook(lambda *_: seen.append(getattr(torch.backends.cuda.matmul, folding._SWITCH)))
     model = calibrated(Fused(nn.Sequential(nn.Conv2d(12, 5, 1), watching)), size=16)
     torch.set_float32_matmul_precision("high")
     try:
-        result = rewriter.fold(model)
+        rewriter.fold(model)
         assert torch.backends.cuda.matmul.allow_tf32
     finally:
         torch.set_float32_matmul_precision("highest")
-    assert result.reader[1].seen[-2:] == [folding._FULL] * 2
+    assert seen[-2:] == [folding._FULL] * 2

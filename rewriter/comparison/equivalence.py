@@ -19,7 +19,7 @@ from rewriter.contents import tensors_held
 from rewriter.data.source import Task
 from rewriter.errors import ComparisonError, DataError
 from rewriter.guard import random_state_kept
-from rewriter.verification import state_kept
+from rewriter.state import state_kept
 
 _DISTURBANCE = 0.02
 """Standard deviation of what is added to weights to see what is behind those that are zero."""

@@ -14,7 +14,7 @@ from rewriter.comparison.scoring import Scoring, logits_of
 from rewriter.data.source import Task
 from rewriter.errors import ComparisonError, DataError
 from rewriter.guard import random_state_kept
-from rewriter.verification import state_kept
+from rewriter.state import state_kept
 
 
 def fitted(

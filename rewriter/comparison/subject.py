@@ -11,7 +11,7 @@ from torch import nn
 
 from rewriter.api import original_state_dict
 from rewriter.comparison.randomness import seed_all
-from rewriter.copying import copy_model
+from rewriter.copying import WITHOUT, copy_model
 from rewriter.edit.classes import class_name, original_class
 from rewriter.errors import ComparisonError, RewriterError
 from rewriter.guard import check_model, random_state_kept
@@ -53,21 +53,21 @@ class Subject:
             )
         if isinstance(self.before, nn.Module):
             check_model(self.before)
-            before = copy_model(self.before)
+            before = copy_model(self.before, WITHOUT)
         else:
             before = _made(self.before, "before")
         if not isinstance(self.after, nn.Module):
-            return before, _made(self.after, "after", copy_model(before))
+            return before, _made(self.after, "after", copy_model(before, WITHOUT))
         check_model(self.after)
         if isinstance(self.before, nn.Module):
-            return before, copy_model(self.after)
+            return before, copy_model(self.after, WITHOUT)
         plans = [record.plan for record in records_of(self.after)]
         if not plans:
             raise ComparisonError(
                 f"after: expected a model of rewriter.rewrite, or a function of the original, since before is a "
                 f"function; found a {type(self.after).__name__} that was not rewritten"
             )
-        after = copy_model(before)
+        after = copy_model(before, WITHOUT)
         for plan in plans:
             plan.apply(after, inplace=True, verify=False)
         return before, after
@@ -143,4 +143,4 @@ def _made(function: Any, what: str, *arguments: nn.Module) -> nn.Module:
             f"{what}: expected a function that gives a torch.nn.Module, it gave {type(model).__name__}"
         )
     check_model(model)
-    return copy_model(model)
+    return copy_model(model, WITHOUT)

@@ -23,11 +23,12 @@ from rewriter.plan_applying import apply_plan
 from rewriter.plan_making import make_plan
 from rewriter.planning import Plan
 from rewriter.record import Verdict, records_of
+from rewriter.state import state_kept
 from rewriter.sweep.request import Request
 from rewriter.sweep.row import Held, Row, Status, one_line
 from rewriter.testing import behaviour, differences
 from rewriter.tracing.trace import Trace, trace_model
-from rewriter.verification import state_kept, written_parameters
+from rewriter.tracing.written import written_parameters
 
 _SMALL_SIDES = (64, 96, 128)
 """Sides of images that are tried for runs on real weights, in pixels; the model's own size comes last."""

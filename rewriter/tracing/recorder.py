@@ -54,17 +54,41 @@ class ModuleCall:
             call = call.parent
 
 
-class Recorder(TorchFunctionMode):
-    """Runs a skeleton once and builds :attr:`graph`."""
+class ForbiddenTensor(Exception):
+    """The skeleton was about to use a tensor that it was not to reach, the first argument."""
 
-    def __init__(self, model: nn.Module, *, predict_shapes: bool, real_device: torch.device) -> None:
+
+class Recorder(TorchFunctionMode):
+    """Runs a skeleton once and builds :attr:`graph`.
+
+    Args:
+        model: the skeleton.
+        predict_shapes: whether operations on meta tensors may be predicted instead of run.
+        real_device: what the meta device stands for.
+        forbidden: identities of tensors that no operation may use.
+
+    Attributes:
+        written: memory that operations wrote to, as :func:`storage_of` names it.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        predict_shapes: bool,
+        real_device: torch.device,
+        forbidden: frozenset[int] = frozenset(),
+    ) -> None:
         super().__init__()
         self.graph = fx.Graph()
         self.calls: list[ModuleCall] = []
         self.kept: dict[fx.Node, str] = {}
         self.failed_in: str | None = None
+        self.written: set[int] = set()
+        self._instrumented: list[nn.Module] = []
         self._model = model
         self._predict_shapes = predict_shapes
+        self._forbidden = forbidden
         self._real_device = real_device
         self._paused = False
         self._drops = False  # whether the dropout that runs now has called one that is active
@@ -100,8 +124,10 @@ class Recorder(TorchFunctionMode):
             self._frames.clear()
             self._alive.clear()
             self._stack.clear()
-            for module in self._model.modules():  # the wrappers hold the recorder, and it the skeleton with its memory
-                del module.__dict__["forward"], module.__dict__["_compiled_call_impl"]
+            for module in self._instrumented:  # the wrappers hold the recorder, and it the skeleton with its memory
+                for name in ("forward", "_compiled_call_impl"):
+                    module.__dict__.pop(name, None)
+            self._instrumented.clear()
             del self._model
         return result
 
@@ -117,6 +143,9 @@ class Recorder(TorchFunctionMode):
         with _torch_unobserved():
             inputs = list(tensors_in((args, kwargs)))
             versions = [t._version for t in inputs]
+            for tensor in inputs:
+                if id(tensor) in self._forbidden:
+                    raise ForbiddenTensor(tensor)
         result = self._result(func, args, kwargs)
         changed = [t for t, version in zip(inputs, versions, strict=True) if t._version != version]
         if not changed and not any(True for _ in tensors_in(result)):
@@ -137,6 +166,7 @@ class Recorder(TorchFunctionMode):
     def _instrument(self) -> None:
         """Put a wrapper on every module of the skeleton; global hooks and compiled calls are thereby bypassed."""
         for path, module in self._model.named_modules():
+            self._instrumented.append(module)
             kind = module_kind(module)
             original = module.forward
             wrapper = self._leaf(path, module, kind, original) if kind else self._inner(path, original)
@@ -256,7 +286,7 @@ class Recorder(TorchFunctionMode):
             self._nodes[id(value)] = node
             self._writers.pop(id(value), None)
             self._alive.append(value)
-            node.meta["storage"] = storage = _storage_of(value)
+            node.meta["storage"] = storage = storage_of(value)
             self._sharing.setdefault(storage, set()).add(id(value))
         elif isinstance(value, (list, tuple, dict)):
             items = value.items() if isinstance(value, dict) else enumerate(value)
@@ -268,7 +298,8 @@ class Recorder(TorchFunctionMode):
 
     def _write(self, changed: list[torch.Tensor], node: fx.Node) -> None:
         """``node`` wrote to the memory of ``changed``: all tensors in it depend on ``node`` when they are read next."""
-        node.meta["writes"] = frozenset(map(_storage_of, changed))
+        node.meta["writes"] = frozenset(map(storage_of, changed))
+        self.written |= node.meta["writes"]
         for storage in node.meta["writes"]:
             for sharing in self._sharing.get(storage, ()):
                 self._writers[sharing] = node
@@ -358,7 +389,7 @@ def unseen(*sources: Any) -> Any:
     raise RuntimeError("this part of the model runs outside torch's sight and is not part of the graph")
 
 
-def _storage_of(tensor: torch.Tensor) -> int:
+def storage_of(tensor: torch.Tensor) -> int:
     """A number that tensors share if they share memory: views, and what ``detach()`` and ``.data`` give."""
     try:
         return int(tensor.untyped_storage()._cdata)
@@ -371,5 +402,5 @@ def _named_tensors(model: nn.Module) -> Iterable[tuple[str, torch.Tensor]]:
     yield from model.named_buffers(remove_duplicate=False)
     for path, module in model.named_modules():
         for name, value in module.__dict__.items():
-            if isinstance(value, torch.Tensor):
+            if issubclass(type(value), torch.Tensor):  # a weak proxy in its place may be dead
                 yield f"{path}.{name}" if path else name, value

@@ -19,10 +19,13 @@ from rewriter.errors import TraceError
 from rewriter.guard import collector_paused, random_state_kept
 from rewriter.inputs import Inputs
 from rewriter.skeleton import meta_twin, skeleton
+from rewriter.state import state_kept
+from rewriter.surroundings import surroundings_kept
 from rewriter.tracing.caches import clear_caches
 from rewriter.tracing.drawing import draw
 from rewriter.tracing.kinds import Kind
-from rewriter.tracing.recorder import ModuleCall, Recorder
+from rewriter.tracing.made_in_forward import made_in_forward
+from rewriter.tracing.recorder import ForbiddenTensor, ModuleCall, Recorder, storage_of
 
 
 @dataclass(eq=False)
@@ -109,17 +112,21 @@ def trace_model(
         modes_alike: whether both modes are known to run the same operations: then training mode is recorded for both.
 
     Raises:
-        TraceError: the model does not run on ``inputs``; names the module and the source line.
+        TraceError: the model does not run on ``inputs``, or makes layers while it runs; names the module and the
+            source line.
     """
     notes: list[str] = []
+    own = frozenset(map(id, (*model.parameters(), *model.buffers())))
     for backend in backends:
         prepare, context = _CONTEXTS[backend]
         try:
             # in inference mode tensors have no version counter, and a write could not be noticed
-            with random_state_kept(), torch.inference_mode(False), context() as mode:
-                train = _record(model, inputs, prepare(mode), training=True)
-                evaluation = train if modes_alike else _record(model, inputs, prepare(mode), training=False)
+            with _kept(model, backend), torch.inference_mode(False), context() as mode:
+                train = _record(model, inputs, prepare(mode), own, training=True)
+                evaluation = train if modes_alike else _record(model, inputs, prepare(mode), own, training=False)
             return Trace(model, inputs, train, evaluation, backend, tuple(notes))
+        except _Unfinished as error:
+            raise TraceError(str(error)) from None
         except TraceError as error:
             notes.append(f"{backend}: {error}")
             if backend == backends[-1]:
@@ -142,10 +149,22 @@ def trace_candidates(model: nn.Module, candidates: Sequence[Inputs]) -> Trace:
     return trace_model(model, candidates[-1])
 
 
+class _Unfinished(TraceError):
+    """What stands against a trace is the same on whatever tensors the model is run."""
+
+
+@contextlib.contextmanager
+def _kept(model: nn.Module, backend: str) -> Iterator[None]:
+    """What is around the model is kept; on real tensors its own state too, which a global may lead the skeleton to."""
+    with random_state_kept(), state_kept(model) if backend == "cpu" else surroundings_kept(model):
+        yield
+
+
 def _record(
     model: nn.Module,
     inputs: Inputs,
     twin: Callable[[torch.Tensor], torch.Tensor],
+    own: frozenset[int],
     *,
     training: bool,
 ) -> Recording:
@@ -153,13 +172,34 @@ def _record(
     copy.train(training)
     reference = next(iter(model.parameters()), torch.empty(0))
     twins = inputs.map(lambda t: twin(t.detach()))
-    recorder = Recorder(copy, predict_shapes=twin is meta_twin, real_device=reference.device)
+    parameters = dict(copy.named_parameters())
+    modules = list(copy.modules())
+    recorder = Recorder(copy, predict_shapes=twin is meta_twin, real_device=reference.device, forbidden=own)
     try:
         result = recorder.run(twins.args, twins.kwargs)
+    except ForbiddenTensor as error:
+        raise _Unfinished(_reached(model, error.args[0])) from None
     except Exception as error:
         raise _explained(error, recorder.failed_in, model, inputs.origin, training) from error
-    written = frozenset(name for name, parameter in copy.named_parameters() if parameter._version > 0)
+    made = made_in_forward(model, copy, modules, parameters.values())
+    if made is not None:
+        raise _Unfinished(made)
+    written = frozenset(
+        name
+        for name, parameter in parameters.items()
+        if parameter._version > 0 or storage_of(parameter) in recorder.written  # by way of .data
+    )
     return Recording(recorder.graph, recorder.calls, training, result, written, recorder.kept)
+
+
+def _reached(model: nn.Module, tensor: object) -> str:
+    """Why a trace that came upon the model's own tensor cannot go on."""
+    registered = (*model.named_parameters(), *model.named_buffers())
+    name = next(name for name, other in registered if other is tensor)
+    return (
+        f"{type(model).__name__} reaches {name} by a way that does not begin at its attributes (a global variable or "
+        "an attribute of a class). Let the module that uses it hold it."
+    )
 
 
 _MACHINERY = ("/rewriter/tracing/", "/rewriter/hooks.py")

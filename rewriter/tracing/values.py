@@ -14,6 +14,7 @@ from rewriter.guard import random_state_kept
 from rewriter.hooks import between_hooks
 from rewriter.inputs import tensors_in
 from rewriter.skeleton import skeleton
+from rewriter.surroundings import surroundings_kept
 from rewriter.tracing.kinds import Kind, function_kind, module_kind
 from rewriter.tracing.trace import Trace
 
@@ -54,7 +55,7 @@ def run_on_values(trace: Trace, kinds: frozenset[Kind], watch: Watch) -> None:
             own = own.clone()
         return nn.Parameter(own, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else own
 
-    with random_state_kept(), torch.inference_mode(False), torch.no_grad():
+    with random_state_kept(), surroundings_kept(trace.model), torch.inference_mode(False), torch.no_grad():
         torch.default_generator.manual_seed(0)
         if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             torch.cuda.manual_seed_all(0)

@@ -1,0 +1,59 @@
+"""What an object holds, and whatever that holds: as far as Python's garbage collector sees."""
+
+from __future__ import annotations
+
+import gc
+import types
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+
+def reachable(
+    roots: Iterable[Any], *, weakly: bool = False, through: Callable[[type], bool] | None = None
+) -> Iterator[Any]:
+    """Every object that the ``roots`` hold, themselves included, each once.
+
+    Classes, modules of code and the globals of functions are not looked into: they belong to everybody.
+
+    Args:
+        roots: where to begin.
+        weakly: whether to go through weak references too.
+        through: of which types objects are looked into; all if not given.
+    """
+    seen: set[int] = set()
+    pending = list(roots)
+    while pending:
+        value = pending.pop()
+        kind = type(value)
+        if id(value) in seen or issubclass(kind, (type, types.ModuleType, types.CodeType)):
+            continue
+        seen.add(id(value))
+        if kind is dict and "__builtins__" in value:  # the globals of a module of code
+            continue
+        yield value
+        if through is not None and not through(kind):
+            continue
+        if kind is types.FunctionType:
+            pending += [value.__closure__, value.__defaults__, value.__kwdefaults__, value.__dict__]
+        elif weakly and issubclass(kind, (weakref.ReferenceType, *weakref.ProxyTypes)):
+            pending.append(referent(value))
+        else:
+            pending += gc.get_referents(value)
+
+
+def referent(reference: Any) -> Any:
+    """What a weak reference or a weak proxy refers to; None if it is gone."""
+    if issubclass(type(reference), weakref.ReferenceType):
+        return weakref.ReferenceType.__call__(reference)  # a WeakMethod gives a method made anew
+    try:
+        return reference.__repr__.__self__  # a proxy hands every attribute on
+    except ReferenceError:
+        return None
+
+
+def slots_of(kind: type) -> Iterator[str]:
+    """Names of the attributes that objects of this type hold outside of their ``__dict__``."""
+    for cls in kind.__mro__:
+        if "__slots__" in vars(cls):
+            yield from (name for name, item in vars(cls).items() if type(item) is types.MemberDescriptorType)
