@@ -10,6 +10,9 @@ from types import ModuleType
 from typing import Any
 
 import calls
+import calls_decorated
+import calls_kept
+import calls_named
 import pytest
 import torch
 from helpers import image, output
@@ -55,7 +58,7 @@ def test_methods_of_objects_outside_the_model_are_not_touched(import_text: Load)
 
 
 def test_the_containers_of_a_model_stay_the_same_objects(import_text: Load) -> None:
-    module = made(import_text, calls.HELD["dict in a list"])
+    module = made(import_text, calls_kept.HELD["dict in a list"])
     model = module.Net()
     table, first = model.table, model.table[0]
     method = first["work"]
@@ -66,7 +69,7 @@ def test_the_containers_of_a_model_stay_the_same_objects(import_text: Load) -> N
 
 
 def test_a_copy_that_is_rewritten_shares_no_method_with_its_original(import_text: Load) -> None:
-    model = made(import_text, calls.HELD["dict in a list"]).Net()
+    model = made(import_text, calls_kept.HELD["dict in a list"]).Net()
     rewritten = rewriter.rewrite(model, "dropout", input_size=16)
     assert rewritten.table[0]["work"].__self__ is rewritten
     assert model.table[0]["work"].__self__ is model
@@ -75,7 +78,7 @@ def test_a_copy_that_is_rewritten_shares_no_method_with_its_original(import_text
 
 @pytest.mark.parametrize("way", ["dict in a list", "tuple in a named tuple", "partial", "object", "set and queue"])
 def test_edits_that_fail_leave_exactly_what_was_kept(way: str, import_text: Load) -> None:
-    model = made(import_text, calls.HELD[way]).Net()
+    model = made(import_text, calls_kept.HELD[way]).Net()
     kept = {name: value for name, value in vars(model).items() if not name.startswith("_")}
     edits = [*rewriter.plan(model, "dropout", input_size=16).edits]
     behaviour = "stochastic-pooling/input"
@@ -183,7 +186,7 @@ def test_what_a_decorator_keeps_besides_stays_shared(import_text: Load) -> None:
 
 
 def test_a_cache_of_the_decorator_is_not_shared(import_text: Load) -> None:
-    model = made(import_text, calls.decorated(calls.DECORATORS["dispatch on the type"])).Net()
+    model = made(import_text, calls.decorated(calls_decorated.DECORATORS["dispatch on the type"])).Net()
     for edited_first in (True, False):
         rewritten = rewriter.rewrite(model, "dropout", input_size=16)
         models = [(rewritten, True), (model, False)]
@@ -236,14 +239,14 @@ def test_a_function_that_is_not_the_modules_own_is_refused(import_text: Load) ->
 
 
 def test_a_plan_shows_the_call_that_it_changes(import_text: Load) -> None:
-    model = made(import_text, calls.NAMED["parent's forward"]).Net()
+    model = made(import_text, calls_named.NAMED["parent's forward"]).Net()
     diff = rewriter.plan(model, "dropout", input_size=16).diff(model)
     assert "-        return A.forward(self, x)" in diff
     assert "+        return self.forward_of_A(x)" in diff
 
 
 def test_the_new_name_is_a_free_one(import_text: Load) -> None:
-    module = made(import_text, calls.NAMED["parent's forward"])
+    module = made(import_text, calls_named.NAMED["parent's forward"])
     module.Net.forward_of_A = None
     model = module.Net()
     rewritten = rewriter.rewrite(model, "dropout", input_size=16)
@@ -265,7 +268,7 @@ def test_the_new_name_is_a_free_one(import_text: Load) -> None:
     ],
 )
 def test_a_damaged_call_is_refused(change: dict[str, Any], import_text: Load) -> None:
-    model = made(import_text, calls.NAMED["parent's forward"]).Net()
+    model = made(import_text, calls_named.NAMED["parent's forward"]).Net()
     data = json.loads(rewriter.plan(model, "dropout", input_size=16).to_json())
     (operation,) = [
         edit["operation"] for edit in data["sites"][0]["edits"] if edit["operation"]["kind"] == "call-method"
@@ -277,7 +280,7 @@ def test_a_damaged_call_is_refused(change: dict[str, Any], import_text: Load) ->
 
 
 def test_a_forward_set_later_makes_the_edit_stale(import_text: Load) -> None:
-    model = made(import_text, calls.HELD["attribute"]).Net()
+    model = made(import_text, calls_kept.HELD["attribute"]).Net()
     rewritten = rewriter.rewrite(model, "dropout", input_size=16)
     assert not rewriter.report(rewritten).stale
     rewritten.forward = functools.partial(lambda x: x)
@@ -286,7 +289,7 @@ def test_a_forward_set_later_makes_the_edit_stale(import_text: Load) -> None:
 
 def test_a_kept_forward_is_not_stale(import_text: Load) -> None:
     for way in ("forward", "forward as accelerate keeps it"):
-        model = made(import_text, calls.HELD[way]).Net()
+        model = made(import_text, calls_kept.HELD[way]).Net()
         assert not rewriter.report(rewriter.rewrite(model, "dropout", input_size=16)).stale
 
 

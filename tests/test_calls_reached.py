@@ -10,6 +10,9 @@ from collections.abc import Callable
 from types import ModuleType
 
 import calls
+import calls_decorated
+import calls_kept
+import calls_named
 import pytest
 import torch
 from helpers import assert_unchanged, image, output, snapshot
@@ -20,8 +23,8 @@ from rewriter.layers import CalibratedLayer
 
 Load = Callable[[str], ModuleType]
 
-DECORATED = {f"decorator: {way}": calls.decorated(text) for way, text in calls.DECORATORS.items()}
-WAYS = {**calls.HELD, **calls.NAMED, **calls.ALIASES, **DECORATED}
+DECORATED = {f"decorator: {way}": calls.decorated(text) for way, text in calls_decorated.DECORATORS.items()}
+WAYS = {**calls_kept.HELD, **calls_named.NAMED, **calls_kept.ALIASES, **DECORATED}
 PASSES = list(calls.WORK)
 
 

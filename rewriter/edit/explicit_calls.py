@@ -17,6 +17,7 @@ from typing import Any
 
 from torch import nn
 
+from rewriter.edit.class_calls import class_call
 from rewriter.edit.classes import class_name, method_source, owner_of
 from rewriter.edit.decorators import undecorated
 from rewriter.edit.edits import Edit, EditMethod
@@ -103,9 +104,14 @@ class ExplicitCalls:
 
     def _functions_of(self, owner: type) -> list[types.FunctionType]:
         if owner not in self._functions:
-            own = () if owner.__module__.partition(".")[0] in ("torch", "builtins") else owner.__dict__.values()
-            self._functions[owner] = [function for attribute in own for function in undecorated(attribute)]
+            own = {} if owner.__module__.partition(".")[0] in ("torch", "builtins") else owner.__dict__
+            running = (attribute for name, attribute in own.items() if name not in _RUN_BEFORE)
+            self._functions[owner] = [function for attribute in running for function in undecorated(attribute)]
         return self._functions[owner]
+
+
+_RUN_BEFORE = ("__new__", "__init__", "__init_subclass__", "__setstate__")
+"""What they call and keep was called and kept before the edits."""
 
 
 def is_explicit(source: FunctionSource, call: ast.AST) -> bool:
@@ -124,14 +130,14 @@ def _calls_in(cls: type, function: types.FunctionType, attribute: Any) -> Iterat
     if found is None or receiver is None or receiver.arg in local_names(source):
         return
     for node in ast.walk(source.tree):
-        path = attribute_path(node.args[0], receiver.arg) if isinstance(node, ast.Call) and node.args else None
-        if isinstance(node, ast.Call) and path is not None and constant(source, node.func) is attribute:
-            call = ExplicitCall(found[0], found[1], source, source.span(node), path)
+        call = class_call(source, node)
+        path = attribute_path(call.receiver, receiver.arg) if call is not None and call.value is attribute else None
+        if call is not None and path is not None:
             try:
-                tuple(CallMethod(call.span, 0, "", "", "name").splices(source))
+                call.as_method(source, "method")
             except SourceError:  # written so that it cannot be edited
                 continue
-            yield call
+            yield ExplicitCall(found[0], found[1], source, source.span(node), path)
 
 
 def _may_name(function: types.FunctionType, names: frozenset[str], attribute: Any) -> bool:

@@ -14,8 +14,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+from rewriter.edit.class_calls import class_call
 from rewriter.edit.control_flow import branches, end, exits_between
-from rewriter.edit.names import called_function, constant, local_names, receiver_parameter
+from rewriter.edit.names import called_function, local_names, receiver_parameter
 from rewriter.edit.source import FunctionSource, Span, Splice, describe, offsets, splice, split_lines
 from rewriter.errors import PlanError, SourceError
 
@@ -185,12 +186,11 @@ class Adopt(Operation):
 
 @dataclass(frozen=True)
 class CallMethod(Operation):
-    """Call a function that is named by its class as a method of its first argument.
+    """Call a function that is named by its class as a method of the module that it is given.
 
     ``A.forward(self, x)`` becomes ``self.forward_of_A(x)``, looked up on the object, which has the edited function.
 
     Attributes:
-        operand: the number of the argument that is the receiver, which is the first.
         owner: the class whose function is called, as ``module.Class``, and ``attribute`` its name there.
         method: name under which the receiver has it; a new one where ``attribute`` is overridden.
     """
@@ -201,23 +201,12 @@ class CallMethod(Operation):
     method: str
 
     def splices(self, source: FunctionSource) -> Iterator[Splice]:
-        node = source.find(self.call)
-        receiver = node.args[0] if isinstance(node, ast.Call) and node.args else None
-        if not isinstance(node, ast.Call) or not isinstance(receiver, (ast.Name, ast.Attribute)):
-            raise SourceError(f"`{source.segment(self.call)}` is not a call with a receiver for its first argument")
-        if constant(source, node.func) is None:
-            raise SourceError(f"`{source.segment(self.call)}` does not call a function by the name of its class")
-        data = source.text.encode()
-        (start, stop), (function_start, function_stop) = offsets(source, node), offsets(source, node.func)
-        first, last = offsets(source, receiver)
-        following = [offsets(source, argument)[0] for argument in (*node.args[1:2], *node.keywords[:1])]
-        between, comma, _ = data[last : min(following, default=stop - 1)].partition(b",")
-        plain = not between.strip() and (comma or not following) and data[function_stop:first].strip() == b"("
-        if function_start != start or not plain:
-            raise SourceError(f"`{source.segment(self.call)}`: there are parentheses around what is called or given")
-        kept = last + len(between) + len(comma)
-        kept += len(data[kept:stop]) - len(data[kept:stop].lstrip()) if data[kept:stop].strip() else 0
-        yield Splice(start, kept, f"{_submodule(data[first:last].decode(), self.method)}(")
+        found = class_call(source, source.find(self.call))
+        if found is None:
+            raise SourceError(f"`{source.segment(self.call)}` does not give a function of a class its module")
+        if not self.method.isidentifier():
+            raise PlanError(f"{self.method!r} is no name of a method")
+        yield from found.as_method(source, self.method)
 
 
 def operands(node: ast.AST) -> dict[int, ast.expr]:

@@ -13,7 +13,7 @@ import itertools
 import types
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, TypeVar, cast
 
@@ -22,9 +22,10 @@ from torch import fx, nn
 
 from rewriter.analysis.dataflow import Dataflow, once
 from rewriter.analysis.residual import PASS_THROUGH
-from rewriter.edit.classes import class_name, method_source
-from rewriter.edit.edits import AddBehaviour, AddModule, Edit, EditMethod
+from rewriter.edit.classes import method_source
+from rewriter.edit.edits import AddBehaviour, AddModule, Edit
 from rewriter.edit.explicit_calls import ExplicitCalls, attribute_path, follow, is_explicit
+from rewriter.edit.expression import Expression, expression_at
 from rewriter.edit.held_methods import FunctionOfReceiver, follows_its_module
 from rewriter.edit.names import called_function, receiver_parameter
 from rewriter.edit.operations import (
@@ -40,44 +41,12 @@ from rewriter.edit.operations import (
 )
 from rewriter.edit.positions import Position, positions
 from rewriter.edit.receivers import Receivers
-from rewriter.edit.source import FunctionSource, Span, code_span, read_source
+from rewriter.edit.source import read_source
 from rewriter.errors import SourceError
 from rewriter.reasons import Reason, Refused
 from rewriter.tracing.frames import Frame
 from rewriter.tracing.kinds import is_in_place
 from rewriter.tracing.trace import Recording, Trace
-
-
-@dataclass(frozen=True)
-class Expression:
-    """An expression in the source of a method.
-
-    Attributes:
-        path: the module that the method is called with, and ``owner`` the class that defines ``method``.
-        span: where it lies in ``source``, and ``node`` the expression there.
-        in_method: whether the function gets the module as its first argument; not so for a helper that a decorator or a
-            closure holds.
-    """
-
-    path: str
-    owner: type
-    method: str
-    source: FunctionSource
-    span: Span
-    node: ast.AST
-    in_method: bool = True
-
-    def edit(self, operation: Any) -> EditMethod:
-        """The edit that carries out ``operation`` here.
-
-        Raises:
-            Refused: it adds something to a module which the function does not get.
-        """
-        if isinstance(operation, (Wrap, Redirect, Adopt)) and not self.in_method:
-            raise Refused(
-                Reason.HELPER_FUNCTION, f"the operation is issued by the function {self.source.function.__qualname__}"
-            )
-        return EditMethod(self.path, class_name(self.owner), self.method, self.source.digest, operation)
 
 
 @once
@@ -248,7 +217,7 @@ class Placement:
             if helper.__code__ is not code:
                 raise SourceError(f"the operation is issued by the function {code.co_qualname}, which is decorated")
             source = read_source(helper)
-            inside = _expression_at(expression.path, type(None), code.co_name, source, where.frame)
+            inside = expression_at(expression.path, type(None), code.co_name, source, where.frame)
             adopt = replace(adopt, digest=source.digest, change=self._redirection(where, inside, call, child))
             adopt.text_of_method(source)
             return adopt
@@ -323,7 +292,7 @@ class Placement:
                     Reason.HELPER_FUNCTION, f"the operation is issued by the function {frame.code.co_qualname}"
                 )
             in_method = frame.path is not None and self._model.get_submodule(frame.path) is module
-            return replace(_expression_at(path, *found, frame), in_method=in_method)
+            return replace(expression_at(path, *found, frame), in_method=in_method)
         except SourceError as error:
             raise Refused(Reason.NO_SOURCE, str(error)) from error
 
@@ -373,13 +342,6 @@ class Placement:
         while node.meta["kind"] in PASS_THROUGH and len(sources := self._flow.sources(node)) == 1:
             node = sources[0]
             yield node
-
-
-def _expression_at(path: str, owner: type, method: str, source: FunctionSource, frame: Frame) -> Expression:
-    span = code_span(frame.code, frame.instruction, source.first_line)
-    if span is None:
-        raise Refused(Reason.NO_SOURCE, "Python runs without column positions (-X no_debug_ranges)")
-    return Expression(path, owner, method, source, span, source.find(span))
 
 
 def _direct(node: fx.Node) -> Position:
