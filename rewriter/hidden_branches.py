@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ast
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import CodeType
 
@@ -18,8 +18,9 @@ from torch import nn
 from rewriter.edit.alternatives import Alternative, alternatives
 from rewriter.edit.classes import class_name, method_source
 from rewriter.edit.edits import AddBehaviour, AddModule, Edit, EditMethod, apply_edits
-from rewriter.edit.forcing import Forcing, Method
-from rewriter.edit.placement import Position, positions
+from rewriter.edit.forcing import Forcing, Method, NotForcedError
+from rewriter.edit.positions import Position, positions
+from rewriter.edit.receivers import Receivers
 from rewriter.edit.source import code_span
 from rewriter.errors import RewriterError, SourceError
 from rewriter.guard import random_state_kept
@@ -46,7 +47,11 @@ def on_every_way(found: Sequence[Finding], traced: Trace, passes: Iterable[Pass]
     findings = list(found)
     by_name = {item.name: item for item in passes}
     for way, indices in _ways(findings, traced).items():
-        variant = _record(way, traced, ())
+        try:
+            variant = _record(way, traced, ())
+        except NotForcedError as error:
+            _leave(findings, {index: findings[index] for index in indices}, way, str(error))
+            continue
         if variant is None:  # the model does not run that way: what it needs is not there
             continue
         on_original = replace(variant, model=traced.model)
@@ -88,8 +93,14 @@ def _extend(findings: list[Finding], group: Sequence[int], here: Sequence[Findin
             if not problem:
                 findings[index] = merged
     if problem:
-        for index, site in sites.items():
-            detail = f"{site.action}: where `{run.way}` holds, other code does the same work, and {problem}"
+        _leave(findings, sites, run.way, f"other code does the same work, and {problem}")
+
+
+def _leave(findings: list[Finding], sites: Mapping[int, Finding], way: _Way, problem: str) -> None:
+    """Skip ``sites``, by their numbers among the findings."""
+    for index, site in sites.items():
+        if isinstance(site, Site):
+            detail = f"{site.action}: where `{way}` holds, {problem}"
             findings[index] = Skipped(site.pass_name, site.path, site.pattern, Reason.ONE_BRANCH, detail)
 
 
@@ -153,16 +164,22 @@ def _why_not(site: Site, run: _Run) -> str:
 
 
 def _record(way: _Way, traced: Trace, edits: Sequence[Edit]) -> Trace | None:
-    """What runs on another way, of the model with ``edits``; None if it does not run."""
+    """What runs on another way, of the model with ``edits``; None if it does not run.
+
+    Raises:
+        NotForcedError: the method is called so that no other way through it can be recorded.
+    """
     copy = skeleton(traced.model, shared_twin)
     forcing = Forcing(way.tests)
     try:
         with random_state_kept():
             apply_edits(copy, edits)
         for path in sorted(way.paths):
-            forcing.force(copy.get_submodule(path), way.method)
+            forcing.force(copy, copy.get_submodule(path), way.method)
         variant = trace_model(copy, traced.inputs, (traced.backend,))
         forcing.take_back(variant.train, variant.eval)
+    except NotForcedError:
+        raise
     except (RewriterError, RecursionError):
         return None
     variant.may_measure = False
@@ -191,6 +208,7 @@ class _Chains:
 
     def __init__(self, traced: Trace, paths: set[str]) -> None:
         self._model = traced.model
+        self._receivers = Receivers(traced.model)
         self._methods: dict[tuple[type, CodeType], Method | None] = {}
         self._callers: dict[tuple[str, CodeType], dict[_Place, None]] = {}
         self._calls: dict[str, dict[_Place, None]] = {}
@@ -198,18 +216,17 @@ class _Chains:
         seen: set[tuple[str, int]] = set()
         for node in traced.train.graph.nodes:
             if node.op == "call_module" and node.target in paths:
-                places = filter(None, map(_place, positions(node)))
+                places = filter(None, map(self._place, positions(node)))
                 self._calls.setdefault(str(node.target), {}).update(dict.fromkeys(places))
             call = node.meta["call"]
-            if call is None or paths.isdisjoint(inner.path for inner in call.chain()):
-                continue
-            found = list(positions(node))
+            found = list(positions(node)) if call is not None else []
             for index, position in enumerate(found):
-                key = position.call.path, position.frame.invocation
-                if position.call.path in paths and position.frame.path is not None and key not in seen:
+                path = self._receivers.path(position)
+                key = path, position.frame.invocation
+                if path in paths and position.frame.path is not None and key not in seen:
                     seen.add(key)
-                    outer = filter(None, map(_place, found[index + 1 :]))
-                    callers = self._callers.setdefault((position.call.path, position.frame.code), {})
+                    outer = filter(None, map(self._place, found[index + 1 :]))
+                    callers = self._callers.setdefault((path, position.frame.code), {})
                     callers.update(dict.fromkeys(outer))
 
     def around(self, edit: Edit) -> Iterator[tuple[str, Method, Alternative]]:
@@ -240,6 +257,10 @@ class _Chains:
                 self._around_calls[place] = [(path, method, way) for way in ways]
         return self._around_calls[place]
 
+    def _place(self, position: Position) -> _Place | None:
+        frame = position.frame
+        return None if frame.path is None else (self._receivers.path(position), frame.code, frame.instruction)
+
     def _method(self, path: str, code: CodeType) -> Method | None:
         cls = type(self._model.get_submodule(path))
         if (cls, code) not in self._methods:
@@ -249,11 +270,6 @@ class _Chains:
                 found = None
             self._methods[cls, code] = None if found is None else Method(*found)
         return self._methods[cls, code]
-
-
-def _place(position: Position) -> _Place | None:
-    frame = position.frame
-    return None if frame.path is None else (position.call.path, frame.code, frame.instruction)
 
 
 def _is_of(edit: EditMethod, method: Method) -> bool:

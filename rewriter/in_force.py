@@ -22,7 +22,8 @@ from torch import fx, nn
 
 from rewriter.edit.classes import ClassEdit, edited_code, is_generated, source_of
 from rewriter.edit.edits import AddBehaviour, AddModule, Edit, EditMethod, SetAttribute, apply_edits, find_module
-from rewriter.edit.placement import positions
+from rewriter.edit.operations import CallMethod
+from rewriter.edit.positions import positions
 from rewriter.edit.source import contains_code
 from rewriter.errors import RewriterError, TraceError
 from rewriter.guard import random_state_kept
@@ -170,6 +171,8 @@ def _why_not_run(edit: Edit, site: Site, model: nn.Module, edited: nn.Module, ra
             return None if not used or ran.module(child) else f"{child}, which the edit adds, is not called"
         case AddBehaviour(path=path):
             return None if ran.module(path) else f"module {path!r}, whose call the edit changes, is not called"
+        case EditMethod(operation=CallMethod()):  # of all calls by the name of the class, not all need run
+            return None
         case EditMethod(path=path, owner=owner, method=method, digest=digest, condition=""):
             code = edited_code(type(find_module(edited, path)), owner, method, digest)
             if code is not None and ran.function(path, code):

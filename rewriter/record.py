@@ -11,6 +11,7 @@ from torch import nn
 
 from rewriter.edit.classes import is_generated
 from rewriter.edit.edits import Applied, EditMethod
+from rewriter.edit.held_methods import hides
 from rewriter.layers import calibrated_layers
 from rewriter.planning import Plan, counted, group
 from rewriter.reasons import TECHNICAL
@@ -218,11 +219,8 @@ def _replaced(model: nn.Module, record: Record) -> list[str]:
 def _hidden(model: nn.Module, record: Record) -> list[str]:
     """Where a ``forward`` set on the instance hides a method that was edited."""
     modules = dict(model.named_modules(remove_duplicate=False))
-    return [
-        edit.path
-        for edit in record.applied.edits
-        if isinstance(edit, EditMethod) and "forward" in getattr(modules.get(edit.path), "__dict__", {})
-    ]
+    methods = [edit for edit in record.applied.edits if isinstance(edit, EditMethod) and edit.path in modules]
+    return [edit.path for edit in methods if hides(modules[edit.path], edit.method)]
 
 
 def _without(record: Record, stale: set[str]) -> Record:

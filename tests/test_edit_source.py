@@ -22,8 +22,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from rewriter.edit.classes import method_source, re_emittable_methods
+from rewriter.edit.decorators import redecorate, undecorated
 from rewriter.edit.operations import RECEIVER, Move, Operation, Remove, Wrap, edited_text, why_not_movable
-from rewriter.edit.source import FunctionSource, Span, re_emit, read_source, redecorate, undecorated
+from rewriter.edit.source import FunctionSource, Span, re_emit, read_source
 from rewriter.errors import PlanError, RewriterError, SourceError
 
 Load = Callable[[str], ModuleType]

@@ -18,7 +18,9 @@ from torch import nn
 
 from rewriter.edit import source
 from rewriter.edit.alternatives import ForcedTest
-from rewriter.edit.operations import Adopt, Operation, edited_text
+from rewriter.edit.decorators import LEVELS, functions_at, redecorate, undecorated
+from rewriter.edit.operations import Adopt, CallMethod, Operation, edited_text
+from rewriter.edit.placing import Placing, place, remembered
 from rewriter.edit.subclass import make_subclass, ordinary_init
 from rewriter.errors import PlanError, SourceError
 from rewriter.layers import layer_class
@@ -86,47 +88,78 @@ def derive(base: type[nn.Module], edit: ClassEdit) -> type[nn.Module]:
 
 def _derive(base: type[nn.Module], edit: ClassEdit) -> type[nn.Module]:
     namespace: dict[str, Any] = {}
-    inserted: list[type] = []
+    functions: dict[types.FunctionType, types.FunctionType] = {}
     codes: dict[tuple[str, str, str], types.CodeType] = {}
+    owners: dict[tuple[str, str], type] = {}
     for method in edit.methods:
         owner = owner_of(base, method.owner, method.method, method.digest)
         found = source_of(base, method.owner, method.method, method.digest)
         new = source.re_emit(found, edited_text(found, method.operations), method.forced)
-        function = source.redecorate(owner.__dict__[method.method], found.function, new)
+        functions[found.function] = new
         codes[method.owner, method.method, method.digest] = new.__code__
+        owners[method.owner, method.method] = owner
         for adopted in _adopted(found, method):
-            name = adopted.__name__
-            if not name.isidentifier() or name.startswith("_") or hasattr(base, name):
-                raise PlanError(f"{class_name(base)} cannot get a method {name!r}: the name is taken or private")
-            namespace[name] = adopted
-        first = next(cls for cls in base.__mro__ if method.method in cls.__dict__)
-        if first is owner:
-            namespace[method.method] = function
-        else:  # reached through super(): slip an edited subclass of the owner in behind the overriding class
-            inserted.append(make_subclass(owner, (owner,), {method.method: function}))
+            _check_new_name(base, adopted.__name__)
+            namespace[adopted.__name__] = adopted
+    placing = place(base, functions, {(owner, name) for (_, name), owner in owners.items()})
+    for name, attribute in _renamed(edit, owners, placing):
+        _check_new_name(base, name)
+        namespace[name] = attribute
+    namespace |= placing.namespaces.pop(base, {})
+    # what super() and explicit lookups find: an edited subclass stands before each base that holds a function
+    inserted = [make_subclass(owner, (owner,), names) for owner, names in placing.namespaces.items()]
     behaviours = tuple(layer_class(name) for name in edit.behaviours)
-    namespace |= {"_rewriter_base": base, "_rewriter_edit": edit, "_rewriter_codes": codes}
+    namespace |= {"_rewriter_base": base, "_rewriter_edit": edit, "_rewriter_codes": codes, **remembered(placing)}
     namespace |= {"__init__": ordinary_init(original_class(base)), "__reduce_ex__": _reduce_generated}
     return make_subclass(base, (*behaviours, base, *inserted), namespace)
+
+
+def _renamed(edit: ClassEdit, owners: dict[tuple[str, str], type], placing: Placing) -> Iterator[tuple[str, Any]]:
+    """Edited functions under names of their own, where a class overrides them and calls them by their class."""
+    for operation in (operation for method in edit.methods for operation in method.operations):
+        if isinstance(operation, CallMethod) and operation.method != operation.attribute:
+            owner = owners.get((operation.owner, operation.attribute))
+            if owner is None:
+                raise PlanError(f"the plan calls {operation.owner}.{operation.attribute} and does not edit it")
+            yield operation.method, placing.namespaces[owner][operation.attribute]
+
+
+def _check_new_name(base: type, name: str) -> None:
+    if not name.isidentifier() or name.startswith("_") or hasattr(base, name):
+        raise PlanError(f"{class_name(base)} cannot get a method {name!r}: the name is taken or private")
 
 
 def method_source(module_class: type, code: types.CodeType) -> tuple[type, str, source.FunctionSource] | None:
     """The class, method name and source of the function of ``module_class`` that runs ``code``; None if there is none.
 
     Raises:
-        SourceError: the function exists but has no usable source.
+        SourceError: the function exists but has no usable source, or an object that cannot be copied holds it.
     """
-    for cls in module_class.__mro__:
-        for name, attribute in cls.__dict__.items():
-            for function in source.undecorated(attribute):
-                if source.contains_code(function.__code__, code):
-                    return cls, name, source.read_source(function)
+    for cls, name, attribute, function in _running(module_class, code):
+        found = source.read_source(function)
+        redecorate(attribute, function, function)
+        return cls, name, found
     return None
+
+
+def runs_code(module_class: type, code: types.CodeType) -> bool:
+    """Whether ``code`` belongs to a function of ``module_class``."""
+    return next(_running(module_class, code), None) is not None
+
+
+def _running(module_class: type, code: types.CodeType) -> Iterator[tuple[type, str, Any, types.FunctionType]]:
+    """The functions of ``module_class`` that run ``code``, with the class, name and attribute that hold them."""
+    for level in LEVELS:
+        for cls in module_class.__mro__:
+            for name, attribute in cls.__dict__.items():
+                for function in functions_at(attribute, level):
+                    if source.contains_code(function.__code__, code):
+                        yield cls, name, attribute, function
 
 
 def readable_sources(attribute: Any) -> Iterator[source.FunctionSource]:
     """The sources of a method and of the functions that its decorators hold, as far as they can be read."""
-    for function in source.undecorated(attribute):
+    for function in undecorated(attribute):
         try:
             yield source.read_source(function)
         except SourceError:

@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from rewriter.edit.classes import ClassEdit, MethodEdit, derive, is_generated
-from rewriter.edit.operations import Adopt, Move, Operation, Redirect, Remove, Wrap
+from rewriter.edit.held_methods import rebind, replaced_by_class, restored_with_class
+from rewriter.edit.operations import Adopt, CallMethod, Move, Operation, Redirect, Remove, Wrap
 from rewriter.edit.source import Span
 from rewriter.errors import PlanError, RewriterError
 from rewriter.layers import layer_class
@@ -80,7 +81,7 @@ class EditMethod(Edit):
 
 
 _EDITS: dict[str, type[Edit]] = {cls.kind: cls for cls in (SetAttribute, AddModule, AddBehaviour, EditMethod)}
-_OPERATIONS: dict[str, type[Operation]] = {cls.kind: cls for cls in (Move, Remove, Wrap, Redirect, Adopt)}
+_OPERATIONS: dict[str, type[Operation]] = {cls.kind: cls for cls in (Move, Remove, Wrap, Redirect, Adopt, CallMethod)}
 
 
 def class_edits(edits: Sequence[Edit]) -> dict[str, ClassEdit]:
@@ -137,8 +138,11 @@ def apply_edits(model: nn.Module, edits: Sequence[Edit]) -> Applied:
         for path, edit_of_class in by_path.items():
             module = find_module(model, path)
             old_class = type(module)
+            _check_new_methods(module, path, edit_of_class)
             module.__class__ = derive(old_class, edit_of_class)
             undo.append(lambda module=module, old=old_class: setattr(module, "__class__", old))  # type: ignore[misc]
+        edited = [find_module(model, path) for path in by_path]
+        undo += rebind(model, {module: replaced_by_class(module) for module in edited})
         for edit in edits:
             if isinstance(edit, AddBehaviour) and edit.options:
                 module = find_module(model, edit.path)
@@ -157,12 +161,11 @@ def apply_edits(model: nn.Module, edits: Sequence[Edit]) -> Applied:
 
 def take_back(model: nn.Module, applied: Applied) -> None:
     """Undo ``applied``; what the user has replaced since (a new classifier, say) is left as it is."""
-    restored = set()
-    for path in applied.edited_classes:
-        module = _module_or_none(model, path)
-        if module is not None and is_generated(type(module)):
-            module.__class__ = type(module)._rewriter_base  # type: ignore[attr-defined]
-            restored.add(path)
+    found = {path: _module_or_none(model, path) for path in applied.edited_classes}
+    restored = {path: module for path, module in found.items() if module is not None and is_generated(type(module))}
+    rebind(model, {module: restored_with_class(module) for module in restored.values()})
+    for restoring in dict.fromkeys(restored.values()):
+        restoring.__class__ = type(restoring)._rewriter_base  # type: ignore[attr-defined]
     for path, name, value in reversed(applied.previous):
         module = _module_or_none(model, path)
         if module is not None:
@@ -266,6 +269,14 @@ def _settable_value(module: nn.Module, edit: SetAttribute) -> Any:
     if not plain or edit.name.startswith("_") or callable(value) or isinstance(value, torch.Tensor | dict | list):
         raise PlanError(f"module {edit.path!r} has no hyper-parameter {edit.name!r} that can be set")
     return value
+
+
+def _check_new_methods(module: nn.Module, path: str, edit: ClassEdit) -> None:
+    for operation in (operation for method in edit.methods for operation in method.operations):
+        called_as_it_is = isinstance(operation, CallMethod) and operation.method == operation.attribute
+        name = operation.method if isinstance(operation, (Adopt, CallMethod)) and not called_as_it_is else None
+        if name is not None and hasattr(module, name):
+            raise PlanError(f"module {path!r} already has an attribute {name!r}")
 
 
 def _check_options(module: nn.Module, edit: AddBehaviour) -> None:

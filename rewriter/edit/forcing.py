@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from types import CodeType
 
@@ -10,6 +10,7 @@ from torch import nn
 
 from rewriter.edit.alternatives import Alternative
 from rewriter.edit.classes import ClassEdit, MethodEdit, class_name, derive, edited_code, method_source
+from rewriter.edit.held_methods import rebind, replaced_by_class
 from rewriter.edit.source import FunctionSource, Span, code_span
 from rewriter.errors import SourceError
 from rewriter.tracing.frames import Frame
@@ -25,16 +26,21 @@ class Method:
     source: FunctionSource
 
 
+class NotForcedError(SourceError):
+    """A method is called so that the way through it cannot be forced for one module alone."""
+
+
 class Forcing:
     """Methods of a skeleton whose conditions come out as forced; of a method that was edited, what it became."""
 
     def __init__(self, tests: Alternative) -> None:
         self._tests = tests
         self._classes: list[tuple[nn.Module, type[nn.Module]]] = []
+        self._steps_back: list[Callable[[], None]] = []
         self._plain: dict[CodeType, tuple[CodeType, FunctionSource]] = {}
 
-    def force(self, module: nn.Module, method: Method) -> None:
-        """Let ``module`` run the other way through ``method``.
+    def force(self, model: nn.Module, module: nn.Module, method: Method) -> None:
+        """Let ``module``, a part of ``model``, run the other way through ``method``.
 
         Raises:
             SourceError, PlanError: the method has no such condition, or cannot be emitted.
@@ -49,15 +55,27 @@ class Forcing:
         edit = MethodEdit(class_name(owner), own_name, source.digest, forced=self._tests)
         module.__class__ = derive(cls, ClassEdit((), (edit,)))
         self._classes.append((module, cls))
+        self._steps_back += rebind(model, {module: replaced_by_class(module)})
         forced = edited_code(type(module), edit.owner, edit.method, edit.digest)
         assert forced is not None
         self._plain.update((other, (plain, source)) for plain, other in _pairs(source.function.__code__, forced))
 
     def take_back(self, *recordings: Recording) -> None:
-        """Give the modules their classes back, and let the frames of ``recordings`` name the methods as they are."""
+        """Give the modules their classes back, and let the frames of ``recordings`` name the methods as they are.
+
+        Raises:
+            NotForcedError: the method ran as it is written, not as it was forced.
+        """
+        for step in reversed(self._steps_back):
+            step()
         for module, cls in reversed(self._classes):
             module.__class__ = cls
         known: dict[tuple[CodeType, int], tuple[CodeType, int]] = {}
+        nodes = (node.meta["frames"] for recording in recordings for node in recording.graph.nodes)
+        calls = (call.frames for recording in recordings for call in recording.calls)
+        if not any(frame.code in self._plain for frames in (*nodes, *calls) for frame in frames):
+            plain = ", ".join(dict.fromkeys(code.co_qualname for code, _ in self._plain.values()))
+            raise NotForcedError(f"what {plain}() does cannot be seen: it is called by the name of its class")
 
         def of(frame: Frame) -> Frame:
             if frame.code not in self._plain:

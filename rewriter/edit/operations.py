@@ -10,10 +10,13 @@ from __future__ import annotations
 import ast
 import re
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+from rewriter.edit.class_calls import class_call
+from rewriter.edit.control_flow import branches, end, exits_between
+from rewriter.edit.names import called_function, local_names, receiver_parameter
 from rewriter.edit.source import FunctionSource, Span, Splice, describe, offsets, splice, split_lines
 from rewriter.errors import PlanError, SourceError
 
@@ -166,8 +169,8 @@ class Adopt(Operation):
     def text_of_method(self, helper: FunctionSource) -> str:
         """The text of the new method."""
         names = {node.id for node in ast.walk(helper.tree) if isinstance(node, ast.Name)}
-        receiver = "self" if "self" not in names | _local_names(helper) else "the_module"
-        first = _receiver(helper)
+        receiver = "self" if "self" not in names | local_names(helper) else "the_module"
+        first = receiver_parameter(helper)
         if first is None:
             raise SourceError(f"{describe(helper.function)} has no positional parameter")
         start = offsets(helper, first)[0]
@@ -182,134 +185,28 @@ class Adopt(Operation):
 
 
 @dataclass(frozen=True)
-class Branch:
-    """A part of a statement or expression that is not evaluated whenever the whole is.
+class CallMethod(Operation):
+    """Call a function that is named by its class as a method of the module that it is given.
+
+    ``A.forward(self, x)`` becomes ``self.forward_of_A(x)``, looked up on the object, which has the edited function.
 
     Attributes:
-        parent: the whole.
-        field: the name of the part among the fields of ``parent``.
-        index: which operand, where ``parent`` evaluates one after the other until it knows the result; else 0.
+        owner: the class whose function is called, as ``module.Class``, and ``attribute`` its name there.
+        method: name under which the receiver has it; a new one where ``attribute`` is overridden.
     """
 
-    parent: ast.AST
-    field: str
-    index: int = 0
+    kind: ClassVar[str] = "call-method"
+    owner: str
+    attribute: str
+    method: str
 
-    @property
-    def tests(self) -> tuple[ast.expr, ...]:
-        """What has to hold for the branch to be evaluated, once; empty where that is not so simple."""
-        match self.parent:
-            case ast.If(test=test) | ast.IfExp(test=test) if self.field == "body":
-                return (test,)
-            case ast.BoolOp(op=ast.And(), values=values):
-                return tuple(values[: self.index])
-        return ()
-
-    @property
-    def reason(self) -> str:
-        """Why a call in this branch cannot be moved out of it."""
-        if self.tests:
-            return f"it is only reached under the condition `{' and '.join(map(ast.unparse, self.tests))}`"
-        return f"it is only reached in some cases of `{ast.unparse(self.parent).splitlines()[0]}`"
-
-    def only_asks_for(self, reads: set[str]) -> bool:
-        """Whether the branch is skipped only if one of the attributes ``reads`` is zero, false or missing."""
-        return bool(self.tests) and all(_asks_for(test, reads) for test in self.tests)
-
-
-def _asks_for(test: ast.expr, reads: set[str]) -> bool:
-    match test:
-        case ast.BoolOp(op=ast.And(), values=values):
-            return all(_asks_for(value, reads) for value in values)
-        case ast.Compare(left=ast.Attribute() as left, ops=[ast.Gt()], comparators=[ast.Constant(value=0)]):
-            return ast.unparse(left) in reads
-        case ast.Attribute():
-            return ast.unparse(test) in reads
-    return False
-
-
-_BRANCHES: dict[type[ast.AST], tuple[str, ...]] = {
-    ast.If: ("body", "orelse"),
-    ast.IfExp: ("body", "orelse"),
-    ast.While: ("body", "orelse"),
-    ast.For: ("body", "orelse"),
-    ast.Try: ("orelse",),
-    ast.TryStar: ("orelse",),
-    ast.ExceptHandler: ("body",),
-    ast.Match: ("cases",),
-    ast.Assert: ("msg",),
-    ast.Lambda: ("body",),
-    ast.FunctionDef: ("body",),
-    ast.AsyncFunctionDef: ("body",),
-    ast.ListComp: ("elt",),
-    ast.SetComp: ("elt",),
-    ast.GeneratorExp: ("elt",),
-    ast.DictComp: ("key", "value"),
-    ast.comprehension: ("ifs",),
-    ast.BoolOp: ("values",),
-    ast.Compare: ("comparators",),
-}
-_SHORT_CIRCUIT = (ast.BoolOp, ast.Compare)
-_ALTERNATIVES = (ast.If, ast.IfExp, ast.Match)
-_FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
-_LOOPS = (ast.For, ast.While)
-_EXITS = (ast.Return, ast.Raise, ast.Break, ast.Continue)
-
-
-def branches(function: ast.FunctionDef, node: ast.AST) -> list[Branch]:
-    """The branches of ``function`` that ``node`` is in, outermost first."""
-    found = []
-    for parent, field, index in (_steps(function, node) or [])[1:]:
-        always = isinstance(parent, _SHORT_CIRCUIT) and index == 0
-        if field in _BRANCHES.get(type(parent), ()) and not always:
-            numbered = isinstance(parent, (*_SHORT_CIRCUIT, ast.Match))
-            found.append(Branch(parent, field, index if numbered else 0))
-    return found
-
-
-def _steps(parent: ast.AST, node: ast.AST) -> list[tuple[ast.AST, str, int]] | None:
-    """The way from ``parent`` down to ``node`` in the tree, as (parent, field, index in the field)."""
-    if parent is node:
-        return []
-    for field, value in ast.iter_fields(parent):
-        for index, child in enumerate(value if isinstance(value, list) else [value]):
-            if isinstance(child, ast.AST) and (rest := _steps(child, node)) is not None:
-                return [(parent, field, index), *rest]
-    return None
-
-
-def exits_between(function: ast.FunctionDef, first: ast.AST, second: ast.AST) -> Iterator[ast.stmt]:
-    """Statements that may leave the way from ``first`` to ``second``, of which ``first`` ends earlier in the text.
-
-    A statement leaves when all that is written in it has been evaluated, so it counts by its end.
-    """
-    before, after = branches(function, first), branches(function, second)
-    for leaving in ast.walk(function):
-        if isinstance(leaving, _EXITS) and _end(first) <= _end(leaving) <= _start(second):
-            around = branches(function, leaving)
-            if not _excludes(before, around) and _leaves(leaving, around, (*before, *after)):
-                yield leaving
-
-
-def _excludes(some: list[Branch], others: list[Branch]) -> bool:
-    """Whether the two lie in different alternatives of one condition."""
-    alternatives = [branch for branch in some if isinstance(branch.parent, _ALTERNATIVES)]
-    return any(one.parent is other.parent and one != other for one in alternatives for other in others)
-
-
-def _leaves(leaving: ast.stmt, around: list[Branch], ends: Sequence[Branch]) -> bool:
-    """Whether what ``leaving`` ends, a function or a loop, is around one of the two ends of the way."""
-    kinds = _LOOPS if isinstance(leaving, (ast.Break, ast.Continue)) else _FUNCTIONS
-    left = [branch for branch in around if isinstance(branch.parent, kinds) and branch.field == "body"]
-    return not left or left[-1] in ends
-
-
-def _start(node: Any) -> tuple[int, int]:
-    return node.lineno, node.col_offset
-
-
-def _end(node: Any) -> tuple[int, int]:
-    return node.end_lineno, node.end_col_offset
+    def splices(self, source: FunctionSource) -> Iterator[Splice]:
+        found = class_call(source, source.find(self.call))
+        if found is None:
+            raise SourceError(f"`{source.segment(self.call)}` does not give a function of a class its module")
+        if not self.method.isidentifier():
+            raise PlanError(f"{self.method!r} is no name of a method")
+        yield from found.as_method(source, self.method)
 
 
 def operands(node: ast.AST) -> dict[int, ast.expr]:
@@ -336,7 +233,7 @@ def why_not_movable(source: FunctionSource, call: Span, operand: int, target: Sp
     goal = source.find(target)
     inputs = set(ast.walk(data))
     own = [inner for inner in ast.walk(node) if inner not in inputs]
-    names = {inner.id for inner in own if isinstance(inner, ast.Name)} & _local_names(source)
+    names = {inner.id for inner in own if isinstance(inner, ast.Name)} & local_names(source)
     if names:
         return f"its arguments read local variables ({', '.join(sorted(names))})"
     reads = {ast.unparse(inner) for inner in own if isinstance(inner, ast.Attribute)}
@@ -344,7 +241,7 @@ def why_not_movable(source: FunctionSource, call: Span, operand: int, target: Sp
     for branch in branches(source.tree, node):
         if branch not in enclosing and not branch.only_asks_for(reads):
             return branch.reason
-    first, second = sorted((node, goal), key=_end)
+    first, second = sorted((node, goal), key=end)
     leaving = next(exits_between(source.tree, first, second), None)
     if leaving is not None:
         return f"`{ast.unparse(leaving)}` lies between the two, so not both need be reached"
@@ -436,7 +333,7 @@ def _submodule(receiver: str, path: str) -> str:
 
 def _receiver_name(source: FunctionSource) -> str:
     """What a method calls the module that it belongs to."""
-    receiver = _receiver(source)
+    receiver = receiver_parameter(source)
     if receiver is None:
         raise SourceError(f"{describe(source.function)}: it has no parameter for the module that it belongs to")
     return receiver.arg
@@ -446,45 +343,3 @@ def _is_bare(operand: ast.expr) -> bool:
     """Whether the expression means the same without parentheses around it."""
     one_line = operand.lineno == operand.end_lineno
     return one_line and isinstance(operand, (ast.Name, ast.Attribute, ast.Call, ast.Subscript))
-
-
-def called_function(source: FunctionSource, call: ast.AST) -> Any:
-    """What a call by a name of the module scope calls (``F.avg_pool2d``); None if that is decided at run time."""
-    path, function = [], call.func if isinstance(call, ast.Call) else None
-    while isinstance(function, ast.Attribute):
-        path.append(function.attr)
-        function = function.value
-    if not isinstance(function, ast.Name) or function.id in _local_names(source):
-        return None
-    found = source.function.__globals__.get(function.id)
-    for name in reversed(path):
-        found = getattr(found, name, None) if isinstance(found, types.ModuleType) else None
-    return found
-
-
-def _receiver(source: FunctionSource) -> ast.arg | None:
-    """The first positional parameter, whatever its name; of a method, the module that it belongs to."""
-    arguments = source.tree.args
-    return next(iter((*arguments.posonlyargs, *arguments.args)), None)
-
-
-def _local_names(source: FunctionSource) -> set[str]:
-    """Names that the method binds, or a function, lambda or comprehension in it; not the module that it belongs to."""
-    receiver = _receiver(source)
-    inside = (node for node in ast.walk(source.tree) if node is not receiver and node is not source.tree)
-    return {name for name in map(_bound_name, inside) if name}
-
-
-def _bound_name(node: ast.AST) -> str | None:
-    match node:
-        case ast.Name(id=name, ctx=ast.Store() | ast.Del()) | ast.arg(arg=name):
-            return name
-        case ast.alias(name=name, asname=alias):
-            return alias or name.partition(".")[0]
-        case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
-            return name
-        case ast.ExceptHandler(name=name) | ast.MatchAs(name=name) | ast.MatchStar(name=name):
-            return name
-        case ast.MatchMapping(rest=name):
-            return name
-    return None

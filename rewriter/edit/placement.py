@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import ast
 import functools
+import inspect
 import itertools
 import types
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import fx, nn
@@ -22,8 +23,12 @@ from torch import fx, nn
 from rewriter.analysis.dataflow import Dataflow, once
 from rewriter.analysis.interference import Interference, interference
 from rewriter.analysis.residual import PASS_THROUGH
-from rewriter.edit.classes import class_name, method_source
-from rewriter.edit.edits import AddBehaviour, AddModule, Edit, EditMethod
+from rewriter.edit.classes import method_source
+from rewriter.edit.edits import AddBehaviour, AddModule, Edit
+from rewriter.edit.explicit_calls import ExplicitCalls, attribute_path, follow, is_explicit
+from rewriter.edit.expression import Expression, expression_at
+from rewriter.edit.held_methods import FunctionOfReceiver, follows_its_module
+from rewriter.edit.names import called_function, receiver_parameter
 from rewriter.edit.operations import (
     RECEIVER,
     Adopt,
@@ -32,54 +37,36 @@ from rewriter.edit.operations import (
     Redirect,
     Remove,
     Wrap,
-    called_function,
     operands,
     why_not_movable,
 )
-from rewriter.edit.source import FunctionSource, Span, code_span, read_source
+from rewriter.edit.positions import Position, positions
+from rewriter.edit.receivers import Receivers
+from rewriter.edit.source import read_source
 from rewriter.errors import SourceError
 from rewriter.reasons import Reason, Refused
 from rewriter.tracing.frames import Frame
 from rewriter.tracing.kinds import is_in_place
-from rewriter.tracing.recorder import ModuleCall
 from rewriter.tracing.trace import Recording, Trace
-
-
-@dataclass(frozen=True)
-class Position:
-    """One expression on the way from the model down to an operation.
-
-    Attributes:
-        frame: the frame that evaluates the expression, in ``call``.
-        direct: whether the expression issues the operation itself, not a function or module that contains it.
-        arguments: what the expression passes on, as nodes, where it is not direct.
-    """
-
-    frame: Frame
-    call: ModuleCall
-    direct: bool
-    arguments: tuple[fx.Node | None, ...]
-
-
-@dataclass(frozen=True)
-class Expression:
-    """An expression in the source of a method."""
-
-    path: str
-    owner: type
-    method: str
-    source: FunctionSource
-    span: Span
-    node: ast.AST
-
-    def edit(self, operation: Any) -> EditMethod:
-        return EditMethod(self.path, class_name(self.owner), self.method, self.source.digest, operation)
 
 
 @once
 def placement(flow: Dataflow, trace: Trace) -> Placement:
     """Turns operations of the training run into edits; all passes share one, so that they give out different names."""
     return Placement(trace.model, trace.train, interference(flow, trace))
+
+
+_Editing = TypeVar("_Editing", bound=Callable[..., list[Edit]])
+
+
+def _reaching(method: _Editing) -> _Editing:
+    """Add to what ``method`` returns the edits of methods that call what is edited by the name of its class."""
+
+    @functools.wraps(method)
+    def edits(self: Placement, *args: Any, **kwargs: Any) -> list[Edit]:
+        return self._explicit_calls.followed(method(self, *args, **kwargs))
+
+    return cast(_Editing, edits)
 
 
 class Placement:
@@ -91,7 +78,10 @@ class Placement:
         self._recording = recording
         self._flow = recording.dataflow
         self._given: set[tuple[str, str]] = set()
+        self._explicit_calls = ExplicitCalls(model)
+        self._receivers = Receivers(model)
 
+    @_reaching
     def move_before(self, call: fx.Node, consumer: fx.Node, operand: fx.Node) -> list[Edit]:
         """Move the call ``call`` so that it is applied to ``operand`` where ``consumer`` reads it.
 
@@ -116,6 +106,7 @@ class Placement:
             Reason.DIFFERENT_METHODS, f"{call.meta['owner']} and {consumer.meta['owner']} are not in one method"
         )
 
+    @_reaching
     def remove(self, call: fx.Node) -> list[Edit]:
         """Replace the call by its data input, in the source of the method that makes it.
 
@@ -127,6 +118,7 @@ class Placement:
         expression = self._expression(where)
         return [expression.edit(Remove(expression.span, 0))]
 
+    @_reaching
     def insert_before(
         self, consumer: fx.Node, operand: fx.Node, name: str, layer: str, behaviour: str, **add: Any
     ) -> list[Edit]:
@@ -156,6 +148,7 @@ class Placement:
                 raise
             return [AddModule(path, self.free_name(path, name), layer, **add), AddBehaviour(path, behaviour)]
 
+    @_reaching
     def wrap_argument(
         self, call: fx.Node, argument: fx.Node | None, name: str, layer: str, **options: Any
     ) -> list[Edit]:
@@ -181,6 +174,7 @@ class Placement:
             expression.edit(Wrap(expression.span, number, child)),
         ]
 
+    @_reaching
     def redirect(self, call: fx.Node, name: str, layer: str, **options: Any) -> list[Edit]:
         """Let a new layer stand for the function of the call ``call``; it gets the arguments as they are written.
 
@@ -208,6 +202,7 @@ class Placement:
     def _redirection(self, where: Position, expression: Expression, call: fx.Node, child: str) -> Redirect:
         number = self._operand_number(where, expression, call, call.all_input_nodes[0])
         redirect = Redirect(expression.span, number, child)
+        expression.edit(redirect)
         if number != RECEIVER and called_function(expression.source, expression.node) != call.target:
             raise Refused(Reason.NOT_MOVABLE, "which function is called is decided at run time")
         try:
@@ -226,7 +221,7 @@ class Placement:
             if helper.__code__ is not code:
                 raise SourceError(f"the operation is issued by the function {code.co_qualname}, which is decorated")
             source = read_source(helper)
-            inside = _expression_at(expression.path, type(None), code.co_name, source, where.frame)
+            inside = expression_at(expression.path, type(None), code.co_name, source, where.frame)
             adopt = replace(adopt, digest=source.digest, change=self._redirection(where, inside, call, child))
             adopt.text_of_method(source)
             return adopt
@@ -257,7 +252,9 @@ class Placement:
         found: dict[tuple[str, types.CodeType], set[int]] = {}
         for node in self._recording.graph.nodes:
             for position in positions(node):
-                found.setdefault((position.call.path, position.frame.code), set()).add(position.frame.invocation)
+                found.setdefault((self._receivers.path(position), position.frame.code), set()).add(
+                    position.frame.invocation
+                )
         return found
 
     @cached_property
@@ -275,9 +272,10 @@ class Placement:
         frame = position.frame
         if position.direct and self._evaluations[frame.invocation, frame.instruction] > 1:
             raise Refused(Reason.IN_A_LOOP, f"{node.meta['owner']} evaluates one expression for several operations")
-        if self.calls_of(position.call.path) > 1:
-            raise Refused(Reason.SHARED_MODULE, f"module {position.call.path!r} is called more than once")
-        if len(self._invocations[position.call.path, frame.code]) > 1:
+        path = self._receivers.path(position)
+        if self.calls_of(path) > 1:
+            raise Refused(Reason.SHARED_MODULE, f"module {path!r} is called more than once")
+        if len(self._invocations[path, frame.code]) > 1:
             raise Refused(Reason.SHARED_MODULE, f"{frame.code.co_qualname}() is called more than once in one forward")
 
     def _refuse_others_inside(self, position: Position, consumer: fx.Node, operand: fx.Node) -> None:
@@ -300,20 +298,24 @@ class Placement:
         return found
 
     def _expression(self, position: Position) -> Expression:
-        frame, path = position.frame, position.call.path
+        frame, path = position.frame, self._receivers.path(position)
         module = self._model.get_submodule(path)
         if isinstance(module, fx.GraphModule):
             detail = f"module {path!r} is an fx.GraphModule: its code is generated from its graph again whenever it is"
             raise Refused(Reason.NO_SOURCE, f"{detail} copied, saved or recompiled. Rewrite the model, then trace it.")
-        if "forward" in module.__dict__:
-            raise Refused(Reason.NO_SOURCE, f"module {path!r} has a forward of its own, set on the instance")
+        own_forward = Refused(Reason.NO_SOURCE, f"module {path!r} has a forward of its own, set on the instance")
+        if "forward" in module.__dict__ and not follows_its_module(module.__dict__["forward"], module):
+            raise own_forward
         try:
             found = method_source(type(module), frame.code)
+            if found is None and "forward" in module.__dict__:
+                raise own_forward
             if found is None:
                 raise Refused(
                     Reason.HELPER_FUNCTION, f"the operation is issued by the function {frame.code.co_qualname}"
                 )
-            return _expression_at(path, *found, frame)
+            in_method = frame.path is not None and self._model.get_submodule(frame.path) is module
+            return replace(expression_at(path, *found, frame), in_method=in_method)
         except SourceError as error:
             raise Refused(Reason.NO_SOURCE, str(error)) from error
 
@@ -329,9 +331,10 @@ class Placement:
             index = None
             for source in self._same_values(operand):
                 if source in position.arguments:
-                    index = position.arguments.index(source)
+                    index = position.arguments.index(source) + self._gives_receiver(position, expression)
                     break
-        if index is None or index not in operands(expression.node):
+        given = operands(expression.node).get(index) if index is not None else None
+        if index is None or given is None or self._is_module(expression, given):
             raise Refused(
                 Reason.NOT_MOVABLE,
                 f"`{expression.source.segment(expression.source.span(expression.node))}` does not take the tensor "
@@ -339,31 +342,29 @@ class Placement:
             )
         return index
 
+    def _gives_receiver(self, position: Position, expression: Expression) -> bool:
+        """Whether the expression writes the module, which a function gets first, as its first argument."""
+        function = expression.node.func if isinstance(expression.node, ast.Call) else None
+        own = receiver_parameter(expression.source)
+        if isinstance(function, ast.Attribute) and own is not None and ast.unparse(function.value) == own.arg:
+            kept = inspect.getattr_static(self._model.get_submodule(expression.path), function.attr, None)
+            in_class = getattr(type(self._model.get_submodule(expression.path)), function.attr, None) is kept
+            return isinstance(kept, (types.FunctionType, FunctionOfReceiver)) and not in_class
+        return position.receives and is_explicit(expression.source, expression.node)
+
+    def _is_module(self, expression: Expression, given: ast.expr) -> bool:
+        """Whether what is given is a module, by a path of attributes, and so no tensor."""
+        own = receiver_parameter(expression.source)
+        path = attribute_path(given, own.arg) if own is not None and expression.in_method else None
+        module = self._model.get_submodule(expression.path)
+        return path is not None and isinstance(follow(module, path), nn.Module)
+
     def _same_values(self, node: fx.Node) -> Iterator[fx.Node]:
         """``node`` and what it is only a view or a selection of, and not a later state of."""
         yield node
         while not node.meta["after"] and node.meta["kind"] in PASS_THROUGH and len(self._flow.sources(node)) == 1:
             node = self._flow.sources(node)[0]
             yield node
-
-
-def _expression_at(path: str, owner: type, method: str, source: FunctionSource, frame: Frame) -> Expression:
-    span = code_span(frame.code, frame.instruction, source.first_line)
-    if span is None:
-        raise Refused(Reason.NO_SOURCE, "Python runs without column positions (-X no_debug_ranges)")
-    return Expression(path, owner, method, source, span, source.find(span))
-
-
-def positions(node: fx.Node) -> Iterator[Position]:
-    """The expressions that lead to ``node``, innermost first."""
-    frames, call = node.meta["frames"], node.meta["call"]
-    inner: ModuleCall | None = None
-    while call is not None:
-        for index, frame in enumerate(frames):
-            direct = inner is None and index == 0
-            callee = frames[index - 1] if index > 0 else inner
-            yield Position(frame, call, direct, callee.arguments if callee is not None else ())
-        inner, frames, call = call, call.frames, call.parent
 
 
 def _direct(node: fx.Node) -> Position:

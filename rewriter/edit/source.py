@@ -19,7 +19,7 @@ import itertools
 import linecache
 import tokenize
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -204,60 +204,6 @@ def splice(text: str, splices: Sequence[Splice]) -> str:
         pieces += [data[position : item.start], item.text.encode()]
         position = item.stop
     return b"".join([*pieces, data[position:]]).decode()
-
-
-def undecorated(function: Any) -> Iterator[types.FunctionType]:
-    """``function`` and the functions that its decorators hold in their closures, outermost first."""
-    pending, seen = [function], set()
-    while pending:
-        candidate = pending.pop(0)
-        if isinstance(candidate, types.FunctionType) and id(candidate) not in seen:
-            seen.add(id(candidate))
-            yield candidate
-            pending += [getattr(candidate, "__wrapped__", None), *_cell_contents(candidate)]
-
-
-def redecorate(
-    function: types.FunctionType,
-    old: types.FunctionType,
-    new: types.FunctionType,
-    done: dict[int, types.FunctionType] | None = None,
-) -> types.FunctionType:
-    """``function`` with ``old`` replaced by ``new``, wherever its decorators hold it.
-
-    Cells that do not lead to ``old`` are shared, so that decorators keep their state; a decorator may hold itself.
-    """
-    done = {id(old): new} if done is None else done
-    if id(function) in done:
-        return done[id(function)]
-    contents = _cell_contents(function)
-    leads = [isinstance(content, types.FunctionType) and old in undecorated(content) for content in contents]
-    cells = [types.CellType() if lead else c for c, lead in zip(function.__closure__ or (), leads, strict=True)]
-    copy = types.FunctionType(
-        function.__code__, function.__globals__, function.__name__, function.__defaults__, tuple(cells)
-    )
-    done[id(function)] = copy
-    for cell, content, lead in zip(cells, contents, leads, strict=True):
-        if lead:
-            cell.cell_contents = redecorate(content, old, new, done)
-    functools.update_wrapper(copy, function)
-    copy.__kwdefaults__ = function.__kwdefaults__
-    wrapped = function.__dict__.get("__wrapped__")
-    if wrapped is None:
-        del copy.__dict__["__wrapped__"]
-    elif isinstance(wrapped, types.FunctionType):
-        copy.__dict__["__wrapped__"] = redecorate(wrapped, old, new, done)
-    return copy
-
-
-def _cell_contents(function: types.FunctionType) -> list[Any]:
-    contents = []
-    for cell in function.__closure__ or ():
-        try:
-            contents.append(cell.cell_contents)
-        except ValueError:  # a cell that was never filled
-            contents.append(None)
-    return contents
 
 
 def split_lines(text: str) -> list[str]:

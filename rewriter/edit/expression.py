@@ -1,0 +1,58 @@
+"""One expression in the source of a method, and the edits that change it."""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import dataclass
+from typing import Any
+
+from rewriter.edit.classes import class_name
+from rewriter.edit.edits import EditMethod
+from rewriter.edit.operations import Adopt, Redirect, Wrap
+from rewriter.edit.source import FunctionSource, Span, code_span
+from rewriter.reasons import Reason, Refused
+from rewriter.tracing.frames import Frame
+
+
+@dataclass(frozen=True)
+class Expression:
+    """An expression in the source of a method.
+
+    Attributes:
+        path: the module that the method is called with, and ``owner`` the class that defines ``method``.
+        span: where it lies in ``source``, and ``node`` the expression there.
+        in_method: whether the function gets the module as its first argument; not so for a helper that a decorator or a
+            closure holds.
+    """
+
+    path: str
+    owner: type
+    method: str
+    source: FunctionSource
+    span: Span
+    node: ast.AST
+    in_method: bool = True
+
+    def edit(self, operation: Any) -> EditMethod:
+        """The edit that carries out ``operation`` here.
+
+        Raises:
+            Refused: it adds something to a module which the function does not get.
+        """
+        if isinstance(operation, (Wrap, Redirect, Adopt)) and not self.in_method:
+            raise Refused(
+                Reason.HELPER_FUNCTION, f"the operation is issued by the function {self.source.function.__qualname__}"
+            )
+        return EditMethod(self.path, class_name(self.owner), self.method, self.source.digest, operation)
+
+
+def expression_at(path: str, owner: type, method: str, source: FunctionSource, frame: Frame) -> Expression:
+    """The expression that ``frame`` was evaluating, in ``method`` of ``owner``, which has ``source``.
+
+    Raises:
+        Refused: Python does not say where it lies.
+    """
+    span = code_span(frame.code, frame.instruction, source.first_line)
+    if span is None:
+        raise Refused(Reason.NO_SOURCE, "Python runs without column positions (-X no_debug_ranges)")
+    return Expression(path, owner, method, source, span, source.find(span))

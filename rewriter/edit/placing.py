@@ -1,0 +1,74 @@
+"""Where the edited functions of a class go, so that every lookup on one object finds them.
+
+A function may be reached under several names, through ``super()``, and under the name of the class that defines it. So
+the names stay in the class that has them: a generated subclass stands before each class of the method resolution order
+that holds a function which was edited.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from rewriter.edit.decorators import Redecorator
+
+_REPLACED = "_rewriter_replaced"
+
+
+@dataclass(frozen=True)
+class Placing:
+    """The namespaces that hold the edited functions.
+
+    Attributes:
+        namespaces: by class, in the method resolution order, what a subclass of it is to hold instead.
+        replaced: everything that was replaced, functions and what decorates them, with what stands for it.
+    """
+
+    namespaces: dict[type, dict[str, Any]]
+    replaced: tuple[tuple[Any, Any], ...]
+
+
+def place(
+    base: type, functions: Mapping[types.FunctionType, types.FunctionType], edited: set[tuple[type, str]]
+) -> Placing:
+    """Where ``base`` and its bases hold ``functions``, under any name and through any decorator.
+
+    Args:
+        base: the class that is edited.
+        functions: what stands for each function.
+        edited: the attributes that the functions were read from; in others they are not looked for in containers.
+
+    Raises:
+        SourceError: a decorator is an object that cannot be copied.
+    """
+    redecorator = Redecorator(functions)
+    namespaces: dict[type, dict[str, Any]] = {}
+    for cls, name, attribute in _attributes(base):
+        replace = redecorator.replaced if (cls, name) in edited else redecorator.replaced_alias
+        new = replace(attribute)
+        if new is not attribute:
+            namespaces.setdefault(cls, {})[name] = new
+    return Placing(namespaces, tuple(redecorator.replaced_objects.values()))
+
+
+def replaced_in(cls: type) -> tuple[tuple[Any, Any], ...]:
+    """What the generated class ``cls`` itself replaced: pairs of the original and what stands for it."""
+    pairs: tuple[tuple[Any, Any], ...] = cls.__dict__.get(_REPLACED, ())
+    return pairs
+
+
+def remembered(placing: Placing) -> dict[str, Any]:
+    """What a generated class keeps in its namespace for :func:`replaced_in`."""
+    return {_REPLACED: placing.replaced}
+
+
+def _attributes(base: type) -> Iterator[tuple[type, str, Any]]:
+    """Everything in the namespaces of ``base`` and its bases, without those of ``torch.nn.Module``."""
+    for cls in base.__mro__:
+        if cls not in (nn.Module, object):
+            for name, attribute in list(cls.__dict__.items()):
+                yield cls, name, attribute

@@ -1,0 +1,42 @@
+"""The expressions in the user's code that lead to an operation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import fx
+
+from rewriter.tracing.frames import Frame
+from rewriter.tracing.recorder import ModuleCall
+
+
+@dataclass(frozen=True)
+class Position:
+    """One expression on the way from the model down to an operation.
+
+    Attributes:
+        frame: the frame that evaluates the expression, in ``call``.
+        direct: whether the expression issues the operation itself, not a function or module that contains it.
+        arguments: what the expression passes on, as nodes, where it is not direct.
+        receives: whether it is a function with a module as its first argument that gets them, behind that.
+    """
+
+    frame: Frame
+    call: ModuleCall
+    direct: bool
+    arguments: tuple[fx.Node | None, ...]
+    receives: bool = False
+
+
+def positions(node: fx.Node) -> Iterator[Position]:
+    """The expressions that lead to ``node``, innermost first."""
+    frames, call = node.meta["frames"], node.meta["call"]
+    inner: ModuleCall | None = None
+    while call is not None:
+        for index, frame in enumerate(frames):
+            direct = inner is None and index == 0
+            callee = frames[index - 1] if index > 0 else inner
+            receives = isinstance(callee, Frame) and callee.path is not None
+            yield Position(frame, call, direct, callee.arguments if callee is not None else (), receives)
+        inner, frames, call = call, call.frames, call.parent
