@@ -302,7 +302,7 @@ class Recorder(TorchFunctionMode):
         self._frames.clear()
         self._alive.clear()
         if any(reference() is not None and not expected for reference, _, _, expected in states):
-            gc.collect()  # an import in the middle of a run leaves cycles through its frames, and so through their locals
+            gc.collect()  # an error that was caught may leave a cycle through its frames and their local variables
         for reference, node, attribute, _ in states:
             if reference() is not None and (attribute is not None or node not in self.kept):
                 self.kept[node] = attribute or ""
