@@ -245,13 +245,24 @@ class KeptBefore(Net):
         return self.fc(self.drop2(self.drop(f)).view(-1, 8)), x.amax((2, 3))
 
 
+class LeavesACycle(Net):
+    """A caught error that refers to itself keeps the frame alive, and with it every local variable."""
+
+    def head(self, x: torch.Tensor, f: torch.Tensor) -> Any:
+        try:
+            raise ValueError
+        except ValueError as error:
+            error.args = (error,)
+        return self.fc(self.drop(f)), x.amax((2, 3))
+
+
 class TwoHeadsBehind(Net):
     def head(self, x: torch.Tensor, f: torch.Tensor) -> Any:
         f = self.drop(f)
         return self.fc(f) + self.fc2(f), x.amax((2, 3))
 
 
-@pytest.mark.parametrize("net", [MapReadToo, OnlyTheShape, Discarded, KeptBefore, TwoHeadsBehind])
+@pytest.mark.parametrize("net", [MapReadToo, OnlyTheShape, Discarded, KeptBefore, LeavesACycle, TwoHeadsBehind])
 def test_a_dropout_whose_input_nobody_else_reads_is_moved(net: type[Net]) -> None:
     rewritten = rewriter.rewrite(net(), "dropout", example_inputs=X)
     assert rewriter.report(rewritten).applied

@@ -6,6 +6,7 @@ a wrapper on the instances of the skeleton. Nothing global is patched, so other 
 
 from __future__ import annotations
 
+import gc
 import operator
 import sys
 import weakref
@@ -119,7 +120,7 @@ class Recorder(TorchFunctionMode):
                 result = self._model(*args, **kwargs)
             output = self.graph.output(self._returned(result))
             self._describe(output, Kind.OUTPUT, (), result)
-            self._release()
+            self._release(result)
         finally:  # frames hold everything that was alive while the model ran
             self._frames.clear()
             self._alive.clear()
@@ -315,17 +316,25 @@ class Recorder(TorchFunctionMode):
         self._nodes[id(value)] = alias
         return alias
 
-    def _release(self) -> None:
+    def _release(self, result: Any) -> None:
         """Let go of all tensors, and note in :attr:`kept` those that somebody else still holds."""
         attributes = {id(tensor): name for name, tensor in _named_tensors(self._model)}
+        returned = {_storage_of(tensor) for tensor in tensors_in(result)}
         states = [
-            (weakref.ref(tensor), self._writers.get(id(tensor)) or self._nodes[id(tensor)], attributes.get(id(tensor)))
+            (
+                weakref.ref(tensor),
+                self._writers.get(id(tensor)) or self._nodes[id(tensor)],
+                attributes.get(id(tensor)),
+                self._nodes[id(tensor)].op in ("placeholder", "get_attr") or _storage_of(tensor) in returned,
+            )
             for tensor in self._alive
             if id(tensor) in self._nodes
         ]
         self._frames.clear()
         self._alive.clear()
-        for reference, node, attribute in states:
+        if any(reference() is not None and not expected for reference, _, _, expected in states):
+            gc.collect()  # an error that was caught may leave a cycle through its frames and their local variables
+        for reference, node, attribute, _ in states:
             if reference() is not None and (attribute is not None or node not in self.kept):
                 self.kept[node] = attribute or ""
 
