@@ -7,6 +7,7 @@ import gc
 import random
 import sys
 import types
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -124,6 +125,8 @@ def _compiled_method(module: nn.Module, of_classes: dict[type, str | None]) -> s
 
 
 def _is_compiled(value: Any) -> bool:
+    if type(value) in weakref.ProxyTypes:  # what it refers to may be gone
+        return False
     function = getattr(value, "__func__", value)
     found = function.__dict__ if isinstance(function, types.FunctionType) else {}
     return _COMPILED in found and not found.get("_torchdynamo_disable")
