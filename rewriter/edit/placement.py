@@ -190,6 +190,7 @@ class Placement:
             expression = self._expression(where)
             child = self.free_name(expression.path, name)
             operation: Operation = self._redirection(where, expression, call, child)
+            expression.edit(operation)
         except Refused as refused:
             if refused.reason is not Reason.HELPER_FUNCTION or outer is None or outer.call is not where.call:
                 raise
@@ -202,7 +203,6 @@ class Placement:
     def _redirection(self, where: Position, expression: Expression, call: fx.Node, child: str) -> Redirect:
         number = self._operand_number(where, expression, call, call.all_input_nodes[0])
         redirect = Redirect(expression.span, number, child)
-        expression.edit(redirect)
         if number != RECEIVER and called_function(expression.source, expression.node) != call.target:
             raise Refused(Reason.NOT_MOVABLE, "which function is called is decided at run time")
         try:
@@ -222,6 +222,7 @@ class Placement:
                 raise SourceError(f"the operation is issued by the function {code.co_qualname}, which is decorated")
             source = read_source(helper)
             inside = expression_at(expression.path, type(None), code.co_name, source, where.frame)
+            inside = replace(inside, in_method=False)
             adopt = replace(adopt, digest=source.digest, change=self._redirection(where, inside, call, child))
             adopt.text_of_method(source)
             return adopt
