@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from torch import nn
 
 import rewriter
+from rewriter.cli_encoding import write_what_can_be_encoded
 from rewriter.cli_model import CHECKPOINT, INPUT_SIZE, NAME, ONLY, PRETRAINED, SKIP, Wanted, Work
 from rewriter.cli_options import (
     JSON,
@@ -59,6 +60,7 @@ _NEEDED = ("typer", "rich", "timm")
 
 def main() -> None:
     """Entry point of the ``rewriter`` command."""
+    write_what_can_be_encoded()
     missing = [name for name in _NEEDED if not _is_installed(name)]
     if missing:
         print(f"error: the command line needs {', '.join(missing)}; install it with: {INSTALL}", file=sys.stderr)
