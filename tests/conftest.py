@@ -14,6 +14,12 @@ from types import ModuleType
 
 import pytest
 import torch
+from sampling import (  # noqa: F401 - hooks
+    pytest_addoption,
+    pytest_collection_modifyitems,
+    pytest_configure,
+    pytest_terminal_summary,
+)
 
 torch.set_num_threads(1)
 
