@@ -217,6 +217,14 @@ class TestPasses:
             done = CliRunner().invoke(cli.application(), ["plan", "test_resnet", "--pass", "ours", "--json"])
         assert done.exit_code == 1 and json.loads(done.stdout)["error"]["type"] == "InstallationError"
 
+    def test_a_command_tells_our_warnings_in_one_line(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
+        monkeypatch.setattr(sys, "argv", ["rewriter", "--version"])
+        with pytest.raises(SystemExit):
+            cli.main()
+        told = [warnings.formatwarning("left out", kind, "a.py", 3) for kind in (rewriter.PlaceLeftAlone, UserWarning)]
+        assert told[0] == "warning: left out\n" and told[1].startswith("a.py:3: UserWarning: left out")
+
 
 class TestLayers:
     @pytest.mark.parametrize(
