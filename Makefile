@@ -1,20 +1,31 @@
-# `make demo` rewrites a real model and shows the result; `make test` runs every check.
-# Both set up a virtual environment first and need only Python >= 3.11, pip and make.
+# `make demo` rewrites a real model and shows the result; `make test` runs every check, and of the sweeps over many
+# models the part of today (all of them: `make test-all`); `make quick` what tells most in a minute or two.
+# All set up a virtual environment first and need only Python >= 3.11, pip and make.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test format clean
+PYTEST := $(BIN)/pytest -n auto --maxprocesses 4 --dist worksteal
+
+.PHONY: demo test test-all quick lint format clean
 
 demo: $(VENV)/cli.done
 	$(BIN)/rewriter rewrite resnet18 --model-kwargs drop_rate=0.2
 
-test: $(VENV)/test.done
+test: lint
+	$(PYTEST) --sample
+
+test-all: lint
+	$(PYTEST)
+
+quick: lint
+	$(PYTEST) -m "not slow and not sweep"
+
+lint: $(VENV)/test.done
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest -n auto --maxprocesses 4 --dist worksteal
 
 format: $(VENV)/test.done
 	$(BIN)/ruff check --fix .

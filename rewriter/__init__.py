@@ -20,12 +20,14 @@ from rewriter.errors import (
     DataError,
     FoldError,
     InputError,
+    InstallationError,
     ModelError,
     OptimizerError,
     PlaceLeftAlone,
     PlanError,
     ReportError,
     RewriterError,
+    RewriterWarning,
     SelectorError,
     SourceError,
     StorageError,
@@ -45,11 +47,11 @@ from rewriter.tracing.trace import Trace
 
 __all__ = [
     "Advice", "CalibrationError", "Comparison", "ComparisonError", "Contract", "ContractError", "DataError",
-    "FoldError", "InputError", "ModelError", "OptimizerError", "ParamGroups", "Pass", "PlaceLeftAlone", "Plan",
-    "PlanError", "Reason", "Recipe", "Report", "ReportError", "RewriterError", "SelectorError", "Site", "Skipped",
-    "SourceError", "StorageError", "SweepError", "Trace", "TraceError", "UndoError", "calibrate", "check_optimizer",
-    "compare", "fold", "load", "original_state_dict", "param_groups", "plan", "report", "rewrite", "save", "testing",
-    "to_graph_module", "trace", "undo",
+    "FoldError", "InputError", "InstallationError", "ModelError", "OptimizerError", "ParamGroups", "Pass",
+    "PlaceLeftAlone", "Plan", "PlanError", "Reason", "Recipe", "Report", "ReportError", "RewriterError",
+    "RewriterWarning", "SelectorError", "Site", "Skipped", "SourceError", "StorageError", "SweepError", "Trace",
+    "TraceError", "UndoError", "calibrate", "check_optimizer", "compare", "fold", "load", "original_state_dict",
+    "param_groups", "plan", "report", "rewrite", "save", "testing", "to_graph_module", "trace", "undo",
 ]  # fmt: skip
 
 __version__ = "0.1.0"

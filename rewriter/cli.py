@@ -14,12 +14,15 @@ import importlib.metadata
 import importlib.util
 import json
 import sys
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from torch import nn
 
 import rewriter
+from rewriter.cli_encoding import write_what_can_be_encoded
 from rewriter.cli_model import CHECKPOINT, INPUT_SIZE, NAME, ONLY, PRETRAINED, SKIP, Wanted, Work
 from rewriter.cli_options import (
     JSON,
@@ -42,6 +45,7 @@ from rewriter.cli_output import (
     show_verdict,
 )
 from rewriter.edit.classes import class_name, original_class
+from rewriter.errors import RewriterWarning
 from rewriter.guideline import Pass
 from rewriter.manager import installed_passes
 from rewriter.record import records_of
@@ -59,6 +63,8 @@ _NEEDED = ("typer", "rich", "timm")
 
 def main() -> None:
     """Entry point of the ``rewriter`` command."""
+    write_what_can_be_encoded()
+    warnings.formatwarning = _in_one_line(warnings.formatwarning)
     missing = [name for name in _NEEDED if not _is_installed(name)]
     if missing:
         print(f"error: the command line needs {', '.join(missing)}; install it with: {INSTALL}", file=sys.stderr)
@@ -67,6 +73,17 @@ def main() -> None:
         application()()
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _in_one_line(default: Callable[..., str]) -> Callable[..., str]:
+    """Our own warnings without a line of our source, which is no help on a command line."""
+
+    def format_warning(message: Any, category: type[Warning], *place: Any, **line: Any) -> str:
+        if issubclass(category, RewriterWarning):
+            return f"warning: {message}\n"
+        return default(message, category, *place, **line)
+
+    return format_warning
 
 
 def application() -> typer.Typer:

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
+from rewriter.entry_points import check_not_hidden
 from rewriter.errors import RewriterError, SelectorError
 from rewriter.guideline import Pass
 from rewriter.manager import resolve_passes
@@ -93,13 +94,16 @@ def resolved_passes(passes: list[dict[str, Any]] | None) -> list[Pass] | None:
 @contextlib.contextmanager
 def errors_reported(as_json: bool) -> Iterator[None]:
     """A refusal becomes one line on stderr and exit code 1; an interrupt exit code 130."""
-    import model_zoo
-
+    refusals: tuple[type[Exception], ...] = (RewriterError,)
     try:
+        check_not_hidden("model_zoo")
+        import model_zoo
+
+        refusals = (RewriterError, model_zoo.ModelZooError)
         yield
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
-    except (RewriterError, model_zoo.ModelZooError) as error:
+    except refusals as error:
         message = " ".join(str(error).split())
         if as_json and int(os.environ.get("RANK", 0)) == 0:  # of several processes one reports
             print(json.dumps({"error": {"type": type(error).__name__, "message": message}}, indent=2))

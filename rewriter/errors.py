@@ -60,7 +60,15 @@ class FoldError(RewriterError, RuntimeError):
     """There is nothing to fold, or it cannot be folded as it is; the model is as it was."""
 
 
-class PlaceLeftAlone(UserWarning):
+class InstallationError(RewriterError, ImportError):
+    """What is installed cannot be used: a package's pass or layer is broken, or a folder of its name hides ours."""
+
+
+class RewriterWarning(UserWarning):
+    """Base class of every warning of this package."""
+
+
+class PlaceLeftAlone(RewriterWarning):
     """A guideline applies at a place whose code cannot be edited; the plan and the report say why."""
 
 

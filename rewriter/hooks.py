@@ -8,6 +8,7 @@ and are not to notice that the model is traced; so are those that are defined be
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -39,12 +40,19 @@ def is_of(hook: Any, libraries: frozenset[str | None]) -> bool:
     while isinstance(function, functools.partial):
         function = function.func
     code = getattr(getattr(function, "__func__", function), "__code__", None)
-    installed = code is not None and not _INSTALLED.isdisjoint(Path(code.co_filename).parts)
-    return installed and _package(getattr(function, "__module__", None)) in libraries
+    package = _package(getattr(function, "__module__", None))
+    return code is not None and package in libraries and _is_installed(package, Path(code.co_filename))
 
 
-_INSTALLED = frozenset({"site-packages", "dist-packages"})
-"""Folders that package managers install into."""
+def _is_installed(package: str | None, file: Path) -> bool:
+    """Whether a package manager put ``file`` there as a part of ``package``; not so a checkout, wherever it lies."""
+    folders = [Path(folder) for folder in getattr(sys.modules.get(package or ""), "__path__", ())]
+    return any(_is_installed_into(folder.parent) for folder in folders if file.is_relative_to(folder))
+
+
+@functools.cache
+def _is_installed_into(folder: Path) -> bool:
+    return folder.name in ("site-packages", "dist-packages") or any(folder.glob("*.dist-info"))
 
 
 def between_hooks(module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:

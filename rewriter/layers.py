@@ -7,15 +7,16 @@ So loading any of them never imports or runs anything that the file chooses.
 from __future__ import annotations
 
 import abc
-import importlib.metadata
+import functools
+import sys
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from torch import nn
 
-from rewriter.errors import PlanError
+from rewriter.entry_points import PASS_GROUP, entry_points, is_own, loaded
+from rewriter.errors import InstallationError, PlanError
 
-PASS_GROUP = "rewriter.passes"
 _LAYERS: dict[str, type[nn.Module]] = {}
 
 Layer = TypeVar("Layer", bound=type[nn.Module])
@@ -58,9 +59,26 @@ def calibrated_layers(model: nn.Module) -> dict[str, CalibratedLayer]:
 
 
 def register_layer(name: str) -> Callable[[Layer], Layer]:
-    """Class decorator: make a layer known as ``name`` (``"pass-name/layer-name"``)."""
+    """Class decorator: make a layer known as ``name`` (``"pass-name/layer-name"``).
+
+    Raises:
+        InstallationError: another class is known by that name, or the name belongs to a pass of ours.
+    """
+    module = str(sys._getframe(1).f_globals.get("__name__", ""))
 
     def register(cls: Layer) -> Layer:
+        known = _LAYERS.get(name)
+        if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise InstallationError(
+                f"the layer name {name!r} is taken by {known.__module__}.{known.__qualname__}; "
+                f"name {cls.__module__}.{cls.__qualname__} after a pass of its own"
+            )
+        pass_name, package = name.partition("/")[0], module.partition(".")[0]
+        if _own_packages().get(pass_name, package) != package:
+            raise InstallationError(
+                f"the layer name {name!r}, which {module} registers, belongs to the pass {pass_name!r} of rewriter; "
+                f"name the layer after a pass of {package}"
+            )
         _LAYERS[name] = cls
         return cls
 
@@ -72,15 +90,22 @@ def is_layer(cls: type) -> bool:
     return cls in _LAYERS.values()
 
 
+@functools.cache
+def _own_packages() -> dict[str, str]:
+    """The top-level package of each pass of ours, which alone may name layers after it."""
+    return {entry.name: entry.module.partition(".")[0] for entry in entry_points(PASS_GROUP) if is_own(entry)}
+
+
 def layer_class(name: str) -> type[nn.Module]:
     """The layer registered as ``name``.
 
     Raises:
         PlanError: no installed pass registers such a layer.
+        InstallationError: our own passes cannot be imported.
     """
     if name not in _LAYERS:  # in a fresh process the passes have not been imported yet
-        for entry_point in importlib.metadata.entry_points(group=PASS_GROUP):
-            entry_point.load()
+        for _ in loaded(PASS_GROUP):
+            pass
     if name not in _LAYERS:
         raise PlanError(
             f"no installed pass provides the layer {name!r} (known: {', '.join(sorted(_LAYERS)) or 'none'}). "

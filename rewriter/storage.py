@@ -29,6 +29,7 @@ from torch import nn
 from rewriter.checkpoint import check_weights, read_safetensors
 from rewriter.copying import WITHOUT, copy_model
 from rewriter.edit.classes import class_name, is_called, original_class
+from rewriter.entry_points import MODEL_GROUP, loaded
 from rewriter.errors import PlanError, StorageError, listed
 from rewriter.extra_state import extra_state_to_store, stored_extra_state
 from rewriter.guard import check_model, random_state_kept
@@ -38,9 +39,6 @@ from rewriter.settings import restore_settings, restore_types, settings_of
 
 FORMAT = 2
 """Version of the directory's form."""
-
-MODEL_GROUP = "rewriter.models"
-"""Entry points that make models: ``create(name, **kwargs)`` returns an object with ``.model``, or raises ValueError."""
 
 RECIPE, PLAN, REPORT, WEIGHTS = "recipe.json", "plan.json", "report.json", "model.safetensors"
 _FILES = (RECIPE, PLAN, REPORT, WEIGHTS)
@@ -270,13 +268,12 @@ def _original(recipe: Mapping[str, Any], source: Path) -> nn.Module:
     fetching = [key for key in options if key in _WEIGHT_OPTIONS]
     if fetching:
         raise StorageError(f"{source / RECIPE} is damaged: it asks for other weights ({', '.join(fetching)})")
-    sources = sorted(importlib.metadata.entry_points(group=MODEL_GROUP), key=lambda entry_point: entry_point.name)
     refusals = []
-    for entry_point in sources:
+    for _, create in loaded(MODEL_GROUP):
         try:
             with random_state_kept():
-                model = entry_point.load()(name, **{key: _as_tuples(value) for key, value in options.items()}).model
-        except Exception as error:  # a source that does not know the name, or is not installed
+                model = create(name, **{key: _as_tuples(value) for key, value in options.items()}).model
+        except Exception as error:  # a source that does not know the name, or whose library is not installed
             refusals.append(str(error))
             continue
         check_model(model)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import linecache
+import os
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
@@ -13,8 +14,17 @@ from types import ModuleType
 
 import pytest
 import torch
+from sampling import (  # noqa: F401 - hooks
+    pytest_addoption,
+    pytest_collection_modifyitems,
+    pytest_configure,
+    pytest_terminal_summary,
+)
 
 torch.set_num_threads(1)
+
+for name in ("COLUMNS", "LINES", "FORCE_COLOR", "NO_COLOR", "CLICOLOR_FORCE", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+    os.environ.pop(name, None)  # what is printed is tested, here and in processes of their own; a terminal is not
 
 _numbers = itertools.count()
 

@@ -23,6 +23,8 @@ from rewriter.manager import installed_passes
 from rewriter.reasons import Reason
 from rewriter.testing import check_contract
 
+pytestmark = pytest.mark.slow
+
 CORE = ("atrous-rates", "dropout", "group-count", "scale-equalizer", "stochastic-pooling", "weight-decay")
 CHANGING = {"atrous-rates", "group-count"}
 

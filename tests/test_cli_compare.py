@@ -24,6 +24,8 @@ from rewriter import cli, cli_model
 from rewriter.comparison.result import Comparison
 from rewriter.comparison.training import train
 
+pytestmark = pytest.mark.slow
+
 COMMAND = (
     "compare", "test_vit", "--pass", "dropout:p=0.1", "--preserve", "nothing", "--data", "digits",
     "-r", "batch_size=16,train_images=32,test_images=40", "--seeds", "2", "--epochs", "2", "--device", "cpu",

@@ -28,6 +28,8 @@ from rewriter.comparison.verdict import Outcome
 from rewriter.data.source import Task
 from rewriter.errors import ComparisonError, DataError, ModelError
 
+pytestmark = pytest.mark.slow
+
 OF_LISTS = "your data (8 training and 9 test images of 1 × 32 × 32, 10 classes)"
 TINY = rewriter.Recipe(seeds=1, epochs=1, batch_size=8, train_images=16, test_images=9)
 

@@ -23,6 +23,8 @@ from rewriter.comparison.verdict import Outcome
 from rewriter.data import Task
 from rewriter.errors import ComparisonError
 
+pytestmark = pytest.mark.slow
+
 
 def resnet() -> nn.Module:
     return timm.create_model("test_resnet", in_chans=1, num_classes=10)

@@ -37,6 +37,8 @@ from rewriter.comparison.verdict import Outcome
 from rewriter.errors import ComparisonError, DataError
 from rewriter.layers import calibrated_layers
 
+pytestmark = pytest.mark.slow
+
 TINY = rewriter.Recipe(seeds=2, epochs=2, batch_size=16, train_images=32, test_images=40, lr=1e-3)
 
 

@@ -21,6 +21,8 @@ from rewriter.analysis.heads import find_heads
 from rewriter.analysis.residual import find_branches
 from rewriter.guard import collector_paused
 
+pytestmark = pytest.mark.slow
+
 
 def test_an_edit_in_place_copies_no_weight() -> None:
     model = timm_model("vit_small_patch16_224", proj_drop_rate=0.1, drop_rate=0.1)

@@ -15,6 +15,8 @@ import model_zoo
 import rewriter
 from passes import AtrousRates, Dropout, GroupCount, ScaleEqualizer, StochasticPooling, WeightDecay
 
+pytestmark = pytest.mark.slow
+
 PASSES = [
     AtrousRates(),
     Dropout(p=0.1, head_p=0),

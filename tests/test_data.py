@@ -18,6 +18,8 @@ from rewriter.data import packages, splitting
 from rewriter.data.source import Source, Task
 from rewriter.errors import DataError
 
+pytestmark = pytest.mark.slow
+
 CONTENT: dict[str, tuple[Task, int, int, int, int, tuple[int, int] | None]] = {
     "mnist5k": (Task.CLASSIFICATION, 4000, 1000, 10, 1, (28, 28)),
     "digits": (Task.CLASSIFICATION, 1438, 359, 10, 1, (8, 8)),

@@ -17,6 +17,8 @@ from rewriter.data.packages import package_path
 from rewriter.data.source import Task
 from rewriter.errors import DataError
 
+pytestmark = pytest.mark.slow
+
 INSTALLED = importlib.util.find_spec("datasets") is not None
 needs_library = pytest.mark.skipif(not INSTALLED, reason="datasets is not installed")
 

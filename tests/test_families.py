@@ -18,6 +18,7 @@ from rewriter.skeleton import meta_twin, skeleton
 from rewriter.testing import behaviour, check_contract, differences, null_rewrite
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_traces_on_meta_in_both_modes(family: str) -> None:
     with torch.device("meta"):
@@ -39,6 +40,7 @@ def subject(request: pytest.FixtureRequest) -> tuple[nn.Module, Inputs]:
     return model, small_inputs(model)
 
 
+@pytest.mark.sweep("subject", FAMILIES)
 def test_re_emitting_every_method_changes_nothing(subject: tuple[nn.Module, Inputs]) -> None:
     model, inputs = subject
     rewritten = null_rewrite(model)
@@ -50,12 +52,14 @@ def test_re_emitting_every_method_changes_nothing(subject: tuple[nn.Module, Inpu
     _switch_and_compare(model, rewritten, inputs)
 
 
+@pytest.mark.sweep("subject", FAMILIES)
 def test_both_passes_keep_their_contracts(subject: tuple[nn.Module, Inputs]) -> None:
     """Heads have a dropout here, so that stochastic pooling takes gates and transitions."""
     model, inputs = subject
     check_contract(model, [Dropout(p=0.1), StochasticPooling(squeeze=True)], example_inputs=inputs.args)
 
 
+@pytest.mark.sweep("subject", FAMILIES)
 def test_heads_without_dropout_are_sampled(subject: tuple[nn.Module, Inputs]) -> None:
     model, inputs = subject
     with no_dropout(model):

@@ -111,5 +111,5 @@ def test_plan_reads_as_written_down(case: str) -> None:
     golden = GOLDEN / f"{case}.txt"
     if os.environ.get("REWRITER_UPDATE_GOLDEN"):
         golden.parent.mkdir(parents=True, exist_ok=True)
-        golden.write_text(text)
-    assert text == golden.read_text()
+        golden.write_text(text, encoding="utf-8")
+    assert text == golden.read_text(encoding="utf-8")

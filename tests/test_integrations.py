@@ -17,6 +17,8 @@ from torch import nn
 import rewriter
 from passes import Dropout
 
+pytestmark = pytest.mark.slow
+
 MODELS: dict[str, Any] = {
     "moved within a method": lambda: timm.create_model("test_resnet", drop_rate=0.3),
     "moved across modules": lambda: torchvision.models.mobilenet_v2(num_classes=10),

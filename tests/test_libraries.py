@@ -16,6 +16,8 @@ import rewriter
 from passes import Dropout
 from rewriter.testing import check_contract
 
+pytestmark = pytest.mark.slow
+
 TINY_VIT: dict[str, Any] = {
     "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96, "image_size": 64,
     "patch_size": 16, "hidden_dropout_prob": 0.1,

@@ -11,6 +11,8 @@ import torch
 
 import model_zoo
 
+pytestmark = pytest.mark.slow
+
 _TV_VIT = "torchvision.models.vision_transformer.VisionTransformer"
 
 

@@ -14,6 +14,8 @@ import rewriter
 from model_zoo.zoo.preact_resnet import PreActResNet
 from rewriter.testing import check_contract
 
+pytestmark = pytest.mark.slow
+
 
 def on_meta(name: str, **options: Any) -> model_zoo.Entry:
     with torch.device("meta"):

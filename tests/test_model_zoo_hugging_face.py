@@ -16,6 +16,8 @@ from rewriter import cli
 from rewriter.sweep.check import check
 from rewriter.sweep.request import Request
 
+pytestmark = pytest.mark.slow
+
 TINY_VIT: dict[str, Any] = {
     "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "image_size": 32,
     "patch_size": 8, "hidden_dropout_prob": 0.1,

@@ -10,6 +10,8 @@ import model_zoo
 from model_zoo import packaged_weights
 from rewriter import data
 
+pytestmark = pytest.mark.slow
+
 NAME = "tf_efficientnet_lite0"
 
 

@@ -30,6 +30,8 @@ from rewriter.sweep.request import Request
 from rewriter.sweep.results import SweepFile
 from rewriter.sweep.row import Held, Status
 
+pytestmark = pytest.mark.slow
+
 PASSES = [{"dropout": {"p": 0.1}}]
 NAMES = ["resnet10t", "test_vit", "torchvision:shufflenet_v2_x0_5", "smp:unet"]
 NO_WORKER = (sys.executable, "-c", "raise SystemExit('no worker was to be started')")

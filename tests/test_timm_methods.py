@@ -18,6 +18,8 @@ import rewriter
 from passes import Dropout
 from rewriter.inputs import Inputs
 
+pytestmark = pytest.mark.slow
+
 NAMES = [
     "test_resnet", "test_vit", "test_convnext", "test_efficientnet", "densenet121", "resnetv2_18", "regnetx_002",
 ]  # fmt: skip

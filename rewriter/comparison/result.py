@@ -168,7 +168,7 @@ class Comparison:
         data = {"kind": _KIND, "format": FORMAT, "verdict": verdict, **data}
         if timing:
             data["timing"] = spent
-        return json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        return json.dumps(data, indent=1, allow_nan=False) + "\n"
 
     @staticmethod
     def from_json(text: str) -> Comparison:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rewriter.entry_points import check_not_hidden
 from rewriter.errors import SweepError
 from rewriter.sweep.pool import COMMAND, Pool
 from rewriter.sweep.request import Request, versions
@@ -67,7 +68,9 @@ def select(patterns: Sequence[str], shard: tuple[int, int] = (1, 1)) -> list[str
 
     Raises:
         SweepError: a pattern matches nothing, or there is no such shard.
+        InstallationError: a folder of the user's hides ``model_zoo``.
     """
+    check_not_hidden("model_zoo")
     import model_zoo
 
     index, count = shard

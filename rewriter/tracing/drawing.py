@@ -20,7 +20,7 @@ def draw(graph: fx.Graph, path: str | Path) -> Path:
     target = Path(path)
     text = to_dot(graph)
     if target.suffix == ".dot":
-        target.write_text(text)
+        target.write_text(text, encoding="utf-8")
         return target
     program = shutil.which("dot")
     if program is None:

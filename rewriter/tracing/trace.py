@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from rewriter import hooks
 from rewriter.analysis.dataflow import Dataflow
 from rewriter.errors import TraceError
 from rewriter.guard import collector_paused, random_state_kept
@@ -202,14 +203,12 @@ def _reached(model: nn.Module, tensor: object) -> str:
     )
 
 
-_MACHINERY = ("/rewriter/tracing/", "/rewriter/hooks.py")
-"""What calls the user's modules during a trace."""
+_NOT_THEIRS = (Path(__file__).parent, Path(hooks.__file__), *map(Path, torch.__path__))
+"""What calls the user's modules during a trace: of an error, the line that counts is theirs."""
 
 
 def _explained(error: Exception, path: str | None, model: nn.Module, origin: str, training: bool) -> TraceError:
-    torch_root = torch.__path__[0]
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(torch_root)]
-    frames = [f for f in frames if not any(part in Path(f.filename).as_posix() for part in _MACHINERY)]
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not _is_in(f.filename, _NOT_THEIRS)]
     where = f" at {frames[-1].filename}:{frames[-1].lineno} (`{frames[-1].line}`)" if frames else ""
     module = f"module {path!r} ({type(model.get_submodule(path)).__name__})" if path else type(model).__name__
     message = str(error).strip().splitlines()[0] if str(error).strip() else ""
@@ -218,6 +217,10 @@ def _explained(error: Exception, path: str | None, model: nn.Module, origin: str
         f"{type(error).__name__}: {message} in {module}{where}. "
         f"The input came from {origin}{_remedy(origin, message)}."
     )
+
+
+def _is_in(file: str, places: tuple[Path, ...]) -> bool:
+    return any(Path(file).is_relative_to(place) for place in places)
 
 
 def _remedy(origin: str, message: str) -> str:

@@ -1,0 +1,62 @@
+"""Sweeps, which ask one thing of every model there is, are run in parts: one part a day, and all of them in turn.
+
+``@pytest.mark.sweep("name", NAMES)`` says over which names a test's parameter ``name`` goes. With ``--sample`` only the
+part of today is run, in every test of the sweep the same one; ``--sample-seed`` runs that of another day. Without
+either, all are run.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterable
+
+import pytest
+
+PARTS = 6
+"""Days until every name was run. Seven would give a project that is tested once a week the same part each time."""
+
+
+def in_part(names: Iterable[str], seed: int) -> list[str]:
+    """The names that are run for ``seed``: every :data:`PARTS`-th, so that relatives are not run on one day."""
+    return list(names)[seed % PARTS :: PARTS]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("sweeps over many models")
+    group.addoption("--sample", action="store_true", help="Run today's part of each sweep only.")
+    group.addoption("--sample-seed", type=int, metavar="N", help="Run the part of this seed (that of a day is told).")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", f"sweep(parameter, names): run in {PARTS} parts with --sample")
+    if config.option.sample and config.option.sample_seed is None:
+        # by the first process, for all: a run may go on past midnight
+        config.option.sample_seed = datetime.datetime.now(datetime.UTC).date().toordinal()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    seed = config.option.sample_seed
+    if seed is None:
+        return
+    kept, left_out = [], []
+    for item in items:
+        (kept if _is_in_part(item, seed) else left_out).append(item)
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = kept
+
+
+def _is_in_part(item: pytest.Item, seed: int) -> bool:
+    marker = item.get_closest_marker("sweep")
+    if marker is None:
+        return True
+    parameter, names = marker.args
+    return item.callspec.params[parameter] in in_part(names, seed)  # type: ignore[attr-defined]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    seed = config.option.sample_seed
+    if seed is not None:
+        terminalreporter.write_line(
+            f"sweeps: part {seed % PARTS + 1} of {PARTS}; --sample-seed={seed} runs the same one again"
+        )

@@ -1,0 +1,86 @@
+"""Sweeps in parts: all of them in turn, the same one for the same seed, and it is told which."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from sampling import PARTS, in_part
+
+NAMES = [f"model_{number}" for number in range(20)]
+SWEEP = f"""
+import pytest
+
+NAMES = {NAMES}
+
+@pytest.fixture(params=NAMES)
+def subject(request):
+    return request.param
+
+@pytest.mark.sweep("subject", NAMES)
+def test_first(subject):
+    assert subject != "model_7", "a failure"
+
+@pytest.mark.sweep("name", NAMES)
+@pytest.mark.parametrize("again", [1, 2])
+@pytest.mark.parametrize("name", NAMES)
+def test_second(name, again):
+    pass
+
+def test_other():
+    pass
+"""
+
+
+@pytest.mark.parametrize("step", [1, 7, 5, 31])
+def test_every_name_is_run_within_some_runs(step: int) -> None:
+    """Daily, weekly and in other rhythms."""
+    start = datetime.date(2026, 1, 1).toordinal()
+    seen = {name for run in range(PARTS) for name in in_part(NAMES, start + step * run)}
+    assert seen == set(NAMES)
+
+
+def test_parts_are_of_one_size() -> None:
+    sizes = [len(in_part(NAMES, seed)) for seed in range(PARTS)]
+    assert sum(sizes) == len(NAMES) and max(sizes) - min(sizes) <= 1
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> object:
+    (tmp_path / "conftest.py").write_text("from sampling import *\n")
+    (tmp_path / "test_sweeps.py").write_text(SWEEP)
+
+    def call(*arguments: str) -> str:
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+        for name in [name for name in environment if name.startswith("PYTEST_")]:
+            del environment[name]
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True).stdout
+
+    return call
+
+
+def test_a_part_is_run_told_and_repeated(run: object) -> None:
+    assert callable(run)
+    whole = run()
+    assert "60 passed" in whole and "1 failed" in whole and "sweeps:" not in whole
+    of_the_seed = run("--sample-seed=1")
+    assert "model_7" in of_the_seed and "1 failed" in of_the_seed
+    assert f"sweeps: part 2 of {PARTS}; --sample-seed=1 runs the same one again" in of_the_seed
+    length = len(in_part(NAMES, 1))
+    assert f"{3 * length} passed, {3 * (len(NAMES) - length)} deselected" in of_the_seed
+    assert "failed" not in run("--sample-seed=2")
+    assert "1 passed" in run("--sample-seed=1", "-m", "not sweep")
+
+
+def test_a_part_of_today_in_several_processes(run: object) -> None:
+    assert callable(run)
+    first = datetime.datetime.now(datetime.UTC).date().toordinal()
+    found = run("--sample", "-n", "2")
+    last = datetime.datetime.now(datetime.UTC).date().toordinal()
+    assert any(f"--sample-seed={seed} runs the same one again" in found for seed in (first, last))
+    assert "passed" in found and "error" not in found.lower()

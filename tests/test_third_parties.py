@@ -1,0 +1,337 @@
+"""Passes, layers and sources of models of other packages: a broken one breaks nothing else, none replaces ours."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+from torch import nn
+from typer.testing import CliRunner
+
+import passes
+import rewriter
+from rewriter import cli, entry_points, layers
+from rewriter.errors import InstallationError, PlanError, SelectorError, StorageError
+from rewriter.layers import layer_class, register_layer
+from rewriter.manager import installed_passes, resolve_passes
+
+CORE = ["atrous-rates", "dropout", "group-count", "scale-equalizer", "stochastic-pooling", "weight-decay"]
+GOOD = """
+from dataclasses import dataclass
+from typing import ClassVar
+import rewriter
+
+@dataclass(frozen=True)
+class Good(rewriter.Pass):
+    name: ClassVar[str] = "good"
+    summary: ClassVar[str] = "does nothing"
+    paper: ClassVar[str] = "none"
+
+    def find(self, trace):
+        yield from ()
+
+@dataclass(frozen=True)
+class Needs(Good):
+    name: ClassVar[str] = "needs"
+    rate: float
+
+@dataclass(frozen=True)
+class Fake(Good):
+    name: ClassVar[str] = "dropout"
+
+@dataclass(frozen=True)
+class Twin(Good):
+    summary: ClassVar[str] = "another one of that name"
+
+@dataclass(frozen=True)
+class First(Good):
+    name: ClassVar[str] = "first"
+    after: ClassVar[tuple[str, ...]] = ("second",)
+
+@dataclass(frozen=True)
+class Second(Good):
+    name: ClassVar[str] = "second"
+    after: ClassVar[tuple[str, ...]] = ("first",)
+
+class Abstract(rewriter.Pass):
+    name = summary = paper = "abstract"
+
+@dataclass(frozen=True)
+class Nameless(rewriter.Pass):
+    def find(self, trace):
+        yield from ()
+
+@dataclass(frozen=True)
+class Unpromising(Good):
+    name: ClassVar[str] = "unpromising"
+    contract: ClassVar[str] = "everything"
+
+@dataclass(frozen=True)
+class AfterText(Good):
+    name: ClassVar[str] = "after-text"
+    after: ClassVar[str] = "dropout"
+
+function = lambda: None
+instance = Good()
+number = 3
+"""
+TEXTS = {
+    "good": GOOD,
+    "typo": "import rewriter\nclass Broken(rewriter.Pas):\n    pass\n",
+    "lost": "import a_library_that_nobody_has\n",
+    "leaves": "import sys\nsys.exit(3)\n",
+    "torn": "def (\n",
+    "thief": "from torch import nn\nfrom rewriter.layers import register_layer\n"
+    "@register_layer('dropout/moved')\nclass Mine(nn.Dropout):\n    pass\n",
+}
+BROKEN = {
+    # what is registered, and words of the reason
+    "typo:Broken": "AttributeError: module 'rewriter' has no attribute 'Pas'",
+    "lost:Pass": "ModuleNotFoundError: No module named 'a_library_that_nobody_has'",
+    "leaves:Pass": "SystemExit: 3",
+    "torn:Pass": "SyntaxError",
+    "nowhere:Pass": "ModuleNotFoundError",
+    "good:Missing": "AttributeError",
+    "good:function": "expected a subclass of rewriter.Pass",
+    "good:instance": "expected a subclass of rewriter.Pass",
+    "good:number": "expected a subclass of rewriter.Pass, found 3",
+    "good:Abstract": "does not define find",
+    "good:Nameless": "has no text as its name, summary, paper",
+    "good:Unpromising": "expected a rewriter.Contract",
+    "good:AfterText": "expected a tuple of names",
+    "good:Fake": "the name 'dropout' is taken by passes.dropout.Dropout",
+    "thief:Mine": "the layer name 'dropout/moved' is taken by passes.dropout.layers.MovedDropout",
+}
+
+Register = Callable[..., None]
+
+
+@pytest.fixture
+def register(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Register]:
+    """A function that installs a package with entry points, given as ``name="module:object"``."""
+    known = dict(layers._LAYERS)
+
+    def install(group: str = "rewriter.passes", package: str = "third_party", **entries: str) -> None:
+        root = tmp_path / package
+        inner = root / f"{package}_code"
+        information = root / f"{package}-1.0.dist-info"
+        inner.mkdir(parents=True)
+        information.mkdir()
+        for module, text in {"__init__": "", **TEXTS}.items():
+            (inner / f"{module}.py").write_text(text, encoding="utf-8")
+        (information / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
+        lines = [f"{name.replace('_', '-')} = {package}_code.{value}" for name, value in entries.items()]
+        (information / "entry_points.txt").write_text("\n".join([f"[{group}]", *lines]) + "\n")
+        monkeypatch.syspath_prepend(root)
+        installed_passes.cache_clear()
+
+    yield install
+    monkeypatch.undo()
+    for name in [name for name in sys.modules if "_code" in name and name.partition(".")[0].endswith("_code")]:
+        del sys.modules[name]
+    layers._LAYERS.clear()
+    layers._LAYERS.update(known)
+    entry_points._told.clear()
+    installed_passes.cache_clear()
+
+
+def warned(act: Callable[[], Any]) -> tuple[Any, list[str]]:
+    """What ``act`` returns and our warnings meanwhile."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = act()
+    return found, [str(item.message) for item in caught if issubclass(item.category, rewriter.RewriterWarning)]
+
+
+class TestPasses:
+    @pytest.mark.parametrize(("value", "words"), BROKEN.items(), ids=list(BROKEN))
+    def test_a_broken_one_is_left_out_and_named_once(self, register: Register, value: str, words: str) -> None:
+        register(ours=value)
+        found, messages = warned(lambda: [rewriter.plan(timm.create_model("test_resnet")) for _ in range(2)])
+        assert [name for name, _ in found[0].passes] == CORE and str(found[0])
+        (message,) = messages
+        assert "'ours'" in message and "third_party" in message and words in message
+        assert installed_passes()["dropout"] is passes.Dropout
+        assert layer_class("dropout/moved").__module__ == "passes.dropout.layers"
+        assert not warned(lambda: layer_class("group-count/function"))[1]
+
+    @pytest.mark.parametrize(("value", "words"), BROKEN.items(), ids=list(BROKEN))
+    def test_asked_for_by_name_it_raises_its_error(self, register: Register, value: str, words: str) -> None:
+        register(ours=value)
+        with pytest.warns(rewriter.RewriterWarning), pytest.raises(InstallationError) as caught:
+            rewriter.plan(timm.create_model("test_resnet"), "ours")
+        assert words in str(caught.value) and "third_party" in str(caught.value)
+        reason, _, _ = words.partition(":")
+        if reason.endswith("Error") or reason == "SystemExit":
+            assert type(caught.value.__cause__).__name__ == reason
+
+    def test_a_sound_one_takes_part_beside_a_broken_one(self, register: Register) -> None:
+        register(good="good:Good", bad="typo:Broken")
+        found, messages = warned(lambda: rewriter.plan(timm.create_model("test_resnet")))
+        assert "good" in [name for name, _ in found.passes] and len(messages) == 1
+        assert [name for name, _ in rewriter.plan(timm.create_model("test_resnet"), "good").passes] == ["good"]
+
+    def test_one_with_options_of_need_takes_part_when_it_is_named(self, register: Register) -> None:
+        register(needs="good:Needs")
+        assert [item.name for item in resolve_passes(None)] == CORE
+        assert [item.name for item in resolve_passes({"needs": {"rate": 0.5}})] == ["needs"]
+        with pytest.raises(SelectorError, match="rate"):
+            resolve_passes("needs")
+
+    def test_of_two_of_one_name_the_first_package_keeps_it(self, register: Register) -> None:
+        register(package="b_second", good="good:Twin")
+        register(package="a_first", good="good:Good")
+        found, (message,) = warned(installed_passes)
+        assert found["good"].__module__ == "a_first_code.good"
+        assert "b_second" in message and "the name 'good' is taken by a_first_code.good.Good" in message
+
+    def test_one_that_registers_ours_again_changes_nothing(self, register: Register, tmp_path: Path) -> None:
+        register(dropout="good:Good")
+        text = tmp_path / "third_party" / "third_party-1.0.dist-info" / "entry_points.txt"
+        text.write_text("[rewriter.passes]\nmine = passes:Dropout\n")
+        installed_passes.cache_clear()
+        found, messages = warned(installed_passes)
+        assert list(found) == CORE and not messages
+
+    def test_a_circle_of_orders_is_refused(self, register: Register) -> None:
+        register(first="good:First", second="good:Second")
+        with pytest.raises(SelectorError, match=r"first → second|second → first"):
+            resolve_passes(None)
+
+    def test_commands_work_beside_a_broken_one(self, register: Register) -> None:
+        register(ours="typo:Broken")
+        for arguments in (["passes", "--json"], ["plan", "test_resnet", "--json"]):
+            with pytest.warns(rewriter.RewriterWarning):
+                done = CliRunner().invoke(cli.application(), arguments)
+            assert done.exit_code == 0 and json.loads(done.stdout)
+            installed_passes.cache_clear()
+            entry_points._told.clear()
+        with pytest.warns(rewriter.RewriterWarning):
+            done = CliRunner().invoke(cli.application(), ["plan", "test_resnet", "--pass", "ours", "--json"])
+        assert done.exit_code == 1 and json.loads(done.stdout)["error"]["type"] == "InstallationError"
+
+    def test_a_command_tells_our_warnings_in_one_line(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
+        monkeypatch.setattr(sys, "argv", ["rewriter", "--version"])
+        with pytest.raises(SystemExit):
+            cli.main()
+        told = [warnings.formatwarning("left out", kind, "a.py", 3) for kind in (rewriter.PlaceLeftAlone, UserWarning)]
+        assert told[0] == "warning: left out\n" and told[1].startswith("a.py:3: UserWarning: left out")
+
+
+class TestLayers:
+    @pytest.mark.parametrize(
+        "name", ["dropout/moved", "dropout/of-mine", "scale-equalizer/equalizer", "weight-decay/x"]
+    )
+    def test_names_of_our_passes_are_ours(self, name: str) -> None:
+        before = dict(layers._LAYERS)
+        with pytest.raises(InstallationError, match=f"'{name}'"):
+            register_layer(name)(type("Mine", (nn.Module,), {}))
+        assert before == layers._LAYERS
+
+    def test_a_name_is_given_once(self) -> None:
+        first, second = type("First", (nn.Module,), {}), type("Second", (nn.Module,), {})
+        register_layer("third-party/layer")(first)
+        try:
+            with pytest.raises(InstallationError, match=r"taken by .*First"):
+                register_layer("third-party/layer")(second)
+            assert layer_class("third-party/layer") is first
+            again = type("First", (nn.Module,), {})  # as a module that is loaded again makes it
+            assert register_layer("third-party/layer")(again) is again is layer_class("third-party/layer")
+        finally:
+            del layers._LAYERS["third-party/layer"]
+
+    def test_a_plan_with_a_layer_of_a_broken_package_says_so(self, register: Register) -> None:
+        register(ours="typo:Broken")
+        with pytest.warns(rewriter.RewriterWarning), pytest.raises(PlanError, match="ours/layer"):
+            layer_class("ours/layer")
+
+
+class TestModelSources:
+    @pytest.fixture
+    def saved(self, tmp_path: Path) -> Callable[[str], Path]:
+        def save(name: str) -> Path:
+            model = rewriter.rewrite(timm.create_model("test_vit", depth=1), "dropout", verify=False)
+            rewriter.save(model, tmp_path / "saved", recipe={"model": name, "kwargs": {"depth": 1}})
+            return tmp_path / "saved"
+
+        return save
+
+    def test_ours_are_asked_first(self, register: Register, saved: Callable[[str], Path]) -> None:
+        register(group="rewriter.models", aaa="typo:create")
+        again, messages = warned(lambda: rewriter.load(saved("test_vit")))
+        assert isinstance(again, nn.Module) and not messages
+
+    def test_a_broken_one_is_left_out(self, register: Register, saved: Callable[[str], Path]) -> None:
+        register(group="rewriter.models", aaa="typo:create")
+        with pytest.warns(rewriter.RewriterWarning) as caught, pytest.raises(StorageError, match="theirs:vit"):
+            rewriter.load(saved("theirs:vit"))
+        assert "rewriter.models entry point 'aaa'" in str(caught[0].message) and "third_party" in str(caught[0].message)
+
+
+HIDES = {"a package": "passes/__init__.py", "a folder": "passes/resnet.py", "a file": "passes.py"}
+
+
+class TestFoldersThatHideOurs:
+    def run(self, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, *arguments], cwd=folder, capture_output=True, text=True)
+
+    @pytest.mark.parametrize("file", HIDES.values(), ids=list(HIDES))
+    def test_found_first_it_is_named_and_not_imported(
+        self, file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        place = tmp_path / file
+        place.parent.mkdir(exist_ok=True)
+        place.write_text("raise AssertionError('imported')\n")
+        monkeypatch.syspath_prepend(tmp_path)
+        for name in [name for name in sys.modules if name.partition(".")[0] == "passes"]:
+            monkeypatch.delitem(sys.modules, name)
+        if (
+            file == "passes/resnet.py"
+        ):  # a folder without __init__.py is found where ours is found by an editable install
+            ours = [path for path in sys.path if (Path(path or ".").resolve() / "passes" / "dropout").is_dir()]
+            for path in ours:
+                monkeypatch.setattr(sys, "path", [other for other in sys.path if other != path])
+        installed_passes.cache_clear()
+        try:
+            for act in (installed_passes, lambda: rewriter.plan(timm.create_model("test_resnet"), "dropout")):
+                with pytest.raises(InstallationError) as caught:
+                    act()
+                hidden_by = str(tmp_path / file.partition("/")[0])
+                assert hidden_by in str(caught.value) and f"Rename {hidden_by}" in str(caught.value)
+        finally:
+            installed_passes.cache_clear()
+
+    def test_a_command_says_so_in_one_line(self, tmp_path: Path) -> None:
+        (tmp_path / "passes").mkdir()
+        (tmp_path / "passes" / "__init__.py").write_text("print('imported')\n")
+        done = self.run(tmp_path, "-m", "rewriter", "plan", "test_resnet", "--json")
+        assert done.returncode == 1 and "Traceback" not in done.stderr
+        assert json.loads(done.stdout)["error"]["type"] == "InstallationError"
+        assert str(tmp_path / "passes") in done.stderr and "Rename" in done.stderr and done.stderr.count("\n") == 1
+
+    @pytest.mark.parametrize("command", [("plan", "test_resnet"), ("compare",), ("sweep", "test_*")])
+    def test_so_does_one_that_needs_models(
+        self, command: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "model_zoo").mkdir()
+        (tmp_path / "model_zoo" / "__init__.py").write_text("raise AssertionError('imported')\n")
+        monkeypatch.syspath_prepend(tmp_path)
+        for name in [name for name in sys.modules if name.partition(".")[0] == "model_zoo"]:
+            monkeypatch.delitem(sys.modules, name)
+        done = CliRunner().invoke(cli.application(), list(command))
+        assert done.exit_code == 1 and f"Rename {tmp_path / 'model_zoo'}" in done.stderr
+        assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+
+    def test_one_that_is_not_found_first_hides_nothing(self, tmp_path: Path) -> None:
+        (tmp_path / "passes").mkdir()
+        (tmp_path / "passes" / "__init__.py").write_text("")
+        done = self.run(tmp_path, "-P", "-m", "rewriter", "passes", "--json")
+        assert done.returncode == 0 and [item["name"] for item in json.loads(done.stdout)] == CORE
