@@ -319,13 +319,13 @@ class Recorder(TorchFunctionMode):
     def _release(self, result: Any) -> None:
         """Let go of all tensors, and note in :attr:`kept` those that somebody else still holds."""
         attributes = {id(tensor): name for name, tensor in _named_tensors(self._model)}
-        returned = {_storage_of(tensor) for tensor in tensors_in(result)}
+        returned = {storage_of(tensor) for tensor in tensors_held(result)}
         states = [
             (
                 weakref.ref(tensor),
                 self._writers.get(id(tensor)) or self._nodes[id(tensor)],
                 attributes.get(id(tensor)),
-                self._nodes[id(tensor)].op in ("placeholder", "get_attr") or _storage_of(tensor) in returned,
+                self._nodes[id(tensor)].op in ("placeholder", "get_attr") or storage_of(tensor) in returned,
             )
             for tensor in self._alive
             if id(tensor) in self._nodes
