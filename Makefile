@@ -1,5 +1,5 @@
 # `make demo` rewrites a real model and shows the result; `make test` runs every check, and of the sweeps over many
-# models the part of today (all of them: `make test-all`); `make quick` what tells most in a minute or two.
+# models the part of today (all of them: `make test-all`); `make quick` what tells most in about three minutes.
 # All set up a virtual environment first and need only Python >= 3.11, pip and make.
 
 PYTHON ?= python3

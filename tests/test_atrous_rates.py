@@ -34,6 +34,8 @@ from rewriter.errors import InputError, SelectorError
 from rewriter.reasons import TECHNICAL, Reason
 from rewriter.testing import check_contract
 
+pytestmark = pytest.mark.slow
+
 Segmentation = torchvision.models.segmentation
 
 

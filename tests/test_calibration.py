@@ -23,6 +23,8 @@ from rewriter.copying import copy_model
 from rewriter.layers import calibrated_layers
 from rewriter.moments import Moments, moments_of
 
+pytestmark = pytest.mark.slow
+
 SIZE = 64
 
 

@@ -22,6 +22,8 @@ from typer.testing import CliRunner, Result
 import rewriter
 from rewriter import cli
 
+pytestmark = pytest.mark.slow
+
 SMALL = ("test_vit", "-k", "proj_drop_rate=0.1,img_size=(64,64)")
 
 

@@ -24,6 +24,8 @@ from rewriter.comparison.subject import Subject
 from rewriter.comparison.verdict import Outcome
 from rewriter.errors import ComparisonError, ReportError
 
+pytestmark = pytest.mark.slow
+
 TINY = rewriter.Recipe(seeds=2, epochs=1, batch_size=8, train_images=16, test_images=9)
 
 

@@ -34,6 +34,8 @@ from rewriter.comparison.run import AFTER, ARMS, BEFORE, Epoch, Run
 from rewriter.comparison.verdict import Outcome
 from rewriter.errors import ComparisonError
 
+pytestmark = pytest.mark.slow
+
 STOPPED = "loss not finite in epoch 2, step 1"
 GOLDEN = Path(__file__).parent / "golden" / "comparison.txt"
 

@@ -227,6 +227,7 @@ torch.save(results, f"{folder}/results.pt")
 """
 
 
+@pytest.mark.slow
 def test_a_fresh_process_loads_what_computes_the_same(tmp_path: Path, import_text: Load) -> None:
     handmade = import_text(HANDMADE)
     subjects = {name.replace(" ", "_"): rewritten_model(name) for name in MODELS}

@@ -18,6 +18,8 @@ import rewriter
 from rewriter import cli
 from rewriter.cli_encoding import write_what_can_be_encoded
 
+pytestmark = pytest.mark.slow
+
 ENCODINGS = ["ascii", "cp1252", "latin-1", "cp437", "cp932", "koi8-r"]
 COMPARE = (
     "compare", "test_vit", "--pass", "dropout:p=0.1", "--data", "digits", "--device", "cpu", "--level", "equivalence",

@@ -22,6 +22,8 @@ from rewriter.copying import copy_model
 from rewriter.inputs import tensors_in
 from rewriter.layers import calibrated_layers
 
+pytestmark = pytest.mark.slow
+
 LIMIT = 1e-5
 
 

@@ -30,6 +30,8 @@ from rewriter.errors import SelectorError
 from rewriter.freshness import carries_trained_weights
 from rewriter.reasons import Reason
 
+pytestmark = pytest.mark.slow
+
 RELU = ActivationMoments(1 / math.sqrt(2 * math.pi), 0.5, 0.5, 0.5)
 
 

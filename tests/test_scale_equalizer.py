@@ -21,6 +21,8 @@ from rewriter.layers import calibrated_layers
 from rewriter.reasons import Reason
 from rewriter.testing import check_contract
 
+pytestmark = pytest.mark.slow
+
 
 def small_segformer() -> nn.Module:
     config = transformers.SegformerConfig(depths=[1] * 4, hidden_sizes=[8, 16, 24, 32], decoder_hidden_size=16)

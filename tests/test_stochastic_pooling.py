@@ -20,6 +20,8 @@ from passes import Dropout, StochasticPooling
 from rewriter.reasons import Reason
 from rewriter.testing import check_contract
 
+pytestmark = pytest.mark.slow
+
 SAMPLED = [StochasticPooling()]
 
 

@@ -26,6 +26,8 @@ from passes.stochastic_pooling import (
 from passes.stochastic_pooling.layers import StochasticFunction
 from passes.stochastic_pooling.sampling import kept_count
 
+pytestmark = pytest.mark.slow
+
 SURE = 5.0
 """Standard errors that a measured moment may be off: by chance one run in 1.7 million would fail."""
 

@@ -80,6 +80,7 @@ class TestRoundTrip:
         assert loaded is not fresh and not records_of(fresh)
         assert all(torch.equal(before[key], value) for key, value in fresh.state_dict().items())
 
+    @pytest.mark.slow
     def test_in_a_fresh_process(self, tmp_path: Path) -> None:
         model = rewritten()
         rewriter.save(model, tmp_path / "saved", recipe=RECIPE)

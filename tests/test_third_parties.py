@@ -309,6 +309,7 @@ class TestFoldersThatHideOurs:
         finally:
             installed_passes.cache_clear()
 
+    @pytest.mark.slow
     def test_a_command_says_so_in_one_line(self, tmp_path: Path) -> None:
         (tmp_path / "passes").mkdir()
         (tmp_path / "passes" / "__init__.py").write_text("print('imported')\n")
@@ -330,6 +331,7 @@ class TestFoldersThatHideOurs:
         assert done.exit_code == 1 and f"Rename {tmp_path / 'model_zoo'}" in done.stderr
         assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
 
+    @pytest.mark.slow
     def test_one_that_is_not_found_first_hides_nothing(self, tmp_path: Path) -> None:
         (tmp_path / "passes").mkdir()
         (tmp_path / "passes" / "__init__.py").write_text("")

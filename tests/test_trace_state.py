@@ -361,6 +361,7 @@ def _graph_text(trace: rewriter.Trace) -> str:
                      for op, t, args, kwargs, shape, kind, stack in nodes)  # fmt: skip
 
 
+@pytest.mark.slow
 def test_threads_that_trace_disturb_neither_each_other_nor_a_model_that_runs() -> None:
     makers = [make for make, _ in NETWORKS.values()] * 2
     sizes = [size for _, size in NETWORKS.values()] * 2
