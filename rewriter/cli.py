@@ -253,6 +253,7 @@ def _rewrite_as_data(
         "kwargs": {key: value if _is_json(value) else repr(value) for key, value in wanted.model_kwargs.items()},
         "class": class_name(original_class(type(model))),
         "applied": len(report.applied),
+        "inactive": len(report.inactive),
         "skipped": len(report.skipped),
         "verified": report.verified,
         "report": json.loads(report.to_json()),

@@ -11,7 +11,7 @@ from torch import nn
 from rewriter.cli_options import two_columns
 from rewriter.edit.classes import class_name, original_class
 from rewriter.inputs import BATCH
-from rewriter.planning import Plan, counted, group
+from rewriter.planning import INACTIVE_REMEDY, Plan, counted, group
 from rewriter.record import Record
 
 try:
@@ -79,17 +79,20 @@ def _shape(value: Any) -> str:
 
 def show_sites(console: Console, made: Plan, *, done: bool) -> None:
     """What each pass edits, or says without editing."""
-    _heading(console, f"{'edited' if done else 'to edit'}: {counted(len(made.sites), 'place')}")
+    waiting = f", {len(made.inactive)} of them without effect at their rate" if made.inactive else ""
+    _heading(console, f"{'edited' if done else 'to edit'}: {counted(len(made.sites), 'place')}{waiting}")
     for name, _ in made.passes:
         sites, _, advice = made.findings(name)
         if sites or advice:
             _indented(console, Text(name, "cyan"), 2)
         for paths, site in group(sites):
-            _indented(console, Text.assemble(("+ ", "green"), (paths, "bold"), f"  {site.pattern}"), 4)
+            mark = ("~ ", "yellow") if site.inactive else ("+ ", "green")
+            _indented(console, Text.assemble(mark, (paths, "bold"), f"  {site.pattern}"), 4)
             _indented(console, Text(site.action), 8)
             _indented(console, Text(f"because {site.reason}"), 8)
             if site.rate_at:
-                _indented(console, Text(f"setting: {site.rate_at}"), 8)
+                no_effect = f"; no effect until it is another, {INACTIVE_REMEDY}" if site.inactive else ""
+                _indented(console, Text(f"setting: {site.rate_at}{no_effect}"), 8)
         if advice:
             _indented(console, Text("nothing is edited; it says:"), 4)
         for paths, item in group(advice):

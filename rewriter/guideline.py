@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import abc
+import operator
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, TypeAlias
+
+from torch import nn
 
 from rewriter.edit.edits import Edit
 from rewriter.reasons import Reason
@@ -39,6 +42,29 @@ class Contract:
 
 
 @dataclass(frozen=True)
+class Rate:
+    """What decides whether a site has an effect: a hyper-parameter of a module.
+
+    Attributes:
+        path: the module; ``name`` the attribute, empty for a number that is written in the code.
+        value: what it is after the edits of the plan.
+        off: the value at which nothing happens.
+    """
+
+    path: str
+    name: str
+    value: float
+    off: float = 0.0
+
+    def now(self, model: nn.Module) -> float:
+        """What it is in ``model`` at this moment; as planned, where the module or the attribute is gone."""
+        try:
+            return float(operator.attrgetter(self.name)(model.get_submodule(self.path))) if self.name else self.value
+        except (AttributeError, TypeError, ValueError):
+            return self.value
+
+
+@dataclass(frozen=True)
 class Site:
     """One place where a pass applies, and the edits that carry it out.
 
@@ -50,6 +76,7 @@ class Site:
         reason: why.
         edits: how.
         rate_at: where the user finds and changes the rate afterwards, if there is one.
+        rates: what decides whether it has an effect; it has none while all of them are off.
         claim: what only one pass may do, such as ``"noise at the pooling of forward_head"``: the pass that comes first
             keeps it, also over several rewrites. Empty if nothing is claimed.
     """
@@ -62,6 +89,16 @@ class Site:
     edits: tuple[Edit, ...]
     rate_at: str = ""
     claim: str = ""
+    rates: tuple[Rate, ...] = ()
+
+    @property
+    def inactive(self) -> bool:
+        """Whether it has no effect with the rates that it was planned with."""
+        return bool(self.rates) and all(rate.value == rate.off for rate in self.rates)
+
+    def inactive_in(self, model: nn.Module) -> bool:
+        """Whether it has no effect with the rates that ``model`` has at this moment."""
+        return bool(self.rates) and all(rate.now(model) == rate.off for rate in self.rates)
 
 
 @dataclass(frozen=True)

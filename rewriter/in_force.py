@@ -25,7 +25,7 @@ from rewriter.edit.edits import AddBehaviour, AddModule, Edit, EditMethod, SetAt
 from rewriter.edit.operations import CallMethod
 from rewriter.edit.positions import positions
 from rewriter.edit.source import contains_code
-from rewriter.errors import RewriterError, TraceError
+from rewriter.errors import PlanError, RewriterError, TraceError
 from rewriter.guard import random_state_kept
 from rewriter.guideline import Pass, Site, Skipped
 from rewriter.inputs import Inputs
@@ -71,7 +71,8 @@ def not_in_force(sites: Sequence[Site], recorded: Recorded) -> list[tuple[Site, 
 
     Raises:
         TraceError: the model as it was given does not run on the inputs, so nothing can be said.
-        PlanError, SourceError: an edit cannot be made, unless the sites were found on this model just now.
+        PlanError, SourceError: an edit cannot be made, or the model does not run with it; not where the sites were
+            found on this model just now.
     """
     if not sites:
         return []
@@ -80,6 +81,7 @@ def not_in_force(sites: Sequence[Site], recorded: Recorded) -> list[tuple[Site, 
     except recorded.expected_errors as error:
         if not recorded.planning:
             trace_model(recorded.model, recorded.inputs)
+            raise PlanError(f"the model does not run with the edits of this plan: {error}") from error
         return _that_do_not_run(list(sites), recorded, str(error))
     failing = dict(_not_run(sites, recorded.model, edited, again))
     for site, reason in _found_again([site for site in sites if id(site) not in failing], recorded, again):

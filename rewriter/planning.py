@@ -16,12 +16,16 @@ from rewriter.edit.classes import MethodEdit, adopted_source, class_name, origin
 from rewriter.edit.edits import AddBehaviour, Edit, class_edits, edit_from_data, edit_to_data, find_module
 from rewriter.edit.operations import Adopt, edited_text
 from rewriter.errors import PlanError
-from rewriter.guideline import Advice, Contract, Site, Skipped
+from rewriter.guideline import Advice, Contract, Rate, Site, Skipped
 from rewriter.manager import installed_passes
 from rewriter.reasons import Reason
 
 FORMAT = 3
 """Version of the JSON form."""
+
+
+INACTIVE_REMEDY = "as the model's own setting or with dropout:p=0.2"
+"""How a site without effect is switched on."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,11 @@ class Plan:
     def edits(self) -> tuple[Edit, ...]:
         """All edits, in the order they are made."""
         return tuple(edit for site in self.sites for edit in site.edits)
+
+    @property
+    def inactive(self) -> tuple[Site, ...]:
+        """Sites that have no effect with the rates that the model has: they are edited, and wait for another rate."""
+        return tuple(site for site in self.sites if site.inactive)
 
     def apply(self, model: nn.Module, inplace: bool = False, verify: bool = True) -> nn.Module:
         """Carry the plan out on ``model``, or on a copy of it, and check the passes' contracts.
@@ -110,6 +119,8 @@ class Plan:
                     "reason": s.reason,
                     "rate_at": s.rate_at,
                     "claim": s.claim,
+                    "rates": [asdict(rate) for rate in s.rates],
+                    "inactive": s.inactive,
                     "edits": [edit_to_data(edit) for edit in s.edits],
                 }
                 for s in self.sites
@@ -172,13 +183,16 @@ class Plan:
                 continue
             sites, skipped, advice = self.findings(name)
             given = f", {counted(len(advice), 'place')} advised on" if advice else ""
-            lines.append(f"{name}: {counted(len(sites), 'site')}, {len(skipped)} skipped{given}")
+            off = sum(site.inactive for site in sites)
+            idle = f", {off} inactive" if off else ""
+            lines.append(f"{name}: {counted(len(sites) - off, 'site')}{idle}, {len(skipped)} skipped{given}")
             for paths, site in group(sites):
-                lines.append(f"  + {paths}: {site.pattern}")
+                lines.append(f"  {'~' if site.inactive else '+'} {paths}: {site.pattern}")
                 lines.append(f"      {site.action}")
                 lines.append(f"      because {site.reason}")
                 if site.rate_at:
-                    lines.append(f"      setting: {site.rate_at}")
+                    no_effect = f"; no effect until it is another, {INACTIVE_REMEDY}" if site.inactive else ""
+                    lines.append(f"      setting: {site.rate_at}{no_effect}")
                 own = _own_classes(site)
                 if own:
                     lines.append(f"      class of its own: {own}")
@@ -244,7 +258,7 @@ def group(items: Any) -> list[tuple[str, Any]]:
     """Items that differ only in numbers, as one: their paths as ``layer{1,2}.{0,1}``, and one item with all numbers."""
     groups: dict[Any, list[Any]] = {}
     for item in items:
-        texts = [item.path, *(getattr(item, name, "") for name in ("pattern", *_TEXTS))]
+        texts = [item.path, *(getattr(item, name, "") for name in ("pattern", "inactive", *_TEXTS))]
         groups.setdefault(tuple(map(_masked, texts)), []).append(item)
     return [(_joined([item.path for item in found]), _generalised(found)) for found in groups.values()]
 
@@ -327,7 +341,10 @@ def _site_from_data(data: Any) -> Site:
         raise PlanError(f"the plan is damaged: not a site: {data!r}")
     pass_name, path, pattern, action, reason, rate_at, claim = texts
     edits = tuple(edit_from_data(edit) for edit in data["edits"])
-    return Site(pass_name, path, pattern, action, reason, edits, rate_at, claim)
+    rates = tuple(
+        Rate(str(r["path"]), str(r["name"]), float(r["value"]), float(r["off"])) for r in data.get("rates", ())
+    )
+    return Site(pass_name, path, pattern, action, reason, edits, rate_at, claim, rates)
 
 
 def _method_diff(module: nn.Module, edit: MethodEdit) -> str:

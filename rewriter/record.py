@@ -13,7 +13,7 @@ from rewriter.edit.classes import is_generated
 from rewriter.edit.edits import Applied, EditMethod
 from rewriter.edit.held_methods import hides
 from rewriter.layers import calibrated_layers
-from rewriter.planning import Plan, counted, group
+from rewriter.planning import INACTIVE_REMEDY, Plan, counted, group
 from rewriter.reasons import TECHNICAL
 
 _ATTRIBUTE = "_rewriter_records"
@@ -92,17 +92,19 @@ class Report:
         stale: sites whose modules were replaced after the rewrite; rewriting again mends them.
         uncalibrated: layers that are the identity until :func:`rewriter.calibrate` has measured their constants.
         calibrated: the others, by path, with mean and standard deviation of each tensor that they take.
+        inactive: sites in force that do nothing now, since their rate is 0 (or keeps everything).
     """
 
     records: tuple[Record, ...]
     stale: tuple[str, ...]
     uncalibrated: tuple[str, ...] = ()
     calibrated: tuple[tuple[str, tuple[tuple[float, float], ...]], ...] = ()
+    inactive: tuple[Any, ...] = ()
 
     @property
     def applied(self) -> tuple[Any, ...]:
-        """Every site that was edited."""
-        return tuple(site for record in self.records for site in record.plan.sites)
+        """Every site that was edited and has an effect; see :attr:`inactive` for the others."""
+        return tuple(site for record in self.records for site in record.plan.sites if site not in self.inactive)
 
     @property
     def skipped(self) -> tuple[Any, ...]:
@@ -130,6 +132,11 @@ class Report:
                     "not_checked_in_force": record.unchecked if record.plan.sites else "",
                     "verified": [list(check) for check in record.verdict.checks] if record.verdict else None,
                     "milliseconds": {name: round(1000 * value, 1) for name, value in record.seconds.items()},
+                    "inactive": [
+                        {"pass": site.pass_name, "path": site.path, "action": site.action}
+                        for site in record.plan.sites
+                        if site in self.inactive
+                    ],
                     "stale": list(self.stale),
                     "uncalibrated": list(self.uncalibrated),
                     "calibrated": {path: [list(pair) for pair in pairs] for path, pairs in self.calibrated},
@@ -157,15 +164,21 @@ class Report:
                 sites, skipped, advice = record.plan.findings(name)
                 reasons = Counter(str(s.reason) for s in skipped)
                 why = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()))
-                done = f"{len(sites)} applied" if sites or not advice else "nothing edited"
+                waiting = [site for site in sites if site in self.inactive]
+                working = [site for site in sites if site not in self.inactive]
+                done = f"{len(working)} applied" if sites or not advice else "nothing edited"
+                done += f", {len(waiting)} inactive" if waiting else ""
                 given = f", {len(advice)} advised on" if advice else ""
                 lines.append(f"{name}: {done}, {len(skipped)} skipped{f' ({why})' if why else ''}{given}")
-                lines += [f"  + {paths}: {site.action}" for paths, site in group(sites)]
+                lines += [f"  + {paths}: {site.action}" for paths, site in group(working)]
+                lines += [f"  ~ {paths}: {site.action}: no effect at its rate" for paths, site in group(waiting)]
                 refused = [skip for skip in skipped if skip.reason in TECHNICAL]
                 lines += [f"  ! {paths}: {skip.reason}: {skip.detail}" for paths, skip in group(refused)]
                 lines += [f"  * {paths}: {item.pattern}: {item.advice}" for paths, item in group(advice)]
             if record.plan.idle:
                 lines.append(f"nothing found by {', '.join(record.plan.idle)}")
+            if any(site in self.inactive for site in record.plan.sites):
+                lines.append(f"inactive: their rate is 0 (or keeps everything); set another one, {INACTIVE_REMEDY}")
             if record.plan.sites:
                 lines.append(_in_force(record))
             lines.append(f"verified: {record.verdict or 'no'}")
@@ -202,7 +215,8 @@ def make_report(model: nn.Module) -> Report:
         for path, layer in layers.items()
         if layer.calibrated and layer.absorbed is None
     ]
-    return Report(records, tuple(dict.fromkeys(stale)), tuple(uncalibrated), tuple(calibrated))
+    inactive = [site for record in records for site in record.plan.sites if site.inactive_in(model)]
+    return Report(records, tuple(dict.fromkeys(stale)), tuple(uncalibrated), tuple(calibrated), tuple(inactive))
 
 
 def records_in_force(model: nn.Module) -> tuple[Record, ...]:

@@ -10,7 +10,7 @@ from passes.dropout.drops import BECOMES_RANDOM, NO_LONGER_DROPPED, Drops
 from rewriter.analysis.naming import name_of, path_of
 from rewriter.analysis.residual import Branch, find_branches
 from rewriter.edit.edits import Edit
-from rewriter.guideline import Site, Skipped
+from rewriter.guideline import Rate, Site, Skipped
 from rewriter.reasons import Reason, Refused
 from rewriter.tracing.frames import Owner
 from rewriter.tracing.kinds import Kind
@@ -83,7 +83,8 @@ class _Rule:
                 )
             drops.interference.refuse_other_readers([weight], self._joins(), BECOMES_RANDOM)
             edits = drops.insert(self.p, weight, operand)
-            return self._site(f"insert dropout before {name_of(weight)}", reason, edits, drops.inserted_rate_at(edits))
+            action, rate_at = f"insert dropout before {name_of(weight)}", drops.inserted_rate_at(edits)
+            return self._site(action, reason, edits, rate_at, drops.inserted_rates(edits))
         at_place = next((node for node in dropouts if drops.feeds_directly(node, operand)), None)
         kept = max(dropouts, key=lambda n: (drops.rate(n), n is at_place, dropouts.index(n)))
         others = [node for node in dropouts if node is not kept]
@@ -102,7 +103,7 @@ class _Rule:
         )
         action += f" and set its rate to {self.p:g}" if switched_on else ""
         action += f", remove {', '.join(map(name_of, others))}" if others else ""
-        return self._site(action, reason, edits, drops.rate_at(kept, self.p))
+        return self._site(action, reason, edits, drops.rate_at(kept, self.p), drops.rates(dropouts, kept, self.p))
 
     def _refuse_interference(self, dropouts: list[fx.Node], kept: fx.Node, moved: bool, weight: fx.Node) -> None:
         """Refuse where the change would reach others than the reader of the branch.
@@ -130,8 +131,8 @@ class _Rule:
             return [self.branch.join]
         return list(self.drops.flow.nodes(Kind.CONCAT))
 
-    def _site(self, action: str, reason: str, edits: list[Edit], rate_at: str) -> Site:
-        return Site(self.drops.name, self.path, self.pattern, action, reason, tuple(edits), rate_at)
+    def _site(self, action: str, reason: str, edits: list[Edit], rate_at: str, rates: tuple[Rate, ...]) -> Site:
+        return Site(self.drops.name, self.path, self.pattern, action, reason, tuple(edits), rate_at, rates=rates)
 
     def _skipped(self, reason: Reason, detail: str, path: str | None = None) -> Skipped:
         return Skipped(self.drops.name, self.path if path is None else path, self.pattern, reason, detail)

@@ -11,7 +11,7 @@ from rewriter.analysis.naming import name_of, path_of
 from rewriter.analysis.residual import PASS_THROUGH
 from rewriter.edit.edits import AddBehaviour, AddModule, Edit, SetAttribute
 from rewriter.edit.placement import placement
-from rewriter.guideline import Skipped
+from rewriter.guideline import Rate, Skipped
 from rewriter.reasons import Reason, Refused
 from rewriter.tracing.kinds import Kind
 from rewriter.tracing.trace import Trace
@@ -58,6 +58,22 @@ class Drops:
         where = f"{path_of(node)}.p" if module is not None else f"as before, read in {node.meta['owner'].method}()"
         rate = asked_for if asked_for is not None and self.switch_on(node, asked_for) else self.rate(node)
         return f"{rate:g} ({where})"
+
+    def rates(self, nodes: list[fx.Node], kept: fx.Node, asked_for: float | None) -> tuple[Rate, ...]:
+        """The rates that a change of ``nodes`` depends on; ``kept`` may be switched on."""
+        found = []
+        for node in nodes:
+            value = asked_for if node is kept and asked_for and self.switch_on(node, asked_for) else self.rate(node)
+            if self.module(node) is not None:
+                found.append(Rate(path_of(node), "p", value))
+            else:
+                found.append(Rate(*(self.place.attribute_of(node, "p", 1) or ("", "")), value))
+        return tuple(found)
+
+    def inserted_rates(self, edits: list[Edit]) -> tuple[Rate, ...]:
+        """The rate of a dropout that ``edits`` insert."""
+        added = next(edit for edit in edits if isinstance(edit, AddModule))
+        return (Rate(f"{added.path}.{added.name}".lstrip("."), "p", added.options["p"]),)
 
     def switch_on(self, node: fx.Node, rate: float | None) -> list[Edit]:
         """Edits that give a dropout module whose rate is 0 the ``rate`` asked for; none if there is nothing to do."""

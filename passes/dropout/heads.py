@@ -90,6 +90,7 @@ def _clear_after_pooling(
         tuple(edits),
         drops.rate_at(kept, p),
         _claim(drops, head, kept, p),
+        drops.rates([*before, *after], kept, p),
     )
 
 
@@ -97,9 +98,8 @@ def _already_before_pooling(drops: Drops, head: Head, node: fx.Node, p: float | 
     path, edits = node.meta["owner"].path, drops.switch_on(node, p)
     if edits:
         action = f"set the rate of {name_of(node)} to {p:g}"
-        return Site(
-            drops.name, path, PATTERN, action, WHY, tuple(edits), drops.rate_at(node, p), _claim(drops, head, node, p)
-        )
+        rate_at, claim, rates = drops.rate_at(node, p), _claim(drops, head, node, p), drops.rates([node], node, p)
+        return Site(drops.name, path, PATTERN, action, WHY, tuple(edits), rate_at, claim, rates)
     detail = f"{name_of(node)}{drops.kind_of(node)} is before {_where(head)}"
     return Skipped(drops.name, path, PATTERN, Reason.ALREADY_DONE, detail)
 
@@ -108,9 +108,8 @@ def _insert(drops: Drops, head: Head, p: float) -> Site:
     path, action = head.pool.meta["owner"].path, f"insert dropout before {_where(head)}"
     drops.interference.refuse_other_readers([head.pool], head.weights, BECOMES_RANDOM)
     edits = drops.insert(p, head.pool, head.source)
-    return Site(
-        drops.name, path, PATTERN, action, WHY, tuple(edits), drops.inserted_rate_at(edits), noise_claim(head.pool)
-    )
+    rate_at, rates = drops.inserted_rate_at(edits), drops.inserted_rates(edits)
+    return Site(drops.name, path, PATTERN, action, WHY, tuple(edits), rate_at, noise_claim(head.pool), rates)
 
 
 def _claim(drops: Drops, head: Head, dropout: fx.Node, p: float | None) -> str:

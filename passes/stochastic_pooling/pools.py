@@ -16,7 +16,7 @@ from rewriter.analysis.pooling import Pooling, Role, find_poolings
 from rewriter.analysis.residual import PASS_THROUGH
 from rewriter.edit.edits import AddBehaviour, Edit
 from rewriter.edit.placement import placement
-from rewriter.guideline import Site, Skipped
+from rewriter.guideline import Rate, Site, Skipped
 from rewriter.reasons import Reason, Refused
 from rewriter.tracing.kinds import Kind
 from rewriter.tracing.trace import Trace
@@ -103,6 +103,7 @@ class _Rule:
             tuple(edits),
             f"keep_prob {self.keep_prob:g} ({holder}.keep_prob)",
             noise_claim(first.node) if first.role is Role.HEAD else "",
+            (Rate(holder, "keep_prob", self.keep_prob, off=1.0),),
         )
 
     def _why_not(self, pooling: Pooling) -> tuple[Reason, str] | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar
 
 import torch
@@ -239,6 +239,9 @@ def _operation_from_data(data: Any) -> Operation:
     return cls(**values)
 
 
+_ADDED_SINCE = frozenset({"condition"})
+"""Fields that plans of version 0.1.0 do not have."""
+
 _FIELD_TYPES: dict[str, tuple[type, ...]] = {
     "options": (dict,),
     "references": (dict,),
@@ -254,9 +257,8 @@ _FIELD_TYPES: dict[str, tuple[type, ...]] = {
 
 def _fits(cls: type[Edit] | type[Operation], values: dict[str, Any]) -> bool:
     """Whether ``values`` are the fields of ``cls``, each of its type; fields not listed above are texts."""
-    known = fields(cls)
-    required = {f.name for f in known if f.default is MISSING and f.default_factory is MISSING}
-    if not required <= set(values) <= {f.name for f in known}:
+    names = {f.name for f in fields(cls)}
+    if not names - _ADDED_SINCE <= set(values) <= names:
         return False
     typed = all(isinstance(value, _FIELD_TYPES.get(name, (str,))) for name, value in values.items())
     return typed and all(isinstance(path, str) for path in values.get("references", {}).values())

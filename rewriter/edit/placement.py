@@ -229,6 +229,24 @@ class Placement:
         except SourceError as error:
             raise Refused(Reason.HELPER_FUNCTION, str(error)) from error
 
+    def attribute_of(self, call: fx.Node, name: str, position: int) -> tuple[str, str] | None:
+        """The module and the attribute that an argument of ``call`` is read from; None if it is no plain attribute."""
+        try:
+            expression = self._expression(_direct(call))
+        except Refused:
+            return None
+        if not isinstance(expression.node, ast.Call):
+            return None
+        by_name = {keyword.arg: keyword.value for keyword in expression.node.keywords}
+        given = expression.node.args[position : position + 1]
+        argument = by_name.get(name, given[0] if given else None)
+        if isinstance(argument, ast.Call) and ast.unparse(argument.func) == "float" and len(argument.args) == 1:
+            argument = argument.args[0]
+        receiver, _, attribute = ast.unparse(argument).partition(".") if argument is not None else ("", "", "")
+        first = next(iter((*expression.source.tree.args.posonlyargs, *expression.source.tree.args.args)), None)
+        plain = isinstance(argument, ast.Attribute) and all(part.isidentifier() for part in attribute.split("."))
+        return (expression.path, attribute) if plain and first is not None and receiver == first.arg else None
+
     def calls_of(self, path: str) -> int:
         """How often the module at ``path`` was called, under any of its names."""
         return self._calls[id(self._model.get_submodule(path))]

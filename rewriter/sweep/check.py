@@ -111,9 +111,11 @@ class _Check:
         for name, _ in made.passes:
             reasons = Counter(str(skip.reason) for skip in made.skipped if skip.pass_name == name)
             sites = sum(site.pass_name == name for site in made.sites)
+            inactive = sum(site.pass_name == name for site in made.inactive)
             advised = sum(advice.pass_name == name for advice in made.advice)
             self.row.passes[name] = {
-                "sites": sites, "applied": 0, "advised": advised, "skipped": dict(sorted(reasons.items())),
+                "sites": sites, "inactive": inactive, "applied": 0, "advised": advised,
+                "skipped": dict(sorted(reasons.items())),
             }  # fmt: skip
         return made, traced
 
