@@ -66,9 +66,14 @@ def missing_heads(flow: Dataflow) -> Iterator[tuple[list[fx.Node], Reason, str]]
 
 
 def noise_claim(pool: fx.Node) -> str:
-    """What passes claim that put noise at a head's pooling, so that no two of them do."""
+    """What passes claim that put noise at a head's pooling, so that no two of them do.
+
+    A helper function that an edit made a method is named by the method that calls it, as before the edit.
+    """
     owner = pool.meta["owner"]
-    return f"noise at the pooling in {owner.path or '(root)'}.{owner.method}"
+    methods = (f.code for f in pool.meta["frames"] if f.path == owner.path and "." in f.code.co_qualname)
+    method = next((code.co_name for code in methods), owner.method)
+    return f"noise at the pooling in {owner.path or '(root)'}.{method}"
 
 
 def is_global_average(node: fx.Node, flow: Dataflow) -> bool:
