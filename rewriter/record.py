@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from torch import nn
+from torch import fx, nn
 
 from rewriter.edit.classes import is_generated
 from rewriter.edit.edits import Applied, EditMethod
@@ -66,8 +66,13 @@ class Record:
 
 def records_of(model: nn.Module) -> tuple[Record, ...]:
     """The rewrites that ``model`` went through, oldest first."""
-    records: tuple[Record, ...] = model.__dict__.get(_ATTRIBUTE, ())
+    records: tuple[Record, ...] = _kept_in(model).get(_ATTRIBUTE, ())
     return records
+
+
+def _kept_in(model: nn.Module) -> dict[str, Any]:
+    """Where records are kept: of a graph module, copies take only what the graph names, and its ``meta``."""
+    return model.meta if isinstance(model, fx.GraphModule) else model.__dict__
 
 
 def is_folded(model: nn.Module) -> bool:
@@ -78,9 +83,9 @@ def is_folded(model: nn.Module) -> bool:
 def set_records(model: nn.Module, records: tuple[Record, ...]) -> None:
     """Store ``records`` on ``model``; none removes every trace of them."""
     if records:
-        model.__dict__[_ATTRIBUTE] = records
+        _kept_in(model)[_ATTRIBUTE] = records
     else:
-        model.__dict__.pop(_ATTRIBUTE, None)
+        _kept_in(model).pop(_ATTRIBUTE, None)
 
 
 @dataclass(frozen=True)

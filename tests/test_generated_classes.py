@@ -190,6 +190,25 @@ class TestGeneratedModels:
         assert not plan.sites and plan.skipped[0].reason is Reason.NO_SOURCE
         assert "Rewrite the model, then trace it" in plan.skipped[0].detail
 
+    def test_what_can_be_edited_in_a_graph_module_survives_its_copies(self) -> None:
+        class Pooled(Head):
+            def __init__(self) -> None:
+                super().__init__()
+                self.pool = nn.AdaptiveAvgPool2d(1)
+
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                return self.fc(self.drop(self.pool(self.conv(x)).flatten(1)))
+
+        result = rewriter.rewrite(fx.symbolic_trace(Pooled()), "dropout", input_size=16)
+        result.recompile()
+        for model in (result, copy.deepcopy(result)):
+            report = rewriter.report(model)
+            assert len(report.applied) == 1 and not report.stale
+            assert not rewriter.plan(model, "dropout", input_size=16).sites
+            model.train()
+            assert not torch.equal(model(image(16)), model(image(16)))
+        assert not rewriter.report(rewriter.undo(result)).records
+
     @pytest.mark.parametrize("where", ["class", "object"])
     def test_a_compiled_method_is_named(self, where: str) -> None:
         class Compiled(Head):
