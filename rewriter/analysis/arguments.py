@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import types
 from typing import Any
 
+import torch
 from torch import fx
 
 
@@ -12,3 +14,16 @@ def argument(call: fx.Node, name: str, position: int | None, default: Any = None
     if name in call.kwargs:
         return call.kwargs[name]
     return call.args[position] if position is not None and len(call.args) > position else default
+
+
+def argument_index(consumer: fx.Node, operand: fx.Node) -> int | None:
+    """Which positional argument of ``consumer`` is ``operand``; None if none is."""
+    return next((index for index, argument in enumerate(consumer.args) if argument is operand), None)
+
+
+def is_tensor_method(node: fx.Node) -> bool:
+    """Whether a call is one of a method of tensors, whose receiver is its first argument."""
+    target = node.target
+    if isinstance(target, (types.MethodDescriptorType, types.WrapperDescriptorType)):
+        return True
+    return isinstance(target, types.FunctionType) and getattr(torch.Tensor, target.__name__, None) is target

@@ -45,6 +45,19 @@ class Expression:
             )
         return EditMethod(self.path, class_name(self.owner), self.method, self.source.digest, operation)
 
+    def attribute_given(self, name: str, position: int) -> str | None:
+        """The attribute of the module that a call is given as an argument; None if it is given anything else."""
+        if not isinstance(self.node, ast.Call):
+            return None
+        by_name = {keyword.arg: keyword.value for keyword in self.node.keywords}
+        argument = by_name.get(name) or next(iter(self.node.args[position : position + 1]), None)
+        if isinstance(argument, ast.Call) and ast.unparse(argument.func) == "float" and len(argument.args) == 1:
+            argument = argument.args[0]
+        parameters = (*self.source.tree.args.posonlyargs, *self.source.tree.args.args)
+        receiver, _, attribute = ast.unparse(argument).partition(".") if argument is not None else ("", "", "")
+        plain = isinstance(argument, ast.Attribute) and all(part.isidentifier() for part in attribute.split("."))
+        return attribute if plain and parameters and receiver == parameters[0].arg else None
+
 
 def expression_at(path: str, owner: type, method: str, source: FunctionSource, frame: Frame) -> Expression:
     """The expression that ``frame`` was evaluating, in ``method`` of ``owner``, which has ``source``.

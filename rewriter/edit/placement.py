@@ -17,9 +17,9 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any, TypeVar, cast
 
-import torch
 from torch import fx, nn
 
+from rewriter.analysis.arguments import argument_index, is_tensor_method
 from rewriter.analysis.dataflow import Dataflow, once
 from rewriter.analysis.interference import Interference, interference
 from rewriter.analysis.residual import PASS_THROUGH
@@ -161,7 +161,7 @@ class Placement:
         where = _direct(call)
         self._refuse_repeated(where, call)
         expression = self._expression(where)
-        if argument is not None and _argument_index(call, argument) == 0 and is_in_place(call.target):  # type: ignore[arg-type]
+        if argument is not None and argument_index(call, argument) == 0 and is_in_place(call.target):  # type: ignore[arg-type]
             text = expression.source.segment(expression.span)
             raise Refused(Reason.IN_PLACE, f"`{text}` works in place: it would write to the new layer's result instead")
         number = 0 if argument is None else self._operand_number(where, expression, call, argument)
@@ -235,17 +235,8 @@ class Placement:
             expression = self._expression(_direct(call))
         except Refused:
             return None
-        if not isinstance(expression.node, ast.Call):
-            return None
-        by_name = {keyword.arg: keyword.value for keyword in expression.node.keywords}
-        given = expression.node.args[position : position + 1]
-        argument = by_name.get(name, given[0] if given else None)
-        if isinstance(argument, ast.Call) and ast.unparse(argument.func) == "float" and len(argument.args) == 1:
-            argument = argument.args[0]
-        receiver, _, attribute = ast.unparse(argument).partition(".") if argument is not None else ("", "", "")
-        first = next(iter((*expression.source.tree.args.posonlyargs, *expression.source.tree.args.args)), None)
-        plain = isinstance(argument, ast.Attribute) and all(part.isidentifier() for part in attribute.split("."))
-        return (expression.path, attribute) if plain and first is not None and receiver == first.arg else None
+        attribute = expression.attribute_given(name, position)
+        return None if attribute is None else (expression.path, attribute)
 
     def calls_of(self, path: str) -> int:
         """How often the module at ``path`` was called, under any of its names."""
@@ -341,10 +332,10 @@ class Placement:
     def _operand_number(self, position: Position, expression: Expression, consumer: fx.Node, operand: fx.Node) -> int:
         """Which operand of the expression carries ``operand`` to ``consumer``."""
         if position.direct:
-            index = _argument_index(consumer, operand)
-            if index == 0 and _is_tensor_method(consumer) and isinstance(expression.node, ast.Call):
+            index = argument_index(consumer, operand)
+            if index == 0 and is_tensor_method(consumer) and isinstance(expression.node, ast.Call):
                 index = RECEIVER
-            elif index is not None and _is_tensor_method(consumer) and isinstance(expression.node, ast.Call):
+            elif index is not None and is_tensor_method(consumer) and isinstance(expression.node, ast.Call):
                 index -= 1
         else:
             index = None
@@ -407,14 +398,3 @@ def _note_evaluations(seen: dict[tuple[int, int], set[Any]], frames: tuple[Frame
     for index, frame in enumerate(frames):
         inner = what if index == 0 else frames[index - 1].invocation
         seen.setdefault((frame.invocation, frame.instruction), set()).add(inner)
-
-
-def _argument_index(consumer: fx.Node, operand: fx.Node) -> int | None:
-    return next((index for index, argument in enumerate(consumer.args) if argument is operand), None)
-
-
-def _is_tensor_method(node: fx.Node) -> bool:
-    target = node.target
-    if isinstance(target, (types.MethodDescriptorType, types.WrapperDescriptorType)):
-        return True
-    return isinstance(target, types.FunctionType) and getattr(torch.Tensor, target.__name__, None) is target

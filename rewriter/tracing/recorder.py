@@ -24,6 +24,7 @@ from rewriter.inputs import tensors_in
 from rewriter.tracing import shapes
 from rewriter.tracing.frames import Frame, FrameReader, owner_of
 from rewriter.tracing.kinds import Kind, function_kind, has_own_forward, is_active_dropout, module_kind
+from rewriter.tracing.memory import named_tensors, storage_of
 
 _torch_unobserved = torch._C.DisableTorchFunction
 """Inside, reading a tensor's shape or base is no operation of the model."""
@@ -100,7 +101,7 @@ class Recorder(TorchFunctionMode):
         self._entered: dict[ModuleCall, tuple[fx.Node | None, list[fx.Node]]] = {}
         paths = {id(module): path for path, module in model.named_modules(remove_duplicate=False)}
         self._frames = FrameReader(paths, self._known)
-        attributes = list(_named_tensors(model))
+        attributes = list(named_tensors(model))
         self._attributes = {id(tensor): name for name, tensor in attributes}
         self._alive = [tensor for _, tensor in attributes]  # so that no id is given to another tensor
 
@@ -318,7 +319,7 @@ class Recorder(TorchFunctionMode):
 
     def _release(self, result: Any) -> None:
         """Let go of all tensors, and note in :attr:`kept` those that somebody else still holds."""
-        attributes = {id(tensor): name for name, tensor in _named_tensors(self._model)}
+        attributes = {id(tensor): name for name, tensor in named_tensors(self._model)}
         returned = {storage_of(tensor) for tensor in tensors_held(result)}
         states = [
             (
@@ -396,20 +397,3 @@ class Recorder(TorchFunctionMode):
 def unseen(*sources: Any) -> Any:
     """Stands in a graph for code that torch could not observe; it cannot be run."""
     raise RuntimeError("this part of the model runs outside torch's sight and is not part of the graph")
-
-
-def storage_of(tensor: torch.Tensor) -> int:
-    """A number that tensors share if they share memory: views, and what ``detach()`` and ``.data`` give."""
-    try:
-        return int(tensor.untyped_storage()._cdata)
-    except NotImplementedError:  # sparse and opaque tensors have none
-        return id(tensor)
-
-
-def _named_tensors(model: nn.Module) -> Iterable[tuple[str, torch.Tensor]]:
-    yield from model.named_parameters(remove_duplicate=False)
-    yield from model.named_buffers(remove_duplicate=False)
-    for path, module in model.named_modules():
-        for name, value in module.__dict__.items():
-            if issubclass(type(value), torch.Tensor):  # a weak proxy in its place may be dead
-                yield f"{path}.{name}" if path else name, value

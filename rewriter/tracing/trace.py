@@ -26,7 +26,8 @@ from rewriter.tracing.caches import clear_caches
 from rewriter.tracing.drawing import draw
 from rewriter.tracing.kinds import Kind
 from rewriter.tracing.made_in_forward import made_in_forward
-from rewriter.tracing.recorder import ForbiddenTensor, ModuleCall, Recorder, storage_of
+from rewriter.tracing.memory import storage_of
+from rewriter.tracing.recorder import ForbiddenTensor, ModuleCall, Recorder
 
 
 @dataclass(eq=False)
