@@ -25,6 +25,7 @@ from rewriter.edit.source import code_span
 from rewriter.errors import RewriterError, SourceError
 from rewriter.guard import random_state_kept
 from rewriter.guideline import Finding, Pass, Site, Skipped
+from rewriter.in_force import not_run
 from rewriter.reasons import TECHNICAL, Reason
 from rewriter.skeleton import shared_twin, skeleton
 from rewriter.tracing.trace import Trace, trace_model
@@ -82,7 +83,7 @@ def _extend(findings: list[Finding], group: Sequence[int], here: Sequence[Findin
     known = {replace(edit, condition="") for site in sites.values() for edit in _method_edits(site)}
     there = [finding for finding in here if isinstance(finding, Site) and _place_of(finding) == _place_of(first)]
     more = [site for site in there if not _method_edits(site) <= known]
-    problem = _refused(findings, here, first)
+    problem = _refused(findings, here, first, run)
     if more and not problem:
         index = next((i for i, site in sites.items() if len(sites) == 1 or site.action == more[0].action), None)
         if index is None or len(more) > 1:
@@ -104,14 +105,22 @@ def _leave(findings: list[Finding], sites: Mapping[int, Finding], way: _Way, pro
             findings[index] = Skipped(site.pass_name, site.path, site.pattern, Reason.ONE_BRANCH, detail)
 
 
-def _refused(findings: Sequence[Finding], here: Iterable[Finding], site: Site) -> str:
+def _refused(findings: Sequence[Finding], here: Iterable[Finding], site: Site, run: _Run) -> str:
     """Why the place of ``site`` cannot be edited on another way; empty if nothing says so."""
     for skip in here:
         inside = not site.path or skip.path == site.path or skip.path.startswith(f"{site.path}.")
         refused = isinstance(skip, Skipped) and skip.reason in TECHNICAL and skip.pattern == site.pattern
         if isinstance(skip, Skipped) and refused and inside and skip not in findings:
-            return f"{skip.reason}: {skip.detail}"
+            called_more_often = skip.reason is Reason.SHARED_MODULE and skip.path == site.path
+            if not (called_more_often and _runs_there(site, run)):
+                return f"{skip.reason}: {skip.detail}"
     return ""
+
+
+def _runs_there(site: Site, run: _Run) -> bool:
+    """Whether everything that ``site`` edits runs on another way too, as for an encoder that is run tile by tile."""
+    variant = _record(run.way, run.traced, site.edits)
+    return variant is not None and not list(not_run([site], run.traced.model, variant.model, variant))
 
 
 def _method_edits(site: Site) -> set[EditMethod]:

@@ -82,8 +82,8 @@ def not_in_force(sites: Sequence[Site], recorded: Recorded) -> list[tuple[Site, 
         if not recorded.planning:
             trace_model(recorded.model, recorded.inputs)
             raise PlanError(f"the model does not run with the edits of this plan: {error}") from error
-        return _that_do_not_run(list(sites), recorded, str(error))
-    failing = dict(_not_run(sites, recorded.model, edited, again))
+        return _that_donot_run(list(sites), recorded, str(error))
+    failing = dict(not_run(sites, recorded.model, edited, again))
     for site, reason in _found_again([site for site in sites if id(site) not in failing], recorded, again):
         failing[id(site)] = reason
     return [(site, failing[id(site)]) for site in sites if id(site) in failing]
@@ -99,7 +99,7 @@ def _record_edited(sites: Sequence[Site], recorded: Recorded) -> tuple[nn.Module
     return edited, again
 
 
-def _that_do_not_run(sites: list[Site], recorded: Recorded, error: str) -> list[tuple[Site, str]]:
+def _that_donot_run(sites: list[Site], recorded: Recorded, error: str) -> list[tuple[Site, str]]:
     """Sites with which the edited model cannot be run; all of them, if it only fails with all of them together."""
     if len(sites) == 1:
         return [(sites[0], f"the model does not run with this edit: {error}")]
@@ -108,16 +108,16 @@ def _that_do_not_run(sites: list[Site], recorded: Recorded, error: str) -> list[
         try:
             _record_edited(half, recorded)
         except recorded.expected_errors as of_half:
-            found += _that_do_not_run(half, recorded, str(of_half))
+            found += _that_donot_run(half, recorded, str(of_half))
     return found or [(site, f"the model does not run with these edits together: {error}") for site in sites]
 
 
-def _not_run(sites: Sequence[Site], model: nn.Module, edited: nn.Module, again: Trace) -> Iterator[tuple[int, str]]:
-    """Sites of which an edited function or an added layer did not run, by identity."""
+def not_run(sites: Sequence[Site], model: nn.Module, edited: nn.Module, again: Trace) -> Iterator[tuple[int, str]]:
+    """Sites of which an edited function or an added layer did not run in ``again``, by identity, with the reason."""
     ran = _Ran(edited, again)
     for site in sites:
         functions_first = sorted(site.edits, key=lambda edit: not isinstance(edit, EditMethod))
-        reason = next(filter(None, (_why_not_run(edit, site, model, edited, ran) for edit in functions_first)), None)
+        reason = next(filter(None, (_whynot_run(edit, site, model, edited, ran) for edit in functions_first)), None)
         if reason is not None:
             yield id(site), reason
 
@@ -165,7 +165,7 @@ def _frames_of(found: Any) -> tuple[Frame, ...]:
     return frames
 
 
-def _why_not_run(edit: Edit, site: Site, model: nn.Module, edited: nn.Module, ran: _Ran) -> str | None:
+def _whynot_run(edit: Edit, site: Site, model: nn.Module, edited: nn.Module, ran: _Ran) -> str | None:
     match edit:
         case AddModule(path=path, name=name):
             child = f"{path}.{name}".lstrip(".")

@@ -8,6 +8,8 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from torch import fx
+
 
 def reachable(
     roots: Iterable[Any], *, weakly: bool = False, through: Callable[[type], bool] | None = None
@@ -34,6 +36,8 @@ def reachable(
         yield value
         if through is not None and not through(kind):
             continue
+        if issubclass(kind, fx.Node):  # what is noted of an operation never runs
+            seen.add(id(value.meta))
         if kind is types.FunctionType:
             pending += [value.__closure__, value.__defaults__, value.__kwdefaults__, value.__dict__]
         elif weakly and issubclass(kind, (weakref.ReferenceType, *weakref.ProxyTypes)):

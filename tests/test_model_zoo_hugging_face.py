@@ -151,5 +151,5 @@ def test_command_line(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.stderr
     assert "on sample 2 x 3 x 32 x 32, timestep 2" in flat(done.stdout)
     loaded = rewriter.load(tmp_path / "out")
-    assert type(loaded).__name__ == "UNet2DModel" and rewriter.report(loaded).applied
+    assert type(loaded).__name__ == "UNet2DModel" and rewriter.report(loaded).inactive
     assert loaded.config.block_out_channels == TINY_UNET["block_out_channels"]
