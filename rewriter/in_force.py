@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import linecache
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +25,7 @@ from rewriter.edit.edits import AddBehaviour, AddModule, Edit, EditMethod, SetAt
 from rewriter.edit.operations import CallMethod
 from rewriter.edit.positions import positions
 from rewriter.edit.source import contains_code
+from rewriter.effects import behaviours_watched, is_read
 from rewriter.errors import PlanError, RewriterError, TraceError
 from rewriter.guard import random_state_kept
 from rewriter.guideline import Pass, Site, Skipped
@@ -77,26 +78,29 @@ def not_in_force(sites: Sequence[Site], recorded: Recorded) -> list[tuple[Site, 
     if not sites:
         return []
     try:
-        edited, again = _record_edited(sites, recorded)
+        edited, again, behaved = _record_edited(sites, recorded)
     except recorded.expected_errors as error:
         if not recorded.planning:
             trace_model(recorded.model, recorded.inputs)
             raise PlanError(f"the model does not run with the edits of this plan: {error}") from error
         return _that_donot_run(list(sites), recorded, str(error))
-    failing = dict(not_run(sites, recorded.model, edited, again))
+    failing = dict(not_run(sites, recorded.model, edited, again, behaved))
     for site, reason in _found_again([site for site in sites if id(site) not in failing], recorded, again):
         failing[id(site)] = reason
     return [(site, failing[id(site)]) for site in sites if id(site) in failing]
 
 
-def _record_edited(sites: Sequence[Site], recorded: Recorded) -> tuple[nn.Module, Trace]:
+def _record_edited(sites: Sequence[Site], recorded: Recorded) -> tuple[nn.Module, Trace, set[str]]:
+    """The edited skeleton, what ran of it, and the paths of the modules whose behaviour ran."""
     edited = skeleton(recorded.model, shared_twin)
-    with random_state_kept():
-        apply_edits(edited, [edit for site in sites for edit in site.edits])
+    edits = [edit for site in sites for edit in site.edits]
     backends = BACKENDS[BACKENDS.index(recorded.backend) :]
-    again = trace_model(edited, recorded.inputs, backends, modes_alike=recorded.modes_alike)
+    with behaviours_watched(edited, edits) as behaved:
+        with random_state_kept():
+            apply_edits(edited, edits)
+        again = trace_model(edited, recorded.inputs, backends, modes_alike=recorded.modes_alike)
     again.may_measure = recorded.may_measure
-    return edited, again
+    return edited, again, behaved
 
 
 def _that_donot_run(sites: list[Site], recorded: Recorded, error: str) -> list[tuple[Site, str]]:
@@ -112,9 +116,18 @@ def _that_donot_run(sites: list[Site], recorded: Recorded, error: str) -> list[t
     return found or [(site, f"the model does not run with these edits together: {error}") for site in sites]
 
 
-def not_run(sites: Sequence[Site], model: nn.Module, edited: nn.Module, again: Trace) -> Iterator[tuple[int, str]]:
-    """Sites of which an edited function or an added layer did not run in ``again``, by identity, with the reason."""
-    ran = _Ran(edited, again)
+def not_run(
+    sites: Sequence[Site], model: nn.Module, edited: nn.Module, again: Trace, behaved: Collection[str] | None = None
+) -> Iterator[tuple[int, str]]:
+    """Sites of which an edited function or an added layer did not run in ``again``, by identity, with the reason.
+
+    Args:
+        model: as it was given.
+        edited: a skeleton of it, with the edits.
+        again: what ran of that.
+        behaved: the paths of the modules whose behaviour ran; None if that is not known.
+    """
+    ran = _Ran(edited, again, behaved)
     for site in sites:
         functions_first = sorted(site.edits, key=lambda edit: not isinstance(edit, EditMethod))
         reason = next(filter(None, (_whynot_run(edit, site, model, edited, ran) for edit in functions_first)), None)
@@ -125,7 +138,8 @@ def not_run(sites: Sequence[Site], model: nn.Module, edited: nn.Module, again: T
 class _Ran:
     """What ran in either mode of a recording: modules, functions of modules, and where each was called."""
 
-    def __init__(self, model: nn.Module, trace: Trace) -> None:
+    def __init__(self, model: nn.Module, trace: Trace, behaved: Collection[str] | None) -> None:
+        self.trace, self.behaved = trace, behaved
         self._identity = {path: id(module) for path, module in model.named_modules(remove_duplicate=False)}
         recordings = [trace.train] if trace.eval is trace.train else [trace.train, trace.eval]
         self._nodes: list[fx.Node] = [node for recording in recordings for node in recording.graph.nodes]
@@ -172,7 +186,16 @@ def _whynot_run(edit: Edit, site: Site, model: nn.Module, edited: nn.Module, ran
             used = any(_calls_child(other, path, name) for other in site.edits)
             return None if not used or ran.module(child) else f"{child}, which the edit adds, is not called"
         case AddBehaviour(path=path):
-            return None if ran.module(path) else f"module {path!r}, whose call the edit changes, is not called"
+            if not ran.module(path):
+                return f"module {path!r}, whose call the edit changes, is not called"
+            if ran.behaved is not None and path not in ran.behaved:
+                return f"module {path!r} does not run the forward of its class: {_own_call(find_module(model, path))}"
+            return None
+        case SetAttribute(path=path, name=name):
+            before = getattr(find_module(model, path), name, None)
+            if is_read(edit, before, edited, ran.trace):
+                return None
+            return f"{name} of module {path!r} is not what its forward computes with"
         case EditMethod(operation=CallMethod()):  # of all calls by the name of the class, not all need run
             return None
         case EditMethod(path=path, owner=owner, method=method, digest=digest, condition=""):
@@ -181,6 +204,14 @@ def _whynot_run(edit: Edit, site: Site, model: nn.Module, edited: nn.Module, ran
                 return None
             return _how_called(edit, model, ran)
     return None
+
+
+def _own_call(module: nn.Module) -> str:
+    """What stands before the forward of a module's class, as far as it is seen."""
+    own = module.__dict__.get("forward")
+    if own is None:
+        return f"{type(module).__name__} calls something else"
+    return f"{getattr(own, '__qualname__', type(own).__name__)} is set on the instance"
 
 
 def _calls_child(edit: Edit, path: str, name: str) -> bool:

@@ -9,6 +9,7 @@ from rewriter.analysis.dropouts import Mask, always_on, drop_rate, mask_of
 from rewriter.analysis.interference import interference
 from rewriter.analysis.naming import name_of, path_of
 from rewriter.analysis.residual import PASS_THROUGH
+from rewriter.edit.conditions import refuse_unless_always
 from rewriter.edit.edits import AddBehaviour, AddModule, Edit, SetAttribute
 from rewriter.edit.placement import placement
 from rewriter.guideline import Rate, Skipped
@@ -163,6 +164,7 @@ class Drops:
         except Refused as refused:
             if module is None or refused.reason is Reason.SHARED_MODULE:
                 raise
+            refuse_unless_always(node, consumer, self.model)
             return [
                 *self.remove(node),
                 *self._put(consumer, operand, "dropout/moved", references={"origin": path_of(node)}),

@@ -17,8 +17,8 @@ register_layer("dropout/dropout")(nn.Dropout)
 class MovedDropout(nn.Dropout):
     """Element-wise dropout that takes its rate from the dropout it was moved from.
 
-    The rate stays where the user looks for it: ``origin.p`` and ``self.p`` are one number. Active in training only.
-    Never in place: other operations may read the tensor.
+    The rate stays where the user looks for it: ``origin.p`` and ``self.p`` are one number. Active where both are in
+    training mode, so that ``origin.eval()`` still switches it off. Never in place: others may read the tensor.
     """
 
     _origin: tuple[nn.Dropout]
@@ -37,7 +37,7 @@ class MovedDropout(nn.Dropout):
         self._origin[0].p = rate
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        return F.dropout(input, self.p, self.training)
+        return F.dropout(input, self.p, self.training and self._origin[0].training)
 
     def extra_repr(self) -> str:
         return f"p={self.p}, shared with the dropout it was moved from"

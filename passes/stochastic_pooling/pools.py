@@ -15,10 +15,11 @@ from rewriter.analysis.naming import name_of, path_of
 from rewriter.analysis.pooling import Pooling, Role, find_poolings
 from rewriter.analysis.residual import PASS_THROUGH
 from rewriter.edit.edits import AddBehaviour, Edit
+from rewriter.edit.held_methods import follows_its_module
 from rewriter.edit.placement import placement
 from rewriter.guideline import Rate, Site, Skipped
 from rewriter.reasons import Reason, Refused
-from rewriter.tracing.kinds import Kind
+from rewriter.tracing.kinds import Kind, has_own_forward
 from rewriter.tracing.trace import Trace
 
 FEWEST_ELEMENTS = 4
@@ -149,12 +150,12 @@ class _Rule:
         path, module = str(node.target), self._module(node)
         if self.place.calls_of(path) > calls:
             raise Refused(Reason.SHARED_MODULE, f"module {path!r} is called in places that are not to be sampled too")
-        if _has_own_forward(module) and any(size > 1 for size in node.meta["shape"][2:]):
-            raise Refused(Reason.OWN_FORWARD, f"{type(module).__name__} has a forward of its own")
         if taken := sorted(options.keys() & module.__dict__.keys()):
             raise Refused(
                 Reason.NOT_MOVABLE, f"{type(module).__name__} has attributes of the same name: {', '.join(taken)}"
             )
+        if has_own_forward(module) and not follows_its_module(module.__dict__.get("forward"), module):
+            raise Refused(Reason.OWN_FORWARD, f"{type(module).__name__} has a forward of its own")
         adaptive = hasattr(module, "output_size")
         return [AddBehaviour(path, f"stochastic-pooling/{'adaptive' if adaptive else 'local'}", options)]
 
@@ -164,8 +165,3 @@ class _Rule:
 
     def _skipped(self, pooling: Pooling, reason: Reason, detail: str) -> Skipped:
         return Skipped(self.name, path_of(pooling.node), pooling.role.value, reason, detail)
-
-
-def _has_own_forward(module: nn.Module) -> bool:
-    defined_in = next(cls for cls in type(module).__mro__ if "forward" in cls.__dict__)
-    return not defined_in.__module__.startswith("torch.nn.")

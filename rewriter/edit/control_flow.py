@@ -50,6 +50,8 @@ def _asks_for(test: ast.expr, reads: set[str]) -> bool:
             return all(_asks_for(value, reads) for value in values)
         case ast.Compare(left=ast.Attribute() as left, ops=[ast.Gt()], comparators=[ast.Constant(value=0)]):
             return ast.unparse(left) in reads
+        case ast.Compare(left=ast.Attribute() as left, ops=[ast.IsNot()], comparators=[ast.Constant(value=None)]):
+            return ast.unparse(left) in reads
         case ast.Attribute():
             return ast.unparse(test) in reads
     return False
@@ -116,6 +118,16 @@ def exits_between(function: ast.FunctionDef, first: ast.AST, second: ast.AST) ->
             around = branches(function, leaving)
             if not _excludes(before, around) and _leaves(leaving, around, (*before, *after)):
                 yield leaving
+
+
+def exits_before(function: ast.FunctionDef, node: ast.AST) -> Iterator[tuple[ast.stmt, tuple[ast.expr, ...]]]:
+    """Statements that may leave ``function``, or a loop around ``node``, before it; with what has to hold for each."""
+    before = branches(function, node)
+    for leaving in ast.walk(function):
+        if isinstance(leaving, _EXITS) and end(leaving) <= _start(node):
+            around = branches(function, leaving)
+            if not _excludes(before, around) and _leaves(leaving, around, before):
+                yield leaving, tuple(test for branch in around for test in branch.tests)
 
 
 def _excludes(some: list[Branch], others: list[Branch]) -> bool:

@@ -1,4 +1,4 @@
-"""Where the edited functions of a class go, so that every lookup on one object finds them.
+"""Where the edited functions of a class go, so that every lookup on one object finds them; what stands for what.
 
 A function may be reached under several names, through ``super()``, and under the name of the class that defines it. So
 the names stay in the class that has them: a generated subclass stands before each class of the method resolution order
@@ -7,6 +7,7 @@ that holds a function which was edited.
 
 from __future__ import annotations
 
+import inspect
 import types
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -58,7 +59,10 @@ def place(
 def replaced_in(cls: type) -> tuple[tuple[Any, Any], ...]:
     """What the generated class ``cls`` itself replaced: pairs of the original and what stands for it."""
     pairs: tuple[tuple[Any, Any], ...] = cls.__dict__.get(_REPLACED, ())
-    return pairs
+    if _REPLACED not in cls.__dict__ or not cls._rewriter_edit.behaviours:  # type: ignore[attr-defined]
+        return pairs
+    before = inspect.getattr_static(cls._rewriter_base, "forward")  # type: ignore[attr-defined]
+    return (*pairs, (before, inspect.getattr_static(cls, "forward")))
 
 
 def remembered(placing: Placing) -> dict[str, Any]:
