@@ -20,6 +20,7 @@ from rewriter.edit.classes import class_name, method_source
 from rewriter.edit.edits import AddBehaviour, AddModule, Edit, EditMethod, apply_edits
 from rewriter.edit.forcing import Forcing, Method, NotForcedError
 from rewriter.edit.positions import Position, positions
+from rewriter.edit.reading_ways import reading_ways
 from rewriter.edit.receivers import Receivers
 from rewriter.edit.source import code_span
 from rewriter.errors import RewriterError, SourceError
@@ -33,10 +34,18 @@ from rewriter.tracing.trace import Trace, trace_model
 
 @dataclass(frozen=True)
 class _Way:
-    """Another way through a method, and the paths of the modules whose method it is."""
+    """Another way through a method.
+
+    Attributes:
+        method: which method.
+        tests: the conditions that lead that way.
+        reads: whether it leads to the place too, and reads more of what is computed there.
+        paths: the modules whose method it is.
+    """
 
     method: Method
     tests: Alternative
+    reads: bool
     paths: frozenset[str]
 
     def __str__(self) -> str:
@@ -95,14 +104,29 @@ def _extend(findings: list[Finding], group: Sequence[int], here: Sequence[Findin
                 findings[index] = merged
     if problem:
         _leave(findings, sites, run.way, f"other code does the same work, and {problem}")
+    elif run.way.reads and not there:
+        reading = next((skip for skip in here if _is_read_there(skip, first) and skip not in findings), None)
+        if isinstance(reading, Skipped):
+            _leave(findings, sites, run.way, reading.detail, reading.reason)
 
 
-def _leave(findings: list[Finding], sites: Mapping[int, Finding], way: _Way, problem: str) -> None:
+def _is_read_there(finding: Finding, site: Site) -> bool:
+    refused = isinstance(finding, Skipped) and finding.reason in (Reason.OTHER_READERS, Reason.WRITTEN_IN_PLACE)
+    return refused and finding.pattern == site.pattern
+
+
+def _leave(
+    findings: list[Finding],
+    sites: Mapping[int, Finding],
+    way: _Way,
+    problem: str,
+    reason: Reason = Reason.ONE_BRANCH,
+) -> None:
     """Skip ``sites``, by their numbers among the findings."""
     for index, site in sites.items():
         if isinstance(site, Site):
             detail = f"{site.action}: where `{way}` holds, {problem}"
-            findings[index] = Skipped(site.pass_name, site.path, site.pattern, Reason.ONE_BRANCH, detail)
+            findings[index] = Skipped(site.pass_name, site.path, site.pattern, reason, detail)
 
 
 def _refused(findings: Sequence[Finding], here: Iterable[Finding], site: Site, run: _Run) -> str:
@@ -199,17 +223,27 @@ def _ways(findings: Sequence[Finding], traced: Trace) -> dict[_Way, list[int]]:
     """Other ways than those to the places of sites, with the numbers of the sites."""
     sites = {index: finding for index, finding in enumerate(findings) if isinstance(finding, Site)}
     chains = _Chains(traced, {edit.path for site in sites.values() for edit in site.edits})
-    ways: dict[tuple[Method, Alternative], tuple[dict[str, None], dict[int, None]]] = {}
+    ways: dict[tuple[Method, Alternative, bool], tuple[dict[str, None], dict[int, None]]] = {}
     for index, site in sites.items():
         for edit in site.edits:
-            for path, method, alternative in chains.around(edit):
-                paths, indices = ways.setdefault((method, alternative), ({}, {}))
+            for path, method, tests, reads in chains.around(edit):
+                paths, indices = ways.setdefault((method, tests, reads), ({}, {}))
                 paths[path] = indices[index] = None
-    return {_Way(method, tests, frozenset(paths)): list(i) for (method, tests), (paths, i) in ways.items()}
+    return {_Way(*way, frozenset(paths)): list(indices) for way, (paths, indices) in ways.items()}
 
 
 _Place = tuple[str, CodeType, int]
 """Module path, code of a function and instruction."""
+
+
+_Around = tuple[str, Method, Alternative, bool]
+"""Module path, method, conditions, and whether that way leads to the place and reads more of what is computed there."""
+
+
+def _through(path: str, method: Method, places: Sequence[ast.AST], called: Sequence[str] = ()) -> Iterator[_Around]:
+    tree = method.source.tree
+    yield from ((path, method, tests, False) for tests in alternatives(tree, places, called))
+    yield from ((path, method, tests, True) for tests in reading_ways(tree, places))
 
 
 class _Chains:
@@ -221,7 +255,7 @@ class _Chains:
         self._methods: dict[tuple[type, CodeType], Method | None] = {}
         self._callers: dict[tuple[str, CodeType], dict[_Place, None]] = {}
         self._calls: dict[str, dict[_Place, None]] = {}
-        self._around_calls: dict[_Place, list[tuple[str, Method, Alternative]]] = {}
+        self._around_calls: dict[_Place, list[_Around]] = {}
         seen: set[tuple[str, int]] = set()
         for node in traced.train.graph.nodes:
             if node.op == "call_module" and node.target in paths:
@@ -238,8 +272,8 @@ class _Chains:
                     callers = self._callers.setdefault((path, position.frame.code), {})
                     callers.update(dict.fromkeys(outer))
 
-    def around(self, edit: Edit) -> Iterator[tuple[str, Method, Alternative]]:
-        """Other ways than the one to what ``edit`` changes: in its method, and in those that called it."""
+    def around(self, edit: Edit) -> Iterator[_Around]:
+        """Other ways than the one that ran to what ``edit`` changes: in its method, and in those that called it."""
         callers: dict[_Place, None] = {}
         if isinstance(edit, AddBehaviour):
             callers.update(self._calls.get(edit.path, {}))
@@ -248,13 +282,12 @@ class _Chains:
                 method = self._method(path, code) if path == edit.path else None
                 if method is not None and _is_of(edit, method):
                     places = [method.source.find(span) for span in edit.operation.spans]
-                    for alternative in alternatives(method.source.tree, places):
-                        yield path, method, alternative
+                    yield from _through(path, method, places)
                     callers.update(outer)
         for place in callers:
             yield from self._around_call(place)
 
-    def _around_call(self, place: _Place) -> list[tuple[str, Method, Alternative]]:
+    def _around_call(self, place: _Place) -> list[_Around]:
         if place not in self._around_calls:
             path, code, _ = place
             method = self._method(path, code)
@@ -262,8 +295,7 @@ class _Chains:
             self._around_calls[place] = []
             if method is not None and called is not None:
                 node, texts = called
-                ways = alternatives(method.source.tree, [node], texts)
-                self._around_calls[place] = [(path, method, way) for way in ways]
+                self._around_calls[place] = list(_through(path, method, [node], texts))
         return self._around_calls[place]
 
     def _place(self, position: Position) -> _Place | None:

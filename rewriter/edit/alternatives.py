@@ -8,7 +8,8 @@ function as it is written.
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from rewriter.errors import SourceError
@@ -22,11 +23,13 @@ class ForcedTest:
         text: the condition, as Python writes it.
         number: which of the conditions with this text, in the order of the source.
         value: how it comes out.
+        forceable: whether it can be made to come out so; the cases of a ``match`` cannot.
     """
 
     text: str
     number: int
     value: bool
+    forceable: bool = True
 
     def __str__(self) -> str:
         return self.text if self.value else f"not ({self.text})"
@@ -45,13 +48,15 @@ def alternatives(function: ast.FunctionDef, places: Sequence[ast.AST], called: S
         called: of a call that leads to the place, the text of what is called: a way that also speaks of it leads there
             too (a loop with and without activation checkpointing), and is left out.
     """
-    numbers = {test: number for test, number in _numbered(function)}
+    numbers = dict(numbered(function))
     found: dict[Alternative, None] = {}
     for place in places:
         for way, statements in _other_ways(function, place):
             leads_there_too = any(_speaks_of(text, statement) for text in called for statement in statements)
             if any(map(_works, statements)) and not leads_there_too:
-                found[tuple(ForcedTest(ast.unparse(test), numbers[test], value) for test, value in way)] = None
+                found[named(way, numbers)] = None
+        found.update(dict.fromkeys(named(way, numbers) for way in _other_callables(function, place)))
+        found.update(dict.fromkeys(_other_cases(function, place)))
     return list(found)
 
 
@@ -61,7 +66,7 @@ def force(function: ast.FunctionDef, tests: Sequence[ForcedTest]) -> None:
     Raises:
         SourceError: the function has no such condition.
     """
-    by_name = {(ast.unparse(test), number): test for test, number in _numbered(function)}
+    by_name = {(ast.unparse(test), number): test for test, number in numbered(function)}
     forced: dict[ast.expr, bool] = {}
     for item in tests:
         test = by_name.get((item.text, item.number))
@@ -75,10 +80,20 @@ def force(function: ast.FunctionDef, tests: Sequence[ForcedTest]) -> None:
             node.test = ast.copy_location(ast.BoolOp(ast.Or() if value else ast.And(), operands), node.test)
 
 
-_Way = list[tuple[ast.expr, bool]]
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
+Way = list[tuple[ast.expr, bool]]
+"""Conditions of a tree, and how they come out."""
+
+_MOST = 8
+"""Ways through conditions inside one arm that are looked at: each costs a recording."""
 
 
-def _numbered(function: ast.FunctionDef) -> Iterator[tuple[ast.expr, int]]:
+def named(way: Way, numbers: Mapping[ast.expr, int]) -> Alternative:
+    """A way by the texts of its conditions, of which ``numbers`` says which of their text they are."""
+    return tuple(ForcedTest(ast.unparse(test), numbers[test], value) for test, value in way)
+
+
+def numbered(function: ast.FunctionDef) -> Iterator[tuple[ast.expr, int]]:
     """Every condition, and how many before it in the source have the same text."""
     tests = [node.test for node in ast.walk(function) if isinstance(node, (ast.If, ast.IfExp))]
     seen: dict[str, int] = {}
@@ -88,26 +103,72 @@ def _numbered(function: ast.FunctionDef) -> Iterator[tuple[ast.expr, int]]:
         seen[text] += 1
 
 
-def _other_ways(function: ast.FunctionDef, place: ast.AST) -> Iterator[tuple[_Way, Sequence[ast.AST]]]:
+def _other_ways(function: ast.FunctionDef, place: ast.AST) -> Iterator[tuple[Way, Sequence[ast.AST]]]:
     """Other ways than the one to ``place``: the conditions that lead there, and what is evaluated there instead."""
-    steps = _steps(function, place)
+    steps = steps_to(function, place)
     elifs = {child for parent, _, child in steps if _is_elif(parent, child)}
     for parent, field, child in steps:
         if isinstance(parent, ast.IfExp) and field in ("body", "orelse"):
             other = parent.orelse if field == "body" else parent.body
-            yield [(parent.test, field != "body")], [other]
+            yield from _with_inner_ways([(parent.test, field != "body")], [other])
         elif isinstance(parent, ast.If) and field in ("body", "orelse") and parent not in elifs:
-            yield from _other_arms(parent, place, steps)
+            for way, statements in _other_arms(parent, place, steps):
+                yield from _with_inner_ways(way, statements)
         block = getattr(parent, field, None)
         if isinstance(block, list) and child in block:
             for earlier in block[: block.index(child)]:
                 if isinstance(earlier, ast.If) and _leaves(earlier.body):
-                    yield [(earlier.test, True)], earlier.body
+                    yield from _with_inner_ways([(earlier.test, True)], earlier.body)
+
+
+def _with_inner_ways(way: Way, statements: Sequence[ast.AST]) -> Iterator[tuple[Way, Sequence[ast.AST]]]:
+    """A way, and those that it divides into by the conditions inside it."""
+    yield way, statements
+    inner = (found for statement in statements for found in _inner_ways(statement))
+    yield from (([*way, *more], block) for more, block in itertools.islice(inner, _MOST))
+
+
+def _inner_ways(node: ast.AST) -> Iterator[tuple[Way, Sequence[ast.AST]]]:
+    if isinstance(node, (ast.If, ast.IfExp)):
+        for value, arm in ((True, node.body), (False, node.orelse)):
+            block = arm if isinstance(arm, list) else [arm]
+            if block:
+                yield [(node.test, value)], block
+            for inner in block:
+                yield from (([(node.test, value), *more], statements) for more, statements in _inner_ways(inner))
+    elif not isinstance(node, FUNCTIONS):
+        for child in ast.iter_child_nodes(node):
+            yield from _inner_ways(child)
+
+
+def _other_callables(function: ast.FunctionDef, place: ast.AST) -> Iterator[Way]:
+    """Ways on which the local name that is called at ``place`` stands for something else."""
+    name = place.func.id if isinstance(place, ast.Call) and isinstance(place.func, ast.Name) else None
+    around = {parent for parent, _, _ in steps_to(function, place)}
+    for node in ast.walk(function) if name is not None else ():
+        if isinstance(node, ast.If) and node not in around and any(_binds(name, inner) for inner in ast.walk(node)):
+            yield from ([(node.test, value)] for value in (True, False))
+        elif isinstance(node, ast.Assign) and isinstance(node.value, ast.IfExp) and _binds(name, node):
+            yield from ([(node.value.test, value)] for value in (True, False))
+
+
+def _binds(name: str | None, node: ast.AST) -> bool:
+    targets = node.targets if isinstance(node, ast.Assign) else ()
+    return any(isinstance(target, ast.Name) and target.id == name for target in targets)
+
+
+def _other_cases(function: ast.FunctionDef, place: ast.AST) -> Iterator[Alternative]:
+    """Other cases of a ``match`` around ``place`` that do something; no condition can be forced there."""
+    steps = steps_to(function, place)
+    inside = {child for _, _, child in steps}
+    for parent, _, _ in steps:
+        if isinstance(parent, ast.Match) and any(_works(case) for case in parent.cases if case not in inside):
+            yield (ForcedTest(f"match {ast.unparse(parent.subject)}", 0, True, forceable=False),)
 
 
 def _other_arms(
     chain: ast.If, place: ast.AST, steps: Sequence[tuple[ast.AST, str, ast.AST]]
-) -> Iterator[tuple[_Way, Sequence[ast.AST]]]:
+) -> Iterator[tuple[Way, Sequence[ast.AST]]]:
     """The arms of ``if … elif … else`` that ``place`` is not in; where there is no ``else``, what follows."""
     arms = list(_arms(chain))
     inside = next((arm for _, arm in arms if any(place is node for s in arm for node in ast.walk(s))), None)
@@ -118,8 +179,8 @@ def _other_arms(
             yield way, _following(chain, steps)
 
 
-def _arms(chain: ast.If) -> Iterator[tuple[_Way, list[ast.stmt]]]:
-    before: _Way = []
+def _arms(chain: ast.If) -> Iterator[tuple[Way, list[ast.stmt]]]:
+    before: Way = []
     node = chain
     while True:
         yield [*before, (node.test, True)], node.body
@@ -141,7 +202,7 @@ def _is_elif(parent: ast.AST, child: ast.AST) -> bool:
     return isinstance(parent, ast.If) and isinstance(child, ast.If) and parent.orelse == [child]
 
 
-def _steps(function: ast.FunctionDef, place: ast.AST) -> list[tuple[ast.AST, str, ast.AST]]:
+def steps_to(function: ast.FunctionDef, place: ast.AST) -> list[tuple[ast.AST, str, ast.AST]]:
     """The way from the function down to ``place``: (parent, field, child)."""
 
     def down(parent: ast.AST) -> list[tuple[ast.AST, str, ast.AST]] | None:

@@ -43,8 +43,12 @@ class Forcing:
         """Let ``module``, a part of ``model``, run the other way through ``method``.
 
         Raises:
+            NotForcedError: a condition is of a kind that cannot be forced.
             SourceError, PlanError: the method has no such condition, or cannot be emitted.
         """
+        for test in self._tests:
+            if not test.forceable:
+                raise NotForcedError("its other cases may do the same work, and are not looked into")
         cls = type(module)
         name = class_name(method.owner), method.name
         code = edited_code(cls, *name, method.source.digest) or method.source.function.__code__

@@ -1,0 +1,70 @@
+"""The ways through a function that lead to a place and then do more with what was computed there."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Sequence
+
+from rewriter.edit.alternatives import FUNCTIONS, Alternative, named, numbered, steps_to
+
+
+def reading_ways(function: ast.FunctionDef, places: Sequence[ast.AST]) -> list[Alternative]:
+    """The conditions of ``function`` behind ``places`` under which more is done with what was computed there.
+
+    It is returned beside the result, kept in an attribute or container, or something else is computed from it.
+    """
+    numbers = dict(numbered(function))
+    found: dict[Alternative, None] = {}
+    for place in places:
+        around = {parent for parent, _, _ in steps_to(function, place)}
+        names = _names_of_results(function, place)
+        for node in ast.walk(function):
+            if isinstance(node, (ast.If, ast.IfExp)) and node not in around and _is_behind(node, place):
+                for value, arm in ((True, node.body), (False, node.orelse)):
+                    statements = arm if isinstance(arm, list) else [ast.Return(arm)]
+                    if any(_reads_more(statement, names) for statement in statements):
+                        found[named([(node.test, value)], numbers)] = None
+    return list(found)
+
+
+def _names_of_results(function: ast.FunctionDef, place: ast.AST) -> set[str]:
+    """Local names for what is computed at ``place`` and from it, as the text of ``function`` goes on."""
+    statements = (node for node in ast.walk(function) if isinstance(node, (ast.Assign, ast.AugAssign, ast.AnnAssign)))
+    names: set[str] = set()
+    for statement in sorted(statements, key=lambda s: (s.lineno, s.col_offset)):
+        holds_place = any(node is place for node in ast.walk(statement))
+        if holds_place or (_is_behind(statement, place) and _names_read(statement) & names):
+            names |= _names_bound(statement)
+    return names
+
+
+def _names_read(node: ast.AST) -> set[str]:
+    return {n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
+
+
+def _names_bound(node: ast.AST) -> set[str]:
+    return {n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+
+
+def _is_behind(node: ast.AST, place: ast.AST) -> bool:
+    start = node.lineno, node.col_offset  # type: ignore[attr-defined]
+    return bool(start >= (place.end_lineno, place.end_col_offset))  # type: ignore[attr-defined]
+
+
+def _reads_more(node: ast.AST, names: set[str]) -> bool:
+    """Whether a statement does more with ``names`` than to go on with one of them."""
+    if isinstance(node, ast.Return):
+        several = isinstance(node.value, (ast.Tuple, ast.List, ast.Dict))
+        return node.value is not None and bool(_names_read(node.value) & names) and several
+    if isinstance(node, ast.Expr):
+        return isinstance(node.value, ast.Call) and bool(_names_read(node.value) & names)
+    if isinstance(node, (ast.Assign, ast.AugAssign, ast.AnnAssign)):
+        read = _names_read(node) & names
+        kept = any(
+            isinstance(inner, (ast.Attribute, ast.Subscript)) and isinstance(inner.ctx, ast.Store)
+            for inner in ast.walk(node)
+        )
+        return bool(read) and (kept or len(read) > 1 or not _names_bound(node) <= read)
+    if isinstance(node, FUNCTIONS):
+        return False
+    return any(_reads_more(child, names) for child in ast.iter_child_nodes(node) if isinstance(child, ast.stmt))
