@@ -116,6 +116,97 @@ class HelperInOne(Base):
         return self.fc(x)
 
 
+class NestedArms(Base):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.features(x)
+        if self.flag is True:
+            x = self.drop(self.pool(x).flatten(1))
+        else:
+            x = x.contiguous()
+            if self.flag == 2:
+                x = x.mean((2, 3))
+                x = self.drop(x)
+            else:
+                x = self.drop(F.adaptive_avg_pool2d(x, 1).flatten(1))
+        return self.fc(x)
+
+
+class ChosenFirst(TwoMethods):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        head = self._fast
+        if not self.flag:
+            head = self._slow
+        return head(self.features(x))
+
+
+class ChosenInOneLine(TwoMethods):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        head = self._fast if self.flag else self._slow
+        return head(self.features(x))
+
+
+class Cases(Base):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.features(x)
+        match self.flag:
+            case True:
+                x = self.drop(self.pool(x).flatten(1))
+            case _:
+                x = self.drop(x.mean((2, 3)))
+        return self.fc(x)
+
+
+class Keeps(Base):
+    kept: Any = None
+
+    def forward(self, x: torch.Tensor) -> Any:
+        pooled = self.pool(self.features(x)).flatten(1)
+        if self.flag is None:
+            self.kept = pooled
+        return self.fc(self.drop(pooled))
+
+
+class Collects(Base):
+    def __init__(self, flag: Any = True) -> None:
+        super().__init__(flag)
+        self.kept: list[torch.Tensor] = []
+
+    def forward(self, x: torch.Tensor) -> Any:
+        pooled = self.pool(self.features(x)).flatten(1)
+        result = self.fc(self.drop(pooled))
+        if self.flag is None:
+            self.kept.append(pooled)
+        return result
+
+
+class ReturnsMore(Base):
+    def forward(self, x: torch.Tensor) -> Any:
+        pooled = self.pool(self.features(x)).flatten(1)
+        result = self.fc(self.drop(pooled))
+        return (result, pooled) if self.flag is None else result
+
+
+class SecondHead(Base):
+    def forward(self, x: torch.Tensor) -> Any:
+        pooled = self.pool(self.features(x)).flatten(1)
+        result = self.fc(self.drop(pooled))
+        if self.flag is None:
+            result = result + self.fc(pooled)
+        return result
+
+
+class HandsOn(Base):
+    def head(self, x: torch.Tensor) -> torch.Tensor:
+        return self.pool(x).flatten(1)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        pooled = self.head(self.features(x))
+        result = self.fc(self.drop(pooled))
+        if self.flag is None:
+            return {"result": result, "features": pooled}
+        return result
+
+
 class OtherNeedsWhatIsNotThere(Base):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.features(x)
@@ -127,7 +218,10 @@ class OtherNeedsWhatIsNotThere(Base):
         return self.fc(x)
 
 
-FORMS = [TwoSpellings, DropoutBehindBoth, Expression, EarlyReturn, TwoMethods, ThreeArms]
+FORMS = [
+    TwoSpellings, DropoutBehindBoth, Expression, EarlyReturn, TwoMethods, ThreeArms, NestedArms, ChosenFirst,
+    ChosenInOneLine,
+]  # fmt: skip
 
 
 def seen_by_dropout(model: Any) -> list[tuple[int, ...]]:
@@ -206,6 +300,21 @@ def test_a_branch_that_cannot_be_edited_refuses_the_place() -> None:
     (skip,) = plan.skipped
     assert not plan.sites and skip.reason is Reason.ONE_BRANCH
     assert "`not (self.flag)`" in skip.detail and "move drop before pool" in skip.detail
+
+
+@pytest.mark.parametrize("planned_with", [True, 2])
+def test_cases_of_a_match_cannot_be_forced_and_refuse_the_place(planned_with: Any) -> None:
+    plan = rewriter.plan(Cases(planned_with), "dropout", input_size=16)
+    (skip,) = plan.skipped
+    assert not plan.sites and skip.reason is Reason.ONE_BRANCH and "`match self.flag`" in skip.detail
+
+
+@pytest.mark.parametrize("form", [Keeps, Collects, ReturnsMore, SecondHead, HandsOn])
+def test_a_value_that_is_read_where_a_flag_is_set_stays_as_it_is(form: type[Base]) -> None:
+    plan = rewriter.plan(form(), "dropout", input_size=16)
+    (skip,) = plan.skipped
+    assert not plan.sites and skip.reason is Reason.OTHER_READERS
+    assert "where `self.flag is None` holds" in skip.detail and "become random" in skip.detail
 
 
 def test_a_branch_that_the_model_cannot_run_does_not_stand_in_the_way() -> None:
