@@ -21,6 +21,7 @@ from rewriter.analysis.arguments import argument
 from rewriter.analysis.dataflow import Dataflow
 from rewriter.contents import tensors_held
 from rewriter.copying import copy_model
+from rewriter.edit.edits import EditMethod
 from rewriter.errors import FoldError, InputError
 from rewriter.guard import check_model, random_state_kept
 from rewriter.inputs import Inputs, candidate_inputs
@@ -78,8 +79,9 @@ def fold(
     """Fold the constants of calibrated equalizers into the weights that follow, for inference and export.
 
     The output in evaluation mode stays the same up to rounding; this is checked on one input, one equalizer after the
-    other. What cannot be folded exactly is left as it is, with the reason in :func:`rewriter.report`. The result is
-    for inference: it can be trained, but with the unequal gradients that the equalizers took away, and
+    other. What cannot be folded exactly is left as it is, with the reason in :func:`rewriter.report`; so is an
+    equalizer that other branches of the model's code use too. Flags that choose a way through the model are to be set
+    before folding, as they are before an export. The result is for inference: it can be trained, but with the unequal gradients that the equalizers took away, and
     :func:`rewriter.undo` refuses it. A weight without bias gets one.
 
     Args:
@@ -110,12 +112,12 @@ def fold(
     recording = trace_model(target, inputs).eval
     flow = recording.dataflow
     written = [parameter for name, parameter in target.named_parameters() if name in recording.written]
-    before = _outputs(target, inputs, written)
+    before, conditions = _outputs(target, inputs, written), _conditions(target)
     undo: list[Callable[[], None]] = []
     left: dict[str, str] = {}
     try:
         for path, layer in calibrated_layers(target).items():
-            found = _target(target, flow, path, layer)
+            found = conditions.get(path) or _target(target, flow, path, layer)
             if isinstance(found, str):
                 left[path] = found
                 continue
@@ -133,6 +135,17 @@ def fold(
     *earlier, last = records_of(target)
     set_records(target, (*earlier, replace(last, folded=folded)))
     return target.eval()
+
+
+def _conditions(model: nn.Module) -> dict[str, str]:
+    """Of each added layer that another branch of the user's code calls too, why that is in the way, by path."""
+    edits = [edit for record in records_of(model) for site in record.plan.sites for edit in site.edits]
+    return {
+        f"{edit.path}.{name}".lstrip("."): f"where `{edit.condition}` holds, other code reads it too"
+        for edit in edits
+        if isinstance(edit, EditMethod) and edit.condition
+        for name in edit.operation.modules
+    }
 
 
 def _inputs(model: nn.Module, example_inputs: Any, input_size: Any) -> Inputs:

@@ -185,6 +185,23 @@ class Summed(Fused):
         return self.reader(low + F.interpolate(high, size=low.shape[-2:], mode="bilinear"))
 
 
+class TwoBranches(Fused):
+    """One of two weights reads the levels, as a flag says."""
+
+    other_reader = False
+
+    def __init__(self) -> None:
+        super().__init__(nn.Conv2d(12, 5, 3, padding=1))
+        self.other = nn.Conv2d(12, 5, 1)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        low, high = self.low(x), self.high(x)
+        high = F.interpolate(high, size=low.shape[-2:], mode="bilinear")
+        if self.other_reader:
+            return self.other(torch.cat([low, high], 1))
+        return self.reader(torch.cat([low, high], 1))
+
+
 LEFT: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "an activation between": (lambda: Fused(nn.Conv2d(12, 5, 1), torch.relu), "not read by one weight alone, directly"),
     "a transposed convolution": (lambda: Fused(nn.ConvTranspose2d(12, 5, 2)), "with a forward of its own"),
@@ -197,6 +214,7 @@ LEFT: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "a shared bias": (lambda: Fused(SharedBias()), "the weight or bias of reader.0 is shared"),
     "a mean that drowns the rest": (lambda: LargeMean(nn.Conv2d(12, 5, 1)), "would change an output by"),
     "called twice": (lambda: Fused(Twice()), "reader.conv is called 2 times"),
+    "another branch": (TwoBranches, "where `self.other_reader` holds, other code reads it too"),
     "a sum": (lambda: Summed(nn.Conv2d(4, 5, 1)), "a sum has no weights of its own for each map"),
 }
 
