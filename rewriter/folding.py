@@ -81,8 +81,8 @@ def fold(
     The output in evaluation mode stays the same up to rounding; this is checked on one input, one equalizer after the
     other. What cannot be folded exactly is left as it is, with the reason in :func:`rewriter.report`; so is an
     equalizer that other branches of the model's code use too. Flags that choose a way through the model are to be set
-    before folding, as they are before an export. The result is for inference: it can be trained, but with the unequal gradients that the equalizers took away, and
-    :func:`rewriter.undo` refuses it. A weight without bias gets one.
+    before folding, as before an export. The result is for inference: it can be trained, but with the unequal gradients
+    that the equalizers took away, and :func:`rewriter.undo` refuses it. A weight without bias gets one.
 
     Args:
         model: a rewritten and calibrated model, in any mode; the result is in evaluation mode.
