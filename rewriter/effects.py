@@ -67,23 +67,29 @@ def _watched(behaviour: type[nn.Module]) -> Iterator[None]:
             behaviour.forward = own  # type: ignore[method-assign]
 
 
-def is_read(edit: SetAttribute, before: Any, edited: nn.Module, again: Trace) -> bool:
-    """Whether the module whose attribute was set computes otherwise than with the value ``before``.
+def is_read(edit: SetAttribute, model: nn.Module, edited: nn.Module, again: Trace) -> bool:
+    """Whether the module whose attribute is set computes otherwise with the new value.
 
     Only modules whose ``forward`` is not torch's own are asked; they are run alone, on what they were given in the
     recording, and the calls of torch inside are compared.
+
+    Args:
+        edit: which attribute.
+        model: as it was given.
+        edited: a skeleton of it, with the edits, and ``again`` what ran of that.
     """
-    module = find_module(edited, edit.path)
-    if not has_own_forward(module) or before == edit.value:
+    module = find_module(model, edit.path)
+    if not has_own_forward(module) or getattr(module, edit.name, None) == edit.value:
         return True
-    given = _given(module, edited, again)
+    given = _given(edit.path, edited, again)
     copy = skeleton(module, meta_twin)
-    with_new = _calls_inside(copy, given)
-    setattr(copy, edit.name, before)
-    return with_new != _calls_inside(copy, given)
+    before = _calls_inside(copy, given)
+    setattr(copy, edit.name, edit.value)
+    return before != _calls_inside(copy, given)
 
 
-def _given(module: nn.Module, model: nn.Module, again: Trace) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _given(path: str, model: nn.Module, again: Trace) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    module = find_module(model, path)
     paths = {path for path, other in model.named_modules(remove_duplicate=False) if other is module}
     for node in again.train.graph.nodes:
         if node.op == "call_module" and node.target in paths:

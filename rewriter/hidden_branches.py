@@ -89,8 +89,14 @@ def _extend(findings: list[Finding], group: Sequence[int], here: Sequence[Findin
     if not sites:
         return
     first = next(iter(sites.values()))
-    known = {replace(edit, condition="") for site in sites.values() for edit in _method_edits(site)}
-    there = [finding for finding in here if isinstance(finding, Site) and _place_of(finding) == _place_of(first)]
+    at_place = [finding for finding in findings if isinstance(finding, Site) and _is_at(finding, first)]
+    there = [finding for finding in here if isinstance(finding, Site) and _is_at(finding, first)]
+    if run.way.reads:
+        reading = next((skip for skip in here if _is_read_there(skip, first) and skip not in findings), None)
+        if isinstance(reading, Skipped) and len(there) < len(at_place):
+            _leave(findings, sites, run.way, reading.detail, reading.reason)
+        return
+    known = {replace(edit, condition="") for site in at_place for edit in _method_edits(site)}
     more = [site for site in there if not _method_edits(site) <= known]
     problem = _refused(findings, here, first, run)
     if more and not problem:
@@ -104,10 +110,10 @@ def _extend(findings: list[Finding], group: Sequence[int], here: Sequence[Findin
                 findings[index] = merged
     if problem:
         _leave(findings, sites, run.way, f"other code does the same work, and {problem}")
-    elif run.way.reads and not there:
-        reading = next((skip for skip in here if _is_read_there(skip, first) and skip not in findings), None)
-        if isinstance(reading, Skipped):
-            _leave(findings, sites, run.way, reading.detail, reading.reason)
+
+
+def _is_at(finding: Finding, site: Site) -> bool:
+    return finding.pass_name == site.pass_name and _place_of(finding) == _place_of(site)
 
 
 def _is_read_there(finding: Finding, site: Site) -> bool:

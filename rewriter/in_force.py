@@ -192,10 +192,8 @@ def _whynot_run(edit: Edit, site: Site, model: nn.Module, edited: nn.Module, ran
                 return f"module {path!r} does not run the forward of its class: {_own_call(find_module(model, path))}"
             return None
         case SetAttribute(path=path, name=name):
-            before = getattr(find_module(model, path), name, None)
-            if is_read(edit, before, edited, ran.trace):
-                return None
-            return f"{name} of module {path!r} is not what its forward computes with"
+            read = is_read(edit, model, edited, ran.trace)
+            return None if read else f"{name} of module {path!r} is not what its forward computes with"
         case EditMethod(operation=CallMethod()):  # of all calls by the name of the class, not all need run
             return None
         case EditMethod(path=path, owner=owner, method=method, digest=digest, condition=""):
