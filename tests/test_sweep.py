@@ -149,7 +149,7 @@ class TestRows:
         row = check("resnet10t", Request.of(["stuck"], "auto", {}, True))
         assert (row.status, row.verified) == (Status.FAILED, Held.NOT)
         assert "ContractError: pass stuck broke its contract" in str(row.error)
-        assert row.passes["stuck"] == {"sites": 1, "applied": 0, "advised": 0, "skipped": {}}
+        assert row.passes["stuck"] == {"sites": 1, "applied": 0, "inactive": 0, "advised": 0, "skipped": {}}
 
 
 @dataclass(frozen=True)
