@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import fx, nn
 
+from rewriter.argument_checks import checked_flag
 from rewriter.copying import copy_model
 from rewriter.edit.edits import take_back
 from rewriter.errors import ModelError, UndoError
@@ -86,6 +87,7 @@ def undo(model: nn.Module, inplace: bool = False) -> nn.Module:
         raise UndoError(f"{type(model).__name__} was not rewritten, or is only a part of a model that was")
     if is_folded(model):
         raise UndoError("the model was folded for export: its weights are not those of the original any more")
+    inplace = checked_flag("inplace", inplace)
     target = model if inplace else copy_model(model, "rewriter.undo(model, inplace=True) needs no copy.")
     for record in reversed(records_of(target)):
         take_back(target, record.applied)

@@ -125,6 +125,11 @@ class Copier(ABC):
         self._originals.append(reduced)
         make, args, state, items, entries = (*reduced, None, None, None)[:5]
         result = make(*[self.copy(argument) for argument in args])
+        if result is value or id(result) in self.parts:  # a ``__new__`` with a cache; what follows would change it
+            why = f"{type(value).__name__} hands out the same object again"
+            if not isinstance(value, nn.Module):
+                return self._hand_on(value, why)
+            raise self.refusal((value, ""), f"cannot be copied: {why}")
         self.memo[id(value)] = result
         if state is not None:
             own = self.copy_state(value, state)

@@ -19,6 +19,7 @@ from torch import fx, nn
 
 from rewriter.analysis.arguments import argument
 from rewriter.analysis.dataflow import Dataflow
+from rewriter.argument_checks import checked_flag
 from rewriter.contents import tensors_held
 from rewriter.copying import copy_model
 from rewriter.edit.edits import EditMethod
@@ -96,6 +97,7 @@ def fold(
             The model is as it was in every case.
     """
     check_model(model)
+    inplace = checked_flag("inplace", inplace)
     layers = calibrated_layers(model)
     if not layers:
         raise FoldError(f"{type(model).__name__} has no equalizers to fold: rewrite it with scale-equalizer first")

@@ -130,7 +130,10 @@ def _image(model: nn.Module, size: tuple[int, int, int]) -> torch.Tensor:
     reference = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     if reference.device.type == "meta":
         return torch.empty(BATCH, *size, dtype=reference.dtype, device="meta")
-    image = torch.randn(BATCH, *size, generator=torch.Generator().manual_seed(0))
+    try:
+        image = torch.randn(BATCH, *size, generator=torch.Generator().manual_seed(0))
+    except RuntimeError as error:  # no such memory, or no such number
+        raise InputError(f"input_size: no image of {'x'.join(map(str, size))} can be made: {error}") from error
     return image.to(reference.device, reference.dtype)
 
 

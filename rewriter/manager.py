@@ -102,7 +102,10 @@ def _resolve(item: Any) -> Pass:
     if isinstance(item, Pass):
         return item
     if isinstance(item, type) and issubclass(item, Pass):
-        return item()
+        try:
+            return item()
+        except TypeError as error:
+            raise SelectorError(f"{item.__name__} cannot be made without options: {error}; give an instance") from error
     name: Any = item
     options: Any = {}
     if isinstance(item, Mapping) and len(item) == 1:

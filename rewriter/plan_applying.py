@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 
 from torch import nn
 
+from rewriter.argument_checks import checked_flag
 from rewriter.copying import copy_model
 from rewriter.edit.edits import apply_edits, take_back
 from rewriter.errors import ContractError, InputError, PlaceLeftAlone, RewriterError, TraceError
@@ -48,6 +49,7 @@ def apply_plan(
         seconds: what the steps before this one took.
     """
     check_model(model)
+    inplace, verify = checked_flag("inplace", inplace), checked_flag("verify", verify)
     seconds = dict(seconds or {})
     made.check_fits(model)
     made_up = inputs is None and bool(made.sites)

@@ -151,10 +151,12 @@ class Plan:
             found = data.get("format") if isinstance(data, dict) else type(data).__name__
             raise PlanError(f"expected a plan of format {FORMAT}, found {found!r}. Make a new plan.")
         try:
+            passes = tuple((str(name), dict(options)) for item in data["passes"] for name, options in item.items())
+            _check_complete(data, {name for name, _ in passes})
             return Plan(
                 model=str(data["model"]),
                 structure=str(data["structure"]),
-                passes=tuple((str(name), dict(options)) for item in data["passes"] for name, options in item.items()),
+                passes=passes,
                 sites=tuple(_site_from_data(item) for item in data["sites"]),
                 skipped=tuple(
                     Skipped(s["pass"], s["path"], s["pattern"], Reason(s["reason"]), s["detail"])
@@ -167,6 +169,8 @@ class Plan:
                 request=dict(data["request"]),
                 contracts={str(name): Contract(**promises) for name, promises in data["contracts"].items()},
             )
+        except PlanError:
+            raise
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise PlanError(f"the plan is damaged: {type(error).__name__}: {error}") from error
 
@@ -333,6 +337,24 @@ def _numbers(numbers: Sequence[int]) -> str:
 def counted(number: int, noun: str) -> str:
     """``1 site``, ``2 sites``."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _check_complete(data: Any, passes: set[str]) -> None:
+    """Refuse a plan whose notes are no texts, or that has findings of passes that it does not name.
+
+    Raises:
+        PlanError: which.
+    """
+    if not all(isinstance(note, str) for note in data["notes"]):
+        raise PlanError(f"the plan is damaged: notes are texts, found {data['notes']!r}")
+    found = {item["pass"] for kind in ("sites", "skipped", "advice") for item in data[kind]}
+    missing = sorted(map(str, found - passes))
+    without = sorted({item["pass"] for item in data["sites"]} - set(data["contracts"]))
+    if missing or without:
+        what = (
+            f"passes that are not named ({', '.join(missing)})" if missing else f"no contract of {', '.join(without)}"
+        )
+        raise PlanError(f"the plan is damaged: it has {what}")
 
 
 def _site_from_data(data: Any) -> Site:

@@ -26,6 +26,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
+from rewriter.argument_checks import checked_path
 from rewriter.checkpoint import check_weights, read_safetensors
 from rewriter.copying import WITHOUT, copy_model
 from rewriter.edit.classes import class_name, is_called, original_class
@@ -117,7 +118,7 @@ def load(directory: str | Path, model: nn.Module | None = None) -> nn.Module:
         PlanError: the plans were made for another model.
         ModelError: ``model`` is no model, or one that is wrapped or compiled.
     """
-    source = Path(directory)
+    source = checked_path("directory", directory)
     recipe = _read_recipe(source)
     plans = _read_plans(source)
     state = _read_weights(source / WEIGHTS)
@@ -159,7 +160,7 @@ def check_target(directory: str | Path) -> Path:
     Raises:
         StorageError: there is something that :func:`save` did not write.
     """
-    target = Path(directory).resolve()
+    target = checked_path("directory", directory).resolve()
     if not target.exists():
         return target
     if not target.is_dir():

@@ -614,16 +614,26 @@ class Detached(nn.Module):
 
 @register_layer("test/fails-in-training")
 class FailsInTraining(nn.Module):
-    """Behaviour that raises in training mode."""
+    """Behaviour that raises in training mode, on tensors with values only: no recording shows it."""
 
     def forward(self, *args: Any) -> Any:
-        if self.training:
+        if self.training and not args[0].is_meta:
             raise ZeroDivisionError("on purpose")
         return super().forward(*args)
 
 
 @register_layer("test/fails")
 class Fails(nn.Module):
+    """Behaviour that always raises on tensors with values."""
+
+    def forward(self, *args: Any) -> Any:
+        if not args[0].is_meta:
+            raise ZeroDivisionError("on purpose")
+        return super().forward(*args)
+
+
+@register_layer("test/never-runs")
+class NeverRuns(nn.Module):
     """Behaviour that always raises."""
 
     def forward(self, *args: Any) -> Any:
@@ -715,6 +725,13 @@ def test_an_installed_pass_that_breaks_its_contract_is_named(
 @pytest.mark.parametrize(("deed", "what"), _BROKEN)
 def test_a_pass_instance_that_breaks_its_contract_is_named(deed: str, what: str) -> None:
     _expect_broken(Naughty(deed), what, inplace=True)
+
+
+def test_a_behaviour_with_which_the_model_does_not_run_is_left_out_and_said() -> None:
+    plan = rewriter.plan(timm_model("test_resnet"), Naughty("never-runs"))
+    (skip,) = plan.skipped
+    assert not plan.sites and skip.reason is rewriter.Reason.NOT_IN_FORCE
+    assert skip.pass_name == "naughty" and "ZeroDivisionError: on purpose" in skip.detail
 
 
 def _expect_broken(request: Any, what: str, inplace: bool) -> None:

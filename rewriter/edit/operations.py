@@ -229,7 +229,10 @@ def why_not_movable(source: FunctionSource, call: Span, operand: int, target: Sp
     Its other arguments may read attributes and globals, which hold for the whole call of the method, but no local
     variable; and the conditions around it may only ask for the rate and the mode that the call itself reads.
     """
-    node, data = _call_and_operand(source, call, operand)
+    try:
+        node, data = _call_and_operand(source, call, operand)
+    except SourceError as error:
+        return str(error)
     goal = source.find(target)
     inputs = set(ast.walk(data))
     own = [inner for inner in ast.walk(node) if inner not in inputs]

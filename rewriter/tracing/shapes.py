@@ -16,7 +16,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.overrides import TorchFunctionMode
 
 from rewriter.inputs import tensors_in
-from rewriter.tracing.kinds import Kind
+from rewriter.tracing.kinds import Kind, forward_owner
 
 _PLAIN_CONVS = {nn.Conv1d.forward, nn.Conv2d.forward, nn.Conv3d.forward}
 _PLAIN_NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
@@ -24,6 +24,8 @@ _PLAIN_NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 def predict_module(module: nn.Module, kind: Kind, x: torch.Tensor) -> torch.Tensor | None:
     """What ``module(x)`` would return, as an empty tensor; None where the module has to be run to know."""
+    if not any(base.__module__.startswith("torch.nn.modules.") for base in forward_owner(module).__mro__[:-2]):
+        return None  # a forward that is put in front of the layer's
     if kind is Kind.ACTIVATION and not isinstance(module, nn.GLU):
         return x if getattr(module, "inplace", False) else _like(x)
     if kind is Kind.DROPOUT:

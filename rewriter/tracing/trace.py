@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import traceback
+import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -183,6 +184,13 @@ def _record(
         raise _Unfinished(_reached(model, error.args[0])) from None
     except Exception as error:
         raise _explained(error, recorder.failed_in, model, inputs.origin, training) from error
+    if type(result) in _UNSTARTED:
+        if not isinstance(result, types.AsyncGeneratorType):
+            result.close()
+        raise TraceError(
+            f"the forward of {type(model).__name__} is {_UNSTARTED[type(result)]}: what it does runs later, outside of "
+            "the call. Give a model whose forward returns what it computed."
+        )
     made = made_in_forward(model, copy, modules, parameters.values())
     if made is not None:
         raise _Unfinished(made)
@@ -203,6 +211,12 @@ def _reached(model: nn.Module, tensor: object) -> str:
         "an attribute of a class). Let the module that uses it hold it."
     )
 
+
+_UNSTARTED: dict[type, str] = {
+    types.GeneratorType: "a generator function",
+    types.CoroutineType: "an async function",
+    types.AsyncGeneratorType: "an async generator function",
+}
 
 _NOT_THEIRS = (Path(__file__).parent, Path(hooks.__file__), *map(Path, torch.__path__))
 """What calls the user's modules during a trace: of an error, the line that counts is theirs."""
