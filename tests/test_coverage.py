@@ -15,8 +15,6 @@ import model_zoo
 import rewriter
 from passes import AtrousRates, Dropout, GroupCount, ScaleEqualizer, StochasticPooling, WeightDecay
 
-pytestmark = pytest.mark.slow
-
 PASSES = [
     AtrousRates(),
     Dropout(p=0.1, head_p=0),
@@ -28,6 +26,7 @@ PASSES = [
 FLOORS: dict[str, dict[str, int]] = json.loads((Path(__file__).parent / "data" / "sites.json").read_text())
 
 
+@pytest.mark.sweep("name", FLOORS)
 @pytest.mark.parametrize("name", FLOORS)
 def test_no_fewer_sites_than_before(name: str) -> None:
     with torch.device("meta"):

@@ -18,7 +18,7 @@ from rewriter.skeleton import meta_twin, skeleton
 from rewriter.testing import behaviour, check_contract, differences, null_rewrite
 
 
-@pytest.mark.slow
+@pytest.mark.sweep("family", FAMILIES)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_traces_on_meta_in_both_modes(family: str) -> None:
     with torch.device("meta"):
