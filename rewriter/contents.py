@@ -59,9 +59,16 @@ class Content:
         return type(self.value).__name__
 
 
+@dataclass(frozen=True)
+class Unseen:
+    """Stands for what is not looked at any more, because there is too much of it: at least ``number`` values."""
+
+    number: int
+
+
 def is_unseen(value: Any) -> bool:
     """Whether a value among the contents of an output may hold tensors that are not looked at."""
-    return isinstance(value, (set, frozenset, Iterator))
+    return isinstance(value, (set, frozenset, Iterator, Unseen))
 
 
 def contents(value: Any) -> Iterator[Content]:
@@ -71,7 +78,7 @@ def contents(value: Any) -> Iterator[Content]:
     while pending and len(seen) < _MOST:
         path, current = pending.pop()
         if _is_array(current):
-            yield Content(path, torch.as_tensor(current))
+            yield Content(path, _tensor_of(current))
             continue
         parts = None if isinstance(current, (torch.Tensor, str, numbers.Number, *_CLOSED)) else _parts(current)
         if parts is None:
@@ -79,6 +86,8 @@ def contents(value: Any) -> Iterator[Content]:
         elif id(current) not in seen:  # it may hold itself, and is looked into once
             seen[id(current)] = current
             pending += [(path + step, part) for step, part in reversed(parts)]
+    if pending:
+        yield Content(pending[-1][0], Unseen(len(pending)))
 
 
 def tensors_held(value: Any) -> list[torch.Tensor]:
@@ -94,6 +103,13 @@ def structure_of(value: Any) -> dict[str, str]:
 def _is_array(value: Any) -> bool:
     numpy = sys.modules.get("numpy")
     return numpy is not None and isinstance(value, numpy.ndarray) and value.dtype.kind in "biufc"
+
+
+def _tensor_of(array: Any) -> torch.Tensor:
+    """An array as a tensor; arrays whose strides or byte order torch does not know are copied."""
+    if array.dtype.isnative and all(stride >= 0 for stride in array.strides):
+        return torch.as_tensor(array)
+    return torch.as_tensor(array.astype(array.dtype.newbyteorder("="), copy=True, order="C"))
 
 
 def _parts(value: Any) -> list[tuple[str, Any]] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import collections
 import enum
 import functools
@@ -99,6 +100,9 @@ class MutableState:
             return list(value)
         if issubclass(kind, (tuple, frozenset)):
             return tuple(value)
+        if issubclass(kind, (bytearray, array.array)):
+            self._ways_back.append(functools.partial(value.__setitem__, slice(None), value[:]))
+            return ()
         if is_generator(value):
             self._ways_back.append(way_back(value))
             return ()
@@ -209,11 +213,11 @@ def _is_array(value: Any) -> bool:
     return bool(value.flags.writeable) and not value.dtype.hasobject
 
 
-def _refill_array(array: Any, values: Any) -> None:
-    if array.shape != values.shape:
-        array.shape = values.shape
-    if array.tobytes() != values.tobytes():
-        array[...] = values
+def _refill_array(target: Any, values: Any) -> None:
+    if target.shape != values.shape:
+        target.shape = values.shape
+    if target.tobytes() != values.tobytes():
+        target[...] = values
 
 
 def _set_flag(tensor: torch.Tensor, requires_grad: bool) -> None:

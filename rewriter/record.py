@@ -10,9 +10,9 @@ from typing import Any
 from torch import fx, nn
 
 from rewriter.edit.classes import is_generated
-from rewriter.edit.edits import Applied, EditMethod
+from rewriter.edit.edits import AddModule, Applied, EditMethod
 from rewriter.edit.held_methods import hides
-from rewriter.layers import calibrated_layers
+from rewriter.layers import calibrated_layers, layer_class
 from rewriter.planning import INACTIVE_REMEDY, Plan, counted, group
 from rewriter.reasons import TECHNICAL
 
@@ -212,7 +212,8 @@ def _in_force(record: Record) -> str:
 def make_report(model: nn.Module) -> Report:
     """The report of a rewritten model; an empty one for a model that was not rewritten."""
     records = records_of(model)
-    stale = [path or "(root)" for record in records for path in (*_replaced(model, record), *_hidden(model, record))]
+    found = (path for record in records for look in (_replaced, _hidden, _exchanged) for path in look(model, record))
+    stale = [path or "(root)" for path in found]
     layers = calibrated_layers(model)
     uncalibrated = [path for path, layer in layers.items() if not layer.calibrated]
     calibrated = [
@@ -240,6 +241,18 @@ def _hidden(model: nn.Module, record: Record) -> list[str]:
     modules = dict(model.named_modules(remove_duplicate=False))
     methods = [edit for edit in record.applied.edits if isinstance(edit, EditMethod) and edit.path in modules]
     return [edit.path for edit in methods if hides(modules[edit.path], edit.method)]
+
+
+def _exchanged(model: nn.Module, record: Record) -> list[str]:
+    """Where a child that was added is of another class now, or gone, while the module that calls it is there."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    added = [
+        edit
+        for edit in record.applied.edits
+        if isinstance(edit, AddModule) and is_generated(type(modules.get(edit.path)))
+    ]
+    children = {f"{edit.path}.{edit.name}".lstrip("."): layer_class(edit.layer) for edit in added}
+    return [path for path, layer in children.items() if not isinstance(modules.get(path), layer)]
 
 
 def _without(record: Record, stale: set[str]) -> Record:

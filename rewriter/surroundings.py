@@ -1,4 +1,4 @@
-"""What lies around a model: attributes of its classes, and globals of the files that these are in."""
+"""What lies around a model: attributes of its classes and their methods, and globals of the files that these are in."""
 
 from __future__ import annotations
 
@@ -35,6 +35,8 @@ def surroundings_kept(model: nn.Module) -> Iterator[None]:
     state = MutableState(objects=False)
     for _, held in (*owners, *files):
         state.note(*(value for value in held.values() if type(value) not in _SCALARS))
+    for function in _functions(classes):
+        state.note(function.__defaults__, function.__kwdefaults__, function.__dict__)
     try:
         yield
     finally:
@@ -66,12 +68,12 @@ def _put_back(cls: type, held: dict[str, Any]) -> None:
             delattr(cls, name)
 
 
+def _functions(classes: Iterable[type]) -> list[types.FunctionType]:
+    """The methods of ``classes``: their default arguments and attributes are state that outlives a call."""
+    return [item for cls in classes for item in vars(cls).values() if type(item) is types.FunctionType]
+
+
 def _files(classes: Iterable[type]) -> list[dict[str, Any]]:
     """The globals of the methods of ``classes``."""
-    found = {
-        id(item.__globals__): item.__globals__
-        for cls in classes
-        for item in vars(cls).values()
-        if type(item) is types.FunctionType
-    }
+    found = {id(function.__globals__): function.__globals__ for function in _functions(classes)}
     return [names for names in found.values() if str(names.get("__name__")).partition(".")[0] not in _OF_NOBODY]

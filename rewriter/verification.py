@@ -23,10 +23,16 @@ from rewriter.record import Verdict
 from rewriter.state import saved_tensors, state_kept
 from rewriter.tracing.written import written_parameters
 
+EVAL_OUTPUT = "eval output"
+"""The check that outputs in evaluation mode are the same."""
+
 
 @dataclass(frozen=True)
 class Observation:
-    """What one model did: its eval outputs, the parameters that got a gradient, and its state."""
+    """What one model did: its eval outputs, the parameters that got a gradient, and its state.
+
+    ``spread`` is by how much the outputs differ from run to run.
+    """
 
     outputs: list[Content]
     spread: float
@@ -45,8 +51,7 @@ def observe(model: nn.Module, inputs: Inputs, *, training: bool = True) -> Obser
             spread = 0.0
             if _may_vary(outputs):
                 seed_everything(0)  # dropouts that stay on in evaluation mode draw the same again
-                again = list(contents(model(*inputs.args, **inputs.kwargs)))
-                spread = largest_difference(outputs, again)[0] if _structure(outputs) == _structure(again) else math.inf
+                spread = _drift(outputs, list(contents(model(*inputs.args, **inputs.kwargs))))
         with_gradient, train_error = _train(model, inputs) if training else (frozenset[str](), "")
     return Observation(outputs, spread, with_gradient, train_error, saved_tensors(model))
 
@@ -57,7 +62,7 @@ def compare(before: Observation, after: Observation, contracts: list[Contract]) 
     other_structure = _other_structure(before.outputs, after.outputs)
     checks.append(("output structure", not other_structure, other_structure))
     if all(contract.eval_output for contract in contracts) and not other_structure:
-        checks.append(("eval output", *_judge_outputs(before, after)))
+        checks.append((EVAL_OUTPUT, *_judge_outputs(before, after)))
     if all(contract.state_dict for contract in contracts):
         lost = [key for key, shape in before.state.items() if key not in after.state or after.state[key] != shape]
         buffers = any(contract.adds_buffers for contract in contracts)
@@ -74,6 +79,15 @@ def compare(before: Observation, after: Observation, contracts: list[Contract]) 
         detail = none_for if lost_gradients else f"{len(after.with_gradient)} parameters still get one"
         checks.append(("gradients", not lost_gradients, detail))
     return Verdict(tuple(checks))
+
+
+def drift_between(first: Observation, second: Observation) -> float:
+    """By how much the outputs of two observations of one model differ: 0 if nothing outlives a run of it."""
+    return _drift(first.outputs, second.outputs)
+
+
+def _drift(first: list[Content], second: list[Content]) -> float:
+    return largest_difference(first, second)[0] if _structure(first) == _structure(second) else math.inf
 
 
 def _train(model: nn.Module, inputs: Inputs) -> tuple[frozenset[str], str]:
@@ -117,7 +131,7 @@ def _judge_outputs(before: Observation, after: Observation) -> tuple[bool | None
         unseen = [f"output{c.path} ({c.kind})" for c in before.outputs if is_unseen(c.value)]
         return True, f"bit-identical; not looked into: {listed(unseen)}" if unseen else "bit-identical"
     if before.spread != 0:
-        detail = f"the original itself varies by {before.spread:.3g} from run to run, the change is {difference:.3g}"
+        detail = f"the model itself varies by {before.spread:.3g} from run to run, the change is {difference:.3g}"
         return None, detail
     return False, f"max |difference| {difference:.3g} at output{where}"
 
@@ -137,7 +151,7 @@ def _difference(a: Any, b: Any) -> float:
         return 0.0 if a == b or (a != a and b != b) else math.inf
     if not isinstance(a, torch.Tensor) or a is b or a.is_meta:
         return 0.0
-    a, b = _dense(a), _dense(b)
+    a, b = (torch.view_as_real(t.resolve_conj()) if t.is_complex() else t for t in (_dense(a), _dense(b)))
     if a.shape != b.shape:
         return math.inf
     if torch.equal(a, b):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import collections
 import functools
 import random
@@ -63,6 +64,21 @@ class Odd(nn.Module):
         x = self.bn(self.conv(x)).relu()
         self.habit(self, x)
         return self.fc(self.drop(self.pool(x).flatten(1)))
+
+    def counted(self, memo: list[int] = [0]) -> None:  # noqa: B006 (state in a default is what is tested)
+        memo[0] += 1
+        function = type(self).counted
+        function.calls = getattr(function, "calls", 0) + 1  # type: ignore[attr-defined]
+
+
+def _hold_bytes(m: Odd) -> None:
+    m.bytes, m.numbers = bytearray(b"0"), array.array("i", [0])
+
+
+def _count_in_bytes(m: Odd, x: torch.Tensor) -> None:
+    m.bytes[0] = (m.bytes[0] + 1) % 200
+    m.numbers[0] += 1
+    m.numbers.append(3)
 
 
 def _new_center(m: Odd, x: torch.Tensor) -> None:
@@ -213,6 +229,8 @@ HABITS: dict[str, tuple[Callable[..., Any], Callable[..., Any] | None]] = {
     "globals": (_global, None),
     "closure": (lambda m, x: m.step(), _closure),
     "weakly held": (_run_weak, _weak),
+    "bytes and numbers": (_count_in_bytes, _hold_bytes),
+    "default argument and attribute of a method": (lambda m, x: m.counted(), None),
     "for this thread": (lambda m, x: setattr(m.local, "count", m.local.count + 1), _local),
 }
 
@@ -243,6 +261,8 @@ def described(value: Any, seen: dict[int, int] | None = None) -> Any:
         found = (value.dtype, value.shape, value.requires_grad, value.detach().tolist(), id(gradient))
     elif isinstance(value, dict):
         found = [(described(key, seen), described(item, seen)) for key, item in value.items()]
+    elif isinstance(value, (bytearray, array.array)):
+        found = list(value)
     elif isinstance(value, (list, tuple, collections.deque)):
         found = [described(item, seen) for item in value]
     elif isinstance(value, (set, frozenset)):
@@ -264,7 +284,8 @@ def described(value: Any, seen: dict[int, int] | None = None) -> Any:
     elif isinstance(value, types.MethodType):
         found = described(value.__self__, seen)
     elif isinstance(value, types.FunctionType):
-        found = [described(cell.cell_contents, seen) for cell in value.__closure__ or ()]
+        held = [cell.cell_contents for cell in value.__closure__ or ()]
+        found = [described(part, seen) for part in (*held, value.__defaults__, value.__dict__)]
     else:
         slots = [getattr(value, name, "empty") for name in getattr(type(value), "__slots__", ())]
         found = [described(part, seen) for part in (getattr(value, "__dict__", None), *slots)]

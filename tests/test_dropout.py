@@ -317,6 +317,15 @@ def test_a_method_that_runs_twice_in_one_forward_is_left_alone() -> None:
     assert [skip.reason for skip in plan.skipped] == [Reason.SHARED_MODULE] * 2
 
 
+def test_report_notices_an_added_layer_that_was_exchanged() -> None:
+    model: Any = rewriter.rewrite(timm.create_model("resnet10t"), [Dropout(p=0.1)], input_size=64)
+    name = next(name for name, child in model.named_children() if isinstance(child, nn.Dropout))
+    setattr(model, name, nn.Dropout(0.5))
+    assert not rewriter.report(model).stale
+    setattr(model, name, nn.Identity())
+    assert rewriter.report(model).stale == (name,)
+
+
 def test_report_notices_what_later_surgery_made_stale_and_rewriting_mends_it() -> None:
     model = timm.create_model("test_vit", drop_rate=0.1, proj_drop_rate=0.2)
     rewritten = rewriter.rewrite(model)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import collections
+import itertools
+import math
 import types
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -94,6 +96,9 @@ WRAPS: dict[str, Callable[[torch.Tensor], Any]] = {
     "packed sequence": packed,
     "model output": lambda t: SemanticSegmenterOutput(logits=t),
     "numpy": lambda t: t.detach().numpy() if not t.is_meta else t,
+    "numpy reversed": lambda t: t.detach().numpy()[::-1] if not t.is_meta else t,
+    "numpy of other bytes": lambda t: t.detach().numpy().astype(">f4") if not t.is_meta else t,
+    "complex, not finite": lambda t: torch.complex(t, t * math.nan),
     "number": lambda t: float(t.sum()),
     "sparse": lambda t: t.to_sparse(),
     "nested": lambda t: torch.nested.as_nested_tensor([t[0], t[1]]),
@@ -195,6 +200,31 @@ def test_the_same_random_numbers_before_and_after() -> None:
 
     report = rewriter.report(rewriter.rewrite(Noisy(lambda t: t), Dropout(p=0.1), input_size=8))
     assert report.verified is True
+
+
+class Counts(Net):
+    """What counts here cannot be put back: a generator, and a counter of Python's."""
+
+    def __init__(self, numbers: Iterator[int]) -> None:
+        super().__init__(lambda t: t)
+        self.numbers = numbers
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return super().forward(x) + next(self.numbers)
+
+
+@pytest.mark.parametrize("inplace", [True, False])
+@pytest.mark.parametrize(
+    "make", [itertools.count, lambda: (number for number in range(1000))], ids=["count", "generator"]
+)
+def test_a_model_that_counts_its_calls_is_not_blamed_on_a_pass(
+    make: Callable[[], Iterator[int]], inplace: bool
+) -> None:
+    report = rewriter.report(rewriter.rewrite(Counts(make()), Dropout(p=0.1), input_size=8, inplace=inplace))
+    assert report.verified is None and len(report.applied) == 1
+    assert "eval output not decidable (the model itself varies by" in str(report)
+    with pytest.raises(rewriter.ContractError, match=r"eval output: max \|difference\|"):
+        rewriter.rewrite(Net(lambda t: t), Changes(), input_size=8)
 
 
 LEAVES = st.sampled_from([torch.zeros(2), torch.ones(1, 3), 3, 0.5, "text", None])
