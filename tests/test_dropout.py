@@ -319,11 +319,11 @@ def test_a_method_that_runs_twice_in_one_forward_is_left_alone() -> None:
 
 def test_report_notices_an_added_layer_that_was_exchanged() -> None:
     model: Any = rewriter.rewrite(timm.create_model("resnet10t"), [Dropout(p=0.1)], input_size=64)
-    name = next(name for name, child in model.named_children() if isinstance(child, nn.Dropout))
-    setattr(model, name, nn.Dropout(0.5))
+    (path,) = (path for path, module in model.named_modules() if isinstance(module, nn.Dropout))
+    model.set_submodule(path, nn.Dropout(0.5))
     assert not rewriter.report(model).stale
-    setattr(model, name, nn.Identity())
-    assert rewriter.report(model).stale == (name,)
+    model.set_submodule(path, nn.Identity())
+    assert rewriter.report(model).stale == (path,)
 
 
 def test_report_notices_what_later_surgery_made_stale_and_rewriting_mends_it() -> None:
