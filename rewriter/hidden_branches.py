@@ -138,9 +138,8 @@ def _leave(
 def _refused(findings: Sequence[Finding], here: Iterable[Finding], site: Site, run: _Run) -> str:
     """Why the place of ``site`` cannot be edited on another way; empty if nothing says so."""
     for skip in here:
-        inside = not site.path or skip.path == site.path or skip.path.startswith(f"{site.path}.")
         refused = isinstance(skip, Skipped) and skip.reason in TECHNICAL and skip.pattern == site.pattern
-        if isinstance(skip, Skipped) and refused and inside and skip not in findings:
+        if isinstance(skip, Skipped) and refused and _is_inside(skip.path, site.path) and skip not in findings:
             called_more_often = skip.reason is Reason.SHARED_MODULE and skip.path == site.path
             if not (called_more_often and _runs_there(site, run)):
                 return f"{skip.reason}: {skip.detail}"
@@ -151,6 +150,10 @@ def _runs_there(site: Site, run: _Run) -> bool:
     """Whether everything that ``site`` edits runs on another way too, as for an encoder that is run tile by tile."""
     variant = _record(run.way, run.traced, site.edits)
     return variant is not None and not list(not_run([site], run.traced.model, variant.model, variant))
+
+
+def _is_inside(path: str, outer: str) -> bool:
+    return not outer or path == outer or path.startswith(f"{outer}.")
 
 
 def _method_edits(site: Site) -> set[EditMethod]:
@@ -233,6 +236,8 @@ def _ways(findings: Sequence[Finding], traced: Trace) -> dict[_Way, list[int]]:
     for index, site in sites.items():
         for edit in site.edits:
             for path, method, tests, reads in chains.around(edit):
+                if reads and not _is_inside(path, site.path):  # what changes lies within the place
+                    continue
                 paths, indices = ways.setdefault((method, tests, reads), ({}, {}))
                 paths[path] = indices[index] = None
     return {_Way(*way, frozenset(paths)): list(indices) for way, (paths, indices) in ways.items()}
@@ -246,12 +251,6 @@ _Around = tuple[str, Method, Alternative, bool]
 """Module path, method, conditions, and whether that way leads to the place and reads more of what is computed there."""
 
 
-def _through(path: str, method: Method, places: Sequence[ast.AST], called: Sequence[str] = ()) -> Iterator[_Around]:
-    tree = method.source.tree
-    yield from ((path, method, tests, False) for tests in alternatives(tree, places, called))
-    yield from ((path, method, tests, True) for tests in reading_ways(tree, places))
-
-
 class _Chains:
     """Which methods led to which modules and methods, in a recording of training mode."""
 
@@ -262,6 +261,7 @@ class _Chains:
         self._callers: dict[tuple[str, CodeType], dict[_Place, None]] = {}
         self._calls: dict[str, dict[_Place, None]] = {}
         self._around_calls: dict[_Place, list[_Around]] = {}
+        self._instructions: dict[tuple[str, CodeType], set[int]] = {}
         seen: set[tuple[str, int]] = set()
         for node in traced.train.graph.nodes:
             if node.op == "call_module" and node.target in paths:
@@ -271,6 +271,7 @@ class _Chains:
             found = list(positions(node)) if call is not None else []
             for index, position in enumerate(found):
                 path = self._receivers.path(position)
+                self._instructions.setdefault((path, position.frame.code), set()).add(position.frame.instruction)
                 key = path, position.frame.invocation
                 if path in paths and position.frame.path is not None and key not in seen:
                     seen.add(key)
@@ -288,7 +289,7 @@ class _Chains:
                 method = self._method(path, code) if path == edit.path else None
                 if method is not None and _is_of(edit, method):
                     places = [method.source.find(span) for span in edit.operation.spans]
-                    yield from _through(path, method, places)
+                    yield from self._through((path, code), method, places)
                     callers.update(outer)
         for place in callers:
             yield from self._around_call(place)
@@ -301,8 +302,19 @@ class _Chains:
             self._around_calls[place] = []
             if method is not None and called is not None:
                 node, texts = called
-                self._around_calls[place] = list(_through(path, method, [node], texts))
+                self._around_calls[place] = list(self._through((path, code), method, [node], texts))
         return self._around_calls[place]
+
+    def _through(
+        self, of: tuple[str, CodeType], method: Method, places: Sequence[ast.AST], called: Sequence[str] = ()
+    ) -> Iterator[_Around]:
+        """Other ways through a method, ``of`` which module and code."""
+        path, code = of
+        tree = method.source.tree
+        yield from ((path, method, tests, False) for tests in alternatives(tree, places, called))
+        found = (_expression(method, code, instruction) for instruction in self._instructions.get(of, ()))
+        evaluated = {node for node in found if node is not None}
+        yield from ((path, method, tests, True) for tests in reading_ways(tree, places, evaluated))
 
     def _place(self, position: Position) -> _Place | None:
         frame = position.frame
@@ -327,14 +339,19 @@ def _is_of(edit: EditMethod, method: Method) -> bool:
 def _called(method: Method, place: _Place) -> tuple[ast.AST, list[str]] | None:
     """The expression at a place, and the texts of what it calls or hands on to be called."""
     _, code, instruction = place
-    span = code_span(code, instruction, method.source.first_line)
-    try:
-        node = None if span is None else method.source.find(span)
-    except SourceError:
-        return None
+    node = _expression(method, code, instruction)
     if node is None:
         return None
     if not isinstance(node, ast.Call):
         return node, []
     handed_on = (argument for argument in node.args if isinstance(argument, ast.Attribute))
     return node, [ast.unparse(item) for item in (node.func, *handed_on)]
+
+
+def _expression(method: Method, code: CodeType, instruction: int) -> ast.AST | None:
+    """What an instruction of a method, or of a function inside it, evaluates; None if the text does not show it."""
+    span = code_span(code, instruction, method.source.first_line)
+    try:
+        return None if span is None else method.source.find(span)
+    except SourceError:
+        return None

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from rewriter.edit.alternatives import FUNCTIONS, Alternative, named, numbered, steps_to
 
 
-def reading_ways(function: ast.FunctionDef, places: Sequence[ast.AST]) -> list[Alternative]:
+def reading_ways(
+    function: ast.FunctionDef, places: Sequence[ast.AST], evaluated: Collection[ast.AST] = ()
+) -> list[Alternative]:
     """The conditions of ``function`` behind ``places`` under which more is done with what was computed there.
 
     It is returned beside the result, kept in an attribute or container, or something else is computed from it.
+
+    Args:
+        function: the function's tree.
+        places: expressions or statements in it.
+        evaluated: expressions of which it is known that they were evaluated; arms with one of them are left out.
     """
     numbers = dict(numbered(function))
     found: dict[Alternative, None] = {}
@@ -22,7 +29,8 @@ def reading_ways(function: ast.FunctionDef, places: Sequence[ast.AST]) -> list[A
             if isinstance(node, (ast.If, ast.IfExp)) and node not in around and _is_behind(node, place):
                 for value, arm in ((True, node.body), (False, node.orelse)):
                     statements = arm if isinstance(arm, list) else [ast.Return(arm)]
-                    if any(_reads_more(statement, names) for statement in statements):
+                    ran = any(inner in evaluated for statement in statements for inner in ast.walk(statement))
+                    if not ran and any(_reads_more(statement, names) for statement in statements):
                         found[named([(node.test, value)], numbers)] = None
     return list(found)
 
