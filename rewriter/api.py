@@ -17,6 +17,7 @@ from rewriter.planning import Plan
 from rewriter.record import Report, is_folded, make_report, records_of, set_records
 from rewriter.remembered_inputs import inputs_to_run_on
 from rewriter.tracing.trace import Trace, trace_candidates
+from rewriter.wrappers import inside, looked_through
 
 
 def rewrite(
@@ -78,27 +79,33 @@ def plan(
 def undo(model: nn.Module, inplace: bool = False) -> nn.Module:
     """Take every rewrite of ``model`` back: classes, structure, hyper-parameters and forward; values stay.
 
+    Of a wrapped model (DDP, ``torch.compile``, activation checkpointing) the one inside is taken back, and the wrapper
+    is returned. What was compiled before has to be compiled anew.
+
     Raises:
         UndoError: the model was not rewritten.
         ModelError: it cannot be copied; ``inplace=True`` needs no copy.
     """
-    check_model(model)
-    if not records_of(model):
-        raise UndoError(f"{type(model).__name__} was not rewritten, or is only a part of a model that was")
-    if is_folded(model):
+    rewritten = looked_through(model)
+    if not records_of(rewritten):
+        raise UndoError(f"{type(rewritten).__name__} was not rewritten, or is only a part of a model that was")
+    if is_folded(rewritten):
         raise UndoError("the model was folded for export: its weights are not those of the original any more")
     inplace = checked_flag("inplace", inplace)
-    target = model if inplace else copy_model(model, "rewriter.undo(model, inplace=True) needs no copy.")
+    result = model if inplace else copy_model(model, "rewriter.undo(model, inplace=True) needs no copy.")
+    target = inside(result)
     for record in reversed(records_of(target)):
         take_back(target, record.applied)
     set_records(target, ())
-    return target
+    return result
 
 
 def report(model: nn.Module) -> Report:
-    """What was done to a rewritten model, what was skipped and why, what was verified, and what is stale by now."""
-    check_model(model)
-    return make_report(model)
+    """What was done to a rewritten model, what was skipped and why, what was verified, and what is stale by now.
+
+    The model may be wrapped or compiled: it is the one inside that is reported on.
+    """
+    return make_report(looked_through(model))
 
 
 def trace(model: nn.Module, example_inputs: Any = None, input_size: Any = None) -> Trace:
@@ -134,7 +141,7 @@ def original_state_dict(model: nn.Module) -> dict[str, Any]:
     Raises:
         ModelError: the model was folded, so its weights are not those of the original any more.
     """
-    check_model(model)
+    model = looked_through(model)
     if is_folded(model):
         raise ModelError("the model was folded for export; ask the model that it was folded from")
     state = model.state_dict()

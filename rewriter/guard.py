@@ -14,14 +14,20 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
+from torch.optim.swa_utils import AveragedModel
 
 from rewriter.errors import ModelError
 
 _ORDER = "Rewrite first, then build optimizer and EMA, then compile and wrap."
 
 
-def check_model(model: Any) -> None:
+def check_model(model: Any, *, may_be_wrapped: bool = False) -> None:
     """Refuse what is not a plain, initialised ``nn.Module``.
+
+    Args:
+        model: what was given as a model.
+        may_be_wrapped: whether ``model.compile()`` in place and activation checkpointing, which change nothing that is
+            asked for, are no reason to refuse it.
 
     Raises:
         ModelError: with the way to unwrap, and when in a script to rewrite.
@@ -40,7 +46,11 @@ def check_model(model: Any) -> None:
             raise ModelError(f"{where} is wrapped in {name}; give its .module instead. {_ORDER}")
         if hasattr(module, "_orig_mod"):
             raise ModelError(f"{where} was compiled by torch.compile(); give its ._orig_mod instead. {_ORDER}")
-        if getattr(module, "_compiled_call_impl", None) is not None:
+        if isinstance(module, AveragedModel) and not path:
+            raise ModelError(f"{where} is wrapped in {name}; give its .module instead. {_ORDER}")
+        if "_checkpoint_wrapped_module" in module._modules and not may_be_wrapped:
+            raise ModelError(f"{where} is wrapped in {name} for activation checkpointing. {_ORDER}")
+        if getattr(module, "_compiled_call_impl", None) is not None and not may_be_wrapped:
             raise ModelError(f"{where} was compiled in place by .compile(). {_ORDER}")
         if (compiled := _compiled_method(module, of_classes)) is not None:
             raise ModelError(
@@ -121,7 +131,8 @@ def _compiled_method(module: nn.Module, of_classes: dict[type, str | None]) -> s
     if cls not in of_classes:
         bases = cls.__mro__[: cls.__mro__.index(nn.Module)]
         of_classes[cls] = next((n for base in bases for n, value in vars(base).items() if _is_compiled(value)), None)
-    return next((name for name, value in vars(module).items() if _is_compiled(value)), of_classes[cls])
+    own = (name for name, value in vars(module).items() if name != "_compiled_call_impl" and _is_compiled(value))
+    return next(own, of_classes[cls])
 
 
 def _is_compiled(value: Any) -> bool:

@@ -13,6 +13,7 @@ from torch import nn
 from rewriter.edit.edits import Edit
 from rewriter.reasons import Reason
 from rewriter.tracing.trace import Trace
+from rewriter.wrappers import module_inside
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Rate:
     def now(self, model: nn.Module) -> float:
         """What it is in ``model`` at this moment; as planned, where the module or the attribute is gone."""
         try:
-            return float(operator.attrgetter(self.name)(model.get_submodule(self.path))) if self.name else self.value
+            return float(operator.attrgetter(self.name)(module_inside(model, self.path))) if self.name else self.value
         except (AttributeError, TypeError, ValueError):
             return self.value
 

@@ -16,6 +16,7 @@ from torch import nn
 
 from rewriter.entry_points import PASS_GROUP, entry_points, is_own, loaded
 from rewriter.errors import InstallationError, PlanError
+from rewriter.wrappers import named_modules_inside
 
 _LAYERS: dict[str, type[nn.Module]] = {}
 
@@ -55,7 +56,7 @@ class CalibratedLayer(nn.Module, abc.ABC):
 
 def calibrated_layers(model: nn.Module) -> dict[str, CalibratedLayer]:
     """The layers of ``model`` that have to be calibrated, by path."""
-    return {path: module for path, module in model.named_modules() if isinstance(module, CalibratedLayer)}
+    return {path: module for path, module in named_modules_inside(model) if isinstance(module, CalibratedLayer)}
 
 
 def register_layer(name: str) -> Callable[[Layer], Layer]:

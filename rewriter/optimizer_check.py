@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from rewriter.errors import OptimizerError, listed
-from rewriter.guard import check_model
+from rewriter.wrappers import looked_through
 
 
 def check_optimizer(model: nn.Module, optimizer: Any) -> None:
@@ -20,14 +20,14 @@ def check_optimizer(model: nn.Module, optimizer: Any) -> None:
     ``inplace=True``. Further parameters in the optimizer (a loss with its own, a second model) are fine.
 
     Args:
-        model: the model that is trained; not wrapped or compiled.
+        model: the model that is trained; of a wrapped or compiled one it is the model inside.
         optimizer: an optimizer, anything that has its ``param_groups``, or a list of several.
 
     Raises:
         OptimizerError: naming the parameters that are missing; or ``optimizer`` is none.
-        ModelError: ``model`` is no plain model.
+        ModelError: ``model`` is no model.
     """
-    check_model(model)
+    model = looked_through(model)
     held = {id(tensor): tensor for tensor in _tensors(optimizer)}
     trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     missing = {name: parameter for name, parameter in trainable.items() if id(parameter) not in held}

@@ -21,6 +21,7 @@ from rewriter.manager import resolve_passes, suggest
 from rewriter.record import records_of
 from rewriter.remembered_inputs import inputs_to_run_on
 from rewriter.tracing.trace import Trace, trace_candidates
+from rewriter.wrappers import looked_through
 
 _PASS = "weight-decay"
 
@@ -120,7 +121,8 @@ def param_groups(
         ModelError, InputError, TraceError: the model cannot be run.
     """
     _check_weight_decay(weight_decay)
-    check_model(model)
+    model = looked_through(model)
+    check_model(model, may_be_wrapped=True)
     (rule,) = resolve_passes([{_PASS: {"gamma": _policy_of_rewrite(model) if gamma is None else gamma}}])
     traced = trace_candidates(model, inputs_to_run_on(model, example_inputs, input_size))
     excluded = _excluded(model, no_weight_decay)

@@ -15,6 +15,7 @@ from rewriter.edit.held_methods import hides
 from rewriter.layers import calibrated_layers, layer_class
 from rewriter.planning import INACTIVE_REMEDY, Plan, counted, group
 from rewriter.reasons import TECHNICAL
+from rewriter.wrappers import named_modules_inside
 
 _ATTRIBUTE = "_rewriter_records"
 
@@ -232,20 +233,20 @@ def records_in_force(model: nn.Module) -> tuple[Record, ...]:
 
 def _replaced(model: nn.Module, record: Record) -> list[str]:
     """Where a module that was edited is not there any more."""
-    modules = dict(model.named_modules(remove_duplicate=False))
+    modules = dict(named_modules_inside(model, remove_duplicate=False))
     return [path for path in record.applied.edited_classes if not is_generated(type(modules.get(path)))]
 
 
 def _hidden(model: nn.Module, record: Record) -> list[str]:
     """Where a ``forward`` set on the instance hides a method that was edited."""
-    modules = dict(model.named_modules(remove_duplicate=False))
+    modules = dict(named_modules_inside(model, remove_duplicate=False))
     methods = [edit for edit in record.applied.edits if isinstance(edit, EditMethod) and edit.path in modules]
     return [edit.path for edit in methods if hides(modules[edit.path], edit.method)]
 
 
 def _exchanged(model: nn.Module, record: Record) -> list[str]:
     """Where a child that was added is of another class now, or gone, while the module that calls it is there."""
-    modules = dict(model.named_modules(remove_duplicate=False))
+    modules = dict(named_modules_inside(model, remove_duplicate=False))
     added = [
         edit
         for edit in record.applied.edits

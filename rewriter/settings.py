@@ -12,13 +12,14 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from rewriter.edit.edits import AddBehaviour, AddModule
 from rewriter.record import records_in_force
+from rewriter.wrappers import named_modules_inside
 
 _RATES = ("p", "drop_rate")
 
 
 def settings_of(model: nn.Module) -> dict[str, Any]:
     """The settings of ``model``, ready for JSON."""
-    modules = dict(model.named_modules())
+    modules = dict(named_modules_inside(model))
     tensors = _named_tensors(model)
     saved = model.state_dict(keep_vars=True)
     rates: dict[str, dict[str, float]] = {name: {} for name in _RATES}
@@ -55,7 +56,7 @@ def restore_settings(model: nn.Module, recipe: Mapping[str, Any]) -> None:
     Raises:
         ValueError, KeyError, AttributeError: they are not of this model.
     """
-    modules = dict(model.named_modules())
+    modules = dict(named_modules_inside(model))
     for name in _RATES:
         for path, rate in recipe["rates"][name].items():
             if not _is_rate(rate) or not hasattr(modules[path], name):
@@ -84,7 +85,7 @@ def restore_settings(model: nn.Module, recipe: Mapping[str, Any]) -> None:
 
 def _options(model: nn.Module) -> Iterator[tuple[str, set[str]]]:
     """The names of the hyper-parameters that rewrites gave to modules, by the paths of these."""
-    modules = dict(model.named_modules())
+    modules = dict(named_modules_inside(model))
     for record in records_in_force(model):
         for edit in record.applied.edits:
             if isinstance(edit, AddBehaviour):

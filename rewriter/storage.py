@@ -37,6 +37,7 @@ from rewriter.guard import check_model, random_state_kept
 from rewriter.planning import Plan
 from rewriter.record import Verdict, is_folded, make_report, records_in_force, records_of, set_records
 from rewriter.settings import restore_settings, restore_types, settings_of
+from rewriter.wrappers import looked_through
 
 FORMAT = 2
 """Version of the directory's form."""
@@ -58,15 +59,16 @@ def save(model: nn.Module, directory: str | Path, *, recipe: Mapping[str, Any] |
     """Write a rewritten model to ``directory``: all of it, or nothing.
 
     Args:
-        model: the model, in any mode, on any device.
+        model: the model, in any mode, on any device; of a wrapped or compiled one it is the model inside.
         directory: a new or empty directory, or one that was saved before: that one is replaced.
         recipe: how the original is made: ``{"model": "resnet18", "kwargs": {"drop_rate": 0.2}}``, with a name that
             ``model_zoo.create`` knows. Without it, :func:`load` needs a fresh original.
 
     Raises:
-        ModelError: what was given is no model, or one that is wrapped or sharded.
+        ModelError: what was given is no model, or one that is sharded or holds wrapped parts.
         StorageError: the directory holds something else or cannot be written, or the model cannot be stored.
     """
+    model = looked_through(model)
     _check_savable(model)
     target = check_target(directory)
     name, options = _checked_recipe(recipe or {})
@@ -179,10 +181,7 @@ def check_target(directory: str | Path) -> Path:
 
 
 def _check_savable(model: Any) -> None:
-    parts = model.modules() if isinstance(model, nn.Module) else ()
-    compiled = any(getattr(module, "_compiled_call_impl", None) is not None for module in parts)
-    if not compiled:  # .compile() in place changes nothing that is saved
-        check_model(model)
+    check_model(model, may_be_wrapped=True)  # that changes nothing that is saved
     if is_folded(model):
         raise StorageError("the model was folded for export; save the model that it was folded from, or use torch.save")
 

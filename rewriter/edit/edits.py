@@ -20,6 +20,7 @@ from rewriter.edit.operations import Adopt, CallMethod, Move, Operation, Redirec
 from rewriter.edit.source import Span
 from rewriter.errors import PlanError, RewriterError
 from rewriter.layers import layer_class
+from rewriter.wrappers import module_inside
 
 
 @dataclass(frozen=True)
@@ -161,17 +162,17 @@ def apply_edits(model: nn.Module, edits: Sequence[Edit]) -> Applied:
 
 def take_back(model: nn.Module, applied: Applied) -> None:
     """Undo ``applied``; what the user has replaced since (a new classifier, say) is left as it is."""
-    found = {path: _module_or_none(model, path) for path in applied.edited_classes}
+    found = {path: module_inside(model, path) for path in applied.edited_classes}
     restored = {path: module for path, module in found.items() if module is not None and is_generated(type(module))}
     rebind(model, {module: restored_with_class(module) for module in restored.values()})
     for restoring in dict.fromkeys(restored.values()):
         restoring.__class__ = type(restoring)._rewriter_base  # type: ignore[attr-defined]
     for path, name, value in reversed(applied.previous):
-        module = _module_or_none(model, path)
+        module = module_inside(model, path)
         if module is not None:
             setattr(module, name, value)
     for edit in applied.edits:
-        module = _module_or_none(model, edit.path)
+        module = module_inside(model, edit.path)
         if isinstance(edit, AddModule) and module is not None and edit.name in module._modules:
             delattr(module, edit.name)
         elif isinstance(edit, AddBehaviour) and module is not None and edit.path in restored:
@@ -184,7 +185,7 @@ def find_module(model: nn.Module, path: str) -> nn.Module:
     Raises:
         PlanError: there is none.
     """
-    found = _module_or_none(model, path)
+    found = module_inside(model, path)
     if found is None:
         raise PlanError(f"the plan names module {path!r}, which {type(model).__name__} does not have")
     return found
@@ -306,10 +307,3 @@ def _add(model: nn.Module, module: nn.Module, edit: AddModule) -> None:
     if near is not None:
         child.to(near.device)
     module.add_module(edit.name, child)
-
-
-def _module_or_none(model: nn.Module, path: str) -> nn.Module | None:
-    module: nn.Module | None = model
-    for name in path.split(".") if path else ():
-        module = module._modules.get(name) if module is not None else None
-    return module

@@ -1,0 +1,137 @@
+"""Verbs that run nothing look through wrappers; edits belong to modules, whatever path a wrapper gives them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import MethodType
+from typing import Any
+
+import pytest
+import timm
+import torch
+from helpers import image
+from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
+from torch.optim.swa_utils import AveragedModel
+
+import rewriter
+from rewriter.edit.classes import is_generated
+from rewriter.wrappers import inside, named_modules_inside
+
+
+def vit() -> nn.Module:
+    torch.manual_seed(0)
+    return timm.create_model("test_vit", img_size=64, proj_drop_rate=0.2)  # type: ignore[no-any-return]
+
+
+def checkpointed(model: Any) -> nn.Module:
+    apply_activation_checkpointing(model, check_fn=lambda module: type(module).__name__ == "Block")
+    return model  # type: ignore[no-any-return]
+
+
+def compiled_in_place(model: Any) -> nn.Module:
+    model.compile(backend="eager")
+    return model  # type: ignore[no-any-return]
+
+
+def with_compiled_blocks(model: Any) -> nn.Module:
+    for block in model.blocks:
+        block.compile(backend="eager")
+    return model  # type: ignore[no-any-return]
+
+
+def in_bfloat16(model: Any) -> nn.Module:
+    """As accelerate prepares a model for mixed precision: the forward of the instance calls that of the class."""
+    forward = model.forward.__func__
+
+    def autocasting(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        with torch.autocast("cpu", torch.bfloat16):
+            return forward(self, *args, **kwargs)
+
+    autocasting.__wrapped__ = forward  # type: ignore[attr-defined]
+    model.forward = MethodType(autocasting, model)
+    return model  # type: ignore[no-any-return]
+
+
+WRAPPERS: dict[str, Callable[[nn.Module], Any]] = {
+    "nothing": lambda model: model,
+    "torch.compile": lambda model: torch.compile(model, backend="eager"),
+    "compiled in place": compiled_in_place,
+    "compiled blocks": with_compiled_blocks,
+    "activation checkpointing": checkpointed,
+    "data parallel": nn.DataParallel,
+    "checkpointing, compiled": lambda model: torch.compile(checkpointed(model), backend="eager"),
+    "bfloat16": in_bfloat16,
+}
+
+
+@pytest.fixture(params=WRAPPERS)
+def wrapped(request: pytest.FixtureRequest) -> Iterator[tuple[nn.Module, nn.Module]]:
+    """A rewritten model, and the same one wrapped."""
+    model = rewriter.rewrite(vit(), ["dropout", "weight-decay"])
+    yield copy.deepcopy(model), WRAPPERS[request.param](model)
+    torch.compiler.reset()
+
+
+def edited(model: nn.Module) -> int:
+    return sum(is_generated(type(module)) for module in model.modules())
+
+
+def test_nothing_is_stale_and_nothing_is_lost(wrapped: tuple[nn.Module, nn.Module]) -> None:
+    plain, model = wrapped
+    assert str(rewriter.report(model)) == str(rewriter.report(plain)) and not rewriter.report(model).stale
+    assert len(rewriter.report(model).applied) == 12
+    assert list(rewriter.original_state_dict(model)) == list(vit().state_dict())
+
+
+def test_groups_are_those_of_the_plain_model(wrapped: tuple[nn.Module, nn.Module]) -> None:
+    plain, model = wrapped
+    names = {id(parameter): name for name, parameter in inside(model).named_parameters()}
+    expected = {id(parameter): name for name, parameter in plain.named_parameters()}
+    groups, of_plain = rewriter.param_groups(model, 0.05), rewriter.param_groups(plain, 0.05)
+    for group, other in zip(groups, of_plain, strict=True):
+        found = [names[id(parameter)].replace("_checkpoint_wrapped_module.", "") for parameter in group["params"]]
+        assert found == [expected[id(parameter)] for parameter in other["params"]]
+    rewriter.check_optimizer(model, torch.optim.SGD(groups, lr=0.1))
+    with pytest.raises(rewriter.OptimizerError, match="lacks 80 of 80"):
+        rewriter.check_optimizer(model, torch.optim.SGD(of_plain, lr=0.1))
+
+
+@pytest.mark.parametrize("inplace", [True, False])
+def test_undo_acts_on_what_is_inside_and_returns_the_wrapper(
+    wrapped: tuple[nn.Module, nn.Module], inplace: bool
+) -> None:
+    _, model = wrapped
+    undone = rewriter.undo(model, inplace=inplace)
+    assert type(undone) is type(model) or inside(model) is model
+    assert (undone is model) is inplace and edited(undone) == 0
+    assert edited(model) == (0 if inplace else 12)
+    paths = [path for path, _ in named_modules_inside(undone)]
+    assert paths == [path for path, _ in vit().named_modules()]
+
+
+def test_what_is_saved_loads(wrapped: tuple[nn.Module, nn.Module], tmp_path: Path) -> None:
+    plain, model = wrapped
+    rewriter.save(model, tmp_path / "saved")
+    loaded = rewriter.load(tmp_path / "saved", vit())
+    assert len(rewriter.report(loaded).applied) == 12
+    assert torch.equal(loaded.eval()(image()), plain.eval()(image()))
+
+
+@pytest.mark.parametrize("verb", [rewriter.plan, rewriter.rewrite, rewriter.trace])
+@pytest.mark.parametrize("wrapper", [name for name in WRAPPERS if name not in ("nothing", "bfloat16")])
+def test_what_runs_the_model_is_refused_with_when_to_do_it(verb: Callable[..., Any], wrapper: str) -> None:
+    with pytest.raises(rewriter.ModelError, match=r"Rewrite first, then build optimizer and EMA"):
+        verb(WRAPPERS[wrapper](vit()))
+
+
+def test_an_average_is_looked_into_and_not_planned() -> None:
+    model = AveragedModel(rewriter.rewrite(vit(), "dropout"))
+    assert len(rewriter.report(model).applied) == 12
+    assert list(rewriter.original_state_dict(model)) == list(vit().state_dict())
+    with pytest.raises(rewriter.ModelError, match=r"wrapped in AveragedModel; give its \.module"):
+        rewriter.plan(model)
+    undone = rewriter.undo(model)
+    assert isinstance(undone, AveragedModel) and edited(undone) == 0
