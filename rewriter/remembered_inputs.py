@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 from torch import nn
@@ -38,7 +39,7 @@ def inputs_of_rewrite(model: nn.Module) -> Inputs | None:
 
 
 def inputs_to_run_on(model: nn.Module, example_inputs: Any = None, input_size: Any = None) -> list[Inputs]:
-    """What the caller gives; else what the model was rewritten for; else what its configuration says.
+    """What the caller gives; else what the model was rewritten for, and then what its configuration says.
 
     The likeliest first, as :func:`rewriter.inputs.candidate_inputs` gives them.
 
@@ -46,5 +47,8 @@ def inputs_to_run_on(model: nn.Module, example_inputs: Any = None, input_size: A
         InputError: there is none of these.
     """
     if example_inputs is None and input_size is None and (remembered := inputs_of_rewrite(model)) is not None:
-        return [remembered]
+        configured: list[Inputs] = []
+        with contextlib.suppress(InputError):  # the model may have been given another size since
+            configured = [inputs for inputs in candidate_inputs(model) if inputs.image_size != remembered.image_size]
+        return [remembered, *configured]
     return candidate_inputs(model, example_inputs, input_size)

@@ -421,3 +421,11 @@ def test_groups_of_a_rewritten_model_follow_its_rewrite() -> None:
     for gamma, decays in ((None, {False}), ("guideline", {True})):
         decisions = rewriter.param_groups(rewritten, gamma=gamma).decisions
         assert {decision.decays for decision in decisions if decision.category == "branch_last"} == decays
+
+
+def test_a_size_that_was_changed_after_the_rewrite_is_found() -> None:
+    model: Any = rewriter.rewrite(timm.create_model("vit_tiny_patch16_224", depth=2))
+    before = rewriter.param_groups(model, 0.05)
+    model.set_input_size(img_size=96)
+    after = rewriter.param_groups(model, 0.05)
+    assert [decision.decays for decision in after.decisions] == [decision.decays for decision in before.decisions]
