@@ -8,16 +8,16 @@ from torch import fx, nn
 
 from rewriter.argument_checks import checked_flag
 from rewriter.copying import copy_model
-from rewriter.edit.edits import take_back
+from rewriter.edit.edits import AddModule, take_back
 from rewriter.errors import ModelError, UndoError
 from rewriter.guard import check_model
 from rewriter.plan_applying import apply_plan
 from rewriter.plan_making import make_plan
 from rewriter.planning import Plan
-from rewriter.record import Report, is_folded, make_report, records_of, set_records
+from rewriter.record import Report, is_folded, make_report, records_of, rewritten_parts, set_records
 from rewriter.remembered_inputs import inputs_to_run_on
 from rewriter.tracing.trace import Trace, trace_candidates
-from rewriter.wrappers import inside, looked_through
+from rewriter.wrappers import inside, looked_through, module_inside, path_of_key
 
 
 def rewrite(
@@ -79,31 +79,31 @@ def plan(
 def undo(model: nn.Module, inplace: bool = False) -> nn.Module:
     """Take every rewrite of ``model`` back: classes, structure, hyper-parameters and forward; values stay.
 
-    Of a wrapped model (DDP, ``torch.compile``, activation checkpointing) the one inside is taken back, and the wrapper
-    is returned. What was compiled before has to be compiled anew.
+    Of a wrapped model (DDP, ``torch.compile``, activation checkpointing), and of one that holds rewritten models as
+    parts, what is inside is taken back, and the outer one is returned. What was compiled has to be compiled anew.
 
     Raises:
         UndoError: the model was not rewritten.
         ModelError: it cannot be copied; ``inplace=True`` needs no copy.
     """
-    rewritten = looked_through(model)
-    if not records_of(rewritten):
-        raise UndoError(f"{type(rewritten).__name__} was not rewritten, or is only a part of a model that was")
-    if is_folded(rewritten):
+    parts = rewritten_parts(looked_through(model))
+    if not parts:
+        raise UndoError(f"{type(inside(model)).__name__} was not rewritten, or is only a part of a model that was")
+    if any(is_folded(part) for _, part in parts):
         raise UndoError("the model was folded for export: its weights are not those of the original any more")
     inplace = checked_flag("inplace", inplace)
     result = model if inplace else copy_model(model, "rewriter.undo(model, inplace=True) needs no copy.")
-    target = inside(result)
-    for record in reversed(records_of(target)):
-        take_back(target, record.applied)
-    set_records(target, ())
+    for _, part in rewritten_parts(result):
+        for record in reversed(records_of(part)):
+            take_back(part, record.applied)
+        set_records(part, ())
     return result
 
 
 def report(model: nn.Module) -> Report:
     """What was done to a rewritten model, what was skipped and why, what was verified, and what is stale by now.
 
-    The model may be wrapped or compiled: it is the one inside that is reported on.
+    The model may be wrapped or compiled, or hold rewritten ones as parts: those inside are reported on.
     """
     return make_report(looked_through(model))
 
@@ -136,16 +136,23 @@ def to_graph_module(model: nn.Module, example_inputs: Any = None, input_size: An
 def original_state_dict(model: nn.Module) -> dict[str, Any]:
     """A state dict that the model loads with ``strict=True`` as it was before the rewrite.
 
-    Without what the rewrite added (buffers of scale equalizers); all other values are those of now.
+    Without what the rewrite added (buffers of scale equalizers); all other values are those of now. Of a wrapped model
+    it is that of the model inside; one that holds rewritten models as parts is as if they had not been.
 
     Raises:
         ModelError: the model was folded, so its weights are not those of the original any more.
     """
     model = looked_through(model)
-    if is_folded(model):
+    parts = rewritten_parts(model)
+    if any(is_folded(part) for _, part in parts):
         raise ModelError("the model was folded for export; ask the model that it was folded from")
     state = model.state_dict()
-    if not records_of(model):
-        return state
-    added = [f"{e.path}.{e.name}.".lstrip(".") for r in records_of(model) for e in r.applied.edits if e.kind == "add"]  # type: ignore[attr-defined]
-    return type(state)((key, value) for key, value in state.items() if not key.startswith(tuple(added)))
+    edits = [(part, edit) for _, part in parts for record in records_of(part) for edit in record.applied.edits]
+    added = {
+        module_inside(part, f"{edit.path}.{edit.name}".lstrip("."))
+        for part, edit in edits
+        if isinstance(edit, AddModule)
+    }
+    paths = (path for path, module in model.named_modules(remove_duplicate=False) if module in added)
+    prefixes = tuple(f"{path_of_key(path)}." for path in paths)
+    return type(state)((key, value) for key, value in state.items() if not key.startswith(prefixes))

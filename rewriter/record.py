@@ -210,20 +210,36 @@ def _in_force(record: Record) -> str:
     return f"in force: {counted(len(record.plan.sites), 'place')}, recorded once more after the edits"
 
 
+def rewritten_parts(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The rewritten models that ``model`` is or holds, the outermost ones, each with its path in ``model``."""
+    found: list[tuple[str, nn.Module]] = []
+    for path, module in named_modules_inside(model):
+        inner = any(path == outer or not outer or path.startswith(f"{outer}.") for outer, _ in found)
+        if records_of(module) and not inner:
+            found.append((path, module))
+    return found
+
+
 def make_report(model: nn.Module) -> Report:
-    """The report of a rewritten model; an empty one for a model that was not rewritten."""
-    records = records_of(model)
-    found = (path for record in records for look in (_replaced, _hidden, _exchanged) for path in look(model, record))
-    stale = [path or "(root)" for path in found]
-    layers = calibrated_layers(model)
-    uncalibrated = [path for path, layer in layers.items() if not layer.calibrated]
-    calibrated = [
-        (path, tuple((mean, 1 / factor) for mean, factor in layer.constants()))
-        for path, layer in layers.items()
-        if layer.calibrated and layer.absorbed is None
-    ]
-    inactive = [site for record in records for site in record.plan.sites if site.inactive_in(model)]
-    return Report(records, tuple(dict.fromkeys(stale)), tuple(uncalibrated), tuple(calibrated), tuple(inactive))
+    """The report of a rewritten model, or of those that it holds; an empty one if there is none."""
+    records: list[Record] = []
+    stale: dict[str, None] = {}
+    uncalibrated: list[str] = []
+    calibrated: list[tuple[str, tuple[tuple[float, float], ...]]] = []
+    inactive: list[Any] = []
+    for outer, part in rewritten_parts(model):
+        of_part = records_of(part)
+        found = (path for record in of_part for look in (_replaced, _hidden, _exchanged) for path in look(part, record))
+        stale.update(dict.fromkeys(f"{outer}.{path}".strip(".") or "(root)" for path in found))
+        for path, layer in calibrated_layers(part).items():
+            name = f"{outer}.{path}".lstrip(".")
+            if not layer.calibrated:
+                uncalibrated.append(name)
+            elif layer.absorbed is None:
+                calibrated.append((name, tuple((mean, 1 / factor) for mean, factor in layer.constants())))
+        inactive += [site for record in of_part for site in record.plan.sites if site.inactive_in(part)]
+        records += of_part
+    return Report(tuple(records), tuple(stale), tuple(uncalibrated), tuple(calibrated), tuple(inactive))
 
 
 def records_in_force(model: nn.Module) -> tuple[Record, ...]:

@@ -14,7 +14,8 @@ from torch.optim.swa_utils import AveragedModel
 
 from rewriter.errors import ModelError
 
-_INNER = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
+_CHECKPOINTED = "_checkpoint_wrapped_module"
+_INNER = ("_orig_mod", _CHECKPOINTED, "_fsdp_wrapped_module")
 """Where compiled models, activation checkpointing and FSDP's first form keep the module."""
 
 _BY_CLASS = (nn.parallel.DistributedDataParallel, nn.DataParallel, AveragedModel)
@@ -50,6 +51,11 @@ def module_inside(model: nn.Module, path: str) -> nn.Module | None:
         child = module._modules.get(name) if module is not None else None
         module = None if child is None else inside(child)
     return module
+
+
+def path_of_key(path: str) -> str:
+    """A module's path as keys of state dicts have it: the wrapper of activation checkpointing leaves its name out."""
+    return path.replace(f"{_CHECKPOINTED}.", "")
 
 
 def looked_through(model: Any) -> nn.Module:

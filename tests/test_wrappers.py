@@ -9,6 +9,7 @@ from types import MethodType
 from typing import Any
 
 import pytest
+import segmentation_models_pytorch as smp
 import timm
 import torch
 from helpers import image
@@ -135,3 +136,34 @@ def test_an_average_is_looked_into_and_not_planned() -> None:
         rewriter.plan(model)
     undone = rewriter.undo(model)
     assert isinstance(undone, AveragedModel) and edited(undone) == 0
+
+
+class Task(nn.Module):
+    """As training libraries hold a model: beside a loss, in a module of their own."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net, self.loss = net, nn.CrossEntropyLoss()
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.net(x)
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda model: model, lambda model: torch.compile(model, backend="eager"), checkpointed]
+)
+def test_a_model_that_holds_a_rewritten_one_is_looked_into(wrap: Callable[[nn.Module], Any]) -> None:
+    torch.manual_seed(0)
+    original = smp.UPerNet("resnet18", encoder_weights=None)
+    rewritten = rewriter.rewrite(original, "scale-equalizer", input_size=64)
+    task, plain = Task(wrap(rewritten)), Task(wrap(original))
+    assert len(rewriter.report(task).applied) == len(rewriter.report(rewritten).applied) > 0
+    assert rewriter.report(task).uncalibrated == tuple(
+        f"net.{path}" for path in rewriter.report(rewritten).uncalibrated
+    )
+    assert len(task.state_dict()) > len(plain.state_dict())
+    assert list(rewriter.original_state_dict(task)) == list(plain.state_dict())
+    undone = rewriter.undo(task, inplace=True)
+    assert undone is task and edited(task) == 0 and list(task.state_dict()) == list(plain.state_dict())
+    with pytest.raises(rewriter.UndoError, match="Task was not rewritten"):
+        rewriter.undo(task)
