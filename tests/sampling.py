@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 import pytest
 
-PARTS = 6
+PARTS = 8
 """Days until every name was run. Seven would give a project that is tested once a week the same part each time."""
 
 
