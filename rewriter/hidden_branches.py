@@ -231,7 +231,8 @@ def _record(way: _Way, traced: Trace, edits: Sequence[Edit]) -> Trace | None:
 def _ways(findings: Sequence[Finding], traced: Trace) -> dict[_Way, list[int]]:
     """Other ways than those to the places of sites, with the numbers of the sites."""
     sites = {index: finding for index, finding in enumerate(findings) if isinstance(finding, Site)}
-    chains = _Chains(traced, {edit.path for site in sites.values() for edit in site.edits})
+    edited = {edit.path for site in sites.values() for edit in site.edits}
+    chains = _Chains(traced, edited, {site.path for site in sites.values()})
     ways: dict[tuple[Method, Alternative, bool], tuple[dict[str, None], dict[int, None]]] = {}
     for index, site in sites.items():
         for edit in site.edits:
@@ -252,16 +253,23 @@ _Around = tuple[str, Method, Alternative, bool]
 
 
 class _Chains:
-    """Which methods led to which modules and methods, in a recording of training mode."""
+    """Which methods led to which modules and methods, in a recording of training mode.
 
-    def __init__(self, traced: Trace, paths: set[str]) -> None:
+    Args:
+        traced: the recording.
+        paths: modules that are edited.
+        judged: modules that are places of sites: what runs in their methods has been judged by the passes.
+    """
+
+    def __init__(self, traced: Trace, paths: set[str], judged: set[str]) -> None:
         self._model = traced.model
         self._receivers = Receivers(traced.model)
         self._methods: dict[tuple[type, CodeType], Method | None] = {}
         self._callers: dict[tuple[str, CodeType], dict[_Place, None]] = {}
         self._calls: dict[str, dict[_Place, None]] = {}
         self._around_calls: dict[_Place, list[_Around]] = {}
-        self._instructions: dict[tuple[str, CodeType], set[int]] = {}
+        self._instructions: dict[CodeType, set[int]] = {}
+        self._known: dict[tuple[Method, tuple[int, ...], tuple[str, ...]], list[tuple[Alternative, bool]]] = {}
         seen: set[tuple[str, int]] = set()
         for node in traced.train.graph.nodes:
             if node.op == "call_module" and node.target in paths:
@@ -271,7 +279,8 @@ class _Chains:
             found = list(positions(node)) if call is not None else []
             for index, position in enumerate(found):
                 path = self._receivers.path(position)
-                self._instructions.setdefault((path, position.frame.code), set()).add(position.frame.instruction)
+                if path in paths or path in judged:
+                    self._instructions.setdefault(position.frame.code, set()).add(position.frame.instruction)
                 key = path, position.frame.invocation
                 if path in paths and position.frame.path is not None and key not in seen:
                     seen.add(key)
@@ -289,7 +298,7 @@ class _Chains:
                 method = self._method(path, code) if path == edit.path else None
                 if method is not None and _is_of(edit, method):
                     places = [method.source.find(span) for span in edit.operation.spans]
-                    yield from self._through((path, code), method, places)
+                    yield from ((path, method, *way) for way in self._through(code, method, places))
                     callers.update(outer)
         for place in callers:
             yield from self._around_call(place)
@@ -302,19 +311,22 @@ class _Chains:
             self._around_calls[place] = []
             if method is not None and called is not None:
                 node, texts = called
-                self._around_calls[place] = list(self._through((path, code), method, [node], texts))
+                ways = self._through(code, method, [node], texts)
+                self._around_calls[place] = [(path, method, *way) for way in ways]
         return self._around_calls[place]
 
     def _through(
-        self, of: tuple[str, CodeType], method: Method, places: Sequence[ast.AST], called: Sequence[str] = ()
-    ) -> Iterator[_Around]:
-        """Other ways through a method, ``of`` which module and code."""
-        path, code = of
-        tree = method.source.tree
-        yield from ((path, method, tests, False) for tests in alternatives(tree, places, called))
-        found = (_expression(method, code, instruction) for instruction in self._instructions.get(of, ()))
-        evaluated = {node for node in found if node is not None}
-        yield from ((path, method, tests, True) for tests in reading_ways(tree, places, evaluated))
+        self, code: CodeType, method: Method, places: Sequence[ast.AST], called: Sequence[str] = ()
+    ) -> list[tuple[Alternative, bool]]:
+        """Other ways through a method, which all modules of its class have in common."""
+        key = method, tuple(map(id, places)), tuple(called)
+        if key not in self._known:
+            tree = method.source.tree
+            found = (_expression(method, code, instruction) for instruction in self._instructions.get(code, ()))
+            evaluated = {node for node in found if node is not None}
+            self._known[key] = [(tests, False) for tests in alternatives(tree, places, called)]
+            self._known[key] += [(tests, True) for tests in reading_ways(tree, places, evaluated)]
+        return self._known[key]
 
     def _place(self, position: Position) -> _Place | None:
         frame = position.frame

@@ -27,10 +27,11 @@ def reading_ways(
         names = _names_of_results(function, place)
         for node in ast.walk(function):
             if isinstance(node, (ast.If, ast.IfExp)) and node not in around and _is_behind(node, place):
-                for value, arm in ((True, node.body), (False, node.orelse)):
-                    statements = arm if isinstance(arm, list) else [ast.Return(arm)]
+                arms = [arm if isinstance(arm, list) else [ast.Return(arm)] for arm in (node.body, node.orelse)]
+                for value, statements, others in ((True, *arms), (False, *arms[::-1])):
+                    on_both = {name for statement in others for name in _names_bound(statement)}
                     ran = any(inner in evaluated for statement in statements for inner in ast.walk(statement))
-                    if not ran and any(_reads_more(statement, names) for statement in statements):
+                    if not ran and any(_reads_more(statement, names, on_both) for statement in statements):
                         found[named([(node.test, value)], numbers)] = None
     return list(found)
 
@@ -59,8 +60,8 @@ def _is_behind(node: ast.AST, place: ast.AST) -> bool:
     return bool(start >= (place.end_lineno, place.end_col_offset))  # type: ignore[attr-defined]
 
 
-def _reads_more(node: ast.AST, names: set[str]) -> bool:
-    """Whether a statement does more with ``names`` than to go on with one of them."""
+def _reads_more(node: ast.AST, names: set[str], on_both: set[str]) -> bool:
+    """Whether a statement does more with ``names`` than to go on with one, by its name or one that both arms bind."""
     if isinstance(node, ast.Return):
         several = isinstance(node.value, (ast.Tuple, ast.List, ast.Dict))
         return node.value is not None and bool(_names_read(node.value) & names) and several
@@ -72,7 +73,9 @@ def _reads_more(node: ast.AST, names: set[str]) -> bool:
             isinstance(inner, (ast.Attribute, ast.Subscript)) and isinstance(inner.ctx, ast.Store)
             for inner in ast.walk(node)
         )
-        return bool(read) and (kept or len(read) > 1 or not _names_bound(node) <= read)
+        return bool(read) and (kept or len(read) > 1 or not _names_bound(node) <= read | on_both)
     if isinstance(node, FUNCTIONS):
         return False
-    return any(_reads_more(child, names) for child in ast.iter_child_nodes(node) if isinstance(child, ast.stmt))
+    return any(
+        _reads_more(child, names, on_both) for child in ast.iter_child_nodes(node) if isinstance(child, ast.stmt)
+    )
