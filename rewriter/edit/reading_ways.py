@@ -27,9 +27,9 @@ def reading_ways(
         names = _names_of_results(function, place)
         for node in ast.walk(function):
             if isinstance(node, (ast.If, ast.IfExp)) and node not in around and _is_behind(node, place):
-                arms = [arm if isinstance(arm, list) else [ast.Return(arm)] for arm in (node.body, node.orelse)]
-                for value, statements, others in ((True, *arms), (False, *arms[::-1])):
-                    on_both = {name for statement in others for name in _names_bound(statement)}
+                arms = {True: _statements(node.body), False: _statements(node.orelse)}
+                for value, statements in arms.items():
+                    on_both = {name for statement in arms[not value] for name in _names_bound(statement)}
                     ran = any(inner in evaluated for statement in statements for inner in ast.walk(statement))
                     if not ran and any(_reads_more(statement, names, on_both) for statement in statements):
                         found[named([(node.test, value)], numbers)] = None
@@ -45,6 +45,10 @@ def _names_of_results(function: ast.FunctionDef, place: ast.AST) -> set[str]:
         if holds_place or (_is_behind(statement, place) and _names_read(statement) & names):
             names |= _names_bound(statement)
     return names
+
+
+def _statements(arm: list[ast.stmt] | ast.expr) -> Sequence[ast.stmt]:
+    return arm if isinstance(arm, list) else [ast.Return(arm)]
 
 
 def _names_read(node: ast.AST) -> set[str]:
@@ -76,6 +80,5 @@ def _reads_more(node: ast.AST, names: set[str], on_both: set[str]) -> bool:
         return bool(read) and (kept or len(read) > 1 or not _names_bound(node) <= read | on_both)
     if isinstance(node, FUNCTIONS):
         return False
-    return any(
-        _reads_more(child, names, on_both) for child in ast.iter_child_nodes(node) if isinstance(child, ast.stmt)
-    )
+    inner = (child for child in ast.iter_child_nodes(node) if isinstance(child, ast.stmt))
+    return any(_reads_more(child, names, on_both) for child in inner)
