@@ -134,3 +134,37 @@ def test_a_dropout_whose_mode_is_switched_alone_is_off_where_it_was_moved_to() -
     assert torch.equal(rewritten(x), rewritten(x)) and rewritten.training
     rewritten.drop.train()
     assert not torch.equal(rewritten(x), rewritten(x))
+
+
+class Again(Base):
+    """A dropout that is called twice, so that the second call can only be taken out of the text."""
+
+    def again(self, x: torch.Tensor) -> Any:
+        return self.drop(x)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.fc(self.again(self.pool(self.drop(self.conv(x)))))
+
+
+class Starred(Again):
+    def again(self, x: torch.Tensor) -> Any:
+        args = (x,)
+        return self.drop(*args)
+
+
+class TwoStars(Again):
+    def again(self, x: torch.Tensor) -> Any:
+        return self.drop(**{"input": x})
+
+
+class ByKeyword(Again):
+    def again(self, x: torch.Tensor) -> Any:
+        return self.drop(input=x)
+
+
+@pytest.mark.parametrize("cls", [Starred, TwoStars, ByKeyword])
+def test_a_call_that_does_not_show_its_tensor_is_not_movable(cls: type[Base]) -> None:
+    plan = rewriter.plan(cls(), "dropout", input_size=16)
+    refused = next(skip for skip in plan.skipped if skip.pattern == "head")
+    assert not plan.sites and refused.reason is Reason.NOT_MOVABLE
+    assert "does not take the tensor as a plain argument" in refused.detail

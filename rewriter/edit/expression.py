@@ -45,6 +45,11 @@ class Expression:
             )
         return EditMethod(self.path, class_name(self.owner), self.method, self.source.digest, operation)
 
+    def takes_no_plain_argument(self) -> Refused:
+        """The refusal of a call whose text does not show which argument is the tensor: ``f(*args)``, ``f(input=x)``."""
+        text = self.source.segment(self.source.span(self.node))
+        return Refused(Reason.NOT_MOVABLE, f"`{text}` does not take the tensor as a plain argument")
+
     def attribute_given(self, name: str, position: int) -> str | None:
         """The attribute of the module that a call is given as an argument; None if it is given anything else."""
         if not isinstance(self.node, ast.Call):

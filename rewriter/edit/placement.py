@@ -111,11 +111,14 @@ class Placement:
         """Replace the call by its data input, in the source of the method that makes it.
 
         Raises:
-            Refused: the call is made in a loop, by a helper function, or in a method without source.
+            Refused: the call is made in a loop, by a helper function, in a method without source, or the text does not
+                show which of its arguments the data input is (``self.drop(*args)``).
         """
         where = _direct(call)
         self._refuse_repeated(where, call)
         expression = self._expression(where)
+        if 0 not in operands(expression.node):
+            raise expression.takes_no_plain_argument()
         return [expression.edit(Remove(expression.span, 0))]
 
     @_reaching
@@ -166,8 +169,7 @@ class Placement:
             raise Refused(Reason.IN_PLACE, f"`{text}` works in place: it would write to the new layer's result instead")
         number = 0 if argument is None else self._operand_number(where, expression, call, argument)
         if number not in operands(expression.node):
-            text = expression.source.segment(expression.span)
-            raise Refused(Reason.NOT_MOVABLE, f"`{text}` does not take it as a plain argument")
+            raise expression.takes_no_plain_argument()
         child = self.free_name(expression.path, name)
         return [
             AddModule(expression.path, child, layer, options),
@@ -345,11 +347,7 @@ class Placement:
                     break
         given = operands(expression.node).get(index) if index is not None else None
         if index is None or given is None or self._is_module(expression, given):
-            raise Refused(
-                Reason.NOT_MOVABLE,
-                f"`{expression.source.segment(expression.source.span(expression.node))}` does not take the tensor "
-                "as a plain argument",
-            )
+            raise expression.takes_no_plain_argument()
         return index
 
     def _gives_receiver(self, position: Position, expression: Expression) -> bool:
