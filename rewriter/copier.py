@@ -29,6 +29,7 @@ ATOMIC = frozenset({
 """Types whose objects have nothing in them that could be copied."""
 
 _ATOMIC_BASES = (type, str, int, float, bytes, enum.Enum, types.ModuleType)
+_OF_PYTHON = (copyreg.__newobj__, copyreg.__newobj_ex__)  # type: ignore[attr-defined]
 _ABSENT = object()
 
 
@@ -91,12 +92,20 @@ class Copier(ABC):
         result = copier(self, value) if copier is not None else self._copy_other(value)
         return self.memo.setdefault(id(value), result)
 
-    def check_apart(self) -> None:
-        """Refuse a copy that holds parts of the original through what was handed on as it is, or copied itself.
+    def check_apart(self, result: nn.Module) -> None:
+        """Refuse a copy with modules of the original, or that holds parts of it through what was not copied here.
+
+        Args:
+            result: the copy of the model.
 
         Raises:
-            ModelError: with the attribute.
+            ModelError: with the module or attribute.
         """
+        kept = next((path for path, module in result.named_modules() if id(module) in self._modules), None)
+        if kept is not None:
+            why = "its class hands out the same object again (a __new__ or __reduce__ with a cache)"
+            place = next((module for path, module in self.model.named_modules() if path == kept), self.model)
+            raise self.refusal((place, ""), f"cannot be copied: {why}")
         for place, value, why in self._handed_on:
             if not self.may_share(value):
                 found = f"{why} ({_kind_of(value)})"
@@ -125,7 +134,9 @@ class Copier(ABC):
         self._originals.append(reduced)
         make, args, state, items, entries = (*reduced, None, None, None)[:5]
         result = make(*[self.copy(argument) for argument in args])
-        if result is value or id(result) in self.parts:  # a ``__new__`` with a cache; what follows would change it
+        filled = make in _OF_PYTHON and isinstance(value, nn.Module) and "_modules" in getattr(result, "__dict__", ())
+        if result is value or id(result) in self.parts or filled:
+            # a ``__new__`` with a cache; what follows would change what it keeps, be it another model
             why = f"{type(value).__name__} hands out the same object again"
             if not isinstance(value, nn.Module):
                 return self._hand_on(value, why)
@@ -175,7 +186,11 @@ class Copier(ABC):
                 self._copied_by_themselves.append((self.place, result))
                 return result
             reduce = copyreg.dispatch_table.get(kind)
-            return self.rebuilt(value, value.__reduce_ex__(4) if reduce is None else reduce(value))
+            reduced = value.__reduce_ex__(4) if reduce is None else reduce(value)
+            result = self.rebuilt(value, reduced)
+            if reduced[0] not in _OF_PYTHON:  # a function of the user's, which may hand out what it keeps
+                self._copied_by_themselves.append((self.place, result))
+            return result
         except ModelError:
             raise
         except Exception as error:  # files, generators, process groups

@@ -46,7 +46,7 @@ def copy_model(model: nn.Module, remedy: str = INPLACE) -> nn.Module:
     copier = _ModelCopier(model, remedy)
     with _DetachedCopies():
         result: nn.Module = copier.copy(model)
-    copier.check_apart()
+    copier.check_apart(result)
     return result
 
 

@@ -31,7 +31,7 @@ def skeleton(model: nn.Module, twin: Callable[[torch.Tensor], torch.Tensor]) -> 
     """
     copier = _SkeletonCopier(model, twin)
     result: nn.Module = copier.copy(model)
-    copier.check_apart()
+    copier.check_apart(result)
     return result
 
 

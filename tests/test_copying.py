@@ -383,6 +383,78 @@ def test_objects_and_modules_that_copy_themselves_wrongly_are_refused() -> None:
         rewriter.rewrite(model, "dropout", input_size=8)
 
 
+_KEPT: dict[str, Any] = {}
+
+
+class Cached(Head):
+    """The class hands out one object again and again."""
+
+    def __new__(cls) -> Any:
+        return _KEPT.setdefault(cls.__name__, super().__new__(cls))
+
+
+class CachedElsewhere(Cached):
+    """What the class hands out is another object than the model."""
+
+
+class Rebuilt(nn.Module):
+    """A new object at every copy, around the same child."""
+
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        self.head = _KEPT["head"] = head
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.head(x)
+
+    def __reduce_ex__(self, _: Any) -> Any:
+        return lambda: Rebuilt(_KEPT["head"]), ()
+
+
+class Keeper:
+    """An object that is made anew at every copy, and holds what it held."""
+
+    def __init__(self, head: nn.Module) -> None:
+        self.head = _KEPT["head"] = head
+
+    def __reduce_ex__(self, _: Any) -> Any:
+        return lambda: Keeper(_KEPT["head"]), ()
+
+
+def _cached_elsewhere() -> nn.Module:
+    model = CachedElsewhere()
+    _KEPT["CachedElsewhere"] = other = object.__new__(CachedElsewhere)
+    other.__init__()  # type: ignore[misc]
+    return model
+
+
+def _with_keeper() -> nn.Module:
+    model: Any = Rebuilt.__base__()
+    model.head = Head()
+    model.keeper = Keeper(model.head)
+    return model
+
+
+@pytest.mark.parametrize("outer", [lambda model: model, nn.Sequential], ids=["itself", "as a part"])
+@pytest.mark.parametrize("make", [Cached, _cached_elsewhere, lambda: Rebuilt(Head()), _with_keeper])
+def test_a_copy_that_would_be_or_hold_the_model_itself_is_refused(
+    make: Callable[[], nn.Module], outer: Callable[[nn.Module], nn.Module]
+) -> None:
+    _KEPT.clear()
+    model = outer(make())
+    before = snapshot(model), [snapshot(kept) for kept in _KEPT.values()]
+    with pytest.raises(rewriter.ModelError, match=r"cannot be copied: .* Give inplace=True, which copies nothing"):
+        copy_model(model)
+    assert_unchanged(model, before[0])
+    for kept, as_it_was in zip(_KEPT.values(), before[1], strict=True):
+        assert_unchanged(kept, as_it_was)
+
+
+def test_a_skeleton_that_holds_the_model_is_refused() -> None:
+    with pytest.raises(rewriter.ModelError, match="attribute 'keeper' of Module cannot be copied"):
+        skeleton(_with_keeper(), meta_twin)
+
+
 def test_a_module_may_say_what_of_it_is_copied() -> None:
     class Own(Head):
         def __getstate__(self) -> dict[str, Any]:
