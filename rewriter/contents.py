@@ -53,6 +53,8 @@ class Content:
     @property
     def kind(self) -> str:
         """What it is, without its value: type and shape of a tensor, else the type's name."""
+        if isinstance(self.value, Unseen):
+            return f"from here on at least {self.value.number} values, which are too many to look at"
         if isinstance(self.value, torch.Tensor):
             shape = "[nested]" if self.value.is_nested else list(self.value.shape)
             return f"{str(self.value.dtype).removeprefix('torch.')}{shape}"
@@ -106,10 +108,23 @@ def _is_array(value: Any) -> bool:
 
 
 def _tensor_of(array: Any) -> torch.Tensor:
-    """An array as a tensor; arrays whose strides or byte order torch does not know are copied."""
-    if array.dtype.isnative and all(stride >= 0 for stride in array.strides):
+    """An array as a tensor; arrays whose strides or byte order torch does not know are copied.
+
+    Of a type that torch has not (``longdouble``) each number becomes two, which have its value together.
+    """
+    size = array.dtype.itemsize
+    if not array.dtype.isnative or any(stride < 0 or stride % size for stride in array.strides):
+        array = array.astype(array.dtype.newbyteorder("="), copy=True, order="C")
+    try:
         return torch.as_tensor(array)
-    return torch.as_tensor(array.astype(array.dtype.newbyteorder("="), copy=True, order="C"))
+    except TypeError:
+        numpy = sys.modules["numpy"]
+        if array.dtype.kind == "c":
+            array = numpy.stack([array.real, array.imag], axis=-1)
+        rounded = array.astype("float64")
+        with numpy.errstate(invalid="ignore"):  # of infinity nothing is left
+            rest = (array - rounded).astype("float64")
+        return torch.as_tensor(numpy.stack([rounded, rest], axis=-1))
 
 
 def _parts(value: Any) -> list[tuple[str, Any]] | None:

@@ -58,15 +58,19 @@ def candidate_inputs(model: nn.Module, example_inputs: Any = None, input_size: A
 
 
 def tensors_in(value: Any) -> Iterator[torch.Tensor]:
-    """Every tensor in nested tuples, lists and dicts."""
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from tensors_in(item)
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from tensors_in(item)
+    """Every tensor in nested tuples, lists and dicts, however deep; one that holds itself is not entered again."""
+    ways, around = [iter((value,))], [0]
+    while ways:
+        for item in ways[-1]:
+            if isinstance(item, torch.Tensor):
+                yield item
+            elif isinstance(item, (list, tuple, Mapping)) and id(item) not in around:
+                ways.append(iter(item.values() if isinstance(item, Mapping) else item))
+                around.append(id(item))
+                break
+        else:
+            ways.pop()
+            around.pop()
 
 
 def map_tensors(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:

@@ -8,6 +8,7 @@ import math
 import types
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -175,6 +176,70 @@ class TestNothingToCompare:
     def test_what_is_not_looked_into_is_named(self) -> None:
         report = rewriter.report(rewriter.rewrite(Net(lambda t: [t, iter([t])]), Dropout(p=0.1), input_size=8))
         assert "bit-identical; not looked into: output[1] (list_iterator)" in str(report)
+
+
+def _in(container: Callable[[Any], Any], depth: int) -> Callable[[torch.Tensor], Any]:
+    def wrap(tensor: torch.Tensor) -> Any:
+        value: Any = tensor
+        for _ in range(depth):
+            value = container(value)
+        return value
+
+    return wrap
+
+
+def _holding_itself(tensor: torch.Tensor) -> Any:
+    result: dict[str, Any] = {"tensor": tensor, "list": [tensor.sum()]}
+    result["list"] += [result, result["list"]]
+    return result
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [_holding_itself, _in(lambda value: [value], 5000), _in(lambda value: {"a": value}, 5000)],
+    ids=["holds itself", "deep lists", "deep dicts"],
+)
+def test_an_output_may_be_nested_without_end(wrap: Callable[[torch.Tensor], Any]) -> None:
+    report = rewriter.report(rewriter.rewrite(Net(wrap), Dropout(p=0.1), input_size=8))
+    assert report.verified is True and len(report.applied) == 1
+    with pytest.raises(rewriter.ContractError, match=r"eval output: max \|difference\|"):
+        rewriter.rewrite(Net(wrap), Changes(), input_size=8)
+
+
+ARRAYS: dict[str, Callable[[Any], Any]] = {
+    "backwards": lambda array: array[..., ::-1],
+    "big-endian": lambda array: array.astype(">f4"),
+    "complex and big-endian": lambda array: (array + 1j * array).astype(">c8"),
+    "field of records": lambda array: np.rec.fromarrays([array > 0, array]).f1,
+    "long": lambda array: array.astype(np.longdouble),
+    "long and complex": lambda array: array.astype(np.clongdouble) * 1j,
+    "with NaN": lambda array: np.where(array > 0, array, np.complex64(complex(1, math.nan))),
+}
+
+
+@pytest.mark.parametrize("kind", ARRAYS)
+def test_an_array_of_any_kind_is_compared(kind: str) -> None:
+    def wrap(tensor: torch.Tensor) -> Any:
+        return tensor, ARRAYS[kind](tensor.detach().numpy())
+
+    assert rewriter.report(rewriter.rewrite(Net(wrap), Dropout(p=0.1), input_size=8)).verified is True
+    with pytest.raises(rewriter.ContractError, match=r"eval output: max \|difference\|"):
+        rewriter.rewrite(Net(lambda tensor: wrap(tensor)[1]), Changes(), input_size=8)
+
+
+def test_numbers_that_are_none_are_equal_to_themselves() -> None:
+    nan = math.nan
+    values = torch.tensor([complex(nan, 1), complex(1, nan), complex(math.inf, nan)]), complex(1, nan), Decimal("sNaN")
+    report = rewriter.report(rewriter.rewrite(Net(lambda t: (t, *values)), Dropout(p=0.1), input_size=8))
+    assert report.verified is True
+
+
+def test_what_is_too_much_to_be_looked_at_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rewriter.contents._MOST", 10)
+    report = rewriter.report(rewriter.rewrite(Net(lambda t: [[t] for _ in range(30)]), Dropout(p=0.1), input_size=8))
+    assert "bit-identical; not everything was compared; not looked into: output[8][0] (from here on at least 22" in (
+        str(report)
+    )
 
 
 @pytest.mark.parametrize("name", ["dataclass", "own class", "slots", "normal", "model output", "namespace"])

@@ -6,6 +6,7 @@ a wrapper on the instances of the skeleton. Nothing global is patched, so other 
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import operator
 import sys
@@ -372,7 +373,8 @@ class Recorder(TorchFunctionMode):
         """What the model returned; where tensors lie inside objects, a dict of them by the way to each."""
         held = [content for content in contents(result) if isinstance(content.value, torch.Tensor)]
         if len(held) == sum(1 for _ in tensors_in(result)):
-            return self._arguments(result)
+            with contextlib.suppress(RecursionError):  # it holds itself, or is nested thousands deep
+                return self._arguments(result)
         return {content.path: self._node(content.value) for content in held}
 
     def _arguments(self, value: Any) -> Any:
@@ -380,11 +382,8 @@ class Recorder(TorchFunctionMode):
         if isinstance(value, torch.Tensor):
             return self._node(value)
         if isinstance(value, (tuple, list)):
-            return (
-                type(value)(self._arguments(v) for v in value)
-                if type(value) in (tuple, list)
-                else tuple(self._arguments(v) for v in value)
-            )
+            kind = type(value) if type(value) in (tuple, list) else tuple
+            return kind(self._arguments(v) for v in value)
         if isinstance(value, dict):
             return {str(k): self._arguments(v) for k, v in value.items()}
         if isinstance(value, slice):
