@@ -1,4 +1,7 @@
-"""What the objects that a model holds contain at one moment, noted to put it back."""
+"""What the objects that a model holds contain at one moment, noted to put it back.
+
+Iterators cannot be set back. So copies take their places as soon as they are noted, and they come back untouched.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,7 @@ from torch import nn
 from rewriter.copier import ATOMIC
 from rewriter.generators import is_generator, way_back
 from rewriter.hooks import REGISTRIES
+from rewriter.iterators import copy_of_iterator, is_iterator
 from rewriter.reach import referent, slots_of
 from rewriter.resources import is_of_everybody, is_resource
 
@@ -42,6 +46,7 @@ class MutableState:
         self._ways_back: list[Callable[[], None]] = []
         self._tensors: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._values: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._copies: dict[int, Any] = {}
 
     def note_place(self, tensor: torch.Tensor) -> None:
         """Note the memory, shape and flag of a tensor and not its values."""
@@ -75,6 +80,21 @@ class MutableState:
             self._seen[id(value)] = value
             pending += self._content(value, kind)
 
+    def note_function(self, function: types.FunctionType) -> None:
+        """Note the default arguments and attributes of a function: they outlive a call."""
+        defaults, by_name = function.__defaults__, function.__kwdefaults__
+        self._ways_back.append(functools.partial(_refill_function, function, defaults, by_name))
+        if defaults is not None and any(map(is_iterator, defaults)):
+            function.__defaults__ = tuple(map(self.stand_in, defaults))
+        self.note(defaults, by_name, function.__dict__)
+
+    def stand_in(self, value: Any) -> Any:
+        """What is to be in the place of ``value`` until it is put back: a copy of an iterator, else ``value``."""
+        if not is_iterator(value):
+            return value
+        self._seen[id(value)] = value
+        return copy_of_iterator(value, self._copies)
+
     def restore(self) -> None:
         """Put everything back that has changed."""
         for dictionary, entries in self._dicts:
@@ -93,11 +113,14 @@ class MutableState:
     def _content(self, value: Any, kind: type) -> Iterable[Any]:
         """What is in ``value``; what it contains is noted if that can change."""
         if issubclass(kind, dict):
-            self._dicts.append((value, dict(value)))
+            self._note_dict(value)
             return [*value, *value.values()]
         if issubclass(kind, (list, set, collections.deque)):
-            self._ways_back.append(functools.partial(_refill_items, value, list(value)))
-            return list(value)
+            items = list(value)
+            self._ways_back.append(functools.partial(_refill_items, value, items))
+            if not issubclass(kind, set) and any(map(is_iterator, items)):
+                _refill_items(value, list(map(self.stand_in, items)))
+            return items
         if issubclass(kind, (tuple, frozenset)):
             return tuple(value)
         if issubclass(kind, (bytearray, array.array)):
@@ -115,7 +138,10 @@ class MutableState:
             cells = value.__closure__ or ()
             self._ways_back += [functools.partial(_refill_cell, cell, _held(cell)) for cell in cells]
             held = [content for cell in cells for content in _held(cell)]
-            return [*held, value.__defaults__, value.__kwdefaults__, value.__dict__]
+            for cell in cells:
+                _refill_cell(cell, tuple(map(self.stand_in, _held(cell))))
+            self.note_function(value)
+            return held
         if kind is types.MethodType:
             return value.__func__, value.__self__
         if issubclass(kind, functools.partial):
@@ -129,13 +155,19 @@ class MutableState:
 
     def _of_module(self, module: nn.Module) -> Iterable[Any]:
         attributes = module.__dict__
-        self._dicts.append((attributes, dict(attributes)))
+        self._note_dict(attributes)
         for name in REGISTRIES:  # functions of hooks are the user's; which there are is the model's
             registry = attributes.get(name)
             if registry is not None and id(registry) not in self._seen:
                 self._seen[id(registry)] = registry
                 self._dicts.append((registry, dict(registry)))
         return [*attributes.values(), *self._of_slots(module, type(module))]
+
+    def _note_dict(self, dictionary: dict[Any, Any]) -> None:
+        entries = dict(dictionary)
+        self._dicts.append((dictionary, entries))
+        if any(map(is_iterator, entries.values())):
+            _refill(dictionary, {key: self.stand_in(value) for key, value in entries.items()})
 
     def _of_object(self, value: Any, kind: type) -> Iterable[Any]:
         if (
@@ -155,6 +187,7 @@ class MutableState:
         if not filled:
             return []
         self._ways_back.append(functools.partial(_refill_slots, value, filled))
+        _refill_slots(value, {name: self.stand_in(content) for name, content in filled.items()})
         return [content for content in filled.values() if content is not _EMPTY]
 
 
@@ -193,6 +226,15 @@ def _held(cell: types.CellType) -> tuple[Any, ...]:
 def _refill_cell(cell: types.CellType, held: tuple[Any, ...]) -> None:
     if held:
         cell.cell_contents = held[0]
+
+
+def _refill_function(
+    function: types.FunctionType, defaults: tuple[Any, ...] | None, by_name: dict[str, Any] | None
+) -> None:
+    if function.__defaults__ is not defaults:
+        function.__defaults__ = defaults
+    if function.__kwdefaults__ is not by_name:
+        function.__kwdefaults__ = by_name  # type: ignore[assignment]
 
 
 def _refill_slots(value: Any, filled: dict[str, Any]) -> None:

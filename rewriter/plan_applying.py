@@ -27,6 +27,9 @@ from rewriter.remembered_inputs import inputs_of_plan
 from rewriter.verification import EVAL_OUTPUT, Observation, drift_between, observe
 from rewriter.verification import compare as compare_observations
 
+_MOST_RUNS = 3
+"""How often an original is run again to see whether it does the same: what alternates comes back after two."""
+
 
 def apply_plan(
     made: Plan,
@@ -99,7 +102,11 @@ def apply_plan(
         seconds["verify"] += time.perf_counter() - started
         if verdict.failed:
             take_back(target, applied)
-            raise ContractError(_broken(made, target, inputs, before, verdict))
+            verdict = _without_own(verdict, target, inputs, before, _contracts(made, _names(made)))
+            if verdict.failed:
+                raise ContractError(_broken(made, target, inputs, before, verdict))
+            with random_state_kept():
+                applied = apply_edits(target, made.edits)
         verdict = Verdict((*verdict.checks[:1], *preserving, *verdict.checks[1:]))
     elif verify and not made.sites:
         verdict = Verdict((("model", True, "unchanged"),))
@@ -169,6 +176,32 @@ def _judge(
     return verdict
 
 
+def _without_own(
+    verdict: Verdict, original: nn.Module, inputs: Inputs, before: Observation, contracts: list[Contract]
+) -> Verdict:
+    """The verdict without blame for what the original model, run again, does not keep either.
+
+    A generator that it holds goes on with every run, and nothing can put that back.
+    """
+    failed, own = {name for name, held, _ in verdict.checks if held is False}, dict[str, str]()
+    for _ in range(_MOST_RUNS):
+        try:
+            again = compare_observations(before, observe(original, inputs), contracts)
+        except Exception as error:
+            own = dict.fromkeys(failed, f"it does not run any more, {type(error).__name__}: {error}")
+        else:
+            own.update((name, detail) for name, held, detail in again.checks if held is False)
+        if failed <= set(own):
+            break
+    said = "the model itself does not do the same in each run"
+    return Verdict(
+        tuple(
+            (name, None, f"{said}: {own[name]}") if held is False and name in own else (name, held, detail)
+            for name, held, detail in verdict.checks
+        )
+    )
+
+
 def _preserving_alone(
     made: Plan, model: nn.Module, inputs: Inputs, before: Observation
 ) -> tuple[tuple[str, bool | None, str], ...]:
@@ -178,6 +211,8 @@ def _preserving_alone(
     if not alone or alone == names:
         return ()
     verdict = _judge_alone(made, model, inputs, before, alone, training=False)
+    if verdict.failed:
+        verdict = _without_own(verdict, model, inputs, before, _contracts(made, alone))
     check = next((check for check in verdict.checks if check[0] == EVAL_OUTPUT), verdict.checks[0])
     if check[1] is False:
         raise ContractError(_broken(made, model, inputs, before, Verdict((check,))))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import array
-import collections
+import collections.abc
+import copy
 import functools
+import itertools
 import random
 import threading
 import types
@@ -21,6 +23,7 @@ GENERATOR = torch.Generator().manual_seed(3)
 """A generator beside the classes, as scripts keep it."""
 
 CALLS = 0
+IDS = itertools.count()
 CACHE: dict[str, Any] = {}
 
 
@@ -48,6 +51,8 @@ class Odd(nn.Module):
     shared: dict[str, Any] = {}  # noqa: RUF012 (a cache of the class is what is tested)
     calls = 0
     of_the_class = np.random.default_rng(5)
+    ids = itertools.count()
+    bytes_of_the_class = bytearray(b"0")
 
     def __init__(self, habit: Callable[[Odd, torch.Tensor], Any], prepare: Callable[[Odd], Any] | None = None) -> None:
         super().__init__()
@@ -69,6 +74,53 @@ class Odd(nn.Module):
         memo[0] += 1
         function = type(self).counted
         function.calls = getattr(function, "calls", 0) + 1  # type: ignore[attr-defined]
+
+    @property
+    def number(self, memo: list[int] = []) -> int:  # noqa: B006
+        memo.append(1)
+        return len(memo)
+
+    @staticmethod
+    def noted(memo: dict[int, int] = {}) -> None:  # noqa: B006
+        memo[len(memo)] = 1
+
+    @classmethod
+    def rebound(cls, start: int = 0) -> None:
+        cls.rebound.__func__.__defaults__ = (start + 1,)  # type: ignore[attr-defined]
+
+
+def beside(memo: list[int] = [0]) -> None:  # noqa: B006
+    """A function in the file of the model's class."""
+    memo[0] += 1
+    beside.calls = getattr(beside, "calls", 0) + 1  # type: ignore[attr-defined]
+
+
+def _run_functions(m: Odd, x: torch.Tensor) -> None:
+    _ = m.number
+    m.noted()
+    m.rebound()
+    beside()
+
+
+def _hold_iterators(m: Odd) -> None:
+    m.ids_here = itertools.count(5)
+    m.cycle, m.rows = itertools.cycle([1, 2, 3]), iter([1, 2, 3] * 100)
+    next(m.cycle)
+    m.meter = Meter()
+    m.meter.seen = [zip(range(99), itertools.count()), {"map": map(abs, range(99))}]
+    m.queue = collections.deque([enumerate("x" * 99)])
+    m.slots = Slots()
+    m.slots.absent = itertools.chain([1], range(99))
+    steps = itertools.count()
+    m.step = lambda: next(steps)
+
+
+def _go_on(m: Odd, x: torch.Tensor) -> None:
+    found = [m.ids_here, m.cycle, m.rows, m.meter.seen[0], m.meter.seen[1]["map"], m.queue[0], m.slots.absent]
+    for iterator in (*found, IDS, m.ids):
+        next(iterator)
+    m.step()
+    m.bytes_of_the_class.append(1)
 
 
 def _hold_bytes(m: Odd) -> None:
@@ -231,6 +283,8 @@ HABITS: dict[str, tuple[Callable[..., Any], Callable[..., Any] | None]] = {
     "weakly held": (_run_weak, _weak),
     "bytes and numbers": (_count_in_bytes, _hold_bytes),
     "default argument and attribute of a method": (lambda m, x: m.counted(), None),
+    "functions of the class and beside it": (_run_functions, None),
+    "iterators": (_go_on, _hold_iterators),
     "for this thread": (lambda m, x: setattr(m.local, "count", m.local.count + 1), _local),
 }
 
@@ -244,7 +298,7 @@ def odd_model(name: str) -> Odd:
 def surroundings() -> Any:
     """What is around the models."""
     of_class = {name: item for name, item in vars(Odd).items() if not name.startswith("__")}
-    return [described(item) for item in (GENERATOR, CALLS, CACHE, *of_class, *of_class.values())]
+    return [described(item) for item in (GENERATOR, CALLS, IDS, CACHE, beside, *of_class, *of_class.values())]
 
 
 def described(value: Any, seen: dict[int, int] | None = None) -> Any:
@@ -281,6 +335,12 @@ def described(value: Any, seen: dict[int, int] | None = None) -> Any:
         found = [described(part, seen) for part in (value.func, value.args, value.keywords)]
     elif isinstance(value, weakref.ref):
         found = described(weakref.ref.__call__(value), seen)
+    elif isinstance(value, collections.abc.Iterator):
+        found = list(itertools.islice(copy.deepcopy(value), 3))
+    elif isinstance(value, property):
+        found = described(value.fget, seen)
+    elif isinstance(value, (staticmethod, classmethod)):
+        found = described(value.__func__, seen)
     elif isinstance(value, types.MethodType):
         found = described(value.__self__, seen)
     elif isinstance(value, types.FunctionType):
