@@ -8,9 +8,11 @@ from torch import fx, nn
 
 from rewriter.argument_checks import checked_flag
 from rewriter.copying import copy_model
+from rewriter.edit.classes import is_generated
 from rewriter.edit.edits import AddModule, take_back
 from rewriter.errors import ModelError, UndoError
 from rewriter.guard import check_model
+from rewriter.layers import is_layer
 from rewriter.plan_applying import apply_plan
 from rewriter.plan_making import make_plan
 from rewriter.planning import Plan
@@ -140,12 +142,22 @@ def original_state_dict(model: nn.Module) -> dict[str, Any]:
     it is that of the model inside; one that holds rewritten models as parts is as if they had not been.
 
     Raises:
-        ModelError: the model was folded, so its weights are not those of the original any more.
+        ModelError: the model was folded, so its weights are not those of the original any more; or it is only a part of
+            a rewritten model, which alone knows what was added to it.
     """
     model = looked_through(model)
     parts = rewritten_parts(model)
     if any(is_folded(part) for _, part in parts):
         raise ModelError("the model was folded for export; ask the model that it was folded from")
+    within = {module for _, part in parts for module in part.modules()}
+    for path, module in model.named_modules():
+        edited = module not in within and is_generated(type(module))
+        layers = [name for name, child in module.named_children() if is_layer(type(child)) and child.state_dict()]
+        if edited and layers:
+            raise ModelError(
+                f"{type(model).__name__} was not rewritten itself: {f'{path}.{layers[0]}'.lstrip('.')!r} was added by "
+                "a rewrite of the model that it is, or was, a part of. Ask that model, and take the keys of this part."
+            )
     state = model.state_dict()
     edits = [(part, edit) for _, part in parts for record in records_of(part) for edit in record.applied.edits]
     added = {

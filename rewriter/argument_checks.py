@@ -28,6 +28,9 @@ def checked_path(name: str, value: Any) -> Path:
         StorageError: it is none.
     """
     try:
-        return Path(value)
+        path = Path(value)
     except TypeError as error:
         raise StorageError(f"{name}: expected a path, found {type(value).__name__} {value!r}") from error
+    if "\0" in str(path):
+        raise StorageError(f"{name}: no path can hold a NUL character, found {str(path)!r}")
+    return path

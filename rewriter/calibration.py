@@ -68,8 +68,9 @@ def calibrate(
 
     Raises:
         CalibrationError: the model has no equalizers, or they were folded, or it has no values (meta device); there
-            are no batches, or not enough passes over them; a batch is not finite, or the model does not run on it. The
-            model is as it was, also if something else ends the calibration: an error of the data's own, Ctrl-C.
+            are no batches, or not enough passes over them; the data are constant, or a batch is not finite, or the
+            model does not run on it. The model is as it was, also if something else ends the calibration: an error of
+            the data's own, Ctrl-C.
         ModelError: the model is wrapped or compiled.
     """
     check_model(model)
@@ -171,10 +172,15 @@ def _measure(
 
     handles = [layer.register_forward_pre_hook(watch(path)) for path, layer in layers.items()]
     problem: Exception | None = None
+    low, high = math.inf, -math.inf
     try:
         for number, inputs in enumerate(data):
             _run(model, inputs, number)
+            for tensor in tensors_in((inputs.args, inputs.kwargs)):
+                if tensor.numel() and not tensor.is_complex():
+                    low, high = min(low, float(tensor.min())), max(high, float(tensor.max()))
             advance()
+        _refuse_constant(low, high)
     except Exception as error:
         problem = error
     finally:
@@ -185,6 +191,15 @@ def _measure(
         path: [sum(parts, Moments()) for parts in zip(*(of_rank[path] for of_rank in of_ranks), strict=True)]
         for path in found
     }
+
+
+def _refuse_constant(low: float, high: float) -> None:
+    """Refuse data of one value, or of none: what a model makes of them says nothing about images."""
+    if low >= high:
+        found = f"every value in all batches is {low:.6g}" if low == high else "the batches hold no values"
+        raise CalibrationError(
+            f"the data are constant or empty: {found}. Give images of the training data, with their transforms"
+        )
 
 
 def _run(model: nn.Module, inputs: Inputs, number: int) -> None:
@@ -222,9 +237,10 @@ def _constants(path: str, moments: Sequence[Moments]) -> list[tuple[float, float
     for index, operand in enumerate(moments):
         usable = math.isfinite(operand.mean) and math.isfinite(operand.std)
         if not usable or operand.std <= SMALLEST_STD * max(1.0, abs(operand.mean)):
+            why = "it is constant on these data" if usable else "it is not finite"
             warnings.warn(
-                f"{path}: map {index} has mean {operand.mean:.3g} and standard deviation {operand.std:.3g}; "
-                "it is left as it is",
+                f"{path}: map {index} has mean {operand.mean:.3g} and standard deviation {operand.std:.3g}, {why}; "
+                "it is left as it is. Look at the weights before it (all zero?) and at the data, then calibrate again",
                 stacklevel=3,
             )
             constants.append((0.0, 1.0))

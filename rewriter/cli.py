@@ -1,7 +1,7 @@
 """The command line: ``rewriter passes``, ``plan NAME``, ``rewrite NAME``, ``compare NAME`` and ``sweep PATTERN``.
 
-Exit codes: 0 done; 1 refused, with one line ``error: …`` on stderr, or a sweep with rows that are not ok; 2 wrong
-usage; 130 interrupted.
+Exit codes: 0 done; 1 refused, with one line ``error: …`` on stderr, or output that cannot be written, or a sweep with
+rows that are not ok; 2 wrong usage; 130 interrupted.
 With ``--json`` stdout holds one JSON document and nothing else, for errors too.
 
 This module can be imported without typer and rich, so that :func:`main` can say what is missing.
@@ -44,6 +44,7 @@ from rewriter.cli_output import (
     show_skipped,
     show_verdict,
 )
+from rewriter.cli_stdout import output_written
 from rewriter.edit.classes import class_name, original_class
 from rewriter.errors import RewriterWarning
 from rewriter.guideline import Pass
@@ -70,7 +71,8 @@ def main() -> None:
         print(f"error: the command line needs {', '.join(missing)}; install it with: {INSTALL}", file=sys.stderr)
         sys.exit(1)
     try:
-        application()()
+        with output_written():
+            application()()
     except KeyboardInterrupt:
         sys.exit(130)
 

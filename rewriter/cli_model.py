@@ -97,6 +97,8 @@ class Wanted:
         self.pretrained = pretrained
         self.checkpoint = checkpoint
         self.of_data: dict[str, Any] = {}
+        if "pretrained" in self.model_kwargs:
+            raise typer.BadParameter("--model-kwargs: pretrained is no option of the model; give --pretrained")
         if pretrained and checkpoint is not None:
             raise typer.BadParameter("give --pretrained or --checkpoint, not both")
 

@@ -136,7 +136,7 @@ def _image(model: nn.Module, size: tuple[int, int, int]) -> torch.Tensor:
         return torch.empty(BATCH, *size, dtype=reference.dtype, device="meta")
     try:
         image = torch.randn(BATCH, *size, generator=torch.Generator().manual_seed(0))
-    except RuntimeError as error:  # no such memory, or no such number
+    except (RuntimeError, TypeError, OverflowError) as error:  # no such memory, or no such number
         raise InputError(f"input_size: no image of {'x'.join(map(str, size))} can be made: {error}") from error
     return image.to(reference.device, reference.dtype)
 

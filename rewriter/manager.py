@@ -102,6 +102,9 @@ def _resolve(item: Any) -> Pass:
     if isinstance(item, Pass):
         return item
     if isinstance(item, type) and issubclass(item, Pass):
+        if inspect.isabstract(item):
+            missing = ", ".join(sorted(item.__abstractmethods__))
+            raise SelectorError(f"{item.__name__} is no pass yet: it does not define {missing}; give a class that does")
         try:
             return item()
         except TypeError as error:

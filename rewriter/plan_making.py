@@ -47,7 +47,7 @@ def make_plan(
     check_model(model)
     if is_folded(model):
         raise ModelError("the model was folded for export; rewrite the model that it was folded from")
-    if preserve not in _PRESERVE:
+    if not isinstance(preserve, str) or preserve not in _PRESERVE:
         raise SelectorError(f"preserve: expected one of {', '.join(map(repr, _PRESERVE))}, found {preserve!r}")
     resolved = resolve_passes(passes)
     only, skip = (None if selectors is None else as_sequence(selectors) for selectors in (only, skip))

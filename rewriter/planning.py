@@ -340,15 +340,19 @@ def counted(number: int, noun: str) -> str:
 
 
 def _check_complete(data: Any, passes: set[str]) -> None:
-    """Refuse a plan whose notes are no texts, or that has findings of passes that it does not name.
+    """Refuse a plan whose notes or findings are no texts, or that has findings of passes that it does not name.
 
     Raises:
         PlanError: which.
     """
     if not all(isinstance(note, str) for note in data["notes"]):
         raise PlanError(f"the plan is damaged: notes are texts, found {data['notes']!r}")
-    found = {item["pass"] for kind in ("sites", "skipped", "advice") for item in data[kind]}
-    missing = sorted(map(str, found - passes))
+    for kind in ("skipped", "advice"):
+        found = next((item for item in data[kind] if not all(isinstance(text, str) for text in item.values())), None)
+        if found is not None:
+            raise PlanError(f"the plan is damaged: what is {kind} is told in texts, found {found!r}")
+    named = {item["pass"] for kind in ("sites", "skipped", "advice") for item in data[kind]}
+    missing = sorted(map(str, named - passes))
     without = sorted({item["pass"] for item in data["sites"]} - set(data["contracts"]))
     if missing or without:
         what = (

@@ -79,9 +79,10 @@ def as_sequence(selectors: Any) -> tuple[Any, ...]:
         return ()
     if isinstance(selectors, (str, type)):
         return (selectors,)
-    if not isinstance(selectors, Iterable):
-        raise SelectorError(f"not a selector: {selectors!r}; give a module path, a glob, 're:…' or a class")
-    return tuple(selectors)
+    try:
+        return tuple(selectors)
+    except TypeError as error:  # as iterable as a tensor without dimensions claims to be
+        raise SelectorError(f"not a selector: {selectors!r}; give a module path, a glob, 're:…' or a class") from error
 
 
 def _parents(path: str) -> Iterable[str]:

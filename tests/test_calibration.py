@@ -175,6 +175,12 @@ BAD: dict[str, tuple[Callable[[], Any], dict[str, Any], str]] = {
     "exhausted": (_exhausted, {}, "the iterator was read to its end before"),
     "one pass only": (lambda: iter(data()), {}, "nested 2 deep, which takes 2 passes .* max_batches="),
     "shrinking": (ShrinkingData, {}, "gave 1 batches, the one before 3"),
+    "of one value": (
+        lambda: [torch.ones_like(batch) for batch in data()],
+        {},
+        "constant .* every value in all .* is 1",
+    ),
+    "of no value": (lambda: [torch.zeros(0, 3, SIZE, SIZE)], {}, "empty: the batches hold no values.*training data"),
     "NaN": (_not_finite, {}, "batch 1 of the data holds values that are not finite"),
     "no tensors": (lambda: ["text"], {}, "batch 0 holds no tensor"),
     "no iterable": (lambda: 5, {}, "expected a data loader or another iterable of batches, found int"),
@@ -232,7 +238,9 @@ def test_a_model_without_equalizers_is_refused() -> None:
 
 def test_a_constant_map_is_left_as_it_is_with_a_warning(model: nn.Module) -> None:
     nn.init.zeros_(model.decoder.block1[1].weight)  # the low-level branch becomes zero
-    with pytest.warns(UserWarning, match=r"decoder.scale_equalizer: map 1 has mean 0 and standard deviation 0"):
+    with pytest.warns(
+        UserWarning, match=r"decoder.scale_equalizer: map 1 has mean 0 and .* deviation 0, it is constant"
+    ):
         rewriter.calibrate(model, data(1), progress=False)
     first, second = model.decoder.scale_equalizer.constants()
     assert second == (0.0, 1.0) != first

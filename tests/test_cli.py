@@ -365,6 +365,42 @@ class TestMain:
         assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("buffered", ["", "1"])
+@pytest.mark.parametrize("arguments", [("passes",), ("--help",), ("plan", "nosuchmodel", "--json")], ids=" ".join)
+def test_output_that_cannot_be_written_is_one_line_and_an_exit_code(arguments: tuple[str, ...], buffered: str) -> None:
+    code = "from rewriter.cli import main; main()"
+    command = [sys.executable, "-c", code, *arguments]
+    environment = os.environ | {"PYTHONUNBUFFERED": buffered}
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, env=environment)
+    assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith("error: the output cannot be written: No ")
+    assert "Traceback" not in done.stderr
+    closed = ["sh", "-c", 'exec "$@" >&-', "sh", *command]
+    done = subprocess.run(closed, stderr=subprocess.PIPE, text=True, env=environment)
+    assert (done.returncode, done.stderr) == (1, "error: standard output is closed\n")
+
+
+def test_a_reader_that_goes_away_is_told_nothing() -> None:
+    command = [sys.executable, "-c", "from rewriter.cli import main; main()", "passes"]
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_errors_do_not_go_to_standard_output_where_there_is_no_other() -> None:
+    code = "from rewriter.cli import main; main()"
+    command = ["sh", "-c", 'exec "$@" 2>&-', "sh", sys.executable, "-c", code, "plan", "nosuchmodel"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stdout) == (1, "")
+
+
+def test_trained_weights_are_no_option_of_the_model() -> None:
+    done = run("plan", "resnet18", "--model-kwargs", "pretrained=True")
+    assert done.exit_code == 2 and "give --pretrained" in flat(done.output.replace("│", ""))
+
+
 def test_a_plan_measures_where_a_pass_needs_values_as_the_rewrite_will() -> None:
     arguments = ("resnet18", "-k", "norm_layer=groupnorm", "--pass", "group-count", "--input-size", "64")
     done = run("plan", *arguments)

@@ -135,6 +135,15 @@ def test_contract(name: str) -> None:
 
 
 class TestCheckpoints:
+    def test_a_part_does_not_know_what_was_added_to_it(self) -> None:
+        rewritten = rewriter.rewrite(smp.PSPNet("resnet18", encoder_weights=None), "scale-equalizer", input_size=64)
+        with pytest.raises(rewriter.ModelError, match=r"was not rewritten itself: 'psp.scale_equalizer' was added by"):
+            rewriter.original_state_dict(rewritten.decoder)
+        encoder = rewriter.original_state_dict(rewritten.encoder)
+        assert list(encoder) == list(rewritten.encoder.state_dict())
+        averaged = torch.optim.swa_utils.AveragedModel(rewritten)
+        smp.PSPNet("resnet18", encoder_weights=None).load_state_dict(rewriter.original_state_dict(averaged))
+
     def test_those_of_the_original_load_strictly_and_leave_the_constants(self) -> None:
         model = smp.PSPNet("resnet18", encoder_weights=None)
         rewritten = rewriter.rewrite(model, "scale-equalizer", input_size=64, verify=False)
