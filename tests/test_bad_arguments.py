@@ -115,7 +115,19 @@ class Awaited(Net):
         return super().forward(x)
 
 
-@pytest.mark.parametrize(("cls", "what"), [(Yields, "a generator function"), (Awaited, "an async function")])
+class Maps(Net):
+    def forward(self, x: torch.Tensor) -> Any:
+        return map(super().forward, [x])
+
+
+@pytest.mark.parametrize(
+    ("cls", "what"),
+    [
+        (Yields, "a generator function"),
+        (Awaited, "an async function"),
+        (Maps, "a function that returns a map which nobody has gone through"),
+    ],
+)
 def test_a_forward_that_runs_later_is_refused(cls: type[nn.Module], what: str) -> None:
     with pytest.raises(TraceError, match=f"the forward of {cls.__name__} is {what}: what it does runs later"):
         rewriter.plan(cls(), "dropout", input_size=16)

@@ -185,7 +185,7 @@ def _record(
     except Exception as error:
         raise _explained(error, recorder.failed_in, model, inputs.origin, training) from error
     if type(result) in _UNSTARTED:
-        if not isinstance(result, types.AsyncGeneratorType):
+        if isinstance(result, (types.GeneratorType, types.CoroutineType)):
             result.close()
         raise TraceError(
             f"the forward of {type(model).__name__} is {_UNSTARTED[type(result)]}: what it does runs later, outside of "
@@ -216,6 +216,8 @@ _UNSTARTED: dict[type, str] = {
     types.GeneratorType: "a generator function",
     types.CoroutineType: "an async function",
     types.AsyncGeneratorType: "an async generator function",
+    map: "a function that returns a map which nobody has gone through",
+    filter: "a function that returns a filter which nobody has gone through",
 }
 
 _NOT_THEIRS = (Path(__file__).parent, Path(hooks.__file__), *map(Path, torch.__path__))
