@@ -1,4 +1,4 @@
-"""Iterators of Python that a model brings along, as ``itertools.count``, and copies of them that go on by themselves."""
+"""Iterators of Python that a model brings along, as ``itertools.count``, and copies that go on by themselves."""
 
 from __future__ import annotations
 
