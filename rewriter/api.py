@@ -8,7 +8,7 @@ from torch import fx, nn
 
 from rewriter.argument_checks import checked_flag
 from rewriter.copying import copy_model
-from rewriter.edit.classes import is_generated
+from rewriter.edit.classes import carries_edit, is_generated
 from rewriter.edit.edits import AddModule, take_back
 from rewriter.errors import ModelError, UndoError
 from rewriter.guard import check_model
@@ -85,7 +85,7 @@ def undo(model: nn.Module, inplace: bool = False) -> nn.Module:
     parts, what is inside is taken back, and the outer one is returned. What was compiled has to be compiled anew.
 
     Raises:
-        UndoError: the model was not rewritten.
+        UndoError: the model was not rewritten, or others have changed the class of an edited module since.
         ModelError: it cannot be copied; ``inplace=True`` needs no copy.
     """
     parts = rewritten_parts(looked_through(model))
@@ -93,6 +93,7 @@ def undo(model: nn.Module, inplace: bool = False) -> nn.Module:
         raise UndoError(f"{type(inside(model)).__name__} was not rewritten, or is only a part of a model that was")
     if any(is_folded(part) for _, part in parts):
         raise UndoError("the model was folded for export: its weights are not those of the original any more")
+    _refuse_other_classes(parts)
     inplace = checked_flag("inplace", inplace)
     result = model if inplace else copy_model(model, "rewriter.undo(model, inplace=True) needs no copy.")
     for _, part in rewritten_parts(result):
@@ -100,6 +101,22 @@ def undo(model: nn.Module, inplace: bool = False) -> nn.Module:
             take_back(part, record.applied)
         set_records(part, ())
     return result
+
+
+def _refuse_other_classes(parts: list[tuple[str, nn.Module]]) -> None:
+    """Refuse to take back what lies below a class that FSDP2 or a parametrization has put on a module since.
+
+    Raises:
+        UndoError: naming the first such module.
+    """
+    for outer, part in parts:
+        for path in (path for record in records_of(part) for path in record.applied.edited_classes):
+            module = module_inside(part, path)
+            if module is not None and carries_edit(type(module)) and not is_generated(type(module)):
+                raise UndoError(
+                    f"module {f'{outer}.{path}'.strip('.')!r} was edited and became a {type(module).__name__} since: "
+                    "undo before fully_shard, or take its parametrizations off first"
+                )
 
 
 def report(model: nn.Module) -> Report:

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from rewriter.edit.classes import is_generated
+from rewriter.edit.classes import carries_edit
 from rewriter.edit.edits import AddModule, Applied, EditMethod
 from rewriter.edit.held_methods import hides
 from rewriter.layers import calibrated_layers, layer_class
@@ -250,7 +250,7 @@ def records_in_force(model: nn.Module) -> tuple[Record, ...]:
 def _replaced(model: nn.Module, record: Record) -> list[str]:
     """Where a module that was edited is not there any more."""
     modules = dict(named_modules_inside(model, remove_duplicate=False))
-    return [path for path in record.applied.edited_classes if not is_generated(type(modules.get(path)))]
+    return [path for path in record.applied.edited_classes if not carries_edit(type(modules.get(path)))]
 
 
 def _hidden(model: nn.Module, record: Record) -> list[str]:
@@ -266,7 +266,7 @@ def _exchanged(model: nn.Module, record: Record) -> list[str]:
     added = [
         edit
         for edit in record.applied.edits
-        if isinstance(edit, AddModule) and is_generated(type(modules.get(edit.path)))
+        if isinstance(edit, AddModule) and carries_edit(type(modules.get(edit.path)))
     ]
     children = {f"{edit.path}.{edit.name}".lstrip("."): layer_class(edit.layer) for edit in added}
     return [path for path, layer in children.items() if not isinstance(modules.get(path), layer)]

@@ -95,8 +95,13 @@ def test_trains_under_fsdp2(pair: tuple[nn.Module, nn.Module, torch.Tensor], pro
     with torch.no_grad():
         assert torch.equal(rewritten.eval()(x), expected)
     rewritten.train()(x).sum().backward()
+    report = rewriter.report(rewritten)
+    assert report.applied and not report.stale
     with pytest.raises(rewriter.ModelError, match="FSDP"):
-        rewriter.report(rewritten)
+        rewriter.rewrite(rewritten)
+    if "" in report.records[0].applied.edited_classes:  # of the others fully_shard left the class
+        with pytest.raises(rewriter.UndoError, match="undo before fully_shard"):
+            rewriter.undo(rewritten, inplace=True)
 
 
 def test_a_mixed_train_and_eval_model_keeps_its_modes() -> None:

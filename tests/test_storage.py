@@ -262,7 +262,7 @@ class TestSaveRefuses:
         assert len(listing(tmp_path / "a")) == len(listing(tmp_path / "new" / "deep")) == 4
 
     def test_what_is_no_model(self, tmp_path: Path) -> None:
-        for value in (None, nn.Linear, nn.DataParallel(nn.Linear(1, 1))):
+        for value in (None, nn.Linear, nn.Sequential(nn.DataParallel(nn.Linear(1, 1)))):
             with pytest.raises(rewriter.ModelError):
                 rewriter.save(value, tmp_path / "saved")  # type: ignore[arg-type]
         assert listing(tmp_path) == []

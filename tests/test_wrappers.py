@@ -167,3 +167,18 @@ def test_a_model_that_holds_a_rewritten_one_is_looked_into(wrap: Callable[[nn.Mo
     assert undone is task and edited(task) == 0 and list(task.state_dict()) == list(plain.state_dict())
     with pytest.raises(rewriter.UndoError, match="Task was not rewritten"):
         rewriter.undo(task)
+
+
+def test_a_parametrization_on_an_edited_layer_is_not_stale_and_comes_off_before_undo() -> None:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.5), nn.Linear(8, 3)]
+    model: Any = rewriter.rewrite(nn.Sequential(*layers, nn.ReLU()), "dropout", input_size=16)
+    path = rewriter.report(model).records[0].applied.edited_classes[0]
+    module = model.get_submodule(path)
+    module.register_parameter("scale", nn.Parameter(torch.ones(2)))
+    nn.utils.parametrize.register_parametrization(module, "scale", nn.Identity())
+    assert not rewriter.report(model).stale
+    with pytest.raises(rewriter.UndoError, match="take its parametrizations off first"):
+        rewriter.undo(model)
+    nn.utils.parametrize.remove_parametrizations(module, "scale")
+    assert edited(rewriter.undo(model)) == 0

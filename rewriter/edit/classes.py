@@ -66,6 +66,11 @@ def is_generated(cls: type) -> bool:
     return "_rewriter_edit" in cls.__dict__
 
 
+def carries_edit(cls: type) -> bool:
+    """Whether ``cls`` is generated, or was made of a generated class by others (FSDP2, parametrizations)."""
+    return any(map(is_generated, cls.__mro__))
+
+
 def original_class(cls: type) -> type:
     """The class the user wrote, below all generated ones."""
     while is_generated(cls):
