@@ -19,6 +19,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from rewriter.iterators import is_iterator
+
 GENERATOR = torch.Generator().manual_seed(3)
 """A generator beside the classes, as scripts keep it."""
 
@@ -335,7 +337,7 @@ def described(value: Any, seen: dict[int, int] | None = None) -> Any:
         found = [described(part, seen) for part in (value.func, value.args, value.keywords)]
     elif isinstance(value, weakref.ref):
         found = described(weakref.ref.__call__(value), seen)
-    elif isinstance(value, collections.abc.Iterator):
+    elif is_iterator(value):
         found = list(itertools.islice(copy.deepcopy(value), 3))
     elif isinstance(value, property):
         found = described(value.fget, seen)

@@ -335,7 +335,9 @@ class Recorder(TorchFunctionMode):
         self._frames.clear()
         self._alive.clear()
         if any(reference() is not None and not expected for reference, _, _, expected in states):
-            gc.collect()  # an error that was caught may leave a cycle through its frames and their local variables
+            # an error that was caught may leave a cycle through its frames and their local variables; it is young, as
+            # the collector is paused while a model is traced
+            gc.collect(0)
         for reference, node, attribute, _ in states:
             if reference() is not None and (attribute is not None or node not in self.kept):
                 self.kept[node] = attribute or ""

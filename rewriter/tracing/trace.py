@@ -101,6 +101,7 @@ BACKENDS = ("meta", "fake", "cpu")
 """What the tensors of a run may be, in the order in which they are tried."""
 
 
+@collector_paused()
 def trace_model(
     model: nn.Module, inputs: Inputs, backends: Sequence[str] = BACKENDS, *, modes_alike: bool = False
 ) -> Trace:
