@@ -146,7 +146,6 @@ class Pass(abc.ABC):
         paper: where the rule comes from.
         contract: what it promises to preserve.
         after: names of passes that must come before this one, when both are asked for.
-        needs_values: whether it measures on real weights where there are any; all else is planned without values.
     """
 
     name: ClassVar[str]
@@ -154,11 +153,20 @@ class Pass(abc.ABC):
     paper: ClassVar[str]
     contract: ClassVar[Contract] = Contract()
     after: ClassVar[tuple[str, ...]] = ()
-    needs_values: ClassVar[bool] = False
 
     @abc.abstractmethod
     def find(self, trace: Trace) -> Iterator[Finding]:
         """Every place in ``trace`` where the guideline applies, or nearly does."""
+
+    @property
+    def measures(self) -> bool:
+        """Whether it decides by running the model: with another build of torch a choice between equals may differ."""
+        return False
+
+    @property
+    def needs_values(self) -> bool:
+        """Whether it decides by the values of the model's weights; a pass that is applied unasked never does."""
+        return False
 
     def options(self) -> dict[str, Any]:
         """The options as plain data; a function by its qualified name."""

@@ -224,7 +224,7 @@ def _record(way: _Way, traced: Trace, edits: Sequence[Edit]) -> Trace | None:
         raise
     except (RewriterError, RecursionError):
         return None
-    variant.may_measure = False
+    variant.may_measure, variant.measured = False, traced.measured
     return variant
 
 

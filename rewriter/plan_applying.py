@@ -130,11 +130,11 @@ def _checked_in_force(made: Plan, model: nn.Module, inputs: Inputs | None) -> tu
 def _known_passes(made: Plan) -> Iterator[Pass]:
     """The passes of a plan without those that are not installed here, that follow a function, or that measure.
 
-    What was measured on the user's own inputs may come out otherwise on inputs of their shapes.
+    What was measured elsewhere need not come out alike to the last digit, and a plan says what is to be.
     """
     for name, options in made.passes:
         with contextlib.suppress(RewriterError):
-            yield from (item for item in resolve_passes([{name: options}]) if not item.needs_values)
+            yield from (item for item in resolve_passes([{name: options}]) if not item.measures)
 
 
 def _warn_of_places_left_alone(made: Plan) -> None:

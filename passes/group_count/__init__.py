@@ -5,9 +5,11 @@ number of groups of a group norm changes the scale of gradients; there is a numb
 that calibrates it, so that gradients propagate isometrically.
 
 Ours, not the paper's: how that number is found. Its closed form from the widths of a layer is not known to us and is
-not shipped; ``rule=`` takes it, or any other. Our default measures the objective itself: at initialisation, layer by
-layer, the gain of the gradient through weight, norm and activation, see :mod:`passes.group_count.gains`; of the
-divisors of the channels inside a band it takes the one whose gain is nearest to one. The band is ours too.
+not shipped; ``rule=`` takes it, or any other. Our default takes the objective itself: the gain of the gradient through
+weight, norm and activation, see :mod:`passes.group_count.gains`, expected over draws of all weights, so that every
+process that builds the model finds the same. Of the divisors of the channels inside a band, those whose gain is as near
+to one as can be, within a tolerance, count as equal; of these it takes the one nearest to the number that is there. The
+band and the tolerance are ours too.
 
 Dataflow::
 
@@ -16,18 +18,28 @@ Dataflow::
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from passes.group_count.layers import GroupNormFunction
 from passes.group_count.norms import Choosing, find_in_norms
-from passes.group_count.rules import Distance, GroupChoice, Rule, channels_per_group, isometry, nearest
+from passes.group_count.rules import (
+    TIE,
+    GroupChoice,
+    Rule,
+    channels_per_group,
+    isometry,
+    nearest,
+    nearest_to_present,
+    slack,
+)
 from rewriter.guideline import Contract, Pass, Site, Skipped
 from rewriter.tracing.trace import Trace
 
 __all__ = ["GroupChoice", "GroupCount", "GroupNormFunction", "Rule"]
 
-_RULES = ("isometry", "channels-per-group")
+_RULES = ("isometry", "measured-isometry", "channels-per-group")
 
 
 @dataclass(frozen=True)
@@ -35,8 +47,11 @@ class GroupCount(Pass):
     """Set the number of groups of each group norm behind a weight.
 
     Attributes:
-        rule: ``"isometry"``, the gradient gain nearest to one; ``"channels-per-group"``, groups of ``channels``
+        rule: ``"isometry"``, a gradient gain near to one, expected over draws of the weights;
+            ``"measured-isometry"``, the one nearest to one on the weights that this process has drawn, and on the
+            inputs given: another process finds other numbers; ``"channels-per-group"``, groups of ``channels``
             channels; or a function that gets a :class:`GroupChoice` and returns one of its candidates.
+        tolerance: for ``"isometry"``, how far from the best in ratio a gain counts as equal: 0.05 for 5 %.
         channels: channels a group for ``"channels-per-group"``.
         min_channels_per_group: the band: groups of at least so many channels,
         min_groups: and at least so many groups.
@@ -46,9 +61,9 @@ class GroupCount(Pass):
     summary = "as many groups in each group norm as keep the gradient scale through weight, norm and activation"
     paper = "Kim et al., On the Ideal Number of Groups for Isometric Gradient Propagation, arXiv:2302.03193"
     contract = Contract(eval_output=False, state_dict=True, gradients=True)
-    needs_values = True
 
     rule: str | Rule = "isometry"
+    tolerance: float = 0.05
     channels: int = 16
     min_channels_per_group: int = 8
     min_groups: int = 2
@@ -57,20 +72,36 @@ class GroupCount(Pass):
         if not callable(self.rule) and self.rule not in _RULES:
             expected = ", ".join(map(repr, _RULES))
             raise ValueError(f"rule: expected one of {expected}, or a function of a GroupChoice, found {self.rule!r}")
+        if type(self.tolerance) not in (int, float) or not 0 <= self.tolerance < math.inf:
+            raise ValueError(f"tolerance: expected a number from 0 on, found {self.tolerance!r}")
         for option in ("channels", "min_channels_per_group", "min_groups"):
             value = getattr(self, option)
             if type(value) is not int or value < 1:
                 raise ValueError(f"{option}: expected a positive int, found {value!r}")
 
+    @property
+    def measures(self) -> bool:
+        return self.rule != "channels-per-group"
+
+    @property
+    def needs_values(self) -> bool:
+        return self.rule == "measured-isometry"
+
     def find(self, trace: Trace) -> Iterator[Site | Skipped]:
+        yield from find_in_norms(trace, self.name, self._choosing())
+
+    def _choosing(self) -> Choosing:
         band = (self.min_channels_per_group, self.min_groups)
         if callable(self.rule):
-            choosing = Choosing(self.rule, f"{self.options()['rule']} chose it", None, *band)
-        else:
-            distance: Distance = isometry
+            return Choosing(self.rule, f"{self.options()['rule']} chose it", None, TIE, False, *band)
+        if self.rule == "channels-per-group":
+            distance = channels_per_group(self.channels)
+            why = f"groups are as near to {self.channels} channels as can be"
+            return Choosing(nearest(distance), why, distance, TIE, False, *band)
+        if self.rule == "measured-isometry":
             why = "of the numbers in the band its gradient gain is nearest to one"
-            if self.rule != "isometry":
-                distance = channels_per_group(self.channels)
-                why = f"groups are as near to {self.channels} channels as can be"
-            choosing = Choosing(nearest(distance), why, distance, *band)
-        yield from find_in_norms(trace, self.name, choosing)
+            return Choosing(nearest(isometry), why, isometry, TIE, True, *band)
+        rule = nearest_to_present(isometry, self.tolerance)
+        equal = f"whose gradient gain is as near to one as can be, within {self.tolerance * 100:g} %"
+        why = f"of the numbers in the band {equal}, it is nearest to the present one"
+        return Choosing(rule, why, isometry, slack(self.tolerance), False, *band)

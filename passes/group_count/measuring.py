@@ -1,7 +1,8 @@
-"""Measure the gradient gain of every chain in one forward pass, each behind the norms as they will be."""
+"""The gradient gain of every chain: expected over draws of the weights, or measured on the weights that are there."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
@@ -9,11 +10,13 @@ import torch
 from torch import fx
 
 from passes.group_count import gains
+from passes.group_count.draws import drawn_inputs, drawn_values, single_precision_on_cpu
 from rewriter.analysis.activations import activation_moments
 from rewriter.analysis.chains import Chain, GroupNormCall, find_group_norms
+from rewriter.errors import TraceError
 from rewriter.tracing.kinds import Kind, function_name
 from rewriter.tracing.trace import Trace
-from rewriter.tracing.values import run_on_values
+from rewriter.tracing.values import run_on_values, run_with
 
 Decide = Callable[[Hashable, dict[int, float]], int | None]
 """Gets a place and the gains there; returns the number of groups it will have, None for the one it has."""
@@ -21,9 +24,60 @@ Decide = Callable[[Hashable, dict[int, float]], int | None]
 ROUNDS = 8
 """Forward passes at most, where one norm is called on several maps and not all of them would choose alike."""
 
+MOST_DRAWS, LEAST_DRAWS, NUMBERS = 8, 2, 200_000_000
+"""Over how many draws of all weights an expectation is taken: the fewer, the more numbers a draw averages over."""
+
+CHANNELS_PER_GROUP = 16
+"""What the norms above a chain have, while the gain of the chain is taken: no number that is there, or is chosen."""
+
+_KINDS = frozenset({Kind.CONV, Kind.LINEAR, Kind.NORM})
+
+
+def expected_gains(trace: Trace) -> dict[Hashable, dict[int, float]]:
+    """The gradient gain by number of groups, for every place with a chain: expected over draws of every weight.
+
+    It depends on the architecture and the shapes of the inputs, and on nothing else: not on the values of the model or
+    of the inputs, not on numbers of groups. Recordings of one planning share what was found.
+
+    Raises:
+        TraceError: the model does not run on drawn values as it was recorded.
+    """
+    calls = [call for call in find_group_norms(trace.eval.dataflow, trace.model) if call.chain is not None]
+    known = trace.measured.setdefault(expected_gains, {})
+    if any(call.place not in known for call in calls):
+        numbers = {call.place: _typical(call.channels) for call in calls}
+        try:
+            known.update(_over_draws(trace, numbers, one_sample=True))
+        except TraceError:  # the batch may be written in the code
+            known.update(_over_draws(trace, numbers, one_sample=False))
+    return {call.place: known[call.place] for call in calls if call.place in known}
+
+
+def draws_of(trace: Trace) -> int:
+    """How many draws an expectation is taken over: by the number of weights, and never by their values."""
+    numbers = sum(parameter.numel() for parameter in trace.model.parameters())
+    return max(LEAST_DRAWS, min(MOST_DRAWS, NUMBERS // max(1, numbers)))
+
+
+def _over_draws(trace: Trace, numbers: dict[Hashable, int], *, one_sample: bool) -> dict[Hashable, dict[int, float]]:
+    squares: dict[Hashable, list[dict[int, float]]] = {}
+    for seed in range(draws_of(trace)):
+        generator = torch.Generator().manual_seed(seed)
+        measuring = _Measuring(trace, None, numbers)
+        inputs = drawn_inputs(trace.inputs, generator, one_sample=one_sample)
+        with single_precision_on_cpu():
+            run_with(trace, _KINDS, measuring.watch, drawn_values(trace, generator), inputs)
+        for place, calls in measuring.squares.items():
+            squares.setdefault(place, []).extend(calls)
+    return {place: gains.pooled(calls) for place, calls in squares.items()}
+
+
+def _typical(channels: int) -> int:
+    return min(gains.divisors(channels), key=lambda groups: abs(math.log(channels / groups / CHANNELS_PER_GROUP)))
+
 
 def measured_gains(trace: Trace, decide: Decide) -> dict[Hashable, dict[int, float]]:
-    """The gradient gain by number of groups, for every place with a chain that runs in evaluation mode.
+    """The gradient gain by number of groups, for every place with a chain, on the model's own weights and inputs.
 
     From one forward pass: the moments of what a norm is given serve for every number of groups, and the norm then runs
     with the number that ``decide`` chooses, so that those behind it are measured behind it as it will be. A norm that
@@ -35,7 +89,7 @@ def measured_gains(trace: Trace, decide: Decide) -> dict[Hashable, dict[int, flo
     decided: dict[Hashable, int | None] = {}
     for _ in range(ROUNDS):
         measuring = _Measuring(trace, decide, decided)
-        run_on_values(trace, frozenset({Kind.CONV, Kind.LINEAR, Kind.NORM}), measuring.watch)
+        run_on_values(trace, _KINDS, measuring.watch)
         found = {place: gains.pooled(calls) for place, calls in measuring.squares.items()}
         decided = {place: decide(place, values) for place, values in found.items()}
         if all(used == {decided[place]} for place, used in measuring.used.items()):
@@ -44,9 +98,14 @@ def measured_gains(trace: Trace, decide: Decide) -> dict[Hashable, dict[int, flo
 
 
 class _Measuring:
-    """What is seen in one forward pass."""
+    """What is seen in one forward pass.
 
-    def __init__(self, trace: Trace, decide: Decide, decided: Mapping[Hashable, int | None]) -> None:
+    Attributes:
+        squares: the squared gains of each call at a place.
+        used: the numbers of groups that the norm there ran with.
+    """
+
+    def __init__(self, trace: Trace, decide: Decide | None, decided: Mapping[Hashable, int | None]) -> None:
         self.squares: dict[Hashable, list[dict[int, float]]] = {}
         self.used: dict[Hashable, set[int | None]] = {}
         self._decide, self._decided = decide, decided
@@ -56,7 +115,7 @@ class _Measuring:
                 self._chains[call.norm] = call, call.chain
         self._weights = {chain.weight for _, chain in self._chains.values()}
         self._energy: dict[fx.Node, torch.Tensor] = {}
-        self._model = trace.model
+        self._model, self._values = trace.model, decide is not None
 
     def watch(self, node: fx.Node, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         name = function_name(function)
@@ -71,14 +130,14 @@ class _Measuring:
         if chain.weight not in self._energy:  # a layer with code of its own
             return args, kwargs
         given = dict(zip(("input", "num_groups", "weight", "bias", "eps"), args, strict=False)) | kwargs
-        activation = activation_moments(chain.activation, self._model)
+        activation = activation_moments(chain.activation, self._model, values=self._values)
         energy, eps = self._energy.pop(chain.weight), given.get("eps", 1e-5)
         calls = self.squares.setdefault(call.place, [])
         calls.append(gains.measured(given["input"], energy, eps, activation))
         if call.place in self._decided:
             number = self._decided[call.place]
         else:
-            number = self._decide(call.place, gains.pooled(calls))
+            number = self._decide(call.place, gains.pooled(calls)) if self._decide is not None else None
         self.used.setdefault(call.place, set()).add(number)
         return (), given if number is None else {**given, "num_groups": number}
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from torch import fx
 
 from passes.group_count import gains
-from passes.group_count.measuring import measured_gains
-from passes.group_count.rules import TIE, Distance, GroupChoice, Rule
+from passes.group_count.measuring import draws_of, expected_gains, measured_gains
+from passes.group_count.rules import Distance, GroupChoice, Rule
 from rewriter.analysis.activations import activation_before, activation_moments
 from rewriter.analysis.chains import Chain, GroupNormCall, find_group_norms
 from rewriter.analysis.dataflow import Dataflow
@@ -36,11 +36,15 @@ class Choosing:
         rule: chooses one of the divisors in the band.
         why: what its choice is, in words.
         distance: what it makes smallest; then plans say where the band kept it from a smaller one.
+        slack: differences of the distance that do not count.
+        on_values: whether gains are measured on the model's own values and inputs; else they are expected over draws.
     """
 
     rule: Rule
     why: str
     distance: Distance | None
+    slack: float
+    on_values: bool
     min_channels_per_group: int
     min_groups: int
 
@@ -99,7 +103,7 @@ def _considered(trace: Trace, name: str, calls: list[GroupNormCall], choosing: C
             edits = place.redirect(first.norm, "group_norm", "group-count/function", num_groups=first.num_groups)
         except Refused as refused:
             return skipped(refused.reason, refused.detail)
-    slope = activation_moments(chains[0].activation, trace.model).slope
+    slope = activation_moments(chains[0].activation, trace.model, values=choosing.on_values).slope
     return _Norm(first, tuple(chains), slope, tuple(edits))
 
 
@@ -108,22 +112,39 @@ class _Chosen:
 
     def __init__(self, trace: Trace, name: str, choosing: Choosing, norms: dict[Hashable, _Norm]) -> None:
         self._trace, self._name, self._choosing, self._norms = trace, name, choosing, norms
-        self._measured: dict[Hashable, dict[int, float]] = {}
-        given = trace.inputs.origin == "example_inputs"
-        self._how = f"measured on {'the given' if given else 'Gaussian'} input"
-        self._why_not = "nothing could be measured here"
-        if not has_values(trace):
-            self._why_not = "the model has no values"
-        elif not trace.may_measure:
+        self._gains: dict[Hashable, dict[int, float]] = {}
+        self._how, self._why_not = "", "nothing could be measured here"
+        if not norms:
+            return
+        try:
+            if choosing.on_values:
+                self._measure()
+            else:
+                self._expect()
+        except TraceError as error:
+            self._why_not = f"the model does not run on {_ran_on(choosing)} values as it was traced, {error}"
+
+    def _expect(self) -> None:
+        self._how = f"expected over {draws_of(self._trace)} draws of the weights"
+        known = self._trace.measured.get(expected_gains, {})
+        if self._trace.may_measure:
+            known = expected_gains(self._trace)
+        else:
             self._why_not = "what is held back is not measured"
-        elif norms:
-            try:
-                self._measured = measured_gains(trace, self._decide)
-            except TraceError as error:
-                self._why_not = f"the model does not run on its values as it was traced, {error}"
+        self._gains = {place: known[place] for place in self._norms if place in known}
+
+    def _measure(self) -> None:
+        given = self._trace.inputs.origin == "example_inputs"
+        self._how = f"measured on {'the given' if given else 'Gaussian'} input"
+        if not has_values(self._trace):
+            self._why_not = "the model has no values"
+        elif not self._trace.may_measure:
+            self._why_not = "what is held back is not measured"
+        else:
+            self._gains = measured_gains(self._trace, self._decide)
 
     def finding(self, place: Hashable) -> Site | Skipped:
-        norm, known = self._norms[place], self._measured.get(place, {})
+        norm, known = self._norms[place], self._gains.get(place, {})
         choice, how = self._choice(norm, known)
         groups, now = self._number(choice), norm.call.num_groups
         band = self._what_the_band_did(choice, groups)
@@ -152,8 +173,9 @@ class _Chosen:
         flow, model = self._trace.train.dataflow, self._trace.model
         calls = []
         for chain in norm.chains:
-            source = activation_moments(activation_before(flow, _values_of(flow, chain.source)), model)
-            after = activation_moments(chain.activation, model)
+            before = activation_before(flow, _values_of(flow, chain.source))
+            source = activation_moments(before, model, values=self._choosing.on_values)
+            after = activation_moments(chain.activation, model, values=self._choosing.on_values)
             calls.append(gains.closed_form(norm.call.channels, norm.call.positions, source, after))
         return gains.pooled(calls)
 
@@ -175,8 +197,13 @@ class _Chosen:
         if distance is None:
             return ""
         free = self._choosing.rule(replace(choice, candidates=tuple(choice.gains)))
-        nearer = distance(choice, free) + TIE < distance(choice, groups)
-        return f", the band decided ({free} would have {choice.gains[free]:.2f})" if nearer else ""
+        nearer = distance(choice, free) + self._choosing.slack < distance(choice, groups)
+        decided = nearer or (free == choice.num_groups and free != groups)
+        return f", the band decided ({free} would have {choice.gains[free]:.2f})" if decided else ""
+
+
+def _ran_on(choosing: Choosing) -> str:
+    return "its own" if choosing.on_values else "drawn"
 
 
 def _path(call: GroupNormCall) -> str:

@@ -19,7 +19,7 @@ class GroupChoice:
         n_in: inputs that one output channel of the weight reads at one position; ``n_out`` its output channels.
         num_groups: the number that the norm has now.
         slope: the mean square derivative of the activation over a standard normal; 1 without an activation.
-        gains: the gradient gain of the chain for every divisor of ``n_out``.
+        gains: the gradient gain of the chain for every divisor of ``n_out``, expected over draws of the weights.
         candidates: the divisors inside the band, at least one.
     """
 
@@ -52,10 +52,34 @@ def channels_per_group(channels: int) -> Distance:
 
 def nearest(distance: Distance) -> Rule:
     """The rule that chooses the candidate of the smallest distance, up to :data:`TIE`; of equals the fewest groups."""
+    return lambda choice: min(_as_near(choice, distance, TIE))
+
+
+def nearest_to_present(distance: Distance, tolerance: float) -> Rule:
+    """The rule that changes no more than it must.
+
+    Of the candidates whose distance is the smallest, or within ``tolerance`` of it, it chooses the one that is nearest
+    in ratio to the number that is there; of two that are as near, the fewer groups.
+
+    Args:
+        distance: in ratio.
+        tolerance: 0.05 for 5 %.
+    """
 
     def choose(choice: GroupChoice) -> int:
-        distances = {groups: distance(choice, groups) for groups in choice.candidates}
-        smallest = min(distances.values())
-        return min(groups for groups, found in distances.items() if found <= smallest + TIE)
+        equal = _as_near(choice, distance, slack(tolerance))
+        return min(equal, key=lambda groups: (abs(math.log(groups / choice.num_groups)), groups))
 
     return choose
+
+
+def slack(tolerance: float) -> float:
+    """How much farther in ratio counts as equal."""
+    return max(TIE, math.log1p(tolerance))
+
+
+def _as_near(choice: GroupChoice, distance: Distance, slack: float) -> list[int]:
+    """The candidates that are at most by ``slack`` farther away than the nearest."""
+    distances = {groups: distance(choice, groups) for groups in choice.candidates}
+    smallest = min(distances.values())
+    return [groups for groups, found in distances.items() if found <= smallest + slack]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import fx, nn
@@ -14,8 +15,8 @@ from rewriter.skeleton import skeleton
 from rewriter.tracing.kinds import Kind
 
 _POINTS, _REACH = 4096, 8.0
-_INITIAL_SLOPE = 0.25
-"""Of ``nn.PReLU``, the only activation with weights, where a model has no values."""
+INITIAL_SLOPE = 0.25
+"""Of ``nn.PReLU``, the only activation with weights."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class ActivationMoments:
     slope: float = 1.0
     radial_slope: float = 1.0
 
+
+Twin: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 
 IDENTITY = ActivationMoments()
 """Without an activation."""
@@ -67,19 +70,24 @@ def activation_before(flow: Dataflow, node: fx.Node) -> tuple[fx.Node, ...]:
     return ()
 
 
-def activation_moments(operations: tuple[fx.Node, ...], model: nn.Module) -> ActivationMoments:
+def activation_moments(operations: tuple[fx.Node, ...], model: nn.Module, *, values: bool = True) -> ActivationMoments:
     """The moments of the activation that ``operations`` make up; of the identity if there are none.
 
-    Weights of the activation are read from ``model``; it is not run, and neither are its hooks. An activation that
-    cannot be run alone, on numbers, counts as none.
+    The model is not run, and neither are its hooks. An activation that cannot be run alone, on numbers, counts as none.
+
+    Args:
+        operations: see :func:`activation_after`.
+        model: what they are part of.
+        values: whether weights of the activation are those of ``model``, where it has values; else
+            :data:`INITIAL_SLOPE`.
     """
     try:
-        return _moments(operations, model) if operations else IDENTITY
+        return _moments(operations, model, _with_values if values else _initial) if operations else IDENTITY
     except Exception:  # it reads more than its input, or takes another type
         return IDENTITY
 
 
-def _moments(operations: tuple[fx.Node, ...], model: nn.Module) -> ActivationMoments:
+def _moments(operations: tuple[fx.Node, ...], model: nn.Module, twin: Twin) -> ActivationMoments:
     step = 2 * _REACH / _POINTS
     z = torch.linspace(-_REACH + step / 2, _REACH - step / 2, _POINTS, dtype=torch.float64, device="cpu")
     weights = torch.exp(-z.square() / 2)
@@ -88,7 +96,7 @@ def _moments(operations: tuple[fx.Node, ...], model: nn.Module) -> ActivationMom
         points = z[:, None].expand(-1, _channels(operations[0], model)).clone().requires_grad_()
         values = {operations[0].all_input_nodes[0]: points.clone()}  # some activations write in place
         for operation in operations:
-            values[operation] = _evaluate(operation, values, model)
+            values[operation] = _evaluate(operation, values, model, twin)
         result = values[operations[-1]]
         (slope,) = torch.autograd.grad(result.sum(), points)
     columns = (result.detach(), result.detach().square(), slope.square(), slope.square() * z.square()[:, None])
@@ -108,17 +116,17 @@ def _channels(operation: fx.Node, model: nn.Module) -> int:
     return max((tensor.numel() for tensor in tensors), default=1)
 
 
-def _evaluate(operation: fx.Node, values: dict[fx.Node, torch.Tensor], model: nn.Module) -> torch.Tensor:
+def _evaluate(operation: fx.Node, values: dict[fx.Node, torch.Tensor], model: nn.Module, twin: Twin) -> torch.Tensor:
     def value_of(node: fx.Node) -> Any:
         if node in values:
             return values[node].clone()
         constant = _constant(node, model)
-        return node if constant is None else _with_values(constant)
+        return node if constant is None else twin(constant)
 
     args = fx.map_arg(operation.args, value_of)
     kwargs = fx.map_arg(operation.kwargs, value_of)
     if operation.op == "call_module":
-        module = skeleton(model.get_submodule(str(operation.target)), _with_values).eval()
+        module = skeleton(model.get_submodule(str(operation.target)), twin).eval()
         result: torch.Tensor = module(*args, **kwargs)
     else:
         result = operation.target(*args, **kwargs)  # type: ignore[operator]
@@ -131,7 +139,11 @@ def _constant(node: fx.Node, model: nn.Module) -> torch.Tensor | None:
 
 def _with_values(tensor: torch.Tensor) -> torch.Tensor:
     if tensor.device.type == "meta":
-        found = torch.full(tensor.shape, _INITIAL_SLOPE, dtype=torch.float64, device="cpu")
-    else:
-        found = tensor.detach().to("cpu", torch.float64)
+        return _initial(tensor)
+    found = tensor.detach().to("cpu", torch.float64)
+    return nn.Parameter(found) if isinstance(tensor, nn.Parameter) else found
+
+
+def _initial(tensor: torch.Tensor) -> torch.Tensor:
+    found = torch.full(tensor.shape, INITIAL_SLOPE, dtype=torch.float64, device="cpu")
     return nn.Parameter(found) if isinstance(tensor, nn.Parameter) else found

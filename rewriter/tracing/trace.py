@@ -6,7 +6,7 @@ import contextlib
 import logging
 import traceback
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -62,7 +62,9 @@ class Trace:
         train: the recording in training mode, ``eval`` the one in evaluation mode.
         backend: ``"meta"``, ``"fake"`` or ``"cpu"``: what the tensors of the run were.
         notes: why the backends before it could not be used.
-        may_measure: whether passes may run the model's real weights, which takes the time of a forward pass.
+        may_measure: whether passes may run the model, which takes the time of a forward pass or of several.
+        measured: what passes have measured, by what they call it. Recordings of one planning share it: of the model as
+            it is, on other ways through its code, and with its edits.
     """
 
     model: nn.Module
@@ -72,6 +74,7 @@ class Trace:
     backend: str
     notes: tuple[str, ...] = ()
     may_measure: bool = True
+    measured: dict[Hashable, Any] = field(default_factory=dict)
 
     @property
     def graph(self) -> fx.Graph:

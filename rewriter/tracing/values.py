@@ -1,4 +1,4 @@
-"""Run a recording again on the model's own values, for passes that decide by what the tensors hold."""
+"""Run a recording again on values, the model's own or others, for passes that decide by what tensors hold."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 from rewriter.errors import RewriterError, TraceError
 from rewriter.guard import random_state_kept
 from rewriter.hooks import between_hooks
-from rewriter.inputs import tensors_in
+from rewriter.inputs import Inputs, tensors_in
 from rewriter.skeleton import skeleton
 from rewriter.surroundings import surroundings_kept
 from rewriter.tracing.kinds import Kind, function_kind, module_kind
@@ -29,22 +29,17 @@ def has_values(trace: Trace) -> bool:
 
 
 def run_on_values(trace: Trace, kinds: frozenset[Kind], watch: Watch) -> None:
-    """Run the model in evaluation mode on its own weights, and let ``watch`` see the operations of ``kinds``.
+    """Run the model in evaluation mode on its own weights and inputs, see :func:`run_with`.
 
-    ``watch(node, function, args, kwargs)`` is called, in the place of the function, with each torch function that an
-    operation of ``trace.eval`` is carried out by: itself if the operation is a function; what it calls, with the weight
-    as it is used (standardised, parametrized), if it is a layer.
-
-    What runs is a skeleton: it shares the parameters with the model, and has copies of the few that forward writes to
-    and of all buffers. So the model, its hooks and the random numbers are left alone; no memory is taken for weights.
+    Parameters are shared with the model, but for the few that forward writes to; buffers are copies. So no memory is
+    taken for weights.
 
     Args:
         trace: of a model that :func:`has_values`.
-        kinds: kinds of operation that always return tensors, such as layers with weights and norms.
-        watch: see above; an error of ours that it raises ends the run and is handed on.
+        kinds, watch: see :func:`run_with`.
 
     Raises:
-        TraceError: the model does not run, or does not run the operations that were recorded.
+        TraceError: see :func:`run_with`.
     """
     parameters = dict(trace.model.named_parameters(remove_duplicate=False))
     written = {id(parameters[name]) for name in (*trace.eval.written, *trace.train.written)}
@@ -55,12 +50,39 @@ def run_on_values(trace: Trace, kinds: frozenset[Kind], watch: Watch) -> None:
             own = own.clone()
         return nn.Parameter(own, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else own
 
+    run_with(trace, kinds, watch, twin, trace.inputs.map(lambda tensor: tensor.detach().clone()))
+
+
+def run_with(
+    trace: Trace,
+    kinds: frozenset[Kind],
+    watch: Watch,
+    twin: Callable[[torch.Tensor], torch.Tensor],
+    inputs: Inputs,
+) -> None:
+    """Run a skeleton in evaluation mode, and let ``watch`` see the operations of ``kinds``.
+
+    ``watch(node, function, args, kwargs)`` is called, in the place of the function, with each torch function that an
+    operation of ``trace.eval`` is carried out by: itself if the operation is a function; what it calls, with the weight
+    as it is used (standardised, parametrized), if it is a layer.
+
+    The model, its hooks and the random numbers are left alone.
+
+    Args:
+        trace: what was recorded.
+        kinds: kinds of operation that always return tensors, such as layers with weights and norms.
+        watch: see above; an error of ours that it raises ends the run and is handed on.
+        twin: what the skeleton has for each tensor of the model.
+        inputs: what it is run on.
+
+    Raises:
+        TraceError: the skeleton does not run, or does not run the operations that were recorded.
+    """
     with random_state_kept(), surroundings_kept(trace.model), torch.inference_mode(False), torch.no_grad():
         torch.default_generator.manual_seed(0)
         if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             torch.cuda.manual_seed_all(0)
         model = skeleton(trace.model, twin).eval()
-        inputs = trace.inputs.map(lambda tensor: tensor.detach().clone())
         try:
             with _Rerun(model, _operations(trace.eval.graph, kinds), kinds, watch):
                 model(*inputs.args, **inputs.kwargs)
