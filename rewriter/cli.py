@@ -171,7 +171,7 @@ def plan_command(
             entry = wanted.create(work, meta=not pretrained and checkpoint is None)
             with work.step("plan", f"tracing and planning {name}"):
                 made = rewriter.plan(entry.model, **wanted.arguments(entry))
-            if wanted.measures(made) and any(parameter.is_meta for parameter in entry.model.parameters()):
+            if wanted.needs_values(made) and any(parameter.is_meta for parameter in entry.model.parameters()):
                 entry = wanted.create(work)
                 with work.step("plan", f"measuring and planning {name}"):
                     made = rewriter.plan(entry.model, **wanted.arguments(entry))

@@ -24,7 +24,6 @@ from rewriter.cli_options import (
 )
 from rewriter.cli_output import described_inputs, show_model
 from rewriter.guideline import Pass
-from rewriter.manager import installed_passes
 from rewriter.planning import Plan
 from rewriter.record import Record
 
@@ -183,10 +182,10 @@ class Wanted:
             "preserve": self.preserve.value,
         }
 
-    def measures(self, made: Plan) -> bool:
+    def needs_values(self, made: Plan) -> bool:
         """Whether a pass that decides by the values of weights found a place."""
-        known = installed_passes()
-        return any(known[site.pass_name].needs_values for site in made.sites)
+        deciding = {item.name for item in self.resolved or () if item.needs_values}
+        return any(site.pass_name in deciding for site in made.sites)
 
     def show(self, console: Console, entry: Any, made: Plan) -> None:
         """Print the model and what is asked of it."""

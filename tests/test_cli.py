@@ -402,7 +402,9 @@ def test_trained_weights_are_no_option_of_the_model() -> None:
 
 
 def test_a_plan_measures_where_a_pass_needs_values_as_the_rewrite_will() -> None:
-    arguments = ("resnet18", "-k", "norm_layer=groupnorm", "--pass", "group-count", "--input-size", "64")
-    done = run("plan", *arguments)
+    model = ("resnet18", "-k", "norm_layer=groupnorm", "--input-size", "64")
+    done = run("plan", *model, "--pass", "group-count:rule=measured-isometry")
     assert done.exit_code == 0, done.stderr
     assert "measured on" in flat(done.stdout) and "closed form" not in flat(done.stdout)
+    done = run("plan", *model, "--pass", "group-count")
+    assert "expected over 8 draws of the weights" in flat(done.stdout)

@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 from typer.testing import CliRunner
 
 import rewriter
+from passes import GroupCount
 from rewriter import cli
 
 FIXTURES = Path(__file__).parent / "fixtures" / "version_0_1_0"
@@ -255,7 +256,9 @@ class TestPickles:
 
 class TestStateDicts:
     def test_into_a_model_that_is_rewritten_today(self) -> None:
-        model = rewriter.rewrite(Segmenter(), input_size=128, verify=False)
+        others = ["atrous-rates", "dropout", "scale-equalizer", "stochastic-pooling"]
+        passes = [*others, GroupCount(rule=lambda choice: GROUPS[0])]  # the number that the state was trained with
+        model = rewriter.rewrite(Segmenter(), passes, input_size=128, verify=False)
         model.load_state_dict(unpickled("segmenter_state"), strict=True)
         assert_equalized(model)
 

@@ -52,6 +52,7 @@ CASES = {
     "dropout/torchvision-mobilenet_v2": Case("torchvision:mobilenet_v2"),
     "group-count/resnet50_gn": Case("resnet50_gn", {}, GROUPED),
     "group-count/resnetv2_50d_gn": Case("resnetv2_50d_gn", {}, GROUPED),
+    "group-count/resnetv2_50d_gn-measured": Case("resnetv2_50d_gn", {}, (GroupCount(rule="measured-isometry"),)),
     "group-count/resnetv2_50x1_bit-16": Case("resnetv2_50x1_bit", {}, (GroupCount(rule="channels-per-group"),)),
     "stochastic-pooling/resnet50": Case("resnet50", {}, SAMPLED),
     "stochastic-pooling/resnet50d": Case("resnet50d", {}, SAMPLED),

@@ -21,8 +21,8 @@ import model_zoo
 import rewriter
 from passes import GroupCount
 from passes.group_count import GroupChoice, GroupNormFunction, gains
-from passes.group_count.measuring import measured_gains
-from passes.group_count.rules import TIE, channels_per_group, isometry, nearest
+from passes.group_count.measuring import expected_gains, measured_gains
+from passes.group_count.rules import TIE, channels_per_group, isometry, nearest, nearest_to_present, slack
 from rewriter import testing
 from rewriter.analysis.activations import ActivationMoments, activation_moments
 from rewriter.analysis.chains import find_group_norms
@@ -183,10 +183,13 @@ def test_channels_per_group_are_as_near_as_the_band_allows(channels: int, size: 
     assert distances[chosen] <= min(distances.values()) + TIE
 
 
+MEASURED = GroupCount(rule="measured-isometry")
+
+
 @pytest.fixture(scope="module")
 def planned() -> tuple[nn.Module, rewriter.Plan]:
     model = timm_model("resnetv2_50d_gn")
-    return model, rewriter.plan(model, GroupCount(), input_size=64)
+    return model, rewriter.plan(model, MEASURED, input_size=64)
 
 
 def test_every_norm_is_set_to_a_divisor_in_the_band_with_its_gains(planned: Any) -> None:
@@ -218,7 +221,7 @@ def test_choices_are_the_nearest_to_one_behind_the_chosen_norms_above(planned: A
     model, plan = planned
     rewritten = plan.apply(model, verify=False)
     measured = all_measured(rewritten, image(64))
-    again = rewriter.plan(rewritten, GroupCount(), example_inputs=image(64))
+    again = rewriter.plan(rewritten, MEASURED, example_inputs=image(64))
     assert not again.sites
     for site in plan.sites:
         groups, values = site.edits[0].value, measured[site.path]
@@ -230,29 +233,30 @@ def test_choices_are_the_nearest_to_one_behind_the_chosen_norms_above(planned: A
         assert near or ", the band decided (" in site.action
 
 
-def test_only_the_numbers_change_and_planning_touches_nothing() -> None:
+@pytest.mark.parametrize("asked", [GroupCount(), MEASURED], ids=["isometry", "measured-isometry"])
+def test_only_the_numbers_change_and_planning_touches_nothing(asked: GroupCount) -> None:
     model = timm_model("resnet50_gn", num_classes=10)
     model.train()
     seen: list[str] = []
     model.layer1[0].conv1.register_forward_hook(lambda *_: seen.append("hook"))
     before = snapshot(model)
-    rewriter.plan(model, GroupCount(), input_size=64)
+    rewriter.plan(model, asked, input_size=64)
     assert_unchanged(model, before)
     assert not seen
-    rewritten = testing.check_contract(model, GroupCount(), input_size=64)
+    rewritten = testing.check_contract(model, asked, input_size=64)
     assert_unchanged(model, before)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), rewritten.parameters(), strict=True))
-    assert {m.num_groups for m in rewritten.modules() if isinstance(m, nn.GroupNorm)} > {2, 8}
+    assert {m.num_groups for m in rewritten.modules() if isinstance(m, nn.GroupNorm)} > {8, 32}
 
 
-def test_the_choice_does_not_depend_on_the_numbers_that_are_there(planned: Any) -> None:
+def test_a_measured_choice_does_not_depend_on_the_numbers_that_are_there(planned: Any) -> None:
     model, plan = planned
     other = timm_model("resnetv2_50d_gn")
     for path in {site.path for site in plan.sites}:
         other.get_submodule(path).num_groups = 1
     expected, found = (
         plan.apply(model, verify=False),
-        rewriter.rewrite(other, GroupCount(), input_size=64, verify=False),
+        rewriter.rewrite(other, MEASURED, input_size=64, verify=False),
     )
     for module, same in zip(expected.modules(), found.modules(), strict=True):
         assert getattr(module, "num_groups", None) == getattr(same, "num_groups", None)
@@ -273,10 +277,10 @@ def test_trained_weights_are_held_back_and_fresh_ones_are_not() -> None:
     assert rewriter.plan(model, "group-count", input_size=64).sites  # asked for by name
 
 
-def test_a_model_without_values_is_planned_in_closed_form() -> None:
+def test_a_model_without_values_is_measured_in_closed_form() -> None:
     with torch.device("meta"):
         model = timm.create_model("resnet50_gn")
-    plan = rewriter.plan(model, GroupCount(), input_size=224)
+    plan = rewriter.plan(model, MEASURED, input_size=224)
     sites = {site.path: site for site in plan.sites}
     assert len(sites) == 53
     assert all(site.reason.endswith("closed form: the model has no values") for site in plan.sites)
@@ -301,9 +305,10 @@ def test_a_model_whose_run_cannot_be_repeated_is_planned_in_closed_form(import_t
                 return self.norm(conv(x)).relu()
         """
     )
-    plan = rewriter.plan(module.Reads(), GroupCount(), input_size=16)
-    assert [site.edits[0].value for site in plan.sites] == [2]
-    assert "closed form: the model does not run on its values as it was traced" in plan.sites[0].reason
+    for rule, values in (("isometry", "drawn"), ("measured-isometry", "its own")):
+        plan = rewriter.plan(module.Reads(), GroupCount(rule=rule), input_size=16)
+        assert [site.edits[0].value for site in plan.sites] == [{"drawn": 4, "its own": 2}[values]]
+        assert f"closed form: the model does not run on {values} values as it was traced" in plan.sites[0].reason
 
 
 def test_parameters_that_forward_writes_to_are_left_alone(import_text: Any) -> None:
@@ -327,8 +332,9 @@ def test_parameters_that_forward_writes_to_are_left_alone(import_text: Any) -> N
     )
     model = module.Writes()
     before = snapshot(model)
-    plan = rewriter.plan(model, GroupCount(), input_size=16)
+    plan = rewriter.plan(model, MEASURED, input_size=16)
     assert plan.sites[0].reason.endswith("measured on Gaussian input")
+    assert rewriter.plan(model, GroupCount(), input_size=16).sites[0].reason.endswith("draws of the weights")
     assert_unchanged(model, before)
 
 
@@ -368,11 +374,111 @@ def autoencoder() -> tuple[nn.Module, Any]:
     return diffusers.AutoencoderKL(**UNET, **blocks), image(16)
 
 
+class TestExpectedGains:
+    """The default: what is decided depends on the architecture, and on nothing that a process draws."""
+
+    @pytest.mark.parametrize("layer", LAYERS)
+    def test_they_are_those_of_backward_passes_through_drawn_weights(self, layer: str) -> None:
+        make, shape, channels = LAYERS[layer]
+        model = Chain(make(), channels, nn.ReLU())
+        (expected,) = expected_gains(rewriter.trace(model, torch.zeros(shape))).values()
+        drawn = []
+        for _ in range(12):
+            found = Chain(make(), channels, nn.ReLU())
+            if layer == "depthwise conv":  # of nine weights the distribution tells; torch's is uniform
+                nn.init.normal_(found.weight.weight)
+            (of_draw,) = all_measured(found, torch.randn(shape)).values()
+            drawn.append(of_draw)
+        for groups in gains.divisors(channels):
+            if channels // groups >= 8:
+                law = math.sqrt(sum(of_draw[groups] ** 2 for of_draw in drawn) / len(drawn))
+                scale = 1.0 if layer != "weight norm" else expected[1] / drawn[0][1]  # its lengths are drawn otherwise
+                assert expected[groups] == pytest.approx(law * scale, rel=0.06), groups
+
+    @pytest.mark.parametrize("name", ["resnetv2_50d_gn", "resnetv2_50x1_bit", "efficientnet_b0_gn"])
+    def test_a_plan_is_the_same_whatever_the_process_has_drawn(self, name: str) -> None:
+        def plan(seed: int, change: Callable[[nn.Module], nn.Module] = nn.Module.float, **options: Any) -> Any:
+            torch.manual_seed(seed)
+            made = rewriter.plan(change(timm.create_model(name)), GroupCount(), **(options or {"input_size": 64}))
+            return made.sites, made.skipped
+
+        first = plan(0)
+        assert first[0] and all("expected over" in site.reason for site in first[0])
+        assert plan(1) == first
+        assert plan(2, nn.Module.bfloat16) == first
+        assert plan(2, nn.Module.double) == first
+        assert plan(3, lambda model: model.to("meta")) == first
+        assert plan(4, example_inputs=torch.rand(5, 3, 64, 64)) == first
+        threads = torch.get_num_threads()
+        torch.set_num_threads(3 - min(threads, 2))
+        try:
+            with torch.autocast("cpu", torch.bfloat16), torch.device("cpu"):
+                assert plan(5) == first
+        finally:
+            torch.set_num_threads(threads)
+
+    @pytest.mark.parametrize("make", [unet, autoencoder])
+    def test_inputs_besides_an_image_are_not_read_either(self, make: Any) -> None:
+        def plan(seed: int) -> Any:
+            torch.manual_seed(seed)
+            model, x = make()
+            made = rewriter.plan(model, GroupCount(tolerance=0), example_inputs=x)
+            return made.sites, made.skipped
+
+        assert plan(0) == plan(1) and plan(0)[0]
+        assert all("expected over 8 draws of the weights" in site.reason for site in plan(0)[0])
+
+    def test_a_rewritten_model_has_nothing_left_to_set(self) -> None:
+        model = rewriter.rewrite(timm_model("resnetv2_50d_gn"), GroupCount(), input_size=64)
+        again = rewriter.plan(model, GroupCount(), input_size=64)
+        assert not again.sites
+        assert sum(skip.reason is Reason.ALREADY_DONE for skip in again.skipped) == 34
+
+    def test_of_numbers_within_the_tolerance_the_nearest_to_the_present_is_kept(self) -> None:
+        model = timm_model(
+            "resnetv2_50d_gn",
+        ).to("meta")
+        numbers = {}
+        for tolerance in (0, 0.05, 0.5):
+            plan = rewriter.plan(model, GroupCount(tolerance=tolerance), input_size=64)
+            numbers[tolerance] = {site.path: site.edits[0].value for site in plan.sites}
+        assert len(numbers[0]) > len(numbers[0.05]) > len(numbers[0.5])
+        norms = {path: model.get_submodule(path) for path in numbers[0.5]}
+        assert all(numbers[0.5][path] == norm.num_channels // 8 < norm.num_groups for path, norm in norms.items())
+
+    def test_a_model_that_does_not_run_on_drawn_inputs_is_planned_in_closed_form(self) -> None:
+        """A detector refuses boxes that are drawn: the same refusal, and the same plan, everywhere."""
+        plans = []
+        for seed in (0, 1):
+            torch.manual_seed(seed)
+            entry = model_zoo.create("torchvision:fcos_resnet50_fpn", min_size=64, max_size=64)
+            plans.append(rewriter.plan(entry.model, GroupCount(), example_inputs=entry.example_inputs))
+        assert plans[0].sites == plans[1].sites and plans[0].skipped == plans[1].skipped
+        details = [skip.detail for skip in plans[0].skipped if skip.reason is Reason.ALREADY_DONE]
+        assert len(details) == 8
+        assert all("closed form: the model does not run on drawn values" in detail for detail in details)
+
+
+@given(st.sampled_from([16, 48, 60, 64, 96, 210]), st.floats(0, 0.5), st.data())
+def test_a_choice_changes_no_more_than_it_must(channels: int, tolerance: float, data: Any) -> None:
+    divisors = gains.divisors(channels)
+    values = dict(zip(divisors, data.draw(st.lists(gain, min_size=len(divisors), max_size=len(divisors))), strict=True))
+    band = tuple(sorted(data.draw(st.sets(st.sampled_from(divisors), min_size=1))))
+    present = data.draw(st.sampled_from(divisors))
+    choice = GroupChoice(channels, channels, present, 0.5, values, band)
+    chosen = nearest_to_present(isometry, tolerance)(choice)
+    best = min(isometry(choice, groups) for groups in band)
+    equal = [groups for groups in band if isometry(choice, groups) <= best + slack(tolerance)]
+    assert chosen in equal
+    assert all(abs(math.log(chosen / present)) <= abs(math.log(other / present)) for other in equal)
+    assert present not in equal or chosen == present
+
+
 @pytest.mark.parametrize("make", [unet, conditional_unet, scale_shift_unet, autoencoder])
 def test_norms_behind_the_time_embedding_of_diffusion_models_are_set(make: Any) -> None:
     torch.manual_seed(0)
     model, x = make()
-    plan = rewriter.plan(model, GroupCount(), example_inputs=x)
+    plan = rewriter.plan(model, MEASURED, example_inputs=x)
     in_chains = {site.path for site in plan.sites} | {
         skip.path for skip in plan.skipped if skip.reason is Reason.ALREADY_DONE
     }
@@ -380,7 +486,7 @@ def test_norms_behind_the_time_embedding_of_diffusion_models_are_set(make: Any) 
     assert in_chains == second_norms and plan.sites
     assert all(site.pattern == "weight → group norm → activation" for site in plan.sites)
     assert all(site.reason.endswith("measured on the given input") for site in plan.sites)
-    testing.check_contract(model, GroupCount(), example_inputs=x)
+    testing.check_contract(model, MEASURED, example_inputs=x)
 
 
 def test_the_time_embedding_counts_in_the_moments() -> None:
@@ -398,12 +504,12 @@ def test_the_time_embedding_counts_in_the_moments() -> None:
 def test_heads_that_are_called_on_every_level_get_one_number_each(name: str) -> None:
     torch.manual_seed(0)
     entry = model_zoo.create(f"torchvision:{name}", min_size=64, max_size=64)
-    plan = rewriter.plan(entry.model, GroupCount(), example_inputs=entry.example_inputs)
+    plan = rewriter.plan(entry.model, MEASURED, example_inputs=entry.example_inputs)
     norms = {path for path, module in entry.model.named_modules() if isinstance(module, nn.GroupNorm)}
     done = {skip.path for skip in plan.skipped if skip.reason is Reason.ALREADY_DONE}
     assert len(norms) == 8 and {site.path for site in plan.sites} | done == norms and len(plan.sites) >= 4
     rewritten = plan.apply(entry.model, verify=False)
-    assert not rewriter.plan(rewritten, GroupCount(), example_inputs=entry.example_inputs).sites
+    assert not rewriter.plan(rewritten, MEASURED, example_inputs=entry.example_inputs).sites
 
 
 def test_calls_of_one_norm_decide_together() -> None:
@@ -450,8 +556,8 @@ def test_a_number_written_in_the_code_is_redirected(import_text: Callable[[str],
     assert groups < 32
     expected = F.relu(F.group_norm(model.conv(x), groups, model.gamma, model.beta, eps=1e-6)).mean((2, 3))
     assert torch.equal(rewritten(x), model.head(expected))
-    wider = rewriter.plan(rewritten, GroupCount(rule="channels-per-group", channels=8), input_size=16)
-    assert [(edit.path, edit.name, edit.value) for edit in wider.edits] == [("group_norm", "num_groups", 8)]
+    wider = rewriter.plan(rewritten, GroupCount(rule="channels-per-group", channels=32), input_size=16)
+    assert [(edit.path, edit.name, edit.value) for edit in wider.edits] == [("group_norm", "num_groups", 2)]
 
 
 class Other(nn.Module):
@@ -461,7 +567,7 @@ class Other(nn.Module):
         super().__init__()
         self.conv, self.small = nn.Conv2d(3, 32, 3, padding=1), nn.Conv2d(32, 12, 1)
         self.read_twice, self.of_input, self.of_sum, self.outside = (
-            nn.GroupNorm(8, 32), nn.GroupNorm(1, 3), nn.GroupNorm(8, 32), nn.GroupNorm(4, 12),
+            nn.GroupNorm(8, 32), nn.GroupNorm(1, 3), nn.GroupNorm(8, 32), nn.GroupNorm(1, 12),
         )  # fmt: skip
         self.layer, self.instance, self.batch = nn.LayerNorm(8), nn.InstanceNorm2d(32), nn.BatchNorm2d(32)
 
@@ -533,7 +639,14 @@ def test_bad_rules_and_options_are_refused() -> None:
         rewriter.rewrite(model, GroupCount(rule=lambda choice: 7), input_size=8)
     with pytest.raises(SelectorError, match="the rule raised ZeroDivisionError"):
         rewriter.rewrite(model, GroupCount(rule=lambda choice: 1 // 0), input_size=8)
-    for options in ({"rule": "ideal"}, {"channels": 0}, {"min_groups": 1.5}, {"min_channels_per_group": True}):
+    for options in (
+        {"rule": "ideal"},
+        {"tolerance": -0.1},
+        {"tolerance": "5%"},
+        {"channels": 0},
+        {"min_groups": 1.5},
+        {"min_channels_per_group": True},
+    ):
         with pytest.raises(SelectorError, match=f"{next(iter(options))}: expected"):
             rewriter.rewrite(model, {"group-count": options}, input_size=8)
     assert_unchanged(model, before)

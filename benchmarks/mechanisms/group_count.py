@@ -41,7 +41,8 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], int]] = {
 RULES = {
     "as it is": None,
     "isometry": GroupCount(),
-    "isometry, no band": GroupCount(min_channels_per_group=1, min_groups=1),
+    "measured-isometry": GroupCount(rule="measured-isometry"),
+    "measured-isometry, no band": GroupCount(rule="measured-isometry", min_channels_per_group=1, min_groups=1),
     "channels-per-group": GroupCount(rule="channels-per-group"),
 }
 
