@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from torch import fx, nn
@@ -14,6 +15,7 @@ from rewriter.errors import ModelError, UndoError
 from rewriter.guard import check_model
 from rewriter.layers import is_layer
 from rewriter.plan_applying import apply_plan
+from rewriter.plan_file import check_same_plan, is_rewritten_by, plan_of_file
 from rewriter.plan_making import make_plan
 from rewriter.planning import Plan
 from rewriter.record import Report, is_folded, make_report, records_of, rewritten_parts, set_records
@@ -33,6 +35,8 @@ def rewrite(
     preserve: str = "auto",
     inplace: bool = False,
     verify: bool = True,
+    plan_file: str | Path | None = None,
+    all_ranks: bool = True,
 ) -> nn.Module:
     """Apply guidelines to ``model`` and return it, an object of the same class.
 
@@ -50,16 +54,44 @@ def rewrite(
             ``"eval"`` always, ``"nothing"`` never.
         inplace: edit ``model`` itself instead of a copy.
         verify: check each pass's contract by running the model before and after.
+        plan_file: where the plan of a training is kept. Absent: it is planned and written. There: it is applied as it
+            is, whatever ``only``, ``skip``, ``preserve`` and the input say: one line for the first run, every process,
+            a run that resumes, evaluation elsewhere. A model that is rewritten by it already is returned as it is.
+        all_ranks: where ``torch.distributed`` is initialised, whether every process makes this call. Then they have to
+            find the same plan; with ``plan_file`` the first process alone looks, plans and writes, and hands its plan
+            to the others. False lets this process go its own way.
 
     Raises:
+        PlanError: the plan in ``plan_file`` is damaged, of other passes or options, or does not fit the model.
         RewriterError: every refusal; the model given is then exactly as it was.
     """
-    made, traced, seconds = make_plan(
-        model, passes, example_inputs=example_inputs, input_size=input_size, only=only, skip=skip, preserve=preserve
-    )
-    inputs = traced.inputs if traced else None
-    del traced  # its graphs need not outlive the plan
-    return apply_plan(made, model, inplace=inplace, verify=verify, inputs=inputs, in_force=True, seconds=seconds)
+    inplace, verify = checked_flag("inplace", inplace), checked_flag("verify", verify)
+    all_ranks = checked_flag("all_ranks", all_ranks)
+    planned: list[tuple[Plan, Trace | None, dict[str, float]]] = []
+
+    def make() -> Plan:
+        limits = {"only": only, "skip": skip, "preserve": preserve}
+        planned.append(make_plan(model, passes, example_inputs=example_inputs, input_size=input_size, **limits))
+        return planned[0][0]
+
+    check_model(model)
+    if plan_file is None:
+        made = make()
+        check_same_plan(made, all_ranks=all_ranks)
+    else:
+        made = plan_of_file(plan_file, make, passes, all_ranks=all_ranks)
+        if is_rewritten_by(model, made):
+            return model
+    if planned and planned[0][0] == made:
+        ((made, traced, seconds),) = planned
+        inputs = traced.inputs if traced else None
+        planned.clear()
+        del traced  # its graphs need not outlive the plan
+        return apply_plan(made, model, inplace=inplace, verify=verify, inputs=inputs, in_force=True, seconds=seconds)
+    inputs = None
+    if made.sites and (example_inputs is not None or input_size is not None):
+        inputs = trace_candidates(model, inputs_to_run_on(model, example_inputs, input_size)).inputs
+    return apply_plan(made, model, inplace=inplace, verify=verify, inputs=inputs, exactly=True)
 
 
 def plan(

@@ -198,7 +198,7 @@ class _Made:
             model = self.original()
         return rewriter.rewrite(
             model, wanted.resolved, input_size=self.size, only=wanted.only, skip=wanted.skip,
-            preserve=wanted.preserve.value,
+            preserve=wanted.preserve.value, all_ranks=False,
         )  # fmt: skip
 
     def _size(self, images: tuple[int, int] | None) -> tuple[int, ...]:

@@ -13,17 +13,18 @@ from torch import nn
 from rewriter.argument_checks import checked_flag
 from rewriter.copying import copy_model
 from rewriter.edit.edits import apply_edits, take_back
-from rewriter.errors import ContractError, InputError, PlaceLeftAlone, RewriterError, TraceError
+from rewriter.errors import ContractError, InputError, PlaceLeftAlone, PlanError, RewriterError, TraceError
 from rewriter.guard import check_model, random_state_kept
 from rewriter.guideline import Contract, Pass
 from rewriter.in_force import Recorded, not_in_force, places_left
-from rewriter.inputs import Inputs
+from rewriter.inputs import Inputs, candidate_inputs
 from rewriter.manager import resolve_passes
 from rewriter.plan_making import without
 from rewriter.planning import Plan
 from rewriter.reasons import TECHNICAL
 from rewriter.record import Record, Verdict, records_in_force, set_records
 from rewriter.remembered_inputs import inputs_of_plan
+from rewriter.tracing.trace import trace_candidates
 from rewriter.verification import EVAL_OUTPUT, Observation, drift_between, observe
 from rewriter.verification import compare as compare_observations
 
@@ -39,6 +40,7 @@ def apply_plan(
     verify: bool = True,
     inputs: Inputs | None = None,
     in_force: bool = False,
+    exactly: bool = False,
     seconds: dict[str, float] | None = None,
 ) -> nn.Module:
     """Carry a plan out; see :meth:`rewriter.Plan.apply`.
@@ -50,6 +52,7 @@ def apply_plan(
         verify: check the contracts of the passes.
         inputs: what to run the model on; None makes up what the plan was made on.
         in_force: whether the plan was made for this very model just now, so that its edits are known to be in force.
+        exactly: refuse to leave out what is not in force.
         seconds: what the steps before this one took.
     """
     check_model(model)
@@ -63,9 +66,13 @@ def apply_plan(
     if made.sites and not in_force:
         started = time.perf_counter()
         try:
-            made, unchecked = _checked_in_force(made, model, inputs)
+            made, unchecked = _checked_in_force(made, model, inputs, exactly)
         except TraceError as error:
-            inputs, unchecked = None, f"the model does not run on made-up inputs like those of the plan, {error}"
+            try:  # the model may have been made for another size
+                inputs = trace_candidates(model, candidate_inputs(model)).inputs
+                made, unchecked = _checked_in_force(made, model, inputs, exactly)
+            except (InputError, TraceError):
+                inputs, unchecked = None, f"the model does not run on made-up inputs like those of the plan, {error}"
         seconds["record again"] = time.perf_counter() - started
     started = time.perf_counter()
     target = model if inplace else copy_model(model)
@@ -117,12 +124,20 @@ def apply_plan(
     return target
 
 
-def _checked_in_force(made: Plan, model: nn.Module, inputs: Inputs | None) -> tuple[Plan, str]:
-    """The plan without sites that are not in force on ``model``, and why that could not be found out, if so."""
+def _checked_in_force(made: Plan, model: nn.Module, inputs: Inputs | None, exactly: bool) -> tuple[Plan, str]:
+    """The plan without sites that are not in force on ``model``, and why that could not be found out, if so.
+
+    Raises:
+        PlanError: a site is not in force, and the plan is to be carried out ``exactly``.
+    """
     if inputs is None:
         return made, "the plan was made on the user's own example_inputs, which are not known here"
     passes = list(_known_passes(made))
     while failing := not_in_force(made.sites, Recorded(model, inputs, passes, left=places_left(made.skipped))):
+        if exactly:
+            site, reason = failing[0]
+            where = site.path or "the root"
+            raise PlanError(f"the plan does not fit this model: {site.pass_name} at {where}, {site.action}: {reason}")
         made = without(made, failing)
     return made, ""
 

@@ -190,7 +190,8 @@ def _notes_on_preserving(findings: Sequence[Finding], changing: set[str], preser
         why = "preserve='eval'" if preserve == "eval" else "the model carries trained weights"
         how = "preserve='nothing' applies them"
         if preserve == "auto":
-            how += ", and naming a pass applies it (where only the backbone is pretrained)"
+            how += ", and naming a pass applies it (where only the backbone is pretrained); a training that goes on"
+            how += " gives its plan, plan_file="
         return [f"held back: {', '.join(held)}, because {why}; {how}"]
     named = dict.fromkeys(f.pass_name for f in findings if isinstance(f, Site) and f.pass_name in changing)
     return [f"{', '.join(named)} changes the output of trained weights, as asked for by name"] if named else []

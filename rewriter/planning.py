@@ -63,15 +63,24 @@ class Plan:
         """Sites that have no effect with the rates that the model has: they are edited, and wait for another rate."""
         return tuple(site for site in self.sites if site.inactive)
 
-    def apply(self, model: nn.Module, inplace: bool = False, verify: bool = True) -> nn.Module:
+    def apply(
+        self, model: nn.Module, inplace: bool = False, verify: bool = True, *, all_ranks: bool = True
+    ) -> nn.Module:
         """Carry the plan out on ``model``, or on a copy of it, and check the passes' contracts.
+
+        Args:
+            model, inplace, verify: as for :func:`rewriter.rewrite`.
+            all_ranks: where ``torch.distributed`` is initialised, False for a plan that this process alone applies.
 
         Raises:
             PlanError: the plan was made for another model.
             ContractError: a contract does not hold; the model is as it was.
+            RewriterError: another process has another plan, or does not call.
         """
         from rewriter.plan_applying import apply_plan
+        from rewriter.plan_file import check_same_plan
 
+        check_same_plan(self, all_ranks=all_ranks)
         return apply_plan(self, model, inplace=inplace, verify=verify)
 
     def check_fits(self, model: nn.Module) -> None:

@@ -34,6 +34,7 @@ from rewriter.entry_points import MODEL_GROUP, loaded
 from rewriter.errors import PlanError, StorageError, listed
 from rewriter.extra_state import extra_state_to_store, stored_extra_state
 from rewriter.guard import check_model, random_state_kept
+from rewriter.plan_file import plan_files_in
 from rewriter.planning import Plan
 from rewriter.record import Verdict, is_folded, make_report, records_in_force, records_of, set_records
 from rewriter.settings import restore_settings, restore_types, settings_of
@@ -82,6 +83,8 @@ def save(model: nn.Module, directory: str | Path, *, recipe: Mapping[str, Any] |
     partial = target.parent / f".{target.name}.{uuid.uuid4().hex[:12]}.partial"
     try:
         partial.mkdir(parents=True)
+        for path in plan_files_in(target, besides=_FILES):
+            shutil.copy2(path, partial)
         for file, text in contents.items():
             (partial / file).write_text(text, encoding="utf-8")
         safetensors.torch.save_file(tensors, str(partial / WEIGHTS), metadata=shared)
@@ -136,7 +139,7 @@ def load(directory: str | Path, model: nn.Module | None = None) -> nn.Module:
     versions = _version_note(recipe)
     for plan in plans:
         try:
-            target = plan.apply(target, inplace=True, verify=False)
+            target = plan.apply(target, inplace=True, verify=False, all_ranks=False)
         except PlanError as error:
             raise PlanError(f"{error}{versions}") from error
     found = original_class(type(target))
@@ -167,10 +170,11 @@ def check_target(directory: str | Path) -> Path:
         return target
     if not target.is_dir():
         raise StorageError(f"{target} is a file; give a directory")
-    foreign = sorted(path.name for path in target.iterdir() if path.name not in _FILES)
+    others = plan_files_in(target, besides=_FILES)
+    foreign = sorted(path.name for path in target.iterdir() if path.name not in _FILES and path not in others)
     if foreign:
         raise StorageError(f"{target} is not empty and was not written by rewriter.save ({', '.join(foreign[:5])})")
-    if any(target.iterdir()):
+    if any(path not in others for path in target.iterdir()):
         try:
             _read_json(target / RECIPE)["format"]
         except (StorageError, KeyError, TypeError) as error:

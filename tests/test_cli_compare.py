@@ -311,9 +311,10 @@ class TestProcesses:
 
 
 def test_a_rewrite_that_weights_decide_about_is_the_same_each_time() -> None:
-    """group-count measures gradient gains of the weights that the constructor draws."""
+    """This rule measures gradient gains of the weights that the constructor draws."""
     arguments = (
-        "compare", "resnet18", "-k", "layers=(1,1,1,1)", "-k", "norm_layer=groupnorm", "--pass", "group-count",
+        "compare", "resnet18", "-k", "layers=(1,1,1,1)", "-k", "norm_layer=groupnorm",
+        "--pass", "group-count:rule=measured-isometry",
         "--data", "digits", "--level", "equivalence", "-r", "test_images=20", "--device", "cpu", "--json",
     )  # fmt: skip
     found = []

@@ -1,0 +1,153 @@
+"""One plan for every process and every run of one training: handed around, compared, and kept in a file."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import uuid
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from rewriter.argument_checks import checked_path
+from rewriter.edit.edits import edit_to_data
+from rewriter.errors import PlanError
+from rewriter.manager import resolve_passes
+from rewriter.planning import Plan
+from rewriter.ranks import check_alike, from_first_rank, several_ranks
+from rewriter.record import records_of
+
+
+def plan_of_file(file: Any, make: Callable[[], Plan], passes: Any, *, all_ranks: bool) -> Plan:
+    """The plan in ``file``, or the one that ``make`` makes, which is written there.
+
+    Where ``torch.distributed`` is initialised the first process alone looks, plans and writes, and hands its plan to
+    the others: they need not see its disk.
+
+    Args:
+        file: where the plan is kept; folders are made.
+        make: makes a plan where there is none.
+        passes: what the caller asks for.
+        all_ranks: False for a process that goes its own way.
+
+    Raises:
+        PlanError: the file is no plan, or one of other passes or options.
+        RewriterError: in all processes, what the first one raised.
+    """
+    path = checked_path("plan_file", file)
+    asked = [(item.name, item.options()) for item in resolve_passes(passes)]
+
+    def text() -> str:
+        if not path.exists():
+            made = make().to_json()
+            if _written(path, made):
+                return made
+        found = _read(path)
+        _check_passes(found, asked, path)
+        return found.to_json()
+
+    found = from_first_rank("rewriter.rewrite(plan_file=)", text) if all_ranks and several_ranks() else text()
+    plan = Plan.from_json(found)
+    _check_passes(plan, asked, path)
+    return plan
+
+
+def is_rewritten_by(model: nn.Module, plan: Plan) -> bool:
+    """Whether a rewrite of ``model`` made the edits of ``plan``."""
+    return any(record.plan.edits == plan.edits and record.plan.passes == plan.passes for record in records_of(model))
+
+
+def plan_files_in(folder: Path, besides: Collection[str]) -> list[Path]:
+    """Plans that :func:`plan_of_file` wrote into ``folder``, besides files of the names given."""
+    found = []
+    for path in folder.glob("*.json") if folder.is_dir() else ():
+        with contextlib.suppress(PlanError):
+            if path.name not in besides:
+                _read(path)
+                found.append(path)
+    return found
+
+
+def check_same_plan(made: Plan, *, all_ranks: bool) -> None:
+    """Where ``torch.distributed`` is initialised, refuse another plan than the other processes have.
+
+    Raises:
+        RewriterError: in all processes, naming the first difference, or a process that does not call.
+    """
+    if all_ranks and several_ranks():
+        remedy = "Give plan_file= to rewriter.rewrite: the first process plans, and the others apply its plan."
+        check_alike("rewriter.rewrite", _decisions(made), _first_difference, remedy)
+
+
+def _decisions(made: Plan) -> str:
+    """What a plan does, without words and measured figures, which need not be the same to the last digit."""
+    decided = [["model", made.model, made.structure]]
+    for site in made.sites:
+        decided += [[site.pass_name, edit.path, json.dumps(edit_to_data(edit), sort_keys=True)] for edit in site.edits]
+    return json.dumps(decided)
+
+
+def _first_difference(first: str, other: str) -> str:
+    ours, theirs = json.loads(first), json.loads(other)
+    if ours[0] != theirs[0]:
+        return f"its model is another one ({theirs[0][1]}, structure {theirs[0][2]}, not {ours[0][1]}, {ours[0][2]})"
+    missing = [line for line in ours if line not in theirs]
+    extra = [line for line in theirs if line not in ours]
+    name, path, _ = (missing or extra or ours[-1:])[0]
+    told = [f"rank 0 {_what(missing, name, path)}", f"the other {_what(extra, name, path)}"]
+    return f"{name} at {path or 'the root'}: {', '.join(told)} ({len(ours) - 1} edits, {len(theirs) - 1} there)"
+
+
+def _what(lines: list[list[str]], name: str, path: str) -> str:
+    edits = [json.loads(edit) for found, place, edit in lines if (found, place) == (name, path)]
+    if not edits:
+        return "leaves it"
+    edit = edits[0]
+    return f"sets {edit['name']} = {edit['value']}" if "value" in edit and "name" in edit else "edits it otherwise"
+
+
+def _read(path: Path) -> Plan:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise PlanError(f"plan_file {path} cannot be read: {type(error).__name__}: {error}") from error
+    try:
+        return Plan.from_json(text)
+    except PlanError as error:
+        raise PlanError(f"plan_file {path}: {error}") from error
+
+
+def _written(path: Path, text: str) -> bool:
+    """Write a file that is not there, whole; False if somebody else has written it meanwhile."""
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(text, encoding="utf-8")
+        try:
+            os.link(partial, path)
+        except FileExistsError:
+            return False
+        except OSError:  # a file system without links
+            os.replace(partial, path)
+    except OSError as error:
+        raise PlanError(f"plan_file {path} cannot be written: {type(error).__name__}: {error}") from error
+    finally:
+        partial.unlink(missing_ok=True)
+    return True
+
+
+def _check_passes(plan: Plan, asked: list[tuple[str, dict[str, Any]]], path: Path) -> None:
+    """Refuse a plan of other passes, or with other options, than are asked for."""
+    remedy = "Ask for what the file has, or give another plan_file"
+    names, wanted = [name for name, _ in plan.passes], [name for name, _ in asked]
+    if names != wanted:
+        found, here = (", ".join(which) or "no passes" for which in (names, wanted))
+        raise PlanError(f"plan_file {path} is a plan of {found}; asked for: {here}. {remedy}.")
+    for (name, written), (_, options) in zip(plan.passes, asked, strict=True):
+        for option, there in written.items():  # one that the pass did not have yet when it was written is not in it
+            here = json.loads(json.dumps(options.get(option)))
+            if there != here:
+                raise PlanError(f"plan_file {path} has {name}:{option}={there}; asked for: {here}. {remedy}.")

@@ -1,0 +1,115 @@
+"""What the processes of a distributed run tell each other before any of them changes a model.
+
+They speak through the store of ``torch.distributed``, not by a collective: where one process alone calls, it gets an
+error after a minute and does not hang.
+"""
+
+from __future__ import annotations
+
+import itertools
+import zlib
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import Any
+
+import torch
+
+from rewriter.errors import RewriterError
+
+PATIENCE = timedelta(minutes=1)
+"""How long a process waits for the others to come to the same call."""
+
+PLANNING = timedelta(minutes=30)
+"""How long the others wait while the first one plans."""
+
+_calls: defaultdict[str, Iterator[int]] = defaultdict(itertools.count)
+
+
+def several_ranks() -> bool:
+    """Whether this process is one of several of an initialised ``torch.distributed``."""
+    distributed = torch.distributed
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+
+
+def check_alike(call: str, own: str, difference: Callable[[str, str], str], remedy: str) -> None:
+    """Refuse to go on unless every process says the same.
+
+    Args:
+        call: what all of them call, for the message.
+        own: what this process has to say.
+        difference: gets what the first process and another one said, and names where they differ first.
+        remedy: what to do about it.
+
+    Raises:
+        RewriterError: in all processes, naming the first one that differs or does not answer.
+    """
+    store, rank, key = _store(call)
+    store.set(f"{key}/{rank}", zlib.compress(own.encode()))
+    if rank == 0:
+        verdict = _verdict(store, key, call, own, difference, remedy)
+        store.set(f"{key}/verdict", verdict.encode())
+    else:
+        answer = _read(store, f"{key}/verdict", PATIENCE + PATIENCE / 6)  # after the first one has given up on others
+        verdict = _absent(0, call) if answer is None else answer.decode()
+    if verdict:
+        raise RewriterError(verdict)
+
+
+def from_first_rank(call: str, make: Callable[[], str]) -> str:
+    """What ``make`` returns in the first process, handed to all.
+
+    Raises:
+        RewriterError: in all processes, where ``make`` raised; or the first process does not call.
+    """
+    store, rank, key = _store(call)
+    if rank != 0:
+        answer = _read(store, key, PLANNING)
+        if answer is None:
+            raise RewriterError(_absent(0, call))
+        kind, text = answer[:1], zlib.decompress(answer[1:]).decode()
+        if kind == b"!":
+            raise RewriterError(f"rank 0: {text}")
+        return text
+    try:
+        made = make()
+    except BaseException as error:
+        store.set(key, b"!" + zlib.compress(f"{type(error).__name__}: {error}".encode()))
+        raise
+    store.set(key, b"=" + zlib.compress(made.encode()))
+    return made
+
+
+def _store(call: str) -> tuple[Any, int, str]:
+    """The store, the rank of this process, and a key for this very call."""
+    store = torch.distributed.distributed_c10d._get_default_store()
+    return store, torch.distributed.get_rank(), f"rewriter/{call}/{next(_calls[call])}"
+
+
+def _verdict(store: Any, key: str, call: str, own: str, difference: Callable[[str, str], str], remedy: str) -> str:
+    for rank in range(1, torch.distributed.get_world_size()):
+        answer = _read(store, f"{key}/{rank}", PATIENCE)
+        if answer is None:
+            return _absent(rank, call)
+        said = zlib.decompress(answer).decode()
+        if said != own:
+            return f"{call}: rank {rank} differs from rank 0: {difference(own, said)}. {remedy}"
+    return ""
+
+
+def _absent(rank: int, call: str) -> str:
+    seconds = int(PATIENCE.total_seconds())
+    return (
+        f"rank {rank} did not call {call} within {seconds} seconds. Every process has to call it; one that is to go "
+        "its own way gives all_ranks=False."
+    )
+
+
+def _read(store: Any, key: str, timeout: timedelta) -> bytes | None:
+    """What a process wrote under ``key``; None if nobody does in time."""
+    try:
+        store.wait([key], timeout)
+    except RuntimeError:  # torch's DistStoreError is one
+        return None
+    found: bytes = store.get(key)
+    return found
