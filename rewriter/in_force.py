@@ -46,7 +46,7 @@ class Recorded:
         inputs: what it is run on.
         passes: those of the plan, as far as they are known here.
         backend: what the tensors of the first recording were; the ones before it need not be tried.
-        may_measure, measured: see :class:`~rewriter.tracing.trace.Trace`.
+        measured: see :class:`~rewriter.tracing.trace.Trace`.
         planning: whether the sites were found on this very model just now. Then one whose edit cannot be made is named
             like one that does not run; in a plan from elsewhere it is an error.
         modes_alike: whether the model is known to run the same operations in both modes.
@@ -57,7 +57,6 @@ class Recorded:
     inputs: Inputs
     passes: Sequence[Pass]
     backend: str = BACKENDS[0]
-    may_measure: bool = True
     measured: dict[Hashable, Any] = field(default_factory=dict)
     planning: bool = False
     modes_alike: bool = False
@@ -100,7 +99,7 @@ def _record_edited(sites: Sequence[Site], recorded: Recorded) -> tuple[nn.Module
         with random_state_kept():
             apply_edits(edited, edits)
         again = trace_model(edited, recorded.inputs, backends, modes_alike=recorded.modes_alike)
-    again.may_measure, again.measured = recorded.may_measure, recorded.measured
+    again.measured = recorded.measured
     return edited, again, behaved
 
 

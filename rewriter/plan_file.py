@@ -135,7 +135,8 @@ def _written(path: Path, text: str) -> bool:
     except OSError as error:
         raise PlanError(f"plan_file {path} cannot be written: {type(error).__name__}: {error}") from error
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
     return True
 
 

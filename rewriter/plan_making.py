@@ -59,8 +59,6 @@ def make_plan(
     started = time.perf_counter()
     traced = trace_candidates(model, inputs_to_run_on(model, example_inputs, input_size)) if resolved else None
     seconds["trace"] = time.perf_counter() - started
-    if traced is not None:
-        traced.may_measure = not held_back
     started = time.perf_counter()
     found = [finding for item in resolved for finding in item.find(traced)] if traced is not None else []
     seconds["plan"] = time.perf_counter() - started
@@ -155,7 +153,6 @@ def _in_force(
             traced.inputs,
             passes,
             traced.backend,
-            may_measure=traced.may_measure,
             measured=traced.measured,
             planning=True,
             modes_alike=traced.modes_alike,

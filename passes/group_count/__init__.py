@@ -7,9 +7,9 @@ that calibrates it, so that gradients propagate isometrically.
 Ours, not the paper's: how that number is found. Its closed form from the widths of a layer is not known to us and is
 not shipped; ``rule=`` takes it, or any other. Our default takes the objective itself: the gain of the gradient through
 weight, norm and activation, see :mod:`passes.group_count.gains`, expected over draws of all weights, so that every
-process that builds the model finds the same. Of the number that is there and the divisors of the channels inside a
-band, those whose gain is as near to one as can be, within a tolerance, count as equal; of these it takes the one
-nearest to the number that is there. The band and the tolerance are ours too.
+process that builds the model finds the same. Of the divisors of the channels inside a band, those whose gain is as near
+to one as can be, within a tolerance, count as equal; of these it takes the one nearest to the number that is there. The
+band and the tolerance are ours too.
 
 Dataflow::
 
@@ -53,8 +53,8 @@ class GroupCount(Pass):
             channels; or a function that gets a :class:`GroupChoice` and returns one of its candidates.
         tolerance: for ``"isometry"``, how far from the best in ratio a gain counts as equal: 0.05 for 5 %.
         channels: channels a group for ``"channels-per-group"``.
-        min_channels_per_group: the band of numbers that are put in: groups of at least so many channels,
-        min_groups: and at least so many groups. With ``"isometry"`` a number that is there may stay outside of it.
+        min_channels_per_group: the band: groups of at least so many channels,
+        min_groups: and at least so many groups.
     """
 
     name = "group-count"
@@ -93,15 +93,15 @@ class GroupCount(Pass):
     def _choosing(self) -> Choosing:
         band = (self.min_channels_per_group, self.min_groups)
         if callable(self.rule):
-            return Choosing(self.rule, f"{self.options()['rule']} chose it", None, TIE, False, False, *band)
+            return Choosing(self.rule, f"{self.options()['rule']} chose it", None, TIE, False, *band)
         if self.rule == "channels-per-group":
             distance = channels_per_group(self.channels)
             why = f"groups are as near to {self.channels} channels as can be"
-            return Choosing(nearest(distance), why, distance, TIE, False, False, *band)
+            return Choosing(nearest(distance), why, distance, TIE, False, *band)
         if self.rule == "measured-isometry":
             why = "of the numbers in the band its gradient gain is nearest to one"
-            return Choosing(nearest(isometry), why, isometry, TIE, False, True, *band)
+            return Choosing(nearest(isometry), why, isometry, TIE, True, *band)
         rule = nearest_to_present(isometry, self.tolerance)
         why = f"its gradient gain is as near to one as can be, within {self.tolerance * 100:g} %"
         why += ", and of such numbers in the band it is nearest to the present one"
-        return Choosing(rule, why, isometry, slack(self.tolerance), True, False, *band)
+        return Choosing(rule, why, isometry, slack(self.tolerance), False, *band)

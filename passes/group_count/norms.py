@@ -33,11 +33,10 @@ class Choosing:
     """A rule, what plans say of it, and the band that it chooses from.
 
     Attributes:
-        rule: chooses one of the divisors in the band, or the number that is there where ``may_stay``.
+        rule: chooses one of the divisors in the band.
         why: what its choice is, in words.
         distance: what it makes smallest; then plans say where the band kept it from a smaller one.
         slack: differences of the distance that do not count.
-        may_stay: whether a number that is there is a candidate outside the band, too.
         on_values: whether gains are measured on the model's own values and inputs; else they are expected over draws.
     """
 
@@ -45,7 +44,6 @@ class Choosing:
     why: str
     distance: Distance | None
     slack: float
-    may_stay: bool
     on_values: bool
     min_channels_per_group: int
     min_groups: int
@@ -131,8 +129,6 @@ class _Chosen:
         known = self._trace.measured.get(expected_gains, {})
         if self._trace.may_measure:
             known = expected_gains(self._trace)
-        else:
-            self._why_not = "what is held back is not measured"
         self._gains = {place: known[place] for place in self._norms if place in known}
 
     def _measure(self) -> None:
@@ -140,9 +136,7 @@ class _Chosen:
         self._how = f"measured on {'the given' if given else 'Gaussian'} input"
         if not has_values(self._trace):
             self._why_not = "the model has no values"
-        elif not self._trace.may_measure:
-            self._why_not = "what is held back is not measured"
-        else:
+        elif self._trace.may_measure:
             self._gains = measured_gains(self._trace, self._decide)
 
     def finding(self, place: Hashable) -> Site | Skipped:
@@ -169,9 +163,7 @@ class _Chosen:
         band, known, how = self._choosing.band(channels), measured, self._how
         if not any(0 < measured.get(groups, 0) < math.inf for groups in band):
             known, how = self._closed_form(norm), f"closed form: {self._why_not}"
-        now = norm.call.num_groups
-        candidates = tuple(sorted({*band, now})) if self._choosing.may_stay else band
-        return GroupChoice(norm.chains[0].n_in, channels, now, norm.slope, known, candidates), how
+        return GroupChoice(norm.chains[0].n_in, channels, norm.call.num_groups, norm.slope, known, band), how
 
     def _closed_form(self, norm: _Norm) -> dict[int, float]:
         flow, model = self._trace.train.dataflow, self._trace.model
@@ -202,7 +194,8 @@ class _Chosen:
             return ""
         free = self._choosing.rule(replace(choice, candidates=tuple(choice.gains)))
         nearer = distance(choice, free) + self._choosing.slack < distance(choice, groups)
-        return f", the band decided ({free} would have {choice.gains[free]:.2f})" if nearer else ""
+        decided = nearer or (free == choice.num_groups and free != groups)
+        return f", the band decided ({free} would have {choice.gains[free]:.2f})" if decided else ""
 
 
 def _ran_on(choosing: Choosing) -> str:

@@ -20,7 +20,7 @@ class GroupChoice:
         num_groups: the number that the norm has now.
         slope: the mean square derivative of the activation over a standard normal; 1 without an activation.
         gains: the gradient gain of the chain for every divisor of ``n_out``, expected over draws of the weights.
-        candidates: the divisors that it may choose, at least one.
+        candidates: the divisors inside the band, at least one.
     """
 
     n_in: int

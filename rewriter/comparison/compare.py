@@ -121,7 +121,7 @@ def compare(
             first = subject.pair(0)
             found = _data(data, first, levels, recipe, input_size, task, num_classes, root, download)
             if after is rewrite:
-                subject = Subject(before, partial(rewrite, **_inputs_of_rewrite(found)))
+                subject = Subject(before, partial(rewrite, all_ranks=False, **_inputs_of_rewrite(found)))
                 first = subject.pair(0)
             _check_effect(changes_of_recipe, found, optimizer)
             asked = _levels(levels, first[0], found)

@@ -62,7 +62,7 @@ class Trace:
         train: the recording in training mode, ``eval`` the one in evaluation mode.
         backend: ``"meta"``, ``"fake"`` or ``"cpu"``: what the tensors of the run were.
         notes: why the backends before it could not be used.
-        may_measure: whether passes may run the model, which takes the time of a forward pass or of several.
+        may_measure: whether the model can be run again as it was recorded; not where a condition was forced.
         measured: what passes have measured, by what they call it. Recordings of one planning share it: of the model as
             it is, on other ways through its code, and with its edits.
     """
