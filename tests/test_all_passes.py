@@ -159,7 +159,8 @@ class TestPreserve:
         first = str(rewriter.report(rewritten)).splitlines()[0]
         assert first == (
             "held back: atrous-rates, because the model carries trained weights; preserve='nothing' applies them, "
-            "and naming a pass applies it (where only the backbone is pretrained); a training that goes on gives its plan, plan_file="
+            "and naming a pass applies it (where only the backbone is pretrained); a training that goes on gives its "
+            "plan, plan_file="
         )
 
     def test_eval_holds_back_on_any_model_even_by_name(self, fresh: nn.Module) -> None:
