@@ -25,6 +25,7 @@ from rewriter.errors import (
     OptimizerError,
     PlaceLeftAlone,
     PlanError,
+    PlanMismatchError,
     ReportError,
     RewriterError,
     RewriterWarning,
@@ -48,9 +49,9 @@ from rewriter.tracing.trace import Trace
 __all__ = [
     "Advice", "CalibrationError", "Comparison", "ComparisonError", "Contract", "ContractError", "DataError",
     "FoldError", "InputError", "InstallationError", "ModelError", "OptimizerError", "ParamGroups", "Pass",
-    "PlaceLeftAlone", "Plan", "PlanError", "Reason", "Recipe", "Report", "ReportError", "RewriterError",
-    "RewriterWarning", "SelectorError", "Site", "Skipped", "SourceError", "StorageError", "SweepError", "Trace",
-    "TraceError", "UndoError", "calibrate", "check_optimizer", "compare", "fold", "load", "original_state_dict",
+    "PlaceLeftAlone", "Plan", "PlanError", "PlanMismatchError", "Reason", "Recipe", "Report", "ReportError",
+    "RewriterError", "RewriterWarning", "SelectorError", "Site", "Skipped", "SourceError", "StorageError", "SweepError",
+    "Trace", "TraceError", "UndoError", "calibrate", "check_optimizer", "compare", "fold", "load", "original_state_dict",
     "param_groups", "plan", "report", "rewrite", "save", "testing", "to_graph_module", "trace", "undo",
 ]  # fmt: skip
 

@@ -17,6 +17,7 @@ from rewriter.layers import is_layer
 from rewriter.plan_applying import apply_plan
 from rewriter.plan_file import check_same_plan, is_rewritten_by, plan_of_file
 from rewriter.plan_making import make_plan
+from rewriter.plan_mark import MARK, has_mark, remove_mark, warn_of_changed_output
 from rewriter.planning import Plan
 from rewriter.record import Report, is_folded, make_report, records_of, rewritten_parts, set_records
 from rewriter.remembered_inputs import inputs_to_run_on
@@ -113,8 +114,10 @@ def plan(
 def undo(model: nn.Module, inplace: bool = False) -> nn.Module:
     """Take every rewrite of ``model`` back: classes, structure, hyper-parameters and forward; values stay.
 
-    Of a wrapped model (DDP, ``torch.compile``, activation checkpointing), and of one that holds rewritten models as
-    parts, what is inside is taken back, and the outer one is returned. What was compiled has to be compiled anew.
+    Where edits change the output, a :class:`rewriter.RewriterWarning` names them: with the weights that stay, the
+    original computes something else. Of a wrapped model (DDP, ``torch.compile``, activation checkpointing), and of one
+    that holds rewritten models as parts, what is inside is taken back, and the outer one is returned. What was compiled
+    has to be compiled anew.
 
     Raises:
         UndoError: the model was not rewritten, or others have changed the class of an edited module since.
@@ -127,10 +130,13 @@ def undo(model: nn.Module, inplace: bool = False) -> nn.Module:
         raise UndoError("the model was folded for export: its weights are not those of the original any more")
     _refuse_other_classes(parts)
     inplace = checked_flag("inplace", inplace)
+    for _, part in parts:
+        warn_of_changed_output(part, "rewriter.undo")
     result = model if inplace else copy_model(model, "rewriter.undo(model, inplace=True) needs no copy.")
     for _, part in rewritten_parts(result):
         for record in reversed(records_of(part)):
             take_back(part, record.applied)
+        remove_mark(part)
         set_records(part, ())
     return result
 
@@ -187,7 +193,9 @@ def to_graph_module(model: nn.Module, example_inputs: Any = None, input_size: An
 def original_state_dict(model: nn.Module) -> dict[str, Any]:
     """A state dict that the model loads with ``strict=True`` as it was before the rewrite.
 
-    Without what the rewrite added (buffers of scale equalizers); all other values are those of now. Of a wrapped model
+    Without what the rewrite added (buffers of scale equalizers, the mark of its plan); all other values are those of
+    now. Where edits change the output, a :class:`rewriter.RewriterWarning` names them: the original computes something
+    else with these weights. Of a wrapped model
     it is that of the model inside; one that holds rewritten models as parts is as if they had not been.
 
     Raises:
@@ -207,6 +215,8 @@ def original_state_dict(model: nn.Module) -> dict[str, Any]:
                 f"{type(model).__name__} was not rewritten itself: {f'{path}.{layers[0]}'.lstrip('.')!r} was added by "
                 "a rewrite of the model that it is, or was, a part of. Ask that model, and take the keys of this part."
             )
+    for _, part in parts:
+        warn_of_changed_output(part, "rewriter.original_state_dict")
     state = model.state_dict()
     edits = [(part, edit) for _, part in parts for record in records_of(part) for edit in record.applied.edits]
     added = {
@@ -216,4 +226,7 @@ def original_state_dict(model: nn.Module) -> dict[str, Any]:
     }
     paths = (path for path, module in model.named_modules(remove_duplicate=False) if module in added)
     prefixes = tuple(f"{path_of_key(path)}." for path in paths)
-    return type(state)((key, value) for key, value in state.items() if not key.startswith(prefixes))
+    marks = {f"{path_of_key(path)}.{MARK}".lstrip(".") for path, part in parts if has_mark(part)}
+    return type(state)(
+        (key, value) for key, value in state.items() if not key.startswith(prefixes) and key not in marks
+    )

@@ -44,6 +44,10 @@ class PlanError(RewriterError, ValueError):
     """A plan file is damaged, of another format, or made for another model."""
 
 
+class PlanMismatchError(RewriterError, RuntimeError):
+    """A state dict is of a model with other edits than the one that it is loaded into; nothing was loaded."""
+
+
 class ContractError(RewriterError, AssertionError):
     """A pass changed something that it declares to preserve; the model has been restored."""
 

@@ -20,6 +20,7 @@ from rewriter.in_force import Recorded, not_in_force, places_left
 from rewriter.inputs import Inputs, candidate_inputs
 from rewriter.manager import resolve_passes
 from rewriter.plan_making import without
+from rewriter.plan_mark import check_room, place_mark
 from rewriter.planning import Plan
 from rewriter.reasons import TECHNICAL
 from rewriter.record import Record, Verdict, records_in_force, set_records
@@ -59,6 +60,7 @@ def apply_plan(
     inplace, verify = checked_flag("inplace", inplace), checked_flag("verify", verify)
     seconds = dict(seconds or {})
     made.check_fits(model)
+    check_room(model)
     made_up = inputs is None and bool(made.sites)
     if made_up and (verify or not in_force):
         inputs = inputs_of_plan(made, model, meta=not verify)
@@ -121,6 +123,7 @@ def apply_plan(
     if made.sites or made.passes not in [record.plan.passes for record in previous]:
         previous = (*previous, Record(made, applied, verdict, seconds, unchecked=unchecked))
     set_records(target, previous)
+    place_mark(target)
     return target
 
 

@@ -35,6 +35,7 @@ from rewriter.errors import PlanError, StorageError, listed
 from rewriter.extra_state import extra_state_to_store, stored_extra_state
 from rewriter.guard import check_model, random_state_kept
 from rewriter.plan_file import plan_files_in
+from rewriter.plan_mark import MARK, has_mark
 from rewriter.planning import Plan
 from rewriter.record import Verdict, is_folded, make_report, records_in_force, records_of, set_records
 from rewriter.settings import restore_settings, restore_types, settings_of
@@ -70,7 +71,9 @@ def save(model: nn.Module, directory: str | Path, *, recipe: Mapping[str, Any] |
         StorageError: the directory holds something else or cannot be written, or the model cannot be stored.
     """
     model = looked_through(model)
-    _check_savable(model)
+    check_model(model, may_be_wrapped=True)  # that changes nothing that is saved
+    if is_folded(model):
+        raise StorageError("the model was folded for export; save the model that it was folded from, or use torch.save")
     target = check_target(directory)
     name, options = _checked_recipe(recipe or {})
     tensors, shared = _tensors_to_store(model)
@@ -148,6 +151,8 @@ def load(directory: str | Path, model: nn.Module | None = None) -> nn.Module:
         raise StorageError(f"{source} holds a {recipe['class']}, found a {here}; give a fresh original of that class")
     with _damage(source / RECIPE):
         extra = stored_extra_state(recipe.get("extra_state", {}))
+    if has_mark(target):  # directories of earlier versions have none, and their plans are here
+        state[MARK] = target.state_dict()[MARK]
     check_weights(target, {**state, **extra}, f"the weights in {source}", versions)
     with _damage(source / RECIPE):
         restore_types(target, state, recipe)
@@ -182,12 +187,6 @@ def check_target(directory: str | Path) -> Path:
                 f"{target} is not empty and was not written by rewriter.save; remove it first"
             ) from error
     return target
-
-
-def _check_savable(model: Any) -> None:
-    check_model(model, may_be_wrapped=True)  # that changes nothing that is saved
-    if is_folded(model):
-        raise StorageError("the model was folded for export; save the model that it was folded from, or use torch.save")
 
 
 def _checked_recipe(recipe: Mapping[str, Any]) -> tuple[str | None, dict[str, Any]]:
