@@ -41,6 +41,7 @@ from rewriter.guideline import Advice, Contract, Pass, Site, Skipped
 from rewriter.optimizer_check import check_optimizer
 from rewriter.optimizer_groups import ParamGroups, param_groups
 from rewriter.planning import Plan
+from rewriter.pretrained import from_pretrained, save_pretrained
 from rewriter.reasons import Reason
 from rewriter.record import Report
 from rewriter.storage import load, save
@@ -50,9 +51,10 @@ __all__ = [
     "Advice", "CalibrationError", "Comparison", "ComparisonError", "Contract", "ContractError", "DataError",
     "FoldError", "InputError", "InstallationError", "ModelError", "OptimizerError", "ParamGroups", "Pass",
     "PlaceLeftAlone", "Plan", "PlanError", "PlanMismatchError", "Reason", "Recipe", "Report", "ReportError",
-    "RewriterError", "RewriterWarning", "SelectorError", "Site", "Skipped", "SourceError", "StorageError", "SweepError",
-    "Trace", "TraceError", "UndoError", "calibrate", "check_optimizer", "compare", "fold", "load", "original_state_dict",
-    "param_groups", "plan", "report", "rewrite", "save", "testing", "to_graph_module", "trace", "undo",
+    "RewriterError", "RewriterWarning", "SelectorError", "Site", "Skipped", "SourceError", "StorageError",
+    "SweepError", "Trace", "TraceError", "UndoError", "calibrate", "check_optimizer", "compare", "fold",
+    "from_pretrained", "load", "original_state_dict", "param_groups", "plan", "report", "rewrite", "save",
+    "save_pretrained", "testing", "to_graph_module", "trace", "undo",
 ]  # fmt: skip
 
 __version__ = "0.1.0"

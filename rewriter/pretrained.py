@@ -1,0 +1,235 @@
+"""A rewritten model in its own library's format, with the plan beside the weights.
+
+The directory is the library's: its configuration, its weight files. Beside them lie the plans, which
+:func:`from_pretrained` carries out on a fresh original before the weights are loaded.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from rewriter.argument_checks import checked_path
+from rewriter.checkpoint import check_weights, read_checkpoint
+from rewriter.copying import WITHOUT, copy_model
+from rewriter.errors import PlanError, RewriterError, StorageError, listed
+from rewriter.guard import check_model
+from rewriter.planning import Plan
+from rewriter.record import is_folded, records_in_force, records_of
+from rewriter.wrappers import looked_through
+
+PLAN, CONFIG = "rewriter-plan.json", "config.json"
+"""The file of the plans, and the library's own, which holds them too under :data:`KEY`."""
+
+KEY = "rewriter_plan"
+
+_WEIGHTS = ("model", "diffusion_pytorch_model", "pytorch_model")
+_ENDINGS = (".safetensors", ".bin")
+
+
+def save_pretrained(model: nn.Module, directory: str | Path, **options: Any) -> None:
+    """Write a rewritten model as its library writes it, and the plan beside it.
+
+    For models with a ``save_pretrained`` of their own (transformers, diffusers, segmentation_models_pytorch) and for
+    timm's. :func:`from_pretrained` reads it back. The library's own ``from_pretrained`` makes the original from it: it
+    names the keys of the edits (``rewriter_plan``, constants of equalizers) as unexpected, and those weights belong to
+    another function.
+
+    Args:
+        model: a rewritten model; of a wrapped or compiled one it is the model inside.
+        directory: as the library takes it.
+        **options: of the library's function.
+
+    Raises:
+        StorageError: the model was not rewritten, its library writes no such directories, or it cannot be written.
+        ModelError: it is no model.
+    """
+    model = looked_through(model)
+    check_model(model, may_be_wrapped=True)
+    target = checked_path("directory", directory)
+    if is_folded(model):
+        raise StorageError("the model was folded for export; save the model that it was folded from")
+    if not records_of(model):
+        raise StorageError(f"{type(model).__name__} was not rewritten; its library's own function saves it")
+    plans = [json.loads(record.plan.to_json()) for record in records_in_force(model)]
+    write = _writer(model)
+    try:
+        write(target, **options)
+        (target / PLAN).write_text(json.dumps(plans, indent=2), encoding="utf-8")
+        _add_to_config(target / CONFIG, plans)
+    except OSError as error:
+        raise StorageError(f"{target} cannot be written: {type(error).__name__}: {error}") from error
+
+
+def from_pretrained(cls_or_factory: Any, directory: str | Path) -> nn.Module:
+    """The rewritten model that :func:`save_pretrained` wrote, with its weights, in evaluation mode, on the CPU.
+
+    Args:
+        cls_or_factory: the class of the original (``SegformerForSemanticSegmentation``, ``UNet2DModel``, ``smp.Unet``,
+            an ``AutoModel`` class), made from the configuration in the directory; or a callable without arguments that
+            makes a fresh original: ``lambda: timm.create_model("resnet50_gn", num_classes=4)``.
+        directory: what :func:`save_pretrained` wrote, or a copy of it.
+
+    Raises:
+        StorageError: the directory holds no plan or no weights, they are damaged or do not fit, or the original cannot
+            be made.
+        PlanError: the plan was made for another model.
+    """
+    source = checked_path("directory", directory)
+    plans = _read_plans(source)
+    state = _read_weights(source)
+    try:
+        model = _original(cls_or_factory, source)
+        if hasattr(type(model), "config_class"):
+            model = _of_transformers(type(model), source)
+    except RewriterError:
+        raise
+    except Exception as error:
+        raise StorageError(f"the original of {source} cannot be made: {type(error).__name__}: {error}") from error
+    check_model(model)
+    if records_of(model):
+        raise StorageError("the original given was already rewritten; give a fresh one")
+    loaded = model.state_dict() if hasattr(type(model), "config_class") else {}
+    for plan in plans:
+        model = plan.apply(model, inplace=True, verify=False, all_ranks=False)
+    if loaded:  # by its library, which has names of its own for what is not the edits'
+        state = {**loaded, **{key: state[key] for key in model.state_dict() if key not in loaded and key in state}}
+    _fill_tied(model, state)
+    check_weights(model, state, f"the weights in {source}")
+    tensors = [tensor for tensor in state.values() if isinstance(tensor, torch.Tensor)]
+    types = {tensor.dtype for tensor in tensors if tensor.is_floating_point()}
+    if len(types) == 1:
+        model = model.to(types.pop())
+    model.load_state_dict(state, strict=True)
+    return model.eval()
+
+
+def _of_transformers(cls: Any, source: Path) -> nn.Module:
+    """The original with its weights, loaded by transformers: it writes other names than a model has, and reads them.
+
+    Raises:
+        StorageError: weights of the original are missing.
+    """
+    logging = importlib.import_module("transformers").utils.logging
+    said = logging.get_verbosity()
+    logging.set_verbosity_error()  # it would tell of our keys, which are loaded afterwards
+    try:
+        model, found = cls.from_pretrained(str(source), output_loading_info=True)
+    finally:
+        logging.set_verbosity(said)
+    if missing := sorted(found["missing_keys"]):
+        raise StorageError(f"the weights in {source} do not fit this {cls.__name__}: missing: {listed(missing)}")
+    _without_plan(model.config)
+    result: nn.Module = model
+    return result
+
+
+def _writer(model: nn.Module) -> Callable[..., Any]:
+    if callable(own := getattr(model, "save_pretrained", None)):
+        return own  # type: ignore[no-any-return]
+    if isinstance(getattr(model, "pretrained_cfg", None), dict):
+        hub = importlib.import_module("timm.models")
+
+        def write(target: Path, **options: Any) -> None:
+            hub.save_for_hf(model, str(target), **{"safe_serialization": True, **options})
+
+        return write
+    raise StorageError(
+        f"{type(model).__name__} has no save_pretrained and is no model of timm; rewriter.save(model, directory) saves "
+        "any model"
+    )
+
+
+def _add_to_config(file: Path, plans: list[Any]) -> None:
+    if not file.is_file():
+        return
+    config = json.loads(file.read_text(encoding="utf-8"))
+    file.write_text(json.dumps({**config, KEY: plans}, indent=2) + "\n", encoding="utf-8")
+
+
+def _read_plans(source: Path) -> list[Plan]:
+    if not source.is_dir():
+        raise StorageError(f"{source}: no such directory")
+    try:
+        found = _json(source / PLAN) if (source / PLAN).is_file() else _json(source / CONFIG).get(KEY)
+    except (OSError, ValueError, AttributeError) as error:
+        raise StorageError(f"{source} is damaged or incomplete: {type(error).__name__}: {error}") from error
+    if not isinstance(found, list):
+        raise StorageError(
+            f"{source} has no {PLAN}, and no {KEY} in {CONFIG}: it was not written by rewriter.save_pretrained. The "
+            "library's own from_pretrained loads what the library wrote."
+        )
+    try:
+        return [Plan.from_json(json.dumps(item)) for item in found]
+    except PlanError as error:
+        raise PlanError(f"{source}: {error}") from error
+
+
+def _original(cls_or_factory: Any, source: Path) -> Any:
+    """A fresh original, from the configuration in ``source`` where a class is given that can read it."""
+    if not callable(cls_or_factory):
+        raise StorageError(
+            f"expected a class with from_pretrained, or a callable that makes a fresh original; found "
+            f"{type(cls_or_factory).__name__}"
+        )
+    if not isinstance(cls_or_factory, type):
+        return copy_model(cls_or_factory(), WITHOUT)
+    if hasattr(cls_or_factory, "load_config"):  # diffusers
+        config = {key: value for key, value in cls_or_factory.load_config(str(source)).items() if key != KEY}
+        return cls_or_factory.from_config(config)  # type: ignore[attr-defined]
+    if isinstance(configuration := getattr(cls_or_factory, "config_class", None), type):  # transformers
+        return cls_or_factory(_without_plan(configuration.from_pretrained(str(source))))  # type: ignore[attr-defined]
+    if hasattr(cls_or_factory, "from_config"):  # its AutoModel classes
+        automatic = importlib.import_module("transformers").AutoConfig
+        return cls_or_factory.from_config(_without_plan(automatic.from_pretrained(str(source))))
+    if hasattr(
+        cls_or_factory, "from_pretrained"
+    ):  # what the mixin of huggingface_hub wrote: the arguments of the class
+        config = {key: value for key, value in _json(source / CONFIG).items() if key != KEY and not key.startswith("_")}
+        if "encoder_weights" in config:
+            config["encoder_weights"] = None  # the directory has the weights
+        return cls_or_factory(**config)
+    return cls_or_factory()
+
+
+def _without_plan(config: Any) -> Any:
+    if hasattr(config, KEY):
+        delattr(config, KEY)
+    return config
+
+
+def _read_weights(source: Path) -> dict[str, torch.Tensor]:
+    for name, ending in ((name, ending) for ending in _ENDINGS for name in _WEIGHTS):
+        whole, index = source / f"{name}{ending}", source / f"{name}{ending}.index.json"
+        if whole.is_file():
+            return read_checkpoint(whole)
+        if index.is_file():
+            return {key: tensor for part in _parts(index) for key, tensor in read_checkpoint(part).items()}
+    names = ", ".join(f"{name}{_ENDINGS[0]}" for name in _WEIGHTS)
+    raise StorageError(f"{source} has no weights; expected one of {names}, whole or in parts")
+
+
+def _parts(index: Path) -> Iterator[Path]:
+    try:
+        files = dict.fromkeys(_json(index)["weight_map"].values())
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise StorageError(f"{index} is damaged: {type(error).__name__}: {error}") from error
+    return (index.parent / Path(str(file)).name for file in files)
+
+
+def _fill_tied(model: nn.Module, state: dict[str, torch.Tensor]) -> None:
+    """Libraries write a tensor that has several names once."""
+    first = {id(tensor): key for key, tensor in model.state_dict(keep_vars=True).items() if key in state}
+    for key, tensor in model.state_dict(keep_vars=True).items():
+        if key not in state and id(tensor) in first:
+            state[key] = state[first[id(tensor)]]
+
+
+def _json(file: Path) -> Any:
+    return json.loads(file.read_text(encoding="utf-8"))
