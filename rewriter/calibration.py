@@ -22,7 +22,7 @@ from rewriter.analysis.naming import path_of
 from rewriter.batches import Batches
 from rewriter.errors import CalibrationError, TraceError
 from rewriter.freshness import is_trained
-from rewriter.guard import check_model, random_state_kept
+from rewriter.guard import check_model, random_state_kept, refuse_adapters
 from rewriter.inputs import Inputs, tensors_in
 from rewriter.layers import CalibratedLayer, calibrated_layers
 from rewriter.measured import quiet
@@ -90,6 +90,7 @@ def calibrate(
         ModelError: the model is wrapped or compiled.
     """
     check_model(model)
+    refuse_adapters(model)
     layers = calibrated_layers(model)
     if not layers and not needs_no_calibration(model):
         raise CalibrationError(

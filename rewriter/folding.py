@@ -25,7 +25,7 @@ from rewriter.contents import tensors_held
 from rewriter.copying import copy_model
 from rewriter.edit.edits import EditMethod
 from rewriter.errors import FoldError, InputError
-from rewriter.guard import check_model, random_state_kept
+from rewriter.guard import check_model, random_state_kept, refuse_adapters
 from rewriter.inputs import Inputs, candidate_inputs
 from rewriter.layers import CalibratedLayer, calibrated_layers
 from rewriter.record import needs_no_calibration, records_of, set_records
@@ -101,6 +101,7 @@ def fold(
             The model is as it was in every case.
     """
     check_model(model)
+    refuse_adapters(model)
     inplace = checked_flag("inplace", inplace)
     layers = calibrated_layers(model)
     if not layers and not needs_no_calibration(model):

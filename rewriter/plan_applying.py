@@ -14,7 +14,7 @@ from rewriter.argument_checks import checked_flag
 from rewriter.copying import copy_model
 from rewriter.edit.edits import apply_edits, take_back
 from rewriter.errors import ContractError, InputError, PlaceLeftAlone, RewriterError, TraceError
-from rewriter.guard import check_model, random_state_kept
+from rewriter.guard import check_model, random_state_kept, refuse_adapters
 from rewriter.guideline import Contract, Pass
 from rewriter.in_force import Recorded, not_in_force, places_left
 from rewriter.inputs import Inputs
@@ -53,6 +53,7 @@ def apply_plan(
         seconds: what the steps before this one took.
     """
     check_model(model)
+    refuse_adapters(model)
     inplace, verify = checked_flag("inplace", inplace), checked_flag("verify", verify)
     seconds = dict(seconds or {})
     made.check_fits(model)

@@ -12,7 +12,7 @@ from torch import nn
 from rewriter.edit.classes import class_name, original_class
 from rewriter.errors import ModelError, SelectorError
 from rewriter.freshness import carries_trained_weights
-from rewriter.guard import check_model, collector_paused
+from rewriter.guard import check_model, collector_paused, refuse_adapters
 from rewriter.guideline import Advice, Finding, Pass, Site, Skipped
 from rewriter.hidden_branches import on_every_way
 from rewriter.in_force import Recorded, not_in_force, places_left
@@ -45,6 +45,7 @@ def make_plan(
         RewriterError: as :func:`rewriter.plan`.
     """
     check_model(model)
+    refuse_adapters(model)
     if is_folded(model):
         raise ModelError("the model was folded for export; rewrite the model that it was folded from")
     if not isinstance(preserve, str) or preserve not in _PRESERVE:

@@ -90,7 +90,7 @@ class Plan:
 
     def has_structure_of(self, model: nn.Module) -> bool:
         """Whether ``model`` has the tree of modules that the plan was made for."""
-        return self.structure in (fingerprint(model), named_fingerprint(model))
+        return self.structure in fingerprints(_original_classes(model))
 
     def diff(self, model: nn.Module) -> str:
         """The change of source, method by method, as a unified diff; methods with the same change are shown once."""
@@ -239,12 +239,21 @@ def fingerprint(model: nn.Module) -> str:
 
     A class counts by its name without its module, which is another one where a script is imported or spawned.
     """
-    return _digest(f"{path}:{cls.__qualname__}" for path, cls in _original_classes(model))
+    return fingerprints(_original_classes(model))[0]
 
 
 def named_fingerprint(model: nn.Module) -> str:
     """The fingerprint with the modules of the classes, as version 0.1.0 made it."""
-    return _digest(f"{path}:{class_name(cls)}" for path, cls in _original_classes(model))
+    return fingerprints(_original_classes(model))[1]
+
+
+def fingerprints(classes: Iterable[tuple[str, type]]) -> tuple[str, str]:
+    """Both fingerprints, of modules by path and class."""
+    pairs = list(classes)
+    return (
+        _digest(f"{path}:{cls.__qualname__}" for path, cls in pairs),
+        _digest(f"{path}:{class_name(cls)}" for path, cls in pairs),
+    )
 
 
 def _original_classes(model: nn.Module) -> Iterator[tuple[str, type]]:
