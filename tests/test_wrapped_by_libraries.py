@@ -1,4 +1,4 @@
-"""Rewritten models under FSDP, adapters of peft, hooks of accelerate and parametrizations: looked through or refused."""
+"""Rewritten models under FSDP, adapters of peft, accelerate and parametrizations: looked through, or refused."""
 
 from __future__ import annotations
 
