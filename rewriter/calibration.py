@@ -17,12 +17,13 @@ from typing import Any, TypeVar
 import torch
 from torch import fx, nn
 
+from rewriter.adapters import refuse_adapters
 from rewriter.analysis.dataflow import Dataflow
 from rewriter.analysis.naming import path_of
 from rewriter.batches import Batches
 from rewriter.errors import CalibrationError, TraceError
 from rewriter.freshness import is_trained
-from rewriter.guard import check_model, random_state_kept, refuse_adapters
+from rewriter.guard import check_model, random_state_kept
 from rewriter.inputs import Inputs, tensors_in
 from rewriter.layers import CalibratedLayer, calibrated_layers
 from rewriter.measured import quiet

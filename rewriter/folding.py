@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from rewriter.adapters import refuse_adapters
 from rewriter.analysis.arguments import argument
 from rewriter.analysis.dataflow import Dataflow
 from rewriter.argument_checks import checked_flag
@@ -25,7 +26,7 @@ from rewriter.contents import tensors_held
 from rewriter.copying import copy_model
 from rewriter.edit.edits import EditMethod
 from rewriter.errors import FoldError, InputError
-from rewriter.guard import check_model, random_state_kept, refuse_adapters
+from rewriter.guard import check_model, random_state_kept
 from rewriter.inputs import Inputs, candidate_inputs
 from rewriter.layers import CalibratedLayer, calibrated_layers
 from rewriter.record import needs_no_calibration, records_of, set_records

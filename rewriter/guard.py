@@ -18,7 +18,6 @@ from torch.optim.swa_utils import AveragedModel
 
 from rewriter.errors import ModelError
 from rewriter.whole_state import is_offloaded
-from rewriter.wrappers import holds_adapters
 
 _ORDER = "Rewrite first, then build optimizer and EMA, then compile and wrap."
 
@@ -79,21 +78,6 @@ def check_model(model: Any, *, may_be_wrapped: bool = False, may_be_offloaded: b
                     f"{where}: {tensor_name!r} of the lazy {name} is not initialised yet. "
                     "Run the model once on an input, then rewrite."
                 )
-
-
-def refuse_adapters(model: nn.Module) -> None:
-    """Refuse a model in which peft has put adapters around layers: guidelines do not know the layers any more.
-
-    Raises:
-        ModelError: with when in a script to rewrite.
-    """
-    for path, module in model.named_modules():
-        if holds_adapters(module):
-            where = f"module {path!r}" if path else "the model"
-            raise ModelError(
-                f"{where} has adapters of peft, which hide layers and dropouts. Rewrite first (and calibrate), then "
-                "add adapters; or merge them first: model.merge_and_unload()"
-            )
 
 
 def random_state() -> tuple[Any, ...]:

@@ -10,11 +10,12 @@ from dataclasses import replace
 
 from torch import nn
 
+from rewriter.adapters import refuse_adapters
 from rewriter.argument_checks import checked_flag
 from rewriter.copying import copy_model
 from rewriter.edit.edits import apply_edits, take_back
 from rewriter.errors import ContractError, InputError, PlaceLeftAlone, RewriterError, TraceError
-from rewriter.guard import check_model, random_state_kept, refuse_adapters
+from rewriter.guard import check_model, random_state_kept
 from rewriter.guideline import Contract, Pass
 from rewriter.in_force import Recorded, not_in_force, places_left
 from rewriter.inputs import Inputs

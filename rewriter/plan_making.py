@@ -9,10 +9,11 @@ from typing import Any
 
 from torch import nn
 
+from rewriter.adapters import refuse_adapters
 from rewriter.edit.classes import class_name, original_class
 from rewriter.errors import ModelError, SelectorError
 from rewriter.freshness import carries_trained_weights
-from rewriter.guard import check_model, collector_paused, refuse_adapters
+from rewriter.guard import check_model, collector_paused
 from rewriter.guideline import Advice, Finding, Pass, Site, Skipped
 from rewriter.hidden_branches import on_every_way
 from rewriter.in_force import Recorded, not_in_force, places_left
