@@ -22,7 +22,8 @@ from rewriter.planning import Plan
 from rewriter.record import Report, is_folded, make_report, records_of, rewritten_parts, set_records
 from rewriter.remembered_inputs import inputs_to_run_on
 from rewriter.tracing.trace import Trace, trace_candidates
-from rewriter.wrappers import inside, looked_through, module_inside, path_of_key
+from rewriter.whole_state import whole_state_dict
+from rewriter.wrappers import inside, is_flattened, looked_through, module_inside, path_of_key, trained_copies
 
 
 def rewrite(
@@ -124,12 +125,15 @@ def undo(model: nn.Module, inplace: bool = False) -> nn.Module:
         ModelError: it cannot be copied; ``inplace=True`` needs no copy.
     """
     parts = rewritten_parts(looked_through(model))
+    inplace = checked_flag("inplace", inplace)
     if not parts:
         raise UndoError(f"{type(inside(model)).__name__} was not rewritten, or is only a part of a model that was")
     if any(is_folded(part) for _, part in parts):
         raise UndoError("the model was folded for export: its weights are not those of the original any more")
     _refuse_other_classes(parts)
-    inplace = checked_flag("inplace", inplace)
+    _refuse_trained_copies(model)
+    if not inplace and is_flattened(model):
+        raise ModelError("the model is sharded by FSDP, and cannot be copied: rewriter.undo(model, inplace=True)")
     for _, part in parts:
         warn_of_changed_output(part, "rewriter.undo")
     result = model if inplace else copy_model(model, "rewriter.undo(model, inplace=True) needs no copy.")
@@ -155,6 +159,20 @@ def _refuse_other_classes(parts: list[tuple[str, nn.Module]]) -> None:
                     f"module {f'{outer}.{path}'.strip('.')!r} was edited and became a {type(module).__name__} since: "
                     "undo before fully_shard, or take its parametrizations off first"
                 )
+
+
+def _refuse_trained_copies(model: nn.Module) -> None:
+    """Refuse to take back one of several copies of an edited module.
+
+    Raises:
+        UndoError: naming the first module that peft keeps more than once.
+    """
+    for path, module in trained_copies(model):
+        if any(carries_edit(type(part)) for part in module.modules()):
+            raise UndoError(
+                f"module {path!r} was edited, and peft trains a copy of it (modules_to_save): undo before adapters are "
+                "added, or undo what model.merge_and_unload() gives"
+            )
 
 
 def report(model: nn.Module) -> Report:
@@ -195,14 +213,15 @@ def original_state_dict(model: nn.Module) -> dict[str, Any]:
 
     Without what the rewrite added (buffers of scale equalizers, the mark of its plan); all other values are those of
     now. Where edits change the output, a :class:`rewriter.RewriterWarning` names them: the original computes something
-    else with these weights. Of a wrapped model
-    it is that of the model inside; one that holds rewritten models as parts is as if they had not been.
+    else with these weights. Of a wrapped model it is that of the model inside; one that holds rewritten models as parts
+    is as if they had not been. What was put on the model since stays: parametrizations, adapters of peft. Of what FSDP
+    shards each process gets the whole, and all have to call this; of what accelerate offloads the values are there.
 
     Raises:
         ModelError: the model was folded, so its weights are not those of the original any more; or it is only a part of
             a rewritten model, which alone knows what was added to it.
     """
-    model = looked_through(model)
+    outer, model = model, looked_through(model)
     parts = rewritten_parts(model)
     if any(is_folded(part) for _, part in parts):
         raise ModelError("the model was folded for export; ask the model that it was folded from")
@@ -217,7 +236,7 @@ def original_state_dict(model: nn.Module) -> dict[str, Any]:
             )
     for _, part in parts:
         warn_of_changed_output(part, "rewriter.original_state_dict")
-    state = model.state_dict()
+    state = whole_state_dict(outer)
     edits = [(part, edit) for _, part in parts for record in records_of(part) for edit in record.applied.edits]
     added = {
         module_inside(part, f"{edit.path}.{edit.name}".lstrip("."))

@@ -7,7 +7,9 @@ over the data as they are deep.
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
+import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
@@ -15,6 +17,7 @@ from typing import Any, TypeVar
 import torch
 from torch import fx, nn
 
+from rewriter.adapters import refuse_adapters
 from rewriter.analysis.dataflow import Dataflow
 from rewriter.analysis.naming import path_of
 from rewriter.batches import Batches
@@ -23,13 +26,17 @@ from rewriter.freshness import is_trained
 from rewriter.guard import check_model, random_state_kept
 from rewriter.inputs import Inputs, tensors_in
 from rewriter.layers import CalibratedLayer, calibrated_layers
+from rewriter.measured import quiet
 from rewriter.moments import Moments, moments_of
 from rewriter.progress import progress_bar
+from rewriter.record import needs_no_calibration
 from rewriter.state import state_kept
 from rewriter.tracing.kinds import Kind
 from rewriter.tracing.trace import trace_model
 
 Found = TypeVar("Found")
+
+LOG = logging.getLogger("rewriter")
 
 SMALLEST_STD = 1e-6
 """A map with a smaller standard deviation, or one smaller than this share of its mean, is constant and left alone."""
@@ -43,6 +50,7 @@ def calibrate(
     batches: Any,
     max_batches: int | None = None,
     *,
+    prepare: Callable[[Any], Any] | None = None,
     progress: bool = True,
     all_ranks: bool = True,
 ) -> nn.Module:
@@ -54,52 +62,77 @@ def calibrate(
     Buffers, modes, gradients and random numbers are afterwards as they were. Hooks fire. Where ``torch.distributed``
     is initialised, each process gives its share of the data, and all get the same constants.
 
+    Calibrate before an average of the weights (EMA) is made: it is a copy, and has the constants that the model has
+    then. One that was made before says so when it is put into evaluation mode.
+
     Args:
-        model: a rewritten model; its equalizers are changed in place. Earlier constants are measured anew.
+        model: a rewritten model; its equalizers are changed in place. Earlier constants are measured anew. One that was
+            rewritten and got no equalizer is returned as it is, with a line in the log ``"rewriter"``.
         batches: a data loader or another iterable of batches, each a tensor, a tuple or list of positional arguments,
-            or a dict of keyword arguments; a tensor or a dict is one batch. They are moved to the model's device. What
-            the model does not need of a batch (targets) is left out. Nested fusions take several passes over them.
+            or a dict of keyword arguments; a tensor or a dict is one batch. What the model does not need of a batch
+            (targets) is left out. They are moved to the model's device, and tensors in double precision are given its
+            floating-point type. Nested fusions take several passes over them.
         max_batches: how many batches to use at most; None for all.
-        progress: show a progress bar if the output is a terminal.
+        prepare: what makes the model's input of a batch, where a batch is not that: a callable that takes a batch as
+            it comes and returns a tensor, a tuple of positional arguments or a dict of keyword arguments, all of which
+            the model gets. Images of uint8 need it, since only you know their scale and normalisation.
+        progress: show a progress bar if the output is a terminal, in the first process only.
         all_ranks: False measures on the batches of this process alone, where each has a model of its own.
 
     Returns:
         ``model`` itself.
 
     Raises:
-        CalibrationError: the model has no equalizers, or they were folded, or it has no values (meta device); there
-            are no batches, or not enough passes over them; the data are constant, or a batch is not finite, or the
-            model does not run on it. The model is as it was, also if something else ends the calibration: an error of
+        CalibrationError: the model was never rewritten, or its equalizers were folded or replaced, or it has no values
+            (meta device); there are no batches, or not enough passes over them; ``prepare`` fails, or returns something
+            else; images are uint8; the data are constant, or a batch is not finite, or the model does not run on it.
+            The model is as it was, also if something else ends the calibration: an error of
             the data's own, Ctrl-C.
         ModelError: the model is wrapped or compiled.
     """
     check_model(model)
+    refuse_adapters(model)
     layers = calibrated_layers(model)
-    if not layers:
+    if not layers and not needs_no_calibration(model):
         raise CalibrationError(
-            f"{type(model).__name__} has no layer to calibrate: rewrite it with the pass scale-equalizer first; "
-            "rewriter.plan(model, 'scale-equalizer') says where it applies"
+            f"{type(model).__name__} has no layer to calibrate: rewrite it with the pass scale-equalizer first, "
+            "again if its layers were replaced; rewriter.plan(model, 'scale-equalizer') says where it applies"
         )
     if any(layer.absorbed is not None for layer in layers.values()):
         raise CalibrationError("the model was folded for export; calibrate the model that it was folded from")
     if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
         raise CalibrationError("the model has tensors on the meta device; load its weights first")
-    data = Batches(model, batches, max_batches)
-    with random_state_kept():
+    data = Batches(model, batches, max_batches, prepare)
+    if not layers:
+        LOG.info("calibrate: %s was rewritten and has no equalizers: nothing to measure", type(model).__name__)
+        return model
+    holders = [layer.measured for layer in layers.values()]
+    with random_state_kept(), quiet(holders):
         levels = _levels_of_all_ranks(model, data, layers, all_ranks)
-        with _as_in_training(model), torch.no_grad():  # the constants are buffers, and put back as all others
+        title = f"calibrating, {len(levels)} pass{'es' if len(levels) > 1 else ''} over the data"
+        steps = None if data.length is None else data.length * len(levels)
+        shown = progress and _is_first_process()
+        # the constants are buffers, and put back as all others
+        with _as_in_training(model), torch.no_grad(), progress_bar(title, steps, shown=shown) as advance:
             for layer in layers.values():
                 layer.set_constants([(0.0, 1.0)] * layer.operands)
-            for number, level in enumerate(levels, 1):
-                title = f"calibrating, pass {number} of {len(levels)}"
-                with progress_bar(title, data.length, shown=progress) as advance:
-                    moments = _measure(model, data, level, advance, all_ranks)
+            for level in levels:
+                moments = _measure(model, data, level, advance, all_ranks)
                 for path, layer in level.items():
                     layer.set_constants(_constants(path, moments[path]))
             measured = {path: layer.constants() for path, layer in layers.items()}
     for path, layer in layers.items():
         layer.set_constants(measured[path])
+        layer.measured.constants = measured[path]
     return model
+
+
+def _is_first_process() -> bool:
+    """Whether this process tells for all: of those of ``torch.distributed``, or that torchrun is about to join."""
+    distributed = torch.distributed
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank() == 0
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _levels_of_all_ranks(

@@ -28,8 +28,8 @@ from rewriter.cli_options import (
 )
 from rewriter.data.source import Source
 from rewriter.errors import RewriterError
+from rewriter.grouping import counted
 from rewriter.guard import random_state_kept
-from rewriter.planning import counted
 
 try:
     import typer

@@ -10,8 +10,9 @@ from torch import nn
 
 from rewriter.cli_options import two_columns
 from rewriter.edit.classes import class_name, original_class
+from rewriter.grouping import counted, group
 from rewriter.inputs import BATCH
-from rewriter.planning import INACTIVE_REMEDY, Plan, counted, group
+from rewriter.planning import INACTIVE_REMEDY, Plan
 from rewriter.record import Record
 
 try:

@@ -9,6 +9,7 @@ is padded with its mean before the concatenation, and the convolution does not p
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from rewriter.adapters import refuse_adapters
 from rewriter.analysis.arguments import argument
 from rewriter.analysis.dataflow import Dataflow
 from rewriter.argument_checks import checked_flag
@@ -27,11 +29,13 @@ from rewriter.errors import FoldError, InputError
 from rewriter.guard import check_model, random_state_kept
 from rewriter.inputs import Inputs, candidate_inputs
 from rewriter.layers import CalibratedLayer, calibrated_layers
-from rewriter.record import records_of, set_records
+from rewriter.record import needs_no_calibration, records_of, set_records
 from rewriter.remembered_inputs import inputs_of_rewrite
 from rewriter.state import state_kept
 from rewriter.tracing.kinds import Kind
 from rewriter.tracing.trace import trace_model
+
+LOG = logging.getLogger("rewriter")
 
 TOLERANCE = 1e-5
 """Largest difference of an output, as a share of its largest value, in single and double precision."""
@@ -86,21 +90,26 @@ def fold(
     that the equalizers took away, and :func:`rewriter.undo` refuses it. A weight without bias gets one.
 
     Args:
-        model: a rewritten and calibrated model, in any mode; the result is in evaluation mode.
+        model: a rewritten and calibrated model, in any mode; the result is in evaluation mode. One that was rewritten
+            and got no equalizer is copied as it is, with a line in the log ``"rewriter"``.
         inplace: fold ``model`` itself instead of a copy.
         example_inputs, input_size: what to check it on, as for :func:`rewriter.rewrite`; None takes the input size of
             the rewrite.
 
     Raises:
-        FoldError: there is nothing to fold, it was not calibrated, or was folded before.
+        FoldError: the model was never rewritten, was not calibrated, or was folded before.
         ModelError, InputError, TraceError: the model is wrapped or compiled, or does not run on the input.
             The model is as it was in every case.
     """
     check_model(model)
+    refuse_adapters(model)
     inplace = checked_flag("inplace", inplace)
     layers = calibrated_layers(model)
-    if not layers:
+    if not layers and not needs_no_calibration(model):
         raise FoldError(f"{type(model).__name__} has no equalizers to fold: rewrite it with scale-equalizer first")
+    if not layers:
+        LOG.info("fold: %s was rewritten and has no equalizers: nothing to fold", type(model).__name__)
+        return (model if inplace else copy_model(model)).eval()
     if not any(layer.calibrated for layer in layers.values()):
         raise FoldError("the equalizers were not calibrated: run rewriter.calibrate(model, batches) first")
     if any(layer.absorbed is not None for layer in layers.values()):

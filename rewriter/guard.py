@@ -17,17 +17,22 @@ from torch.nn.parameter import is_lazy
 from torch.optim.swa_utils import AveragedModel
 
 from rewriter.errors import ModelError
+from rewriter.whole_state import is_offloaded
 
 _ORDER = "Rewrite first, then build optimizer and EMA, then compile and wrap."
 
+_FLAT = "_flat_param"
+"""The parameter into which FSDP's first form puts those of the module inside, without use_orig_params=True."""
 
-def check_model(model: Any, *, may_be_wrapped: bool = False) -> None:
+
+def check_model(model: Any, *, may_be_wrapped: bool = False, may_be_offloaded: bool = False) -> None:
     """Refuse what is not a plain, initialised ``nn.Module``.
 
     Args:
         model: what was given as a model.
         may_be_wrapped: whether ``model.compile()`` in place and activation checkpointing, which change nothing that is
             asked for, are no reason to refuse it.
+        may_be_offloaded: whether the model need not run, so that its values may be elsewhere.
 
     Raises:
         ModelError: with the way to unwrap, and when in a script to rewrite.
@@ -57,8 +62,14 @@ def check_model(model: Any, *, may_be_wrapped: bool = False) -> None:
                 f"{where}: {compiled}() of {name} was compiled by torch.compile, so that its Python code does not run "
                 f"as it is written. Take torch.compile off the class and compile the rewritten model. {_ORDER}"
             )
-        if _is_fsdp(module):
-            raise ModelError(f"{where} is sharded by FSDP, its parameters are not whole. {_ORDER}")
+        if _is_fsdp(module) or _FLAT in module._parameters:
+            groups = " Groups that were made before FSDP(model, use_orig_params=True) hold after it." * may_be_wrapped
+            raise ModelError(f"{where} is sharded by FSDP, its parameters are not whole. {_ORDER}{groups}")
+        if is_offloaded(module) and not may_be_offloaded:
+            raise ModelError(
+                f"{where} was offloaded by accelerate, its weights are elsewhere between calls. Rewrite first, then "
+                "offload; accelerate.hooks.remove_hook_from_submodules(model) brings them back"
+            )
         if isinstance(module, torch.jit.ScriptModule):
             raise ModelError(f"{where} is a {name}: its Python code is gone. Rewrite, then script it.")
         for tensor_name, tensor in (*module._parameters.items(), *module._buffers.items()):

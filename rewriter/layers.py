@@ -10,12 +10,13 @@ import abc
 import functools
 import sys
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import nn
 
 from rewriter.entry_points import PASS_GROUP, entry_points, is_own, loaded
 from rewriter.errors import InstallationError, PlanError
+from rewriter.measured import MeasuredConstants
 from rewriter.wrappers import named_modules_inside
 
 _LAYERS: dict[str, type[nn.Module]] = {}
@@ -35,10 +36,15 @@ class CalibratedLayer(nn.Module, abc.ABC):
         operands: how many tensors the forward takes.
         absorbed: after folding, for each tensor the padding to apply (as ``torch.nn.functional.pad`` takes it) and the
             value to pad with; None before.
+        measured: what the last calibration measured; copies know of later ones.
     """
 
     operands: int
     absorbed: list[tuple[list[int], float]] | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.measured = MeasuredConstants()
 
     @property
     @abc.abstractmethod
@@ -52,6 +58,20 @@ class CalibratedLayer(nn.Module, abc.ABC):
     @abc.abstractmethod
     def set_constants(self, constants: Sequence[tuple[float, float]]) -> None:
         """Change what :meth:`constants` gives."""
+
+    def train(self, mode: bool = True) -> CalibratedLayer:
+        """As any module; a copy that was made before its original was calibrated says so when it is evaluated.
+
+        Here and not in the forward, which is traced, compiled and exported.
+        """
+        super().train(mode)
+        if not mode and self.absorbed is None and not any(buffer.is_meta for buffer in self.buffers()):
+            self.measured.warn_if_missed(self.constants)
+        return self
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        own = {"measured": MeasuredConstants(), **state}  # pickles of earlier versions lack it
+        super().__setstate__(own)  # type: ignore[no-untyped-call]
 
 
 def calibrated_layers(model: nn.Module) -> dict[str, CalibratedLayer]:

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from torch import nn
 
+from rewriter.adapters import refuse_adapters
 from rewriter.argument_checks import checked_flag
 from rewriter.copying import copy_model
 from rewriter.edit.edits import apply_edits, take_back
@@ -57,6 +58,7 @@ def apply_plan(
         seconds: what the steps before this one took.
     """
     check_model(model)
+    refuse_adapters(model)
     inplace, verify = checked_flag("inplace", inplace), checked_flag("verify", verify)
     seconds = dict(seconds or {})
     made.check_fits(model)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-import re
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from torch import nn
@@ -16,6 +15,7 @@ from rewriter.edit.classes import MethodEdit, adopted_source, class_name, origin
 from rewriter.edit.edits import AddBehaviour, Edit, class_edits, edit_from_data, edit_to_data, find_module
 from rewriter.edit.operations import Adopt, edited_text
 from rewriter.errors import PlanError
+from rewriter.grouping import counted, group, joined_groups
 from rewriter.guideline import Advice, Contract, Rate, Site, Skipped
 from rewriter.manager import installed_passes
 from rewriter.reasons import Reason
@@ -99,7 +99,7 @@ class Plan:
 
     def has_structure_of(self, model: nn.Module) -> bool:
         """Whether ``model`` has the tree of modules that the plan was made for."""
-        return self.structure in (fingerprint(model), named_fingerprint(model))
+        return self.structure in fingerprints(_original_classes(model))
 
     def diff(self, model: nn.Module) -> str:
         """The change of source, method by method, as a unified diff; methods with the same change are shown once."""
@@ -107,7 +107,7 @@ class Plan:
         for path, edit in class_edits(self.edits).items():
             for method in edit.methods:
                 changes.setdefault(_method_diff(find_module(model, path), method), []).append(path)
-        return "\n".join(f"# {_joined_groups(paths)}\n{text}" for text, paths in changes.items())
+        return "\n".join(f"# {joined_groups(paths)}\n{text}" for text, paths in changes.items())
 
     def to_json(self) -> str:
         """The plan as JSON text."""
@@ -248,12 +248,21 @@ def fingerprint(model: nn.Module) -> str:
 
     A class counts by its name without its module, which is another one where a script is imported or spawned.
     """
-    return _digest(f"{path}:{cls.__qualname__}" for path, cls in _original_classes(model))
+    return fingerprints(_original_classes(model))[0]
 
 
 def named_fingerprint(model: nn.Module) -> str:
     """The fingerprint with the modules of the classes, as version 0.1.0 made it."""
-    return _digest(f"{path}:{class_name(cls)}" for path, cls in _original_classes(model))
+    return fingerprints(_original_classes(model))[1]
+
+
+def fingerprints(classes: Iterable[tuple[str, type]]) -> tuple[str, str]:
+    """Both fingerprints, of modules by path and class."""
+    pairs = list(classes)
+    return (
+        _digest(f"{path}:{cls.__qualname__}" for path, cls in pairs),
+        _digest(f"{path}:{class_name(cls)}" for path, cls in pairs),
+    )
 
 
 def _original_classes(model: nn.Module) -> Iterator[tuple[str, type]]:
@@ -267,56 +276,6 @@ def _digest(lines: Iterable[str]) -> str:
     return digest.hexdigest()[:16]
 
 
-def group(items: Any) -> list[tuple[str, Any]]:
-    """Items that differ only in numbers, as one: their paths as ``layer{1,2}.{0,1}``, and one item with all numbers."""
-    groups: dict[Any, list[Any]] = {}
-    for item in items:
-        texts = [item.path, *(getattr(item, name, "") for name in ("pattern", "inactive", *_TEXTS))]
-        groups.setdefault(tuple(map(_masked, texts)), []).append(item)
-    return [(_joined([item.path for item in found]), _generalised(found)) for found in groups.values()]
-
-
-_NUMBER = re.compile(r"\d+")
-_DECIMAL_OR_NUMBER = re.compile(r"((?<![\w.])\d+\.\d+(?!\.?\w))|\d+")
-_TEXTS = ("action", "reason", "detail", "rate_at", "advice")
-
-
-def _masked(text: object) -> str:
-    """``text`` without its whole numbers; a decimal such as a measured figure stays, for it belongs to one place."""
-    return _DECIMAL_OR_NUMBER.sub(lambda found: found[1] or "#", str(text))
-
-
-def _generalised(found: list[Any]) -> Any:
-    """The first item, with all the numbers where the others have different ones."""
-    changes = {}
-    for name in _TEXTS:
-        texts = [str(getattr(item, name)) for item in found if hasattr(item, name)]
-        if len(set(texts)) > 1:
-            columns = zip(*(re.split(r"(\d+)", text) for text in texts), strict=True)
-            changes[name] = "".join(map(_of_column, columns))
-    return replace(found[0], **changes)
-
-
-def _joined(paths: list[str]) -> str:
-    """Paths that differ only in numbers: ``blocks.{0-11}.attn (12)``."""
-    unique = list(dict.fromkeys(paths))
-    if len(unique) == 1:
-        return unique[0] or "(root)"
-    columns = zip(*(re.split(r"(\d+)", path) for path in unique), strict=True)
-    return f"{''.join(_of_column(sorted(column, key=_by_number)) for column in columns)} ({len(unique)})"
-
-
-def _by_number(text: str) -> tuple[int, str]:
-    return (int(text), "") if text.isdigit() else (-1, text)
-
-
-def _joined_groups(paths: list[str]) -> str:
-    shapes: dict[str, list[str]] = {}
-    for path in paths:
-        shapes.setdefault(_NUMBER.sub("#", path), []).append(path)
-    return ", ".join(_joined(found) for found in shapes.values())
-
-
 def _with_options(name: str, options: dict[str, Any]) -> str:
     """The pass with the options that are not its defaults."""
     cls = installed_passes().get(name)
@@ -325,27 +284,6 @@ def _with_options(name: str, options: dict[str, Any]) -> str:
         f"{key}={value}" for key, value in options.items() if key not in defaults or value != defaults[key]
     )
     return f"{name} ({given})" if given else name
-
-
-def _of_column(texts: Sequence[str]) -> str:
-    """What texts have at one place: a text that all share, or their numbers."""
-    return texts[0] if len(set(texts)) == 1 else _numbers([int(text) for text in dict.fromkeys(texts)])
-
-
-def _numbers(numbers: Sequence[int]) -> str:
-    """``{1-3,7}``; in the order of the places that they belong to."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    return "{" + ",".join(f"{run[0]}-{run[-1]}" if len(run) > 2 else ",".join(map(str, run)) for run in runs) + "}"
-
-
-def counted(number: int, noun: str) -> str:
-    """``1 site``, ``2 sites``."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _check_complete(data: Any, passes: set[str]) -> None:

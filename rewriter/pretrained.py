@@ -107,7 +107,8 @@ def from_pretrained(cls_or_factory: Any, directory: str | Path) -> nn.Module:
     if len(types) == 1:
         model = model.to(types.pop())
     model.load_state_dict(state, strict=True)
-    return model.eval()
+    result: nn.Module = model.eval()
+    return result
 
 
 def _of_transformers(cls: Any, source: Path) -> nn.Module:

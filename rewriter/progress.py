@@ -1,4 +1,4 @@
-"""How far long work is, on standard error: a bar on a terminal, if rich is installed, and lines elsewhere."""
+"""How far long work is, on standard error: a bar on a terminal, if rich is installed."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ def has_bar() -> bool:
 def progress_bar(title: str, total: int | None, *, shown: bool = True) -> Iterator[Callable[[], None]]:
     """Show ``title`` and a bar on standard error; gives a function that advances it by one step.
 
-    Where there is no terminal, the title is printed once.
+    Without rich the title is printed once. Where there is no terminal, nothing is shown.
 
     Args:
         title: what is going on.
         total: number of steps; None if it is not known.
         shown: False shows nothing at all.
     """
-    if not shown:
+    if not (shown and sys.stderr.isatty()):
         yield lambda: None
         return
     if not has_bar():

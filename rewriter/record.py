@@ -12,8 +12,9 @@ from torch import fx, nn
 from rewriter.edit.classes import carries_edit
 from rewriter.edit.edits import AddModule, Applied, EditMethod
 from rewriter.edit.held_methods import hides
-from rewriter.layers import calibrated_layers, layer_class
-from rewriter.planning import INACTIVE_REMEDY, Plan, counted, group
+from rewriter.grouping import counted, group
+from rewriter.layers import CalibratedLayer, calibrated_layers, layer_class
+from rewriter.planning import INACTIVE_REMEDY, Plan
 from rewriter.reasons import TECHNICAL
 from rewriter.wrappers import named_modules_inside
 
@@ -218,6 +219,13 @@ def rewritten_parts(model: nn.Module) -> list[tuple[str, nn.Module]]:
         if records_of(module) and not inner:
             found.append((path, module))
     return found
+
+
+def needs_no_calibration(model: nn.Module) -> bool:
+    """Whether ``model`` is, or holds, a rewritten model, and no rewrite added a layer with constants of the data."""
+    records = [record for _, part in rewritten_parts(model) for record in records_of(part)]
+    added = (edit for record in records for edit in record.applied.edits if isinstance(edit, AddModule))
+    return bool(records) and not any(issubclass(layer_class(edit.layer), CalibratedLayer) for edit in added)
 
 
 def make_report(model: nn.Module) -> Report:

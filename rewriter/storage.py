@@ -37,8 +37,10 @@ from rewriter.guard import check_model, random_state_kept
 from rewriter.plan_file import plan_files_in
 from rewriter.plan_mark import MARK, has_mark
 from rewriter.planning import Plan
-from rewriter.record import Verdict, is_folded, make_report, records_in_force, records_of, set_records
+from rewriter.record import Verdict, make_report, records_in_force, records_of, set_records
+from rewriter.savable import check_savable
 from rewriter.settings import restore_settings, restore_types, settings_of
+from rewriter.whole_state import whole_state_dict
 from rewriter.wrappers import looked_through
 
 FORMAT = 2
@@ -70,13 +72,11 @@ def save(model: nn.Module, directory: str | Path, *, recipe: Mapping[str, Any] |
         ModelError: what was given is no model, or one that is sharded or holds wrapped parts.
         StorageError: the directory holds something else or cannot be written, or the model cannot be stored.
     """
-    model = looked_through(model)
-    check_model(model, may_be_wrapped=True)  # that changes nothing that is saved
-    if is_folded(model):
-        raise StorageError("the model was folded for export; save the model that it was folded from, or use torch.save")
+    outer, model = model, looked_through(model)
+    check_savable(outer, model)
     target = check_target(directory)
     name, options = _checked_recipe(recipe or {})
-    tensors, shared = _tensors_to_store(model)
+    tensors, shared = _tensors_to_store(whole_state_dict(model))
     extra = extra_state_to_store(model)
     records = records_in_force(model)
     contents = {
@@ -208,12 +208,12 @@ def _checked_recipe(recipe: Mapping[str, Any]) -> tuple[str | None, dict[str, An
     return name, kept
 
 
-def _tensors_to_store(model: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+def _tensors_to_store(state: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """Each tensor once, contiguous, and the further names of those that have more than one."""
     tensors: dict[str, torch.Tensor] = {}
     shared: dict[str, str] = {}
     known: dict[Any, str] = {}
-    for key, tensor in model.state_dict().items():
+    for key, tensor in state.items():
         if not isinstance(tensor, torch.Tensor):
             continue  # extra state, which the recipe holds
         if tensor.is_meta:

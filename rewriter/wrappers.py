@@ -1,7 +1,7 @@
 """Modules that hold one other module and hand every call on: what is inside is the model, whatever is around it.
 
-Wrappers change the paths of everything inside. Decisions, edits and reports name modules by the paths that they have
-without any.
+So do adapters of peft, which add to what the module inside computes. Wrappers change the paths of everything inside.
+Decisions, edits and reports name modules by the paths that they have without any.
 """
 
 from __future__ import annotations
@@ -15,8 +15,15 @@ from torch.optim.swa_utils import AveragedModel
 from rewriter.errors import ModelError
 
 _CHECKPOINTED = "_checkpoint_wrapped_module"
-_INNER = ("_orig_mod", _CHECKPOINTED, "_fsdp_wrapped_module")
+_SHARDED = "_fsdp_wrapped_module"
+_INNER = ("_orig_mod", _CHECKPOINTED, _SHARDED)
 """Where compiled models, activation checkpointing and FSDP's first form keep the module."""
+
+_IN_PEFT = {"base_model": True, "model": True, "base_layer": False, "original_module": False}
+"""Where modules of peft keep what they adapt, and whether that has to be all that they hold.
+
+A model of peft that has prompts beside its base model is no wrapper: they are parameters that would be passed over.
+"""
 
 _BY_CLASS = (nn.parallel.DistributedDataParallel, nn.DataParallel, AveragedModel)
 
@@ -54,8 +61,25 @@ def module_inside(model: nn.Module, path: str) -> nn.Module | None:
 
 
 def path_of_key(path: str) -> str:
-    """A module's path as keys of state dicts have it: the wrapper of activation checkpointing leaves its name out."""
-    return path.replace(f"{_CHECKPOINTED}.", "")
+    """A module's path as keys of state dicts have it: activation checkpointing and FSDP leave their names out."""
+    return path.replace(f"{_CHECKPOINTED}.", "").replace(f"{_SHARDED}.", "")
+
+
+def holds_adapters(module: nn.Module) -> bool:
+    """Whether this very module is one of peft's, which computes with adapters beside what it was put around."""
+    return any(cls.__module__.partition(".")[0] == "peft" for cls in type(module).__mro__)
+
+
+def trained_copies(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Modules that peft trains copies of (``modules_to_save``), whole, each with its path."""
+    for path, module in model.named_modules():
+        if "original_module" in module._modules and holds_adapters(module):
+            yield path, module
+
+
+def is_flattened(model: nn.Module) -> bool:
+    """Whether FSDP's first form keeps parameters of ``model``, given with all its wrappers, in flat ones."""
+    return any(_SHARDED in module._modules for module in model.modules())
 
 
 def looked_through(model: Any) -> nn.Module:
@@ -72,6 +96,12 @@ def looked_through(model: Any) -> nn.Module:
 
 
 def _inner(module: nn.Module) -> nn.Module | None:
-    held = module._modules.get("module") if isinstance(module, _BY_CLASS) else None
-    found = held or next((module._modules[name] for name in _INNER if name in module._modules), None)
+    children = module._modules
+    held = children.get("module") if isinstance(module, _BY_CLASS) else None
+    found = held or next((children[name] for name in _INNER if name in children), None)
+    if found is None and not children.keys().isdisjoint(_IN_PEFT) and holds_adapters(module):
+        alone = len(children) == 1 and not module._parameters
+        found = next(
+            (children[name] for name, all_of_it in _IN_PEFT.items() if name in children and alone >= all_of_it), None
+        )
     return found if isinstance(found, nn.Module) else None

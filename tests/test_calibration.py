@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -72,10 +74,9 @@ def equalized(model: nn.Module, batches: Any) -> dict[str, list[Moments]]:
 
 
 def test_every_map_has_mean_0_and_variance_1_over_all_the_data_also_behind_other_fusions(
-    model: nn.Module, capsys: pytest.CaptureFixture[str]
+    model: nn.Module,
 ) -> None:
     assert rewriter.calibrate(model, data()) is model
-    assert "pass 1 of 2" in (printed := capsys.readouterr().err) and "pass 2 of 2" in printed
     for path, moments in equalized(model, data()).items():
         for moment in moments:
             assert abs(moment.mean) < 1e-4 and abs(moment.std - 1) < 1e-4, (path, moment)
@@ -112,6 +113,79 @@ def test_all_forms_of_batches_give_the_same(model: nn.Module) -> None:
     assert all(values == found["list of tensors"] for values in found.values())
     rewriter.calibrate(model, images, progress=False)  # one batch
     assert constants(model).keys() == found["list of tensors"].keys()
+
+
+PREPARED: dict[str, tuple[Callable[[torch.Tensor], Any], Callable[[Any], Any]]] = {
+    "a tensor": (lambda x: {"image": x, "name": "a"}, lambda batch: batch["image"]),
+    "arguments": (lambda x: [x, "target"], lambda batch: (batch[0],)),
+    "keywords": (lambda x: {"pixels": x}, lambda batch: {"x": batch["pixels"]}),
+    "of another type": (lambda x: x.numpy(), torch.from_numpy),
+    "double precision": (lambda x: x.double(), lambda batch: batch),
+    "scaled": (lambda x: x / 4, lambda batch: 4 * batch),
+}
+
+
+@pytest.mark.parametrize("form", PREPARED)
+def test_prepare_makes_the_input_of_a_batch(form: str, model: nn.Module) -> None:
+    given, prepare = PREPARED[form]
+    rewriter.calibrate(model, data(), progress=False)
+    expected = constants(model)
+    rewriter.calibrate(model, [given(x) for x in data()], prepare=prepare)
+    assert constants(model) == expected
+
+
+def test_uint8_images_are_those_that_prepare_makes_of_them(model: nn.Module) -> None:
+    images = [x.sub(x.min()).mul(32).byte() for x in data()]
+    rewriter.calibrate(model, [x / 255 - 0.5 for x in images], progress=False)
+    expected = constants(model)
+    rewriter.calibrate(model, [(x, x[:, 0]) for x in images], prepare=lambda batch: batch[0] / 255 - 0.5)
+    assert constants(model) == expected
+
+
+def test_a_model_that_takes_uint8_gets_it(fresh: nn.Module) -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = copy_model(fresh)
+
+        def forward(self, x: torch.Tensor) -> Any:
+            assert x.dtype is torch.uint8
+            return self.net(x / 255)
+
+    model, images = Scaled(), [x.sub(x.min()).mul(32).byte() for x in data()]
+    rewriter.calibrate(model, images, prepare=lambda batch: batch)
+    plain = rewriter.calibrate(copy_model(fresh), [x / 255 for x in images])
+    assert list(constants(model).values()) == list(constants(plain).values())
+
+
+def test_images_in_double_precision_are_given_the_type_of_the_model(model: nn.Module) -> None:
+    rewriter.calibrate(model, data(), progress=False)
+    expected = constants(model)
+    rewriter.calibrate(model, [x.double() for x in data()])
+    assert constants(model) == expected
+    rewriter.calibrate(model.double(), [x.double() for x in data()])
+    for path, pairs in constants(model).items():
+        assert torch.tensor(pairs).allclose(torch.tensor(expected[path]), rtol=1e-4)
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("stream", "rank", "progress", "shown"),
+    [(Terminal, 0, True, True), (Terminal, 1, True, False), (Terminal, 0, False, False), (io.StringIO, 0, True, False)],
+)
+def test_one_display_in_the_first_process_on_a_terminal(
+    stream: type[io.StringIO], rank: int, progress: bool, shown: bool, model: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", str(rank))
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stderr", stream())
+    rewriter.calibrate(model, data(), progress=progress)
+    printed = sys.stderr.getvalue()  # type: ignore[attr-defined]
+    assert ("calibrating, 2 passes over the data" in printed) is bool(printed) is shown
 
 
 def test_calibrating_again_measures_anew(model: nn.Module) -> None:
@@ -184,7 +258,33 @@ BAD: dict[str, tuple[Callable[[], Any], dict[str, Any], str]] = {
     "NaN": (_not_finite, {}, "batch 1 of the data holds values that are not finite"),
     "no tensors": (lambda: ["text"], {}, "batch 0 holds no tensor"),
     "no iterable": (lambda: 5, {}, "expected a data loader or another iterable of batches, found int"),
-    "other keys": (lambda: [{"image": data()[0]}], {}, "has the keys image; the model takes x"),
+    "other keys": (
+        lambda: [{"index": torch.arange(2), "image": data()[0]}],
+        {},
+        r"has the keys index, image; the model takes x. .* prepare=lambda batch: batch\['image'\]",
+    ),
+    "uint8": (lambda: [(255 * batch).byte() for batch in data()], {}, "batch 0 holds images of uint8.* prepare="),
+    "prepare that is none": (data, {"prepare": "x"}, "prepare: expected a callable .* found str"),
+    "prepare that fails": (
+        lambda: [{"image": batch} for batch in data()],
+        {"prepare": lambda batch: batch["images"]},
+        "prepare failed on batch 0, a dict with the keys image: KeyError: 'images'",
+    ),
+    "prepare that fails later": (
+        lambda: [*data(2), "text"],
+        {"prepare": lambda batch: batch + 0},
+        "prepare failed on batch 2, a str: TypeError",
+    ),
+    "prepare that gives a list": (
+        data,
+        {"prepare": lambda batch: [batch, None]},
+        "expected a tensor, a tuple of arguments or a dict of .* batch 0, found a list of Tensor, NoneType",
+    ),
+    "prepare that gives nothing": (data, {"prepare": lambda batch: None}, "of batch 0, found a NoneType"),
+    "prepare that gives no tensor": (data, {"prepare": lambda batch: ()}, "of batch 0 holds no tensor"),
+    "prepare that gives other names": (data, {"prepare": lambda batch: {"y": batch}}, "does not fit the model"),
+    "prepare that gives no names": (data, {"prepare": lambda batch: {0: batch}}, "keyword arguments of batch 0"),
+    "prepare that writes": (data, {"prepare": lambda batch: batch.mul_(2)}, "prepare wrote into a tensor of batch 0"),
     "other channels": (lambda: [torch.zeros(2, 4, SIZE, SIZE)], {}, "the first batch does not fit the model"),
     "a last batch of one image": (
         lambda: [*data(1), data(1, batch=1)[0]],
@@ -234,6 +334,32 @@ def test_a_model_without_values_is_refused() -> None:
 def test_a_model_without_equalizers_is_refused() -> None:
     with pytest.raises(rewriter.CalibrationError, match="ResNet has no layer to calibrate: rewrite it"):
         rewriter.calibrate(timm_model("test_resnet"), data())
+
+
+def test_a_rewritten_model_without_equalizers_is_returned_with_a_line_in_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    model = rewriter.rewrite(timm_model("test_resnet"), verify=False)
+    before = snapshot(model)
+    with caplog.at_level("INFO", "rewriter"):
+        assert rewriter.calibrate(model, data()) is model
+        assert rewriter.calibrate(holder := nn.Sequential(model), data()) is holder
+    assert [record.message for record in caplog.records] == [
+        f"calibrate: {name} was rewritten and has no equalizers: nothing to measure"
+        for name in ("ResNet", "Sequential")
+    ]
+    assert_unchanged(model, before)
+    with pytest.raises(rewriter.CalibrationError, match="max_batches"):
+        rewriter.calibrate(model, data(), max_batches=0)
+    with pytest.raises(rewriter.CalibrationError, match="ResNet has no layer to calibrate"):
+        rewriter.calibrate(rewriter.undo(model), data())
+
+
+def test_equalizers_that_were_replaced_are_missed(model: nn.Module) -> None:
+    for path in calibrated_layers(model):
+        model.set_submodule(path, nn.Identity())
+    with pytest.raises(rewriter.CalibrationError, match=r"rewrite it .* again if its layers were replaced"):
+        rewriter.calibrate(model, data())
 
 
 def test_a_constant_map_is_left_as_it_is_with_a_warning(model: nn.Module) -> None:

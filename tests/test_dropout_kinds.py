@@ -148,6 +148,59 @@ def test_a_kept_channel_dropout_is_named_as_such() -> None:
     assert [site.action for site in plan.sites] == ["keep early (drops whole channels), remove late"]
 
 
+class Part(nn.Module):
+    def __init__(self, taken: int, given: int) -> None:
+        super().__init__()
+        self.fc, self.dropout = nn.Linear(taken, given), nn.Dropout(1 / given)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.dropout(self.fc(x))  # type: ignore[no-any-return]
+
+
+class Alike(nn.Module):
+    """A residual branch whose two dropouts have one name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm, self.head = nn.Conv2d(3, 8, 3), nn.LayerNorm(8), nn.Linear(8, 3)
+        self.inner, self.outer = Part(8, 16), Part(16, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x).flatten(2).transpose(1, 2)
+        return self.head((x + self.branch(self.norm(x)))[:, 0])  # type: ignore[no-any-return]
+
+    def branch(self, x: torch.Tensor) -> torch.Tensor:
+        return self.outer(self.inner(x))  # type: ignore[no-any-return]
+
+
+class FunctionsAlike(Alike):
+    def branch(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.dropout(self.inner.fc(x), 0.2, self.training)
+        return F.dropout(self.outer.fc(x), 0.1, self.training)
+
+
+class HeadAlike(PooledHead):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.pool(self.conv(x)).flatten(1)
+        return self.fc(F.dropout(F.dropout(x, 0.1, self.training), 0.2, self.training))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("model", "action"),
+    [
+        (Alike(), "move outer.dropout before fc, remove inner.dropout"),
+        (FunctionsAlike(), "keep the first dropout() in branch(), remove the second dropout() in branch()"),
+        (
+            HeadAlike(nn.Identity()),
+            "move the second dropout() in forward() before pool, remove the first dropout() in forward()",
+        ),
+    ],
+    ids=["modules", "functions", "head"],
+)
+def test_dropouts_of_one_name_are_told_apart(model: nn.Module, action: str) -> None:
+    assert [site.action for site in rewriter.plan(model, "dropout", example_inputs=X).sites] == [action]
+
+
 def test_a_pooled_dropout_is_not_dropped_for_one_of_channels_before_the_pooling() -> None:
     class Both(PooledHead):
         def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -245,6 +245,18 @@ class TestRefusals:
         with pytest.raises(rewriter.FoldError, match="ResNet has no equalizers to fold"):
             rewriter.fold(timm_model("test_resnet"))
 
+    def test_rewritten_without_equalizers(self, caplog: pytest.LogCaptureFixture) -> None:
+        model = rewriter.rewrite(timm_model("test_resnet"), verify=False).train()
+        with caplog.at_level("INFO", "rewriter"):
+            folded = rewriter.fold(model)
+            assert folded is not model and model.training and not folded.training
+            assert torch.equal(folded(image()), model.eval()(image()))
+            assert rewriter.fold(model.train(), inplace=True) is model and not model.training
+        assert {record.message for record in caplog.records} == {
+            "fold: ResNet was rewritten and has no equalizers: nothing to fold"
+        }
+        assert rewriter.report(folded).records == rewriter.report(model).records
+
     def test_what_was_not_rewritten_itself(self, model: nn.Module) -> None:
         rewriter.calibrate(model, [image(16)], progress=False)
         with pytest.raises(rewriter.FoldError, match="Sequential was not rewritten itself"):

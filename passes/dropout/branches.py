@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from torch import fx
 
 from passes.dropout.drops import BECOMES_RANDOM, NO_LONGER_DROPPED, Drops
-from rewriter.analysis.naming import name_of, path_of
+from rewriter.analysis.naming import name_of, names_apart, path_of
 from rewriter.analysis.residual import Branch, find_branches
 from rewriter.edit.edits import Edit
 from rewriter.guideline import Rate, Site, Skipped
@@ -96,13 +96,14 @@ class _Rule:
         edits = [*switched_on, *([] if kept is at_place else drops.move(kept, weight, operand))]
         for node in others:
             edits += drops.remove(node)
+        names = names_apart(dropouts, self.path)
         action = (
-            f"keep {name_of(kept)}{drops.kind_of(kept)}"
+            f"keep {names[kept]}{drops.kind_of(kept)}"
             if kept is at_place
-            else f"move {name_of(kept)} before {name_of(weight)}"
+            else f"move {names[kept]} before {name_of(weight)}"
         )
         action += f" and set its rate to {self.p:g}" if switched_on else ""
-        action += f", remove {', '.join(map(name_of, others))}" if others else ""
+        action += f", remove {', '.join(names[node] for node in others)}" if others else ""
         return self._site(action, reason, edits, drops.rate_at(kept, self.p), drops.rates(dropouts, kept, self.p))
 
     def _refuse_interference(self, dropouts: list[fx.Node], kept: fx.Node, moved: bool, weight: fx.Node) -> None:

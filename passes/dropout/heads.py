@@ -8,7 +8,7 @@ from torch import fx
 
 from passes.dropout.drops import BECOMES_RANDOM, NO_LONGER_DROPPED, Drops
 from rewriter.analysis.heads import Head, find_heads, missing_heads, noise_claim
-from rewriter.analysis.naming import name_of, path_of
+from rewriter.analysis.naming import name_of, names_apart, path_of
 from rewriter.analysis.residual import Branch, find_branches
 from rewriter.guideline import Site, Skipped
 from rewriter.reasons import Reason, Refused
@@ -74,13 +74,14 @@ def _clear_after_pooling(
         drops.interference.refuse_other_readers(after, head.weights, NO_LONGER_DROPPED)
     drops.interference.refuse_writes(after)
     edits = [*drops.switch_on(kept, p), *([] if before else drops.move(kept, head.pool, head.source))]
-    actions = [] if before else [f"move {name_of(kept)} before {_where(head)}"]
+    path = after[0].meta["owner"].path
+    names = names_apart(after, path)
+    actions = [] if before else [f"move {names[kept]} before {_where(head)}"]
     if drops.switch_on(kept, p):
         actions.append(f"set its rate to {p:g}")
     for node in removed:
         edits += drops.remove(node)
-        actions.append(f"remove {name_of(node)}")
-    path = after[0].meta["owner"].path
+        actions.append(f"remove {names[node]}")
     return Site(
         drops.name,
         path,

@@ -9,12 +9,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from rewriter.layers import register_layer
+from rewriter.scripting import NotScripted
 
 register_layer("dropout/dropout")(nn.Dropout)
 
 
 @register_layer("dropout/moved")
-class MovedDropout(nn.Dropout):
+class MovedDropout(NotScripted, nn.Dropout):
     """Element-wise dropout that takes its rate from the dropout it was moved from.
 
     The rate stays where the user looks for it: ``origin.p`` and ``self.p`` are one number. Active where both are in
@@ -55,7 +56,7 @@ class Bypassed(nn.Module):
 
 
 @register_layer("dropout/drops-input")
-class DropsInput(nn.Module):
+class DropsInput(NotScripted):
     """Behaviour of a layer whose child ``dropout`` acts on its input."""
 
     dropout: nn.Dropout

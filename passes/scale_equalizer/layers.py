@@ -9,12 +9,13 @@ import torch
 from torch import nn
 
 from rewriter.layers import CalibratedLayer, register_layer
+from rewriter.scripting import NotScripted
 
 _IDENTITY = {"mean": 0.0, "inverse_std": 1.0}
 
 
 @register_layer("scale-equalizer/equalizer")
-class Equalizer(CalibratedLayer):
+class Equalizer(NotScripted, CalibratedLayer):
     """``(x - mean) / std`` for each map that is fused, with constants measured over the whole data.
 
     The constants are one number a map, not one a channel, and the same in training and evaluation. They are buffers,

@@ -21,10 +21,11 @@ from torch import nn
 from passes.stochastic_pooling.sampling import SCALES, bins, pool_regions, pool_sequence, pool_windows, windows
 from rewriter.analysis.pooling import per_dim
 from rewriter.layers import register_layer
+from rewriter.scripting import FORWARD_OF_BASE, NotScripted
 from rewriter.tracing.kinds import Kind
 
 
-class Sampling(nn.Module):
+class Sampling(NotScripted):
     """What all forms share: ``keep_prob`` and ``scale``, checked when they are set.
 
     Attributes:
@@ -33,6 +34,9 @@ class Sampling(nn.Module):
         scale: ``"sqrt"`` multiplies the average by the root of the share kept, which keeps the variance of zero-mean,
             uncorrelated elements at what the full average has; ``"none"`` keeps the mean.
     """
+
+    _rewriter_forward_of_base: Callable[[torch.Tensor], torch.Tensor]
+    __jit_unused_properties__: ClassVar[list[str]] = ["keep_prob", "scale", "is_sampling"]
 
     @property
     def keep_prob(self) -> float:
@@ -54,6 +58,10 @@ class Sampling(nn.Module):
     def is_sampling(self) -> bool:
         """Whether the next forward draws a subset."""
         return self.training and self.keep_prob < 1
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """Behaviours in front of a pooling layer are scripted, for evaluation."""
+        return self if hasattr(type(self), FORWARD_OF_BASE) else super().__prepare_scriptable__()
 
     def extra_repr(self) -> str:
         described = f"keep_prob={self.keep_prob:g}, scale={self.scale}"
@@ -90,9 +98,14 @@ class SamplesBins(Sampling):
     output_size: Any
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        if not self.is_sampling:
-            return super().forward(input)  # type: ignore[misc, no-any-return]
-        return _adaptive(self, input, _spatial_dims(self), super().forward, self.output_size)
+        if not torch.jit.is_scripting():  # type: ignore[attr-defined]
+            pool: Pool = super().forward  # type: ignore[misc]
+            if not self.is_sampling:
+                return pool(input)
+            return _adaptive(self, input, _spatial_dims(self), pool, self.output_size)
+        if self.training:
+            raise RuntimeError("stochastic pooling is scripted for evaluation only: train the model, then script it")
+        return self._rewriter_forward_of_base(input)
 
 
 @register_layer("stochastic-pooling/local")
@@ -104,11 +117,14 @@ class SamplesWindows(Sampling):
     ceil_mode: bool
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        if not self.is_sampling:
-            return super().forward(input)  # type: ignore[misc, no-any-return]
-        return _local(
-            self, input, _spatial_dims(self), super().forward, self.kernel_size, self.stride, 0, self.ceil_mode
-        )
+        if not torch.jit.is_scripting():  # type: ignore[attr-defined]
+            pool: Pool = super().forward  # type: ignore[misc]
+            if not self.is_sampling:
+                return pool(input)
+            return _local(self, input, _spatial_dims(self), pool, self.kernel_size, self.stride, 0, self.ceil_mode)
+        if self.training:
+            raise RuntimeError("stochastic pooling is scripted for evaluation only: train the model, then script it")
+        return self._rewriter_forward_of_base(input)
 
 
 class StochasticAvgPool1d(SamplesWindows, nn.AvgPool1d):

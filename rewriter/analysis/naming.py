@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
 from torch import fx
 
 
@@ -13,6 +16,33 @@ def name_of(node: fx.Node) -> str:
         return str(node.target) if below.isdigit() else below
     caller = f"{owner.path.rsplit('.', 1)[-1]}.{owner.method}".removeprefix(".")
     return f"{getattr(node.target, '__name__', node.name)}() in {caller}()"
+
+
+def names_apart(nodes: Sequence[fx.Node], below: str) -> dict[fx.Node, str]:
+    """As :func:`name_of`, and told apart where several would be named alike.
+
+    Args:
+        nodes: what is named, in the order that it runs in.
+        below: the path that longer names of modules begin below.
+    """
+    names = {node: name_of(node) for node in nodes}
+    for node in _alike(names):
+        if node.op == "call_module":
+            names[node] = str(node.target).removeprefix(f"{below}.")
+    numbers: Counter[str] = Counter()
+    for node in _alike(names):
+        name = names[node]
+        names[node] = f"the {_ORDINALS.get(numbers[name], f'{numbers[name] + 1}th')} {name}"
+        numbers[name] += 1
+    return names
+
+
+_ORDINALS = {0: "first", 1: "second", 2: "third"}
+
+
+def _alike(names: Mapping[fx.Node, str]) -> list[fx.Node]:
+    counts = Counter(names.values())
+    return [node for node, name in names.items() if counts[name] > 1]
 
 
 def path_of(node: fx.Node) -> str:

@@ -11,7 +11,7 @@ from rewriter.comparison.libraries import library
 from rewriter.comparison.run import AFTER, BEFORE
 from rewriter.comparison.units import small
 from rewriter.comparison.verdict import final_values, unit_of, worth_of_image
-from rewriter.planning import counted
+from rewriter.grouping import counted
 
 if TYPE_CHECKING:
     from rewriter.comparison.result import Comparison, Training

@@ -10,7 +10,7 @@ from pathlib import Path
 from rewriter.comparison.run import Run
 from rewriter.comparison.training import Setting
 from rewriter.errors import ComparisonError
-from rewriter.planning import counted
+from rewriter.grouping import counted
 from rewriter.progress import has_bar, progress_bar
 
 

@@ -14,7 +14,7 @@ from rewriter.comparison.units import Unit, percentage, small
 from rewriter.comparison.verdict import TEST_LOSS, difference_of, failure, final_value, final_values, pairs, unit_of
 from rewriter.comparison.without_training import ALL
 from rewriter.errors import listed
-from rewriter.planning import counted
+from rewriter.grouping import counted
 
 if TYPE_CHECKING:
     from rewriter.comparison.result import Comparison, Equivalence, ImageRow, Trained, Training

@@ -14,8 +14,9 @@ from rewriter.comparison.randomness import seed_all
 from rewriter.copying import WITHOUT, copy_model
 from rewriter.edit.classes import class_name, original_class
 from rewriter.errors import ComparisonError, RewriterError
+from rewriter.grouping import counted
 from rewriter.guard import check_model, random_state_kept
-from rewriter.planning import Plan, counted
+from rewriter.planning import Plan
 from rewriter.record import records_of
 
 Make = Callable[[], nn.Module]

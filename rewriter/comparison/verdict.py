@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from rewriter.comparison.run import AFTER, BEFORE, Epoch, Run
 from rewriter.comparison.statistics import LEVEL, Difference, Interval, mean_interval, paired_difference
 from rewriter.comparison.units import Unit
-from rewriter.planning import counted
+from rewriter.grouping import counted
 
 if TYPE_CHECKING:
     from rewriter.comparison.result import Training

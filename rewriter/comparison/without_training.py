@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from rewriter.comparison.units import Unit, small
 from rewriter.errors import listed
-from rewriter.planning import counted
+from rewriter.grouping import counted
 
 if TYPE_CHECKING:
     from rewriter.comparison.result import Equivalence, Trained

@@ -24,6 +24,7 @@ from rewriter.edit.placing import Placing, place, remembered
 from rewriter.edit.subclass import make_subclass, ordinary_init
 from rewriter.errors import PlanError, SourceError
 from rewriter.layers import layer_class
+from rewriter.scripting import forward_of_base
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,7 @@ def _derive(base: type[nn.Module], edit: ClassEdit) -> type[nn.Module]:
     # what super() and explicit lookups find: an edited subclass stands before each base that holds a function
     inserted = [make_subclass(owner, (owner,), names) for owner, names in placing.namespaces.items()]
     behaviours = tuple(layer_class(name) for name in edit.behaviours)
+    namespace |= forward_of_base(base) if behaviours else {}
     namespace |= {"_rewriter_base": base, "_rewriter_edit": edit, "_rewriter_codes": codes, **remembered(placing)}
     namespace |= {"__init__": ordinary_init(original_class(base)), "__reduce_ex__": _reduce_generated}
     return make_subclass(base, (*behaviours, base, *inserted), namespace)

@@ -1,0 +1,79 @@
+"""Many places told as few: paths and texts that differ only in numbers, as one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+
+def group(items: Any) -> list[tuple[str, Any]]:
+    """Items that differ only in numbers, as one: their paths as ``layer{1,2}.{0,1}``, and one item with all numbers."""
+    groups: dict[Any, list[Any]] = {}
+    for item in items:
+        texts = [item.path, *(getattr(item, name, "") for name in ("pattern", "inactive", *_TEXTS))]
+        groups.setdefault(tuple(map(_masked, texts)), []).append(item)
+    return [(_joined([item.path for item in found]), _generalised(found)) for found in groups.values()]
+
+
+_NUMBER = re.compile(r"\d+")
+_DECIMAL_OR_NUMBER = re.compile(r"((?<![\w.])\d+\.\d+(?!\.?\w))|\d+")
+_TEXTS = ("action", "reason", "detail", "rate_at", "advice")
+
+
+def _masked(text: object) -> str:
+    """``text`` without its whole numbers; a decimal such as a measured figure stays, for it belongs to one place."""
+    return _DECIMAL_OR_NUMBER.sub(lambda found: found[1] or "#", str(text))
+
+
+def _generalised(found: list[Any]) -> Any:
+    """The first item, with all the numbers where the others have different ones."""
+    changes = {}
+    for name in _TEXTS:
+        texts = [str(getattr(item, name)) for item in found if hasattr(item, name)]
+        if len(set(texts)) > 1:
+            columns = zip(*(re.split(r"(\d+)", text) for text in texts), strict=True)
+            changes[name] = "".join(map(_of_column, columns))
+    return replace(found[0], **changes)
+
+
+def _joined(paths: list[str]) -> str:
+    """Paths that differ only in numbers: ``blocks.{0-11}.attn (12)``."""
+    unique = list(dict.fromkeys(paths))
+    if len(unique) == 1:
+        return unique[0] or "(root)"
+    columns = zip(*(re.split(r"(\d+)", path) for path in unique), strict=True)
+    return f"{''.join(_of_column(sorted(column, key=_by_number)) for column in columns)} ({len(unique)})"
+
+
+def _by_number(text: str) -> tuple[int, str]:
+    return (int(text), "") if text.isdigit() else (-1, text)
+
+
+def joined_groups(paths: list[str]) -> str:
+    shapes: dict[str, list[str]] = {}
+    for path in paths:
+        shapes.setdefault(_NUMBER.sub("#", path), []).append(path)
+    return ", ".join(_joined(found) for found in shapes.values())
+
+
+def _of_column(texts: Sequence[str]) -> str:
+    """What texts have at one place: a text that all share, or their numbers."""
+    return texts[0] if len(set(texts)) == 1 else _numbers([int(text) for text in dict.fromkeys(texts)])
+
+
+def _numbers(numbers: Sequence[int]) -> str:
+    """``{1-3,7}``; in the order of the places that they belong to."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return "{" + ",".join(f"{run[0]}-{run[-1]}" if len(run) > 2 else ",".join(map(str, run)) for run in runs) + "}"
+
+
+def counted(number: int, noun: str) -> str:
+    """``1 site``, ``2 sites``."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
