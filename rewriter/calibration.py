@@ -29,6 +29,7 @@ from rewriter.layers import CalibratedLayer, calibrated_layers
 from rewriter.measured import quiet
 from rewriter.moments import Moments, moments_of
 from rewriter.progress import progress_bar
+from rewriter.ranks import check_same_weights
 from rewriter.record import needs_no_calibration
 from rewriter.state import state_kept
 from rewriter.tracing.kinds import Kind
@@ -60,7 +61,8 @@ def calibrate(
     Dropout is off. Norms whose running statistics were never updated normalise by the batch, the others as they will
     in training: by the batch too, unless they were put into evaluation mode in a model that is in training mode.
     Buffers, modes, gradients and random numbers are afterwards as they were. Hooks fire. Where ``torch.distributed``
-    is initialised, each process gives its share of the data, and all get the same constants.
+    is initialised, each process gives its share of the data, and all get the same constants; their weights have to be
+    the same.
 
     Calibrate before an average of the weights (EMA) is made: it is a copy, and has the constants that the model has
     then. One that was made before says so when it is put into evaluation mode.
@@ -89,6 +91,7 @@ def calibrate(
             The model is as it was, also if something else ends the calibration: an error of
             the data's own, Ctrl-C.
         ModelError: the model is wrapped or compiled.
+        RewriterError: the weights of another process are others, or it does not call.
     """
     check_model(model)
     refuse_adapters(model)
@@ -103,6 +106,8 @@ def calibrate(
     if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
         raise CalibrationError("the model has tensors on the meta device; load its weights first")
     data = Batches(model, batches, max_batches, prepare)
+    if all_ranks:
+        check_same_weights(model, "rewriter.calibrate")
     if not layers:
         LOG.info("calibrate: %s was rewritten and has no equalizers: nothing to measure", type(model).__name__)
         return model

@@ -7,6 +7,7 @@ error after a minute and does not hang.
 from __future__ import annotations
 
 import itertools
+import json
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from datetime import timedelta
 from typing import Any
 
 import torch
+from torch import nn
 
 from rewriter.errors import RewriterError
 
@@ -78,6 +80,34 @@ def from_first_rank(call: str, make: Callable[[], str]) -> str:
         raise
     store.set(key, b"=" + zlib.compress(made.encode()))
     return made
+
+
+def check_same_weights(model: nn.Module, call: str) -> None:
+    """Refuse to go on where the processes hold other parameters; they agree if there is only this one.
+
+    Raises:
+        RewriterError: in all processes, naming the first parameter that differs, or a process that does not call.
+    """
+    if several_ranks():
+        remedy = "Load the weights, or wrap with DDP, which hands on those of rank 0, before this call."
+        told = [[name, list(tensor.shape), _sum_of_bits(tensor)] for name, tensor in model.named_parameters()]
+        check_alike(call, json.dumps(told), _first_other_weight, remedy)
+
+
+def _sum_of_bits(tensor: torch.Tensor) -> int:
+    """Of the numbers as integers: exact, in whatever order they are added."""
+    tensor = tensor.detach()
+    tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    sizes = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    return int(tensor.contiguous().view(sizes[tensor.element_size()]).sum(dtype=torch.int64)) if tensor.numel() else 0
+
+
+def _first_other_weight(first: str, other: str) -> str:
+    ours, theirs = json.loads(first), json.loads(other)
+    for here, there in itertools.zip_longest(ours, theirs):
+        if here != there:
+            return f"parameter {(here or there)[0]} is another"
+    return "its parameters are others"
 
 
 def _store(call: str) -> tuple[Any, int, str]:

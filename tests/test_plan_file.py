@@ -290,3 +290,33 @@ class TestRanks:
             tmp_path,
         )
         assert found[0] == found[1] and found[0][0].endswith("True")
+
+    def test_calibration_refuses_other_weights_and_a_rank_that_is_absent(self, tmp_path: Path) -> None:
+        found = run_ranks(
+            """
+            import segmentation_models_pytorch as smp
+            model = smp.FPN("resnet18", encoder_weights=None)
+            model = rewriter.rewrite(model, {"scale-equalizer": {"additive": True}}, verify=False, **SIZE)
+            batches = [torch.randn(2, 3, 64, 64)]
+
+            def calibrated():
+                try:
+                    rewriter.calibrate(model, batches, progress=False)
+                    print(rewriter.report(model).calibrated)
+                except RewriterError as error:
+                    print(error)
+
+            calibrated()
+            for parameter in model.parameters():
+                dist.broadcast(parameter.data, 0)
+            calibrated()
+            if rank == 0:
+                calibrated()
+            """,
+            tmp_path,
+        )
+        first, second = found
+        assert first[0] == second[0]
+        assert first[0].startswith("rewriter.calibrate: rank 1 differs from rank 0: parameter encoder.conv1.weight is")
+        assert first[1] == second[1] and "scale_equalizer" in first[1]
+        assert first[2].startswith("rank 1 did not call rewriter.calibrate within 6 seconds") and len(second) == 2
