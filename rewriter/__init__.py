@@ -37,9 +37,10 @@ from rewriter.errors import (
     UndoError,
 )
 from rewriter.folding import fold
+from rewriter.grouped_parameters import ParamGroups
 from rewriter.guideline import Advice, Contract, Pass, Site, Skipped
 from rewriter.optimizer_check import check_optimizer
-from rewriter.optimizer_groups import ParamGroups, param_groups
+from rewriter.optimizer_groups import param_groups
 from rewriter.planning import Plan
 from rewriter.pretrained import from_pretrained, save_pretrained
 from rewriter.reasons import Reason

@@ -41,15 +41,27 @@ def check_optimizer(model: nn.Module, optimizer: Any) -> None:
     message = (
         f"the optimizer lacks {len(missing)} of {len(trainable)} trainable parameters of the model: {listed(names)}."
     )
-    if 2 * alike > len(missing):
+    if 2 * alike > len(missing) and any(map(_is_sharded, missing.values())):
+        message += (
+            f" It holds {alike} other tensors of the same shapes instead: fully_shard has put parameters of its own in "
+            "their place since it was built. Build the optimizer after fully_shard, on rewriter.param_groups(model), "
+            "or on groups.on(model) where the groups were made before."
+        )
+    elif 2 * alike > len(missing):
         message += (
             f" It holds {alike} other tensors of the same shapes instead, so it was built on another model, such as "
             "the one before rewriter.rewrite(), which returns a copy. Build the optimizer on the model that rewrite() "
-            "returns, or rewrite with inplace=True."
+            "returns, or rewrite with inplace=True; where parameters were replaced since (from the meta device, by "
+            "fully_shard), on groups.on(model)."
         )
     else:
         message += " Build it on this model, or freeze what is not to be trained with requires_grad_(False)."
     raise OptimizerError(message)
+
+
+def _is_sharded(parameter: torch.Tensor) -> bool:
+    """Whether it is a DTensor, as ``fully_shard`` makes."""
+    return hasattr(parameter, "full_tensor") and hasattr(parameter, "placements")
 
 
 def _tensors(optimizer: Any) -> Iterator[torch.Tensor]:

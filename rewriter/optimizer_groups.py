@@ -13,14 +13,18 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from rewriter.analysis.gammas import Gamma, canonical_names, find_gammas
-from rewriter.analysis.parameter_roles import Role, find_roles
-from rewriter.errors import OptimizerError, SelectorError, listed
+from rewriter.analysis.gammas import Gamma, canonical_names
+from rewriter.analysis.parameter_roles import Role
+from rewriter.argument_checks import checked_flag
+from rewriter.errors import InputError, ModelError, OptimizerError, SelectorError, TraceError, listed
+from rewriter.grouped_parameters import Decision, ParamGroups, tensor_of
 from rewriter.guard import check_model
 from rewriter.manager import resolve_passes, suggest
+from rewriter.parameter_kinds import as_gamma, find_kinds, recorded_kinds
 from rewriter.record import records_of
 from rewriter.remembered_inputs import inputs_to_run_on
-from rewriter.tracing.trace import Trace, trace_candidates
+from rewriter.tracing.trace import trace_candidates
+from rewriter.whole_state import is_offloaded
 from rewriter.wrappers import looked_through
 
 _PASS = "weight-decay"
@@ -33,56 +37,6 @@ class GammaRule(Protocol):
         """Whether ``gamma`` decays, and why."""
 
 
-@dataclass(frozen=True)
-class Decision:
-    """Whether one parameter decays.
-
-    Attributes:
-        name: the parameter's name in the model.
-        category: of a gamma its place (``branch_last``, …), of anything else its role.
-        decays: whether it is in a group that decays.
-        reason: why.
-    """
-
-    name: str
-    category: str
-    decays: bool
-    reason: str
-
-
-class ParamGroups(list[dict[str, Any]]):
-    """Parameter groups: a list of dicts for any optimizer, that can say how it came about.
-
-    Attributes:
-        decisions: one for each trainable parameter of the model, gammas first.
-    """
-
-    decisions: tuple[Decision, ...] = ()
-
-    @property
-    def table(self) -> str:
-        """Every gamma with its category, the decision and the reason; of everything else the numbers."""
-        places = {str(role) for role in Role}
-        gammas = [d for d in self.decisions if d.category not in places]
-        rows = [("gamma", "category", "", "reason")]
-        rows += [(d.name, d.category, "decay" if d.decays else "no decay", d.reason) for d in gammas]
-        widths = [max(len(row[column]) for row in rows) for column in range(3)]
-        lines = ["  ".join([*map(str.ljust, row[:3], widths), row[3]]).rstrip() for row in rows] if gammas else []
-        others = Counter((d.decays, d.category, d.reason) for d in self.decisions if d.category in places)
-        for (decays, role, reason), count in sorted(others.items(), key=lambda item: (-item[0][0], item[0])):
-            lines.append(f"{count} x {role}: {'decay' if decays else 'no decay'}, {reason}")
-        for group in self:
-            decay = group.get("weight_decay", "the optimizer's")
-            lines.append(f"group {group.get('name', '')!r}: {len(group['params'])} parameters, weight decay {decay}")
-        return "\n".join(lines)
-
-    def __str__(self) -> str:
-        return self.table
-
-    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
-        printer.text(self.table)  # what a notebook shows
-
-
 def param_groups(
     model: nn.Module,
     weight_decay: float | None = 5e-2,
@@ -92,6 +46,7 @@ def param_groups(
     input_size: Any = None,
     no_weight_decay: str | Iterable[str] = (),
     within: Iterable[Mapping[str, Any]] | None = None,
+    named: bool = False,
 ) -> ParamGroups:
     """The trainable parameters of ``model`` in groups that decay and that do not, for any optimizer.
 
@@ -111,34 +66,63 @@ def param_groups(
         no_weight_decay: names of further parameters that do not decay, or patterns such as ``"*.bias_table"``.
         within: groups that exist already, say for a learning rate each layer. Their other settings are kept, and each
             is split in two. Parameters of other modules in them stay as they are.
+        named: give ``(name, parameter)`` pairs, so that the optimizer keeps the names in its state dict.
+
+    What a parameter is was recorded when the model was rewritten; the model is run only for parameters that came since,
+    where it was not rewritten, or where an input is given.
 
     Returns:
-        A list of dicts with ``params``, ``weight_decay`` and ``name``. Its ``table`` explains every gamma.
+        A list of dicts with ``params``, ``weight_decay`` and ``name``. Its ``table`` explains every gamma, ``names``
+        holds the names of the parameters, and ``on(model)`` gives the same groups with the parameters of another copy,
+        or of the model after ``fully_shard``.
 
     Raises:
         OptimizerError: ``weight_decay`` or ``within`` is no such thing, or ``within`` lacks parameters of the model.
+        OptimizerError: parameters came since the rewrite, and the model cannot be run as it is now.
         SelectorError: an unknown policy or category, or a name in ``no_weight_decay`` that matches nothing.
         ModelError, InputError, TraceError: the model cannot be run.
     """
     _check_weight_decay(weight_decay)
+    named = checked_flag("named", named)
     model = looked_through(model)
-    check_model(model, may_be_wrapped=True)
+    if any(map(is_offloaded, model.modules())):
+        check_model(model, may_be_wrapped=True)
     (rule,) = resolve_passes([{_PASS: {"gamma": _policy_of_rewrite(model) if gamma is None else gamma}}])
-    traced = trace_candidates(model, inputs_to_run_on(model, example_inputs, input_size))
+    kinds = _kinds(model, example_inputs, input_size)
     excluded = _excluded(model, no_weight_decay)
-    decisions = _decide(traced, rule, excluded)  # type: ignore[arg-type]
-    decays = {name: decision.decays for name, decision in decisions.items()}
     parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    decisions = _decide(parameters, kinds, rule, excluded)  # type: ignore[arg-type]
     if within is None:
         everything: dict[str, Any] = {"params": list(parameters.values())}
         given = [everything] if parameters else []
     else:
         given = _checked_groups(within, parameters)
-    groups = ParamGroups(
-        _split(given, model, {id(parameters[name]): decays[name] for name in parameters}, weight_decay)
-    )
+    decays = {id(parameters[name]): decisions[name].decays for name in parameters}
+    groups = ParamGroups(_split(given, model, decays, weight_decay))
     groups.decisions = tuple(decisions.values())
+    groups.name_parameters(model, named=named)
     return groups
+
+
+def _kinds(model: nn.Module, example_inputs: Any, input_size: Any) -> dict[str, str]:
+    """What each trainable parameter is: as its rewrite recorded it, or by a trace of the model as it is today."""
+    trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    recorded = recorded_kinds(model) if example_inputs is None and input_size is None else {}
+    missing = [name for name in trainable if name not in recorded]
+    if not missing and recorded:
+        return recorded
+    try:
+        check_model(model, may_be_wrapped=True)
+        traced = trace_candidates(model, inputs_to_run_on(model, example_inputs, input_size))
+    except (TraceError, InputError, ModelError) as error:
+        if not recorded:
+            raise
+        raise OptimizerError(
+            f"{len(missing)} of {len(trainable)} trainable parameters came after the rewrite: {listed(missing)}. What "
+            f"they are is not known, for the model cannot be recorded as it is now ({error}). Add them before the "
+            "rewrite, or give the optimizer a group of its own for them and freeze them for this call."
+        ) from error
+    return find_kinds(traced) | recorded
 
 
 def _policy_of_rewrite(model: nn.Module) -> Any:
@@ -147,18 +131,21 @@ def _policy_of_rewrite(model: nn.Module) -> Any:
     return asked[-1]["gamma"] if asked else "guideline"
 
 
-def _decide(traced: Trace, rule: GammaRule, excluded: Mapping[str, str]) -> dict[str, Decision]:
+def _decide(
+    parameters: Iterable[str], kinds: Mapping[str, str], rule: GammaRule, excluded: Mapping[str, str]
+) -> dict[str, Decision]:
     """For every trainable parameter, gammas first."""
-    decisions: dict[str, Decision] = {}
-    trainable = {name: parameter for name, parameter in traced.model.named_parameters() if parameter.requires_grad}
-    for gamma in find_gammas(traced):
-        if gamma.name in trainable:
-            decays, reason = rule.decide(gamma)
-            decisions[gamma.name] = Decision(gamma.name, str(gamma.category), decays, reason)
-    for name, role in find_roles(traced).items():
-        if name in trainable and name not in decisions:
-            decays = role is Role.WEIGHT
-            decisions[name] = Decision(name, str(role), decays, _REASONS.get(role, "it is no weight"))
+    gammas: dict[str, Decision] = {}
+    others: dict[str, Decision] = {}
+    trainable = set(parameters)
+    for name in (name for name in kinds if name in trainable):
+        gamma = as_gamma(name, kinds[name])
+        if gamma is not None:
+            gammas[name] = Decision(name, str(gamma.category), *rule.decide(gamma))
+        else:
+            role = Role(kinds[name])
+            others[name] = Decision(name, str(role), role is Role.WEIGHT, _REASONS.get(role, "it is no weight"))
+    decisions = gammas | others
     for name, reason in excluded.items():
         if name in decisions:
             decisions[name] = Decision(name, decisions[name].category, False, reason)
@@ -175,7 +162,8 @@ def _excluded(model: nn.Module, given: str | Iterable[str]) -> dict[str, str]:
     for path, module in model.named_modules():
         said = getattr(module, "no_weight_decay", None)
         if callable(said):
-            source = f"{type(module).__name__}.no_weight_decay()"
+            says = next((cls for cls in type(module).__mro__ if "no_weight_decay" in vars(cls)), type(module))
+            source = f"{says.__name__}.no_weight_decay()"
             for pattern in _patterns(said() or (), source):
                 for name in _matching(f"{path}.{pattern}".lstrip("."), names):
                     excluded[names[name]] = f"named by {source}"
@@ -220,7 +208,7 @@ def _checked_groups(within: Any, parameters: Mapping[str, nn.Parameter]) -> list
             raise OptimizerError(f"within: expected dicts with 'params', found {type(group).__name__}")
         params = group["params"]
         groups.append({**group, "params": [params] if isinstance(params, torch.Tensor) else list(params)})
-    count = Counter(id(_tensor(entry)) for group in groups for entry in group["params"])
+    count = Counter(id(tensor_of(entry)) for group in groups for entry in group["params"])
     lacking = [name for name, parameter in parameters.items() if not count[id(parameter)]]
     repeated = [name for name, parameter in parameters.items() if count[id(parameter)] > 1]
     for problem, names in (("none for", lacking), ("several for", repeated)):
@@ -239,7 +227,7 @@ def _split(
     of_model = {id(parameter) for parameter in model.parameters()}
     parts: list[_Part] = []
     for number, group in enumerate(given):
-        ids = [id(_tensor(entry)) for entry in group["params"]]
+        ids = [id(tensor_of(entry)) for entry in group["params"]]
         kept = [place for place, key in enumerate(ids) if key not in of_model]
         if kept:
             parts.append(_Part(_chosen(group, kept), None, number))
@@ -300,8 +288,3 @@ def _named(parts: Sequence[_Part]) -> list[dict[str, Any]]:
         names[name] += 1
         part.group["name"] = name if names[name] == 1 else f"{name}_{names[name]}"
     return [part.group for part in parts]
-
-
-def _tensor(entry: Any) -> Any:
-    """The tensor of an entry that may carry its name: ``(name, tensor)``."""
-    return entry[1] if isinstance(entry, tuple) and len(entry) == 2 else entry

@@ -19,6 +19,7 @@ from rewriter.hidden_branches import on_every_way
 from rewriter.in_force import Recorded, not_in_force, places_left
 from rewriter.input_description import describe_inputs
 from rewriter.manager import resolve_passes
+from rewriter.parameter_kinds import find_kinds
 from rewriter.planning import Plan, fingerprint
 from rewriter.reasons import Reason
 from rewriter.record import is_folded, records_in_force
@@ -90,6 +91,7 @@ def make_plan(
         tuple(notes),
         request,
         {item.name: item.contract for item in resolved},
+        find_kinds(traced) if traced else {},
     )
     return made, traced, seconds
 

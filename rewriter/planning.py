@@ -41,6 +41,7 @@ class Plan:
         notes: what else the user should know, the most important first.
         request: how the plan was asked for (``input``, ``only``, ``skip``, ``preserve``).
         contracts: what each pass promises to preserve.
+        parameters: what each parameter is to the model, by name, see :mod:`rewriter.parameter_kinds`.
     """
 
     model: str
@@ -52,6 +53,7 @@ class Plan:
     notes: tuple[str, ...] = ()
     request: dict[str, Any] = field(default_factory=dict)
     contracts: dict[str, Contract] = field(default_factory=dict)
+    parameters: dict[str, str] = field(default_factory=dict)
 
     @property
     def edits(self) -> tuple[Edit, ...]:
@@ -142,6 +144,7 @@ class Plan:
                 {"pass": a.pass_name, "path": a.path, "pattern": a.pattern, "advice": a.advice, "reason": a.reason}
                 for a in self.advice
             ],
+            "parameters": self.parameters,
         }
         return json.dumps(data, indent=2)
 
@@ -177,6 +180,7 @@ class Plan:
                 notes=tuple(data["notes"]),
                 request=dict(data["request"]),
                 contracts={str(name): Contract(**promises) for name, promises in data["contracts"].items()},
+                parameters={str(name): str(kind) for name, kind in data.get("parameters", {}).items()},
             )
         except PlanError:
             raise

@@ -11,6 +11,7 @@ from torch import nn
 
 from rewriter import hooks
 from rewriter.copier import ATOMIC, Copier
+from rewriter.errors import ModelError
 from rewriter.reach import slots_of
 
 
@@ -59,7 +60,17 @@ class _SkeletonCopier(Copier):
         self._twin = twin
 
     def copy_tensor(self, tensor: torch.Tensor) -> torch.Tensor:
-        return self._twin(tensor)
+        try:
+            return self._twin(tensor)
+        except (NotImplementedError, RuntimeError) as error:
+            if type(tensor) in (torch.Tensor, nn.Parameter):
+                raise
+            registered = (*self.model.named_parameters(), *self.model.named_buffers())
+            name = next((name for name, other in registered if other is tensor), "a tensor")
+            raise ModelError(
+                f"{name} of {type(self.model).__name__} is a {type(tensor).__name__}, of which no plain tensor can be "
+                f"made ({type(error).__name__}). Rewrite before the model is quantized or its tensors are wrapped."
+            ) from error
 
     def copy_module(self, module: nn.Module) -> nn.Module:
         """Together with all modules below it, so that what refers to one of them finds it in the memo."""

@@ -51,6 +51,21 @@ def named_modules_inside(model: nn.Module, remove_duplicate: bool = True) -> Ite
         pending += reversed(children)
 
 
+def paths_inside(model: nn.Module) -> dict[str, str]:
+    """The path without the names of wrappers of every module of ``model``, by the path that it has."""
+    found = {}
+    pending = [("", "", model)]
+    while pending:
+        path, plain, module = pending.pop()
+        found[path] = plain
+        inner = _inner(module)
+        for name, child in module._modules.items():
+            if child is not None:
+                below = plain if child is inner else f"{plain}.{name}".lstrip(".")
+                pending.append((f"{path}.{name}".lstrip("."), below, child))
+    return found
+
+
 def module_inside(model: nn.Module, path: str) -> nn.Module | None:
     """The module at a path without the names of wrappers; None if there is none."""
     module: nn.Module | None = inside(model)

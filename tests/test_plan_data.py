@@ -73,6 +73,7 @@ def test_a_plan_is_plain_json_and_plain_python(name: str) -> None:
     data = json.loads(plan.to_json(), parse_constant=refuse)
     assert set(data) == {
         "format", "model", "structure", "request", "passes", "contracts", "notes", "sites", "skipped", "advice",
+        "parameters",
     }  # fmt: skip
     assert pickle.loads(pickle.dumps(plan)) == plan
 

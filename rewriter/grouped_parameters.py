@@ -1,0 +1,176 @@
+"""Groups of parameters that know the names of their parameters, and why they are in them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from rewriter.analysis.parameter_roles import Role
+from rewriter.errors import OptimizerError, listed
+from rewriter.wrappers import looked_through, paths_inside
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Whether one parameter decays.
+
+    Attributes:
+        name: the parameter's name in the model.
+        category: of a gamma its place (``branch_last``, …), of anything else its role.
+        decays: whether it is in a group that decays.
+        reason: why.
+    """
+
+    name: str
+    category: str
+    decays: bool
+    reason: str
+
+
+class ParamGroups(list[dict[str, Any]]):
+    """Parameter groups: a list of dicts for any optimizer, that can say how it came about.
+
+    Attributes:
+        decisions: one for each trainable parameter of the model, gammas first.
+        names: for each group the names of its parameters, without those of wrappers; empty for what is not the model's.
+    """
+
+    decisions: tuple[Decision, ...] = ()
+    names: tuple[tuple[str, ...], ...] = ()
+
+    def on(self, model: nn.Module) -> ParamGroups:
+        """The same groups with the parameters that ``model`` has today under their names.
+
+        For a model whose parameters were replaced (``fully_shard``, from the meta device), and for a copy of it (EMA).
+
+        Args:
+            model: the model, a copy of it, or either with wrappers around it.
+
+        Raises:
+            OptimizerError: a name is gone.
+            ModelError: it is no model.
+        """
+        today = parameters_inside(looked_through(model))
+        gone = [name for names in self.names for name in names if name and name not in today]
+        if gone:
+            raise OptimizerError(
+                f"{type(model).__name__} has no parameter {listed(gone)}, which these groups name. Make the groups "
+                "from this model: rewriter.param_groups(model)"
+            )
+        found = ParamGroups({**group} for group in self)
+        for group, names in zip(found, self.names, strict=True):
+            entries = zip(group["params"], names, strict=True)
+            group["params"] = [_as_entry(entry, today[name]) if name else entry for entry, name in entries]
+        found.decisions, found.names = self.decisions, self.names
+        return found
+
+    def name_parameters(self, model: nn.Module, *, named: bool) -> None:
+        """Note the names that parameters have in ``model``; with ``named`` make every entry a pair with its name.
+
+        Raises:
+            OptimizerError: with ``named``, a parameter of other modules has no name.
+        """
+        known = {id(parameter): name for name, parameter in parameters_inside(model).items()}
+        self.names = tuple(tuple(known.get(id(tensor_of(entry)), "") for entry in group["params"]) for group in self)
+        if not named:
+            return
+        for group, names in zip(self, self.names, strict=True):
+            group["params"] = [
+                entry if isinstance(entry, tuple) else (name, entry)
+                for entry, name in zip(group["params"], names, strict=True)
+            ]
+            if any(not name for name, _ in group["params"]):
+                raise OptimizerError(
+                    "named=True: torch wants every parameter named or none, and within= has parameters of other "
+                    "modules without names: give (name, parameter) pairs there"
+                )
+
+    @property
+    def table(self) -> str:
+        """Every gamma with its category, the decision and the reason; of everything else the numbers."""
+        places = {str(role) for role in Role}
+        gammas = [d for d in self.decisions if d.category not in places]
+        rows = [("gamma", "category", "", "reason")]
+        rows += [(d.name, d.category, "decay" if d.decays else "no decay", d.reason) for d in gammas]
+        widths = [max(len(row[column]) for row in rows) for column in range(3)]
+        lines = ["  ".join([*map(str.ljust, row[:3], widths), row[3]]).rstrip() for row in rows] if gammas else []
+        others = Counter((d.decays, d.category, d.reason) for d in self.decisions if d.category in places)
+        for (decays, role, reason), count in sorted(others.items(), key=lambda item: (-item[0][0], item[0])):
+            lines.append(f"{count} x {role}: {'decay' if decays else 'no decay'}, {reason}")
+        for group in self:
+            decay = group.get("weight_decay", "the optimizer's")
+            lines.append(f"group {group.get('name', '')!r}: {len(group['params'])} parameters, weight decay {decay}")
+        return "\n".join(lines)
+
+    def __str__(self) -> str:
+        return self.table
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        printer.text(self.table)  # what a notebook shows
+
+
+def parameters_inside(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters by their names without those of wrappers."""
+    inside, found = paths_inside(model), {}
+    for full, parameter in model.named_parameters():
+        path, _, name = full.rpartition(".")
+        found[f"{inside[path]}.{name}".lstrip(".")] = parameter
+    return found
+
+
+def tensor_of(entry: Any) -> Any:
+    """The tensor of an entry that may carry its name: ``(name, tensor)``."""
+    return entry[1] if isinstance(entry, tuple) and len(entry) == 2 else entry
+
+
+def _as_entry(old: Any, tensor: torch.Tensor) -> Any:
+    return (old[0], tensor) if isinstance(old, tuple) else tensor
+
+
+def load_by_name(optimizer: torch.optim.Optimizer) -> Callable[[], None]:
+    """Let an optimizer of named parameters load state dicts by their names; torch goes by the order.
+
+    So a state dict that was saved with the groups in another order, or divided otherwise, finds its parameters. The
+    settings of each group are those of the saved group of its first parameter.
+
+    Args:
+        optimizer: made of ``rewriter.param_groups(model, named=True)``.
+
+    Returns:
+        What takes this back.
+
+    Raises:
+        OptimizerError: its parameters have no names. While a state dict is loaded: it has no names, or other ones.
+    """
+    if any("param_names" not in group for group in optimizer.param_groups):
+        raise OptimizerError(
+            "the optimizer knows no names: build it on rewriter.param_groups(model, named=True), with torch 2.6 or "
+            "newer"
+        )
+    return optimizer.register_load_state_dict_pre_hook(_by_name).remove
+
+
+def _by_name(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    saved = state["param_groups"]
+    if any("param_names" not in group for group in saved):
+        raise OptimizerError(
+            "the state dict of the optimizer has no names; it was saved by one without named parameters"
+        )
+    group_of = {name: group for group in saved for name in group["param_names"]}
+    number_of = {name: number for g in saved for name, number in zip(g["param_names"], g["params"], strict=True)}
+    wanted = [name for group in optimizer.param_groups for name in group["param_names"]]
+    missing, extra = [n for n in wanted if n not in number_of], [n for n in number_of if n not in set(wanted)]
+    if missing or extra:
+        told = [f"{what}: {listed(names)}" for what, names in (("missing", missing), ("unexpected", extra)) if names]
+        raise OptimizerError(f"the state dict of the optimizer has other parameters: {'; '.join(told)}")
+    groups = []
+    for group in optimizer.param_groups:
+        names = list(group["param_names"])
+        settings = group_of[names[0]] if names else group
+        groups.append({**settings, "params": [number_of[name] for name in names], "param_names": names})
+    return {**state, "param_groups": groups}

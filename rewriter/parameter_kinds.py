@@ -1,0 +1,58 @@
+"""What each parameter is to the model, kept by name: with the plan, so that later nothing need be recorded anew.
+
+A *kind* is the position of a gamma (:class:`rewriter.analysis.gammas.Position`) or the role of anything else
+(:class:`rewriter.analysis.parameter_roles.Role`), as text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import nn
+
+from rewriter.analysis.gammas import Gamma, Position, find_gammas
+from rewriter.analysis.norms import parameter_role
+from rewriter.analysis.parameter_roles import Role, find_roles
+from rewriter.record import Record, records_of, rewritten_parts
+from rewriter.tracing.trace import Trace
+from rewriter.wrappers import paths_inside
+
+_POSITIONS, _ROLES = {str(position) for position in Position}, {str(role) for role in Role}
+
+
+def find_kinds(trace: Trace) -> dict[str, str]:
+    """The kind of every parameter of the model that was traced, by its first name; gammas first."""
+    kinds = {gamma.name: str(gamma.position) for gamma in find_gammas(trace) if gamma.name is not None}
+    return kinds | {name: str(role) for name, role in find_roles(trace).items() if name not in kinds}
+
+
+def recorded_kinds(model: nn.Module) -> dict[str, str]:
+    """What the rewrites of ``model``, and of what it holds, have recorded, by the names of its parameters today.
+
+    Wrappers of other libraries change names, and parametrizations add to them. A parameter that came since is missing.
+    """
+    known: dict[str, str] = {}
+    for path, part in rewritten_parts(model):
+        for record in records_of(part):
+            known |= {f"{path}.{name}".lstrip("."): kind for name, kind in _kinds_of(record)}
+    names: dict[str, str] = {}
+    inside = paths_inside(model) if known else {}
+    for full, _ in model.named_parameters() if known else ():
+        path, _, name = full.rpartition(".")
+        if "parametrizations" in path.split("."):
+            path, _, inner = path.rpartition("parametrizations.")
+            path, name = path.rstrip("."), parameter_role(f"parametrizations.{inner}.{name}")
+        names.setdefault(full, f"{inside[path]}.{name}".lstrip("."))
+    order = {name: number for number, name in enumerate(known)}
+    found = [(full, plain) for full, plain in names.items() if plain in known]
+    return {full: known[plain] for full, plain in sorted(found, key=lambda pair: order[pair[1]])}
+
+
+def _kinds_of(record: Record) -> Iterator[tuple[str, str]]:
+    """Those that are known here: another version may know more."""
+    return ((name, kind) for name, kind in record.plan.parameters.items() if kind in _POSITIONS or kind in _ROLES)
+
+
+def as_gamma(name: str, kind: str) -> Gamma | None:
+    """The gamma that a parameter of this kind is; None if it is none."""
+    return Gamma(name, name.rpartition(".")[0], Position(kind)) if kind in _POSITIONS else None
