@@ -29,7 +29,7 @@ from rewriter.layers import CalibratedLayer, calibrated_layers
 from rewriter.measured import quiet
 from rewriter.moments import Moments, moments_of
 from rewriter.progress import progress_bar
-from rewriter.ranks import check_same_weights
+from rewriter.ranks import check_same_weights, several_ranks
 from rewriter.record import needs_no_calibration
 from rewriter.state import state_kept
 from rewriter.tracing.kinds import Kind
@@ -255,15 +255,13 @@ def _run(model: nn.Module, inputs: Inputs, number: int) -> None:
 
 def _of_all_ranks(found: Found, problem: Exception | None, all_ranks: bool) -> list[Found]:
     """What each process found; an error of one is an error of all, so that none waits for it."""
-    distributed = torch.distributed
-    several = distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
-    if not (several and all_ranks):
+    if not (all_ranks and several_ranks()):
         if problem is not None:
             raise problem
         return [found]
-    gathered: list[Any] = [None] * distributed.get_world_size()
+    gathered: list[Any] = [None] * torch.distributed.get_world_size()
     own = str(problem) if isinstance(problem, CalibrationError) else f"{type(problem).__name__}: {problem}"
-    distributed.all_gather_object(gathered, (found, None if problem is None else own))
+    torch.distributed.all_gather_object(gathered, (found, None if problem is None else own))
     for rank, (_, message) in enumerate(gathered):
         if message is not None:
             raise CalibrationError(f"rank {rank}: {message}") from problem

@@ -6,11 +6,13 @@ error after a minute and does not hang.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from datetime import timedelta
 from typing import Any
 
@@ -28,10 +30,24 @@ PLANNING = timedelta(minutes=30)
 _calls: defaultdict[str, Iterator[int]] = defaultdict(itertools.count)
 
 
+_alone: ContextVar[bool] = ContextVar("alone", default=False)
+
+
+@contextlib.contextmanager
+def on_its_own() -> Iterator[None]:
+    """Within this, a process goes its own way: what it calls, others need not, whoever wrote the call."""
+    token = _alone.set(True)
+    try:
+        yield
+    finally:
+        _alone.reset(token)
+
+
 def several_ranks() -> bool:
-    """Whether this process is one of several of an initialised ``torch.distributed``."""
+    """Whether this process goes together with others of an initialised ``torch.distributed``."""
     distributed = torch.distributed
-    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+    together = distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+    return together and not _alone.get()
 
 
 def check_alike(call: str, own: str, difference: Callable[[str, str], str], remedy: str) -> None:

@@ -320,3 +320,15 @@ class TestRanks:
         assert first[0].startswith("rewriter.calibrate: rank 1 differs from rank 0: parameter encoder.conv1.weight is")
         assert first[1] == second[1] and "scale_equalizer" in first[1]
         assert first[2].startswith("rank 1 did not call rewriter.calibrate within 6 seconds") and len(second) == 2
+
+    def test_a_comparison_rewrites_in_each_process_as_its_own_seeds_need_it(self, tmp_path: Path) -> None:
+        found = run_ranks(
+            """
+            with rewriter.ranks.on_its_own():
+                for _ in range(rank + 1):
+                    found = rewriter.rewrite(model, MEASURED, **SIZE)
+            print(numbers(found))
+            """,
+            tmp_path,
+        )
+        assert found[0] != found[1]

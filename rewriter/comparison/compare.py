@@ -34,6 +34,7 @@ from rewriter.errors import ComparisonError, DataError, InputError
 from rewriter.freshness import carries_trained_weights
 from rewriter.guard import random_state_kept
 from rewriter.layers import calibrated_layers
+from rewriter.ranks import on_its_own
 from rewriter.record import records_of
 from rewriter.remembered_inputs import inputs_of_rewrite
 
@@ -115,13 +116,14 @@ def compare(
     check_optimizer(optimizer, recipe)
     with accelerated(recipe.mixed_precision, device) as accelerator, random_state_kept():
         seed_all(0)
-        with errors_shared(accelerator), repeatable(accelerator.device):
+        # each process makes the models of its own seeds
+        with errors_shared(accelerator), repeatable(accelerator.device), on_its_own():
             # of a rewrite that is yet to be made the images are those of the data
             subject = Subject(before, copy_model if after is rewrite else after)
             first = subject.pair(0)
             found = _data(data, first, levels, recipe, input_size, task, num_classes, root, download)
             if after is rewrite:
-                subject = Subject(before, partial(rewrite, all_ranks=False, **_inputs_of_rewrite(found)))
+                subject = Subject(before, partial(rewrite, **_inputs_of_rewrite(found)))
                 first = subject.pair(0)
             _check_effect(changes_of_recipe, found, optimizer)
             asked = _levels(levels, first[0], found)

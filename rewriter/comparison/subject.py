@@ -70,7 +70,7 @@ class Subject:
             )
         after = copy_model(before, WITHOUT)
         for plan in plans:
-            plan.apply(after, inplace=True, verify=False, all_ranks=False)
+            plan.apply(after, inplace=True, verify=False)
         return before, after
 
     @property
@@ -116,7 +116,7 @@ def alone(before: nn.Module, after: nn.Module) -> dict[str, nn.Module]:
     if len(records) != 1 or len(names) < 2:  # of several rewrites the later ones do not fit the original
         return {}
     plan = records[0].plan
-    return {name: _only(plan, name).apply(before, verify=False, all_ranks=False) for name in names}
+    return {name: _only(plan, name).apply(before, verify=False) for name in names}
 
 
 def passes_of(model: nn.Module) -> list[str]:
