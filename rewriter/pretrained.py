@@ -55,16 +55,38 @@ def save_pretrained(model: nn.Module, directory: str | Path, **options: Any) -> 
     target = checked_path("directory", directory)
     if is_folded(model):
         raise StorageError("the model was folded for export; save the model that it was folded from")
-    if not records_of(model):
-        raise StorageError(f"{type(model).__name__} was not rewritten; its library's own function saves it")
-    plans = [json.loads(record.plan.to_json()) for record in records_in_force(model)]
+    plans_of(model)
     write = _writer(model)
     try:
         write(target, **options)
-        (target / PLAN).write_text(json.dumps(plans, indent=2), encoding="utf-8")
-        _add_to_config(target / CONFIG, plans)
     except OSError as error:
         raise StorageError(f"{target} cannot be written: {type(error).__name__}: {error}") from error
+    write_plans(model, target)
+
+
+def plans_of(model: nn.Module) -> list[Any]:
+    """The plans of the rewrites of ``model`` that are in force, as data.
+
+    Raises:
+        StorageError: it was not rewritten.
+    """
+    if not records_of(model):
+        raise StorageError(f"{type(model).__name__} was not rewritten; its library's own function saves it")
+    return [json.loads(record.plan.to_json()) for record in records_in_force(model)]
+
+
+def write_plans(model: nn.Module, directory: Path) -> None:
+    """Write the plans of ``model`` into a directory that its library has written.
+
+    Raises:
+        StorageError: the model was not rewritten, or the directory cannot be written.
+    """
+    plans = plans_of(model)
+    try:
+        (directory / PLAN).write_text(json.dumps(plans, indent=2), encoding="utf-8")
+        _add_to_config(directory / CONFIG, plans)
+    except OSError as error:
+        raise StorageError(f"{directory} cannot be written: {type(error).__name__}: {error}") from error
 
 
 def from_pretrained(cls_or_factory: Any, directory: str | Path) -> nn.Module:

@@ -1,0 +1,64 @@
+"""accelerate: the plan goes into what ``accelerator.save_state`` writes, and is compared when that is loaded."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from accelerate import Accelerator
+from torch import nn
+
+from rewriter.errors import PlanMismatchError
+from rewriter.planning import Plan
+from rewriter.pretrained import plans_of
+from rewriter.wrappers import looked_through
+
+
+class RegisteredPlan:
+    """What a model was rewritten with, as accelerate keeps the state of an object.
+
+    Args:
+        model: a rewritten model, prepared or not.
+
+    Raises:
+        StorageError: it was not rewritten.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = looked_through(model)
+        plans_of(self._model)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The plans as data."""
+        return {"plans": json.dumps(plans_of(self._model))}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Compare what was saved with what the model was rewritten with.
+
+        Raises:
+            PlanMismatchError: the edits are others.
+        """
+        saved, here = (
+            [Plan.from_json(json.dumps(item)).edits for item in plans]
+            for plans in (json.loads(state["plans"]), plans_of(self._model))
+        )
+        if saved != here:
+            raise PlanMismatchError(
+                f"the checkpoint is of a {type(self._model).__name__} with other edits. Rewrite a fresh original with "
+                "the plan of that training: rewriter.rewrite(model, plan_file=...)"
+            )
+
+
+def register(accelerator: Accelerator, model: nn.Module) -> RegisteredPlan:
+    """Let ``accelerator.save_state`` keep the plan of ``model``, and ``load_state`` refuse the state of another one.
+
+    Args:
+        accelerator: before its ``save_state`` or ``load_state``.
+        model: a rewritten model, before or after ``accelerator.prepare``.
+
+    Raises:
+        StorageError: the model was not rewritten.
+    """
+    registered = RegisteredPlan(model)
+    accelerator.register_for_checkpointing(registered)
+    return registered
