@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from rewriter.edit.classes import original_class
 from rewriter.optimizer_groups import param_groups
-from rewriter.pretrained import plans_of, write_plans
+from rewriter.pretrained import from_pretrained, plans_of, write_plans
 from rewriter.wrappers import looked_through
 
 
@@ -34,7 +35,8 @@ class RewriterCallback(TrainerCallback):  # type: ignore[misc]
 class RewriterTrainer(Trainer):  # type: ignore[misc]
     """A Trainer whose optimizer decays what :func:`rewriter.param_groups` says, with :class:`RewriterCallback`.
 
-    Everything else is the Trainer's. Give it a rewritten model; ``save_model`` writes the plan, too.
+    Everything else is the Trainer's. Give it a rewritten model; ``save_model`` writes the plan, too, and a run that is
+    resumed gets every weight of its checkpoint.
     """
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:
@@ -49,6 +51,17 @@ class RewriterTrainer(Trainer):  # type: ignore[misc]
             self.optimizer = cls(param_groups(trained, self.args.weight_decay), **settings)
         made: torch.optim.Optimizer = self.optimizer
         return made
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """As the Trainer does, and then all weights.
+
+        It writes some models with names of older versions, and loads without ``strict``: what it does not find keeps
+        the values of a fresh model.
+        """
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        target = looked_through(self.model if model is None else model)
+        whole = from_pretrained(original_class(type(target)), resume_from_checkpoint)
+        target.load_state_dict(whole.state_dict(), strict=True)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the model as the Trainer does, and its plan."""
