@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import nn
 
 from rewriter.analysis.parameter_roles import Role
 from rewriter.errors import OptimizerError, listed
-from rewriter.wrappers import looked_through, paths_inside
+from rewriter.wrappers import looked_through, parameter_names_inside
 
 
 @dataclass(frozen=True)
@@ -37,37 +38,49 @@ class ParamGroups(list[dict[str, Any]]):
 
     Attributes:
         decisions: one for each trainable parameter of the model, gammas first.
-        names: for each group the names of its parameters, without those of wrappers; empty for what is not the model's.
     """
 
     decisions: tuple[Decision, ...] = ()
-    names: tuple[tuple[str, ...], ...] = ()
+    _named: Mapping[str, torch.Tensor] = MappingProxyType({})
+
+    @property
+    def names(self) -> list[list[str]]:
+        """For each group the names of its parameters, without those of wrappers; "" for what is not the model's."""
+        known = {id(parameter): name for name, parameter in self._named.items()}
+        return [[known.get(id(tensor_of(entry)), "") for entry in _entries(group)] for group in self]
 
     def on(self, model: nn.Module) -> ParamGroups:
         """The same groups with the parameters that ``model`` has today under their names.
 
         For a model whose parameters were replaced (``fully_shard``, from the meta device), and for a copy of it (EMA).
+        Groups that were added or taken away, and settings that were changed since, stay so.
 
         Args:
             model: the model, a copy of it, or either with wrappers around it.
 
         Raises:
-            OptimizerError: a name is gone.
+            OptimizerError: a name is gone, or ``model`` trains parameters that were not decided about.
             ModelError: it is no model.
         """
         today = parameters_inside(looked_through(model))
-        gone = [name for names in self.names for name in names if name and name not in today]
-        if gone:
-            raise OptimizerError(
-                f"{type(model).__name__} has no parameter {listed(gone)}, which these groups name. Make the groups "
-                "from this model: rewriter.param_groups(model)"
-            )
-        found = ParamGroups({**group} for group in self)
-        for group, names in zip(found, self.names, strict=True):
-            entries = zip(group["params"], names, strict=True)
-            group["params"] = [_as_entry(entry, today[name]) if name else entry for entry, name in entries]
-        found.decisions, found.names = self.decisions, self.names
-        return found
+        names = self.names
+        gone = [name for of_group in names for name in of_group if name and name not in today]
+        decided = {decision.name for decision in self.decisions}
+        came = [name for name, parameter in today.items() if parameter.requires_grad and name not in decided]
+        for problem, found in (("has no parameter {}, which these groups name", gone), ("trains {}, too", came)):
+            if found:
+                raise OptimizerError(
+                    f"{type(model).__name__} {problem.format(listed(found))}. Make the groups from this model: "
+                    "rewriter.param_groups(model)"
+                )
+        held = {name for of_group in names for name in of_group if name}
+        groups = ParamGroups({**group} for group in self)
+        for group, of_group in zip(groups, names, strict=True):
+            if any(of_group):
+                entries = zip(_entries(group), of_group, strict=True)
+                group["params"] = [_as_entry(entry, today[name]) if name else entry for entry, name in entries]
+        groups.decisions, groups._named = self.decisions, {name: today[name] for name in held}
+        return groups
 
     def name_parameters(self, model: nn.Module, *, named: bool) -> None:
         """Note the names that parameters have in ``model``; with ``named`` make every entry a pair with its name.
@@ -75,8 +88,8 @@ class ParamGroups(list[dict[str, Any]]):
         Raises:
             OptimizerError: with ``named``, a parameter of other modules has no name.
         """
-        known = {id(parameter): name for name, parameter in parameters_inside(model).items()}
-        self.names = tuple(tuple(known.get(id(tensor_of(entry)), "") for entry in group["params"]) for group in self)
+        held = {id(tensor_of(entry)) for group in self for entry in group["params"]}
+        self._named = {name: tensor for name, tensor in parameters_inside(model).items() if id(tensor) in held}
         if not named:
             return
         for group, names in zip(self, self.names, strict=True):
@@ -116,16 +129,19 @@ class ParamGroups(list[dict[str, Any]]):
 
 def parameters_inside(model: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters by their names without those of wrappers."""
-    inside, found = paths_inside(model), {}
-    for full, parameter in model.named_parameters():
-        path, _, name = full.rpartition(".")
-        found[f"{inside[path]}.{name}".lstrip(".")] = parameter
-    return found
+    names = parameter_names_inside(model)
+    return {names[full]: parameter for full, parameter in model.named_parameters()}
 
 
 def tensor_of(entry: Any) -> Any:
     """The tensor of an entry that may carry its name: ``(name, tensor)``."""
     return entry[1] if isinstance(entry, tuple) and len(entry) == 2 else entry
+
+
+def _entries(group: Mapping[str, Any]) -> list[Any]:
+    """What a group holds; a user's may hold one tensor, or an iterator, which is left alone."""
+    held = group["params"]
+    return list(held) if isinstance(held, (list, tuple)) else [held]
 
 
 def _as_entry(old: Any, tensor: torch.Tensor) -> Any:
@@ -136,7 +152,7 @@ def load_by_name(optimizer: torch.optim.Optimizer) -> Callable[[], None]:
     """Let an optimizer of named parameters load state dicts by their names; torch goes by the order.
 
     So a state dict that was saved with the groups in another order, or divided otherwise, finds its parameters. The
-    settings of each group are those of the saved group of its first parameter.
+    settings of each group are those of the saved group that has the most of its parameters.
 
     Args:
         optimizer: made of ``rewriter.param_groups(model, named=True)``.
@@ -145,8 +161,11 @@ def load_by_name(optimizer: torch.optim.Optimizer) -> Callable[[], None]:
         What takes this back.
 
     Raises:
-        OptimizerError: its parameters have no names. While a state dict is loaded: it has no names, or other ones.
+        OptimizerError: it is no optimizer of torch, or its parameters have no names. While a state dict is loaded: it
+            has no names, or other ones.
     """
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise OptimizerError(f"expected a torch.optim.Optimizer, found {type(optimizer).__name__}")
     if any("param_names" not in group for group in optimizer.param_groups):
         raise OptimizerError(
             "the optimizer knows no names: build it on rewriter.param_groups(model, named=True), with torch 2.6 or "
@@ -161,16 +180,18 @@ def _by_name(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[st
         raise OptimizerError(
             "the state dict of the optimizer has no names; it was saved by one without named parameters"
         )
-    group_of = {name: group for group in saved for name in group["param_names"]}
+    place_of = {name: place for place, group in enumerate(saved) for name in group["param_names"]}
     number_of = {name: number for g in saved for name, number in zip(g["param_names"], g["params"], strict=True)}
-    wanted = [name for group in optimizer.param_groups for name in group["param_names"]]
-    missing, extra = [n for n in wanted if n not in number_of], [n for n in number_of if n not in set(wanted)]
+    wanted = dict.fromkeys(name for group in optimizer.param_groups for name in group["param_names"])
+    missing, extra = [n for n in wanted if n not in number_of], [n for n in number_of if n not in wanted]
     if missing or extra:
         told = [f"{what}: {listed(names)}" for what, names in (("missing", missing), ("unexpected", extra)) if names]
         raise OptimizerError(f"the state dict of the optimizer has other parameters: {'; '.join(told)}")
     groups = []
     for group in optimizer.param_groups:
         names = list(group["param_names"])
-        settings = group_of[names[0]] if names else group
-        groups.append({**settings, "params": [number_of[name] for name in names], "param_names": names})
+        shared = Counter(place_of[name] for name in names)
+        settings = saved[shared.most_common(1)[0][0]] if shared else group
+        own = {"name": group["name"]} if "name" in group else {}
+        groups.append({**settings, **own, "params": [number_of[name] for name in names], "param_names": names})
     return {**state, "param_groups": groups}

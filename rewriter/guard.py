@@ -19,7 +19,10 @@ from torch.optim.swa_utils import AveragedModel
 from rewriter.errors import ModelError
 from rewriter.whole_state import is_offloaded
 
-_ORDER = "Rewrite first, then build optimizer and EMA, then compile and wrap."
+_ORDER = (
+    "Rewrite first, then compile and wrap. Build the optimizer last, for fully_shard replaces parameters: on "
+    "rewriter.param_groups(model)."
+)
 
 _FLAT = "_flat_param"
 """The parameter into which FSDP's first form puts those of the module inside, without use_orig_params=True."""

@@ -25,7 +25,7 @@ from rewriter.record import records_of
 from rewriter.remembered_inputs import inputs_to_run_on
 from rewriter.tracing.trace import trace_candidates
 from rewriter.whole_state import is_offloaded
-from rewriter.wrappers import looked_through
+from rewriter.wrappers import looked_through, parameter_names_inside, paths_inside
 
 _PASS = "weight-decay"
 
@@ -88,9 +88,10 @@ def param_groups(
     if any(map(is_offloaded, model.modules())):
         check_model(model, may_be_wrapped=True)
     (rule,) = resolve_passes([{_PASS: {"gamma": _policy_of_rewrite(model) if gamma is None else gamma}}])
-    kinds = _kinds(model, example_inputs, input_size)
-    excluded = _excluded(model, no_weight_decay)
-    parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    names = parameter_names_inside(model)
+    kinds = {names[full]: kind for full, kind in _kinds(model, names, example_inputs, input_size).items()}
+    excluded = _excluded(model, names, no_weight_decay)
+    parameters = {names[full]: parameter for full, parameter in model.named_parameters() if parameter.requires_grad}
     decisions = _decide(parameters, kinds, rule, excluded)  # type: ignore[arg-type]
     if within is None:
         everything: dict[str, Any] = {"params": list(parameters.values())}
@@ -104,11 +105,14 @@ def param_groups(
     return groups
 
 
-def _kinds(model: nn.Module, example_inputs: Any, input_size: Any) -> dict[str, str]:
-    """What each trainable parameter is: as its rewrite recorded it, or by a trace of the model as it is today."""
+def _kinds(model: nn.Module, names: Mapping[str, str], example_inputs: Any, input_size: Any) -> dict[str, str]:
+    """What each trainable parameter is: as its rewrite recorded it, or by a trace of the model as it is today.
+
+    By the name that it has with those of wrappers; ``names`` are those without.
+    """
     trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     recorded = recorded_kinds(model) if example_inputs is None and input_size is None else {}
-    missing = [name for name in trainable if name not in recorded]
+    missing = [names[name] for name in trainable if name not in recorded]
     if not missing and recorded:
         return recorded
     try:
@@ -155,9 +159,14 @@ def _decide(
 _REASONS = {Role.WEIGHT: "as usual", Role.UNSEEN: "what it does is not known"}
 
 
-def _excluded(model: nn.Module, given: str | Iterable[str]) -> dict[str, str]:
-    """Parameters that the user, the model or a module in it wants without decay, and who said so."""
-    names = canonical_names(model)
+def _excluded(model: nn.Module, inside: Mapping[str, str], given: str | Iterable[str]) -> dict[str, str]:
+    """Parameters that the user, the model or a module in it wants without decay, and who said so.
+
+    They may name them with or without the names of wrappers.
+    """
+    first = canonical_names(model)
+    names = {name: inside[first[full]] for full in first for name in (full, inside[full])}
+    paths = paths_inside(model)
     excluded: dict[str, str] = {}
     for path, module in model.named_modules():
         said = getattr(module, "no_weight_decay", None)
@@ -165,14 +174,15 @@ def _excluded(model: nn.Module, given: str | Iterable[str]) -> dict[str, str]:
             says = next((cls for cls in type(module).__mro__ if "no_weight_decay" in vars(cls)), type(module))
             source = f"{says.__name__}.no_weight_decay()"
             for pattern in _patterns(said() or (), source):
-                for name in _matching(f"{path}.{pattern}".lstrip("."), names):
-                    excluded[names[name]] = f"named by {source}"
+                for prefix in {path, paths[path]}:
+                    for name in _matching(f"{prefix}.{pattern}".lstrip("."), names):
+                        excluded[names[name]] = f"named by {source}"
     for pattern in _patterns(given, "no_weight_decay"):
         found = _matching(pattern, names)
         if not found:
             raise SelectorError(
                 f"no_weight_decay: {pattern!r} matches no parameter of {type(model).__name__}; "
-                f"{suggest(pattern, names)}"
+                f"{suggest(pattern, dict.fromkeys(inside.values()))}"
             )
         excluded.update((names[name], "named in no_weight_decay=") for name in found)
     return excluded

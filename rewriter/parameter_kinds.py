@@ -10,14 +10,19 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from rewriter.analysis.gammas import Gamma, Position, find_gammas
+from rewriter.analysis.gammas import Category, Gamma, Position, canonical_names, find_gammas
 from rewriter.analysis.norms import parameter_role
 from rewriter.analysis.parameter_roles import Role, find_roles
 from rewriter.record import Record, records_of, rewritten_parts
 from rewriter.tracing.trace import Trace
 from rewriter.wrappers import paths_inside
 
-_POSITIONS, _ROLES = {str(position) for position in Position}, {str(role) for role in Role}
+_POSITIONS = {str(position) for position in Position}
+_CAREFUL = [
+    *map(str, sorted(Position, key=lambda position: list(Category).index(position.category))),
+    *map(str, Role),
+]
+"""Of several kinds that tied parameters had, the first one holds."""
 
 
 def find_kinds(trace: Trace) -> dict[str, str]:
@@ -30,27 +35,32 @@ def recorded_kinds(model: nn.Module) -> dict[str, str]:
     """What the rewrites of ``model``, and of what it holds, have recorded, by the names of its parameters today.
 
     Wrappers of other libraries change names, and parametrizations add to them. A parameter that came since is missing.
+    Where parameters were tied since, the most careful kind holds.
     """
     known: dict[str, str] = {}
     for path, part in rewritten_parts(model):
         for record in records_of(part):
             known |= {f"{path}.{name}".lstrip("."): kind for name, kind in _kinds_of(record)}
-    names: dict[str, str] = {}
+    found: dict[str, list[str]] = {}
     inside = paths_inside(model) if known else {}
-    for full, _ in model.named_parameters() if known else ():
+    for full, first in canonical_names(model).items() if known else ():
         path, _, name = full.rpartition(".")
         if "parametrizations" in path.split("."):
             path, _, inner = path.rpartition("parametrizations.")
             path, name = path.rstrip("."), parameter_role(f"parametrizations.{inner}.{name}")
-        names.setdefault(full, f"{inside[path]}.{name}".lstrip("."))
+        plain = f"{inside[path]}.{name}".lstrip(".")
+        if plain in known:
+            found.setdefault(first, []).append(plain)
     order = {name: number for number, name in enumerate(known)}
-    found = [(full, plain) for full, plain in names.items() if plain in known]
-    return {full: known[plain] for full, plain in sorted(found, key=lambda pair: order[pair[1]])}
+    return {
+        first: min((known[plain] for plain in names), key=_CAREFUL.index)
+        for first, names in sorted(found.items(), key=lambda item: order[item[1][0]])
+    }
 
 
 def _kinds_of(record: Record) -> Iterator[tuple[str, str]]:
     """Those that are known here: another version may know more."""
-    return ((name, kind) for name, kind in record.plan.parameters.items() if kind in _POSITIONS or kind in _ROLES)
+    return ((name, kind) for name, kind in record.plan.parameters.items() if kind in _CAREFUL)
 
 
 def as_gamma(name: str, kind: str) -> Gamma | None:

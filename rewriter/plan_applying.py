@@ -24,7 +24,7 @@ from rewriter.plan_making import without
 from rewriter.plan_mark import check_room, place_mark
 from rewriter.planning import Plan
 from rewriter.reasons import TECHNICAL
-from rewriter.record import Record, Verdict, records_in_force, set_records
+from rewriter.record import Record, Verdict, records_in_force, set_records, with_parameters
 from rewriter.remembered_inputs import inputs_of_plan
 from rewriter.tracing.trace import trace_candidates
 from rewriter.verification import EVAL_OUTPUT, Observation, drift_between, observe
@@ -124,6 +124,8 @@ def apply_plan(
     _warn_of_places_left_alone(made)
     if made.sites or made.passes not in [record.plan.passes for record in previous]:
         previous = (*previous, Record(made, applied, verdict, seconds, unchecked=unchecked))
+    else:  # nothing is done anew, but parameters may have come since
+        previous = (*previous[:-1], with_parameters(previous[-1], made.parameters))
     set_records(target, previous)
     place_mark(target)
     return target

@@ -55,6 +55,9 @@ class Plan:
     contracts: dict[str, Contract] = field(default_factory=dict)
     parameters: dict[str, str] = field(default_factory=dict)
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update({"parameters": {}, **state})  # a pickle of before they were kept
+
     @property
     def edits(self) -> tuple[Edit, ...]:
         """All edits, in the order they are made."""
@@ -180,7 +183,7 @@ class Plan:
                 notes=tuple(data["notes"]),
                 request=dict(data["request"]),
                 contracts={str(name): Contract(**promises) for name, promises in data["contracts"].items()},
-                parameters={str(name): str(kind) for name, kind in data.get("parameters", {}).items()},
+                parameters=dict(data.get("parameters", {})),
             )
         except PlanError:
             raise
@@ -291,7 +294,7 @@ def _with_options(name: str, options: dict[str, Any]) -> str:
 
 
 def _check_complete(data: Any, passes: set[str]) -> None:
-    """Refuse a plan whose notes or findings are no texts, or that has findings of passes that it does not name.
+    """Refuse a plan whose notes, findings or kinds of parameters are no texts, or with findings of passes not named.
 
     Raises:
         PlanError: which.
@@ -302,6 +305,9 @@ def _check_complete(data: Any, passes: set[str]) -> None:
         found = next((item for item in data[kind] if not all(isinstance(text, str) for text in item.values())), None)
         if found is not None:
             raise PlanError(f"the plan is damaged: what is {kind} is told in texts, found {found!r}")
+    kinds = data.get("parameters", {})
+    if not isinstance(kinds, dict) or not all(isinstance(kind, str) for kind in kinds.values()):
+        raise PlanError(f"the plan is damaged: what parameters are is told in texts by name, found {kinds!r}")
     named = {item["pass"] for kind in ("sites", "skipped", "advice") for item in data[kind]}
     missing = sorted(map(str, named - passes))
     without = sorted({item["pass"] for item in data["sites"]} - set(data["contracts"]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -253,6 +254,11 @@ def make_report(model: nn.Module) -> Report:
 def records_in_force(model: nn.Module) -> tuple[Record, ...]:
     """The rewrites that ``model`` went through, without the sites of which nothing is left in it."""
     return tuple(_without(record, set(_replaced(model, record))) for record in records_of(model))
+
+
+def with_parameters(record: Record, parameters: Mapping[str, str]) -> Record:
+    """The record with what a later plan says of parameters."""
+    return replace(record, plan=replace(record.plan, parameters={**record.plan.parameters, **parameters}))
 
 
 def _replaced(model: nn.Module, record: Record) -> list[str]:

@@ -66,6 +66,13 @@ def paths_inside(model: nn.Module) -> dict[str, str]:
     return found
 
 
+def parameter_names_inside(model: nn.Module) -> dict[str, str]:
+    """The name without those of wrappers of every parameter of ``model``, by each name that it has."""
+    inside = paths_inside(model)
+    split = ((full, *full.rpartition(".")) for full, _ in model.named_parameters(remove_duplicate=False))
+    return {full: f"{inside[path]}.{name}".lstrip(".") for full, path, _, name in split}
+
+
 def module_inside(model: nn.Module, path: str) -> nn.Module | None:
     """The module at a path without the names of wrappers; None if there is none."""
     module: nn.Module | None = inside(model)

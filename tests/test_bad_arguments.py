@@ -94,6 +94,8 @@ def test_a_plan_whose_places_are_no_texts_is_refused(kind: str, field: str, valu
     ("part", "value", "message"),
     [
         ("notes", [None], "notes are texts"),
+        ("parameters", {"weight": 3}, "what parameters are is told in texts"),
+        ("parameters", ["weight"], "what parameters are is told in texts"),
         ("passes", [], "passes that are not named \\(dropout\\)"),
         ("contracts", {}, "no contract of dropout"),
     ],

@@ -244,6 +244,12 @@ class TestPickles:
         KINDS[kind][1](again)
         assert type(rewriter.undo(again)) is type(KINDS[kind][0]())
 
+    def test_its_parameters_are_decided_by_a_trace_as_then(self, kind: str) -> None:
+        model = unpickled(kind)
+        held = {id(p) for group in rewriter.param_groups(model) for p in group["params"]}
+        assert held == {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
+        assert rewriter.report(model).to_json()
+
     def test_the_equalizers_hold_their_constants(self) -> None:
         assert_equalized(unpickled("segmenter"))
 

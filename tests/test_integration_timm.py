@@ -11,7 +11,7 @@ import torch
 from timm.optim import create_optimizer_v2, optimizer_kwargs
 
 import rewriter
-from rewriter.errors import OptimizerError
+from rewriter.errors import OptimizerError, SelectorError
 from rewriter.integrations.timm import create_optimizer, param_group_fn
 
 
@@ -59,6 +59,39 @@ def test_layers_that_timm_freezes_are_left_out(model: torch.nn.Module) -> None:
     assert frozen and not frozen & set(by_parameter(found, model, "lr"))
 
 
+def test_a_refusal_freezes_nothing(model: torch.nn.Module) -> None:
+    model.no_weight_decay = lambda: 5
+    with pytest.raises(SelectorError, match=r"no_weight_decay\(\): expected names"):
+        create_optimizer(model, options(layer_decay=0.5, layer_decay_no_opt_scale=0.3))
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_the_options_may_be_a_dict_of_keywords(model: torch.nn.Module) -> None:
+    given = optimizer_kwargs(cfg=options(layer_decay=0.5))
+    found, same = create_optimizer(model, given), create_optimizer(model, options(layer_decay=0.5))
+    assert found.param_groups == same.param_groups and "layer_decay" in given
+
+
+def test_no_division_is_timms_own(model: torch.nn.Module) -> None:
+    theirs = create_optimizer_v2(model, "sgd", weight_decay=0.1, filter_bias_and_bn=False)
+    found = create_optimizer(model, {"opt": "sgd", "weight_decay": 0.1}, filter_bias_and_bn=False)
+    assert by_parameter(found, model, "weight_decay") == by_parameter(theirs, model, "weight_decay")
+    assert by_parameter(found, model, "weight_decay")["head.bias"] == 0.1
+
+
+@pytest.mark.parametrize("layer_decay", [None, 0.5])
+def test_parameters_of_the_fallback_are_timms(model: torch.nn.Module, layer_decay: float | None) -> None:
+    given = {"fallback_list": ["*head*"], "fallback_no_weight_decay": True, "layer_decay": layer_decay}
+    theirs = create_optimizer_v2(model, "muon", lr=0.1, weight_decay=0.1, **given)
+    found = create_optimizer(model, {"opt": "muon", "lr": 0.1, "weight_decay": 0.1}, **given)
+    assert by_parameter(found, model, "use_fallback") == by_parameter(theirs, model, "use_fallback")
+    assert by_parameter(found, model, "use_fallback")["head.weight"]
+    ours = {d.name: 0.1 if d.decays else 0.0 for d in rewriter.param_groups(model).decisions}
+    assert by_parameter(found, model, "weight_decay") == ours
+
+
 def test_what_are_no_options_is_refused(model: torch.nn.Module) -> None:
     with pytest.raises(OptimizerError, match="args: expected the options of timm"):
-        create_optimizer(model, {"opt": "sgd"})
+        create_optimizer(model, "sgd")
+    with pytest.raises(OptimizerError, match="param_group_fn: the groups are ours here"):
+        create_optimizer(model, {"opt": "sgd"}, param_group_fn=rewriter.param_groups)

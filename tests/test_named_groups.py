@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -96,8 +97,75 @@ class TestRecorded:
             "head.parametrizations.weight.original0", "head.parametrizations.weight.original1",
         }  # fmt: skip
 
+    def test_what_was_tied_since_takes_the_most_careful_kind(self) -> None:
+        class Copying(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.head, self.embedding = nn.Linear(8, 20, bias=False), nn.Embedding(20, 8)
+
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                return self.head(self.embedding(x))
+
+        model = rewriter.rewrite(Copying(), "dropout", example_inputs=torch.zeros(1, 3, dtype=torch.long))
+        model.embedding.weight = model.head.weight
+        (decision,) = rewriter.param_groups(model).decisions
+        assert (decision.name, decision.category, decision.decays) == ("head.weight", "embedding", False)
+
+    def test_what_came_before_a_second_rewrite_is_recorded(self, untraced: None) -> None:
+        model = rewriter.rewrite(vit(), "dropout")
+        model.head = nn.Sequential(nn.LayerNorm(64), nn.Linear(64, 7))
+        again = rewriter.rewrite(model, "dropout")
+        assert len(rewriter.report(again).records) == 1
+        assert {"head.0.weight", "head.1.weight"} <= {d.name for d in rewriter.param_groups(again).decisions}
+
+    def test_names_without_those_of_wrappers_hold_for_what_is_named(self, untraced: None) -> None:
+        from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
+
+        model = rewriter.rewrite(vit(), "dropout")
+        model.no_weight_decay = lambda: {"blocks.0.attn.proj.weight"}
+        given = {"no_weight_decay": ["blocks.1.attn.proj.weight"]}
+        plain = rewriter.param_groups(model, **given)
+        assert {"blocks.0.attn.proj.weight", "blocks.1.attn.proj.weight"} <= set(plain.names[1])
+        apply_activation_checkpointing(model, check_fn=lambda module: type(module).__name__ == "Block")
+        assert "blocks.0._checkpoint_wrapped_module.attn.proj.weight" in dict(model.named_parameters())
+        wrapped = rewriter.param_groups(model, **given)
+        assert divided(wrapped) == divided(plain) and wrapped.decisions == plain.decisions
+        given["no_weight_decay"] = ["blocks.1._checkpoint_wrapped_module.attn.proj.weight"]
+        assert divided(rewriter.param_groups(model, **given)) == divided(plain)
+
 
 class TestOn:
+    def test_groups_that_were_added_moved_or_taken_away_stay_so(self) -> None:
+        model, loss = rewriter.rewrite(vit(), "dropout"), nn.Linear(2, 2)
+        groups = rewriter.param_groups(model)
+        groups.reverse()
+        groups.append({"params": loss.parameters(), "lr": 0.5})
+        other = copy.deepcopy(model)
+        found = groups.on(other)
+        assert found.names == groups.names and [group["weight_decay"] for group in found[:2]] == [0.0, 0.05]
+        optimizer = torch.optim.SGD(found, lr=0.1)
+        rewriter.check_optimizer(other, optimizer)
+        rewriter.check_optimizer(loss, optimizer)
+        del groups[0]
+        assert groups.on(other).names == groups.names and len(groups.names) == 2
+
+    def test_names_survive_copies_and_pickles(self) -> None:
+        model = rewriter.rewrite(vit(), "dropout")
+        groups = rewriter.param_groups(model, named=True)
+        torch.optim.SGD(groups, lr=0.1)  # takes the pairs apart
+        for other in (copy.copy(groups), copy.deepcopy(groups), pickle.loads(pickle.dumps(groups))):
+            assert other.names == groups.names == [group["param_names"] for group in groups]
+            rewriter.check_optimizer(model, torch.optim.SGD(other.on(model), lr=0.1))
+
+    def test_what_the_model_trains_since_is_not_left_out(self) -> None:
+        model = rewriter.rewrite(vit(), "dropout")
+        model.head.requires_grad_(False)
+        groups = rewriter.param_groups(model)
+        rewriter.check_optimizer(model, torch.optim.SGD(groups.on(model), lr=0.1))
+        model.head.requires_grad_(True)
+        with pytest.raises(OptimizerError, match=r"VisionTransformer trains head\.weight, head\.bias, too\. Make the"):
+            groups.on(model)
+
     def test_another_copy_an_average_and_a_wrapped_model(self) -> None:
         model = rewriter.rewrite(vit(), "dropout")
         groups = rewriter.param_groups(model, named=True)
@@ -148,6 +216,24 @@ class TestNamed:
         for parameter in model.parameters():
             assert torch.equal(permuted.state[parameter]["exp_avg"], optimizer.state[parameter]["exp_avg"])
         assert permuted.param_groups[0]["lr"] == 0.01
+
+    def test_settings_are_those_of_the_group_that_has_the_most(self) -> None:
+        model = rewriter.rewrite(vit(), "dropout")
+        saved = torch.optim.SGD(rewriter.param_groups(model, 0.1, named=True), lr=0.1)
+        of = dict(model.named_parameters())
+        first, second = rewriter.param_groups(model).names
+        moved = [{"params": [second[0], *first]}, {"params": second[1:]}]  # one parameter is decided otherwise now
+        for group in moved:
+            group["params"] = [(name, of[name]) for name in group["params"]]
+        optimizer = torch.optim.SGD(moved, lr=0.7)
+        load_by_name(optimizer)
+        optimizer.load_state_dict(saved.state_dict())
+        assert [(group["weight_decay"], group["lr"]) for group in optimizer.param_groups] == [(0.1, 0.1), (0.0, 0.1)]
+        assert [group["param_names"] for group in optimizer.param_groups] == [[second[0], *first], second[1:]]
+
+    def test_what_is_no_optimizer_is_refused(self) -> None:
+        with pytest.raises(OptimizerError, match=r"expected a torch\.optim\.Optimizer, found VisionTransformer"):
+            load_by_name(vit())  # type: ignore[arg-type]
 
     def test_what_has_no_names_or_other_ones_is_refused(self) -> None:
         model = rewriter.rewrite(vit(), "dropout")

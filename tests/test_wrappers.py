@@ -124,7 +124,7 @@ def test_what_is_saved_loads(wrapped: tuple[nn.Module, nn.Module], tmp_path: Pat
 @pytest.mark.parametrize("verb", [rewriter.plan, rewriter.rewrite, rewriter.trace])
 @pytest.mark.parametrize("wrapper", [name for name in WRAPPERS if name not in ("nothing", "bfloat16")])
 def test_what_runs_the_model_is_refused_with_when_to_do_it(verb: Callable[..., Any], wrapper: str) -> None:
-    with pytest.raises(rewriter.ModelError, match=r"Rewrite first, then build optimizer and EMA"):
+    with pytest.raises(rewriter.ModelError, match=r"Rewrite first, then compile and wrap. Build the optimizer last"):
         verb(WRAPPERS[wrapper](vit()))
 
 

@@ -6,14 +6,14 @@ them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import timm.optim
 import torch
 from torch import nn
 
-from rewriter.errors import OptimizerError
+from rewriter.errors import OptimizerError, RewriterError
 from rewriter.grouped_parameters import ParamGroups
 from rewriter.optimizer_groups import param_groups
 from rewriter.wrappers import looked_through
@@ -24,19 +24,34 @@ def create_optimizer(model: nn.Module, args: Any, **changes: Any) -> torch.optim
 
     Args:
         model: the model, rewritten or not.
-        args: the options of timm's ``train.py`` (``opt``, ``lr``, ``weight_decay``, ``momentum``, ``layer_decay``, …).
-        **changes: of ``create_optimizer_v2``, over what ``args`` says.
+        args: the options of timm's ``train.py`` (``opt``, ``lr``, ``weight_decay``, ``momentum``, ``layer_decay``, …),
+            or a dict, as ``optimizer_kwargs`` makes of them.
+        **changes: of ``create_optimizer_v2``, over what ``args`` says. With ``filter_bias_and_bn=False``, which asks
+            for no division, the groups are timm's.
 
     Raises:
-        OptimizerError: ``args`` is not such options, or as :func:`rewriter.param_groups`.
+        OptimizerError: ``args`` is not such options, ``param_group_fn`` is given, or as :func:`rewriter.param_groups`.
     """
     try:
-        settings = {**timm.optim.optimizer_kwargs(cfg=args), **changes}  # type: ignore[no-untyped-call]
+        given = args if isinstance(args, Mapping) else timm.optim.optimizer_kwargs(cfg=args)  # type: ignore[no-untyped-call]
     except AttributeError as error:
         raise OptimizerError(f"args: expected the options of timm's train.py, found {args!r} ({error})") from error
-    decay, least, frozen = (settings.pop(f"layer_decay{end}", None) for end in ("", "_min_scale", "_no_opt_scale"))
-    fn = param_group_fn(settings.get("weight_decay", 0.0), decay, least or 0.0, frozen)
-    return timm.optim.create_optimizer_v2(fn(model), **settings)
+    settings = {**given, **changes}
+    if settings.pop("param_group_fn", None) is not None:
+        raise OptimizerError("param_group_fn: the groups are ours here; give it to timm's create_optimizer_v2")
+    model = looked_through(model)
+    if not settings.pop("filter_bias_and_bn", True):
+        return timm.optim.create_optimizer_v2(model, **settings, filter_bias_and_bn=False)
+    names = {
+        "layer_decay": "layer_decay",
+        "layer_decay_min_scale": "min_scale",
+        "layer_decay_no_opt_scale": "no_opt_scale",
+        "fallback_list": "fallback_list",
+        "fallback_no_weight_decay": "fallback_no_weight_decay",
+    }
+    of_groups = {names[name]: settings.pop(name) for name in list(settings) if name in names}
+    groups = param_group_fn(settings.get("weight_decay", 0.0), **of_groups)(model)
+    return timm.optim.create_optimizer_v2(groups, **settings)
 
 
 def param_group_fn(
@@ -44,6 +59,8 @@ def param_group_fn(
     layer_decay: float | None = None,
     min_scale: float = 0.0,
     no_opt_scale: float | None = None,
+    fallback_list: Collection[str] = (),
+    fallback_no_weight_decay: bool = False,
 ) -> Callable[[nn.Module], ParamGroups]:
     """What timm's ``create_optimizer_v2`` takes as ``param_group_fn``.
 
@@ -53,15 +70,31 @@ def param_group_fn(
             ``param_groups_layer_decay`` takes it; each of its groups is divided in two. None for none.
         min_scale, no_opt_scale: of ``param_groups_layer_decay``: the least factor, and the factor below which layers
             are frozen.
+        fallback_list, fallback_no_weight_decay: of optimizers of two kinds (Muon), the parameters that the second one
+            takes, as timm has them.
     """
+
+    def theirs(model: nn.Module) -> list[dict[str, Any]] | None:
+        """timm's groups, of which only the division into layers and kinds of optimizers is kept."""
+        divided = bool(fallback_list) or fallback_no_weight_decay
+        said = getattr(model, "no_weight_decay", None)
+        options: dict[str, Any] = {}
+        if divided:
+            options["no_weight_decay_list"] = said() if callable(said) else ()
+            options |= {"fallback_list": fallback_list, "fallback_no_weight_decay": fallback_no_weight_decay}
+        if layer_decay is None:
+            return list(timm.optim.param_groups_weight_decay(model, weight_decay, **options)) if divided else None
+        options |= {"layer_decay": layer_decay, "min_scale": min_scale, "no_opt_scale": no_opt_scale}
+        return list(timm.optim.param_groups_layer_decay(model, weight_decay or 0.0, **options))
 
     def groups(model: nn.Module) -> ParamGroups:
         model = looked_through(model)
-        within = None
-        if layer_decay is not None:
-            within = timm.optim.param_groups_layer_decay(
-                model, weight_decay or 0.0, layer_decay=layer_decay, min_scale=min_scale, no_opt_scale=no_opt_scale
-            )
-        return param_groups(model, weight_decay, within=within)
+        trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        try:
+            return param_groups(model, weight_decay, within=theirs(model))
+        except RewriterError:
+            for parameter in trainable:
+                parameter.requires_grad_(True)  # timm freezes layers below no_opt_scale
+            raise
 
     return groups
