@@ -7,11 +7,12 @@ of these edits. What has keys of its own (the constants of an equalizer) is not 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -94,6 +95,14 @@ def warn_of_changed_output(model: nn.Module, what: str) -> None:
             RewriterWarning,
             stacklevel=3,
         )
+
+
+@contextlib.contextmanager
+def nothing_said() -> Iterator[None]:
+    """Without :func:`warn_of_changed_output`, where nobody is handed the weights."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RewriterWarning)
+        yield
 
 
 class _Saving:

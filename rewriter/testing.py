@@ -14,6 +14,7 @@ from rewriter.edit.classes import ClassEdit, MethodEdit, class_name, derive, re_
 from rewriter.guard import random_state_kept
 from rewriter.inputs import Inputs, candidate_inputs
 from rewriter.plan_applying import apply_plan
+from rewriter.plan_mark import nothing_said
 from rewriter.record import records_of
 from rewriter.state import state_kept
 from rewriter.tracing.written import written_parameters
@@ -91,7 +92,8 @@ def check_contract(model: nn.Module, passes: Any, *, example_inputs: Any = None,
     assert verdict is not None and not verdict.failed, str(verdict)
     again = plan(rewritten, passes, example_inputs=example_inputs, input_size=input_size)
     assert not again.sites, f"a second rewrite finds more to do:\n{again}"
-    restored = undo(rewritten)
+    with nothing_said():
+        restored = undo(rewritten)
     assert [type(m) for m in restored.modules()] == [type(m) for m in model.modules()], "undo left other classes"
     for training in (False, True):
         found = differences(behaviour(model, inputs, training=training), behaviour(restored, inputs, training=training))

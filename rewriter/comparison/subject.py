@@ -16,6 +16,7 @@ from rewriter.edit.classes import class_name, original_class
 from rewriter.errors import ComparisonError, RewriterError
 from rewriter.grouping import counted
 from rewriter.guard import check_model, random_state_kept
+from rewriter.plan_mark import nothing_said
 from rewriter.planning import Plan
 from rewriter.record import records_of
 
@@ -81,7 +82,8 @@ class Subject:
 
 def same_weights(before: nn.Module, after: nn.Module) -> bool:
     """Whether ``after`` has the weights of ``before``, apart from what a rewrite added."""
-    ours, theirs = original_state_dict(before), original_state_dict(after)
+    with nothing_said():
+        ours, theirs = original_state_dict(before), original_state_dict(after)
     return ours.keys() == theirs.keys() and all(
         not isinstance(value, torch.Tensor) or torch.equal(value.cpu(), theirs[key].cpu())
         for key, value in ours.items()

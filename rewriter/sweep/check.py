@@ -21,6 +21,7 @@ from rewriter.inputs import Inputs, candidate_inputs
 from rewriter.memory import PeakMemory
 from rewriter.plan_applying import apply_plan
 from rewriter.plan_making import make_plan
+from rewriter.plan_mark import nothing_said
 from rewriter.planning import Plan
 from rewriter.record import Verdict, records_of
 from rewriter.state import state_kept
@@ -70,7 +71,7 @@ class _Check:
         with _kept(model, inputs, self.request.numerics):
             numbers = self._numbers(model, inputs)
             self._apply(made, model, inputs)
-            with self._step("undo"):
+            with self._step("undo"), nothing_said():
                 undo(model, inplace=True)
             self._judge_undo(_differences(before, _structure(model)), numbers, self._numbers(model, inputs))
 
