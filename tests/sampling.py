@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 import pytest
 
-PARTS = 16
+PARTS = 32
 """Days until every name was run; no multiple of seven, so that a project tested once a week sees other parts too."""
 
 

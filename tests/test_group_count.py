@@ -374,6 +374,9 @@ def autoencoder() -> tuple[nn.Module, Any]:
     return diffusers.AutoencoderKL(**UNET, **blocks), image(16)
 
 
+FEW_LAYERS = {"layers": (1, 1, 1, 1)}
+
+
 class TestExpectedGains:
     """The default: what is decided depends on the architecture, and on nothing that a process draws."""
 
@@ -395,11 +398,15 @@ class TestExpectedGains:
                 scale = 1.0 if layer != "weight norm" else expected[1] / drawn[0][1]  # its lengths are drawn otherwise
                 assert expected[groups] == pytest.approx(law * scale, rel=0.06), groups
 
-    @pytest.mark.parametrize("name", ["resnetv2_50d_gn", "resnetv2_50x1_bit", "efficientnet_b0_gn"])
-    def test_a_plan_is_the_same_whatever_the_process_has_drawn(self, name: str) -> None:
-        def plan(seed: int, change: Callable[[nn.Module], nn.Module] = nn.Module.float, **options: Any) -> Any:
+    @pytest.mark.parametrize(
+        ("name", "options"),
+        [("resnetv2_50d_gn", FEW_LAYERS), ("test_efficientnet_gn", {})],
+    )
+    def test_a_plan_is_the_same_whatever_the_process_has_drawn(self, name: str, options: Any) -> None:
+        def plan(seed: int, change: Callable[[nn.Module], nn.Module] = nn.Module.float, **inputs: Any) -> Any:
             torch.manual_seed(seed)
-            made = rewriter.plan(change(timm.create_model(name)), GroupCount(), **(options or {"input_size": 64}))
+            model = change(timm.create_model(name, **options))
+            made = rewriter.plan(model, GroupCount(tolerance=0), **(inputs or {"input_size": 64}))
             return made.sites, made.skipped
 
         first = plan(0)
@@ -429,20 +436,18 @@ class TestExpectedGains:
         assert all("expected over 8 draws of the weights" in site.reason for site in plan(0)[0])
 
     def test_a_rewritten_model_has_nothing_left_to_set(self) -> None:
-        model = rewriter.rewrite(timm_model("resnetv2_50d_gn"), GroupCount(), input_size=64)
+        model = rewriter.rewrite(timm_model("resnetv2_50d_gn", **FEW_LAYERS), GroupCount(), input_size=64)
         again = rewriter.plan(model, GroupCount(), input_size=64)
-        assert not again.sites
-        assert sum(skip.reason is Reason.ALREADY_DONE for skip in again.skipped) == 34
+        assert not again.sites and rewriter.report(model).applied
+        assert sum(skip.reason is Reason.ALREADY_DONE for skip in again.skipped) == 10
 
     def test_of_numbers_within_the_tolerance_the_nearest_to_the_present_is_kept(self) -> None:
-        model = timm_model(
-            "resnetv2_50d_gn",
-        ).to("meta")
+        model = timm_model("resnetv2_50d_gn", **FEW_LAYERS).to("meta")
         numbers = {}
         for tolerance in (0, 0.05, 0.5):
             plan = rewriter.plan(model, GroupCount(tolerance=tolerance), input_size=64)
             numbers[tolerance] = {site.path: site.edits[0].value for site in plan.sites}
-        assert len(numbers[0]) > len(numbers[0.05]) > len(numbers[0.5])
+        assert len(numbers[0]) >= len(numbers[0.05]) > len(numbers[0.5])
         norms = {path: model.get_submodule(path) for path in numbers[0.5]}
         assert all(numbers[0.5][path] == norm.num_channels // 8 < norm.num_groups for path, norm in norms.items())
 

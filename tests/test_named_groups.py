@@ -38,7 +38,7 @@ def untraced(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class TestRecorded:
-    @pytest.mark.parametrize("name", ["test_vit", "test_resnet", "test_efficientnet_gn", "densenet121"])
+    @pytest.mark.parametrize("name", ["test_vit", "test_resnet", "test_efficientnet_gn", "test_byobnet"])
     @pytest.mark.parametrize("policy", [None, "decay-all", {"main": True}])
     def test_a_rewritten_model_is_divided_as_a_trace_divides_it(self, name: str, policy: Any) -> None:
         original = timm.create_model(name)
