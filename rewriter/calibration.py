@@ -88,8 +88,7 @@ def calibrate(
         CalibrationError: the model was never rewritten, or its equalizers were folded or replaced, or it has no values
             (meta device); there are no batches, or not enough passes over them; ``prepare`` fails, or returns something
             else; images are uint8; the data are constant, or a batch is not finite, or the model does not run on it.
-            The model is as it was, also if something else ends the calibration: an error of
-            the data's own, Ctrl-C.
+            The model is as it was, also if something else ends the calibration: an error of the data's own, Ctrl-C.
         ModelError: the model is wrapped or compiled.
         RewriterError: the weights of another process are others, or it does not call.
     """

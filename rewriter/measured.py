@@ -14,6 +14,8 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+from rewriter.errors import RewriterWarning
+
 Constants = Sequence[tuple[float, float]]
 
 _SAME = 0.01
@@ -49,6 +51,7 @@ class MeasuredConstants:
             "this copy of a model (an EMA?) was made before the model was calibrated: its equalizers have other "
             "constants, so it computes something else. Calibrate before the copy is made; now, load the model's "
             "state dict into the copy, or calibrate the copy too",
+            RewriterWarning,
             stacklevel=3,
         )
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from rewriter.errors import OptimizerError, listed
+from rewriter.whole_state import is_sharded
 from rewriter.wrappers import looked_through
 
 
@@ -41,7 +42,7 @@ def check_optimizer(model: nn.Module, optimizer: Any) -> None:
     message = (
         f"the optimizer lacks {len(missing)} of {len(trainable)} trainable parameters of the model: {listed(names)}."
     )
-    if 2 * alike > len(missing) and any(map(_is_sharded, missing.values())):
+    if 2 * alike > len(missing) and any(map(is_sharded, missing.values())):
         message += (
             f" It holds {alike} other tensors of the same shapes instead: fully_shard has put parameters of its own in "
             "their place since it was built. Build the optimizer after fully_shard, on rewriter.param_groups(model), "
@@ -57,11 +58,6 @@ def check_optimizer(model: nn.Module, optimizer: Any) -> None:
     else:
         message += " Build it on this model, or freeze what is not to be trained with requires_grad_(False)."
     raise OptimizerError(message)
-
-
-def _is_sharded(parameter: torch.Tensor) -> bool:
-    """Whether it is a DTensor, as ``fully_shard`` makes."""
-    return hasattr(parameter, "full_tensor") and hasattr(parameter, "placements")
 
 
 def _tensors(optimizer: Any) -> Iterator[torch.Tensor]:

@@ -55,6 +55,9 @@ def param_groups(
     ``no_weight_decay()`` of the model, or of a module in it, names. Each trainable parameter is in one group, a shared
     one once.
 
+    What a parameter is was recorded when the model was rewritten; the model is run only for parameters that came since,
+    where it was not rewritten, or where an input is given.
+
     Args:
         model: any model that :func:`rewriter.trace` can run, rewritten or not; it is not touched.
         weight_decay: of the groups that decay; None leaves it to the optimizer.
@@ -68,17 +71,14 @@ def param_groups(
             is split in two. Parameters of other modules in them stay as they are.
         named: give ``(name, parameter)`` pairs, so that the optimizer keeps the names in its state dict.
 
-    What a parameter is was recorded when the model was rewritten; the model is run only for parameters that came since,
-    where it was not rewritten, or where an input is given.
-
     Returns:
         A list of dicts with ``params``, ``weight_decay`` and ``name``. Its ``table`` explains every gamma, ``names``
         holds the names of the parameters, and ``on(model)`` gives the same groups with the parameters of another copy,
         or of the model after ``fully_shard``.
 
     Raises:
-        OptimizerError: ``weight_decay`` or ``within`` is no such thing, or ``within`` lacks parameters of the model.
-        OptimizerError: parameters came since the rewrite, and the model cannot be run as it is now.
+        OptimizerError: ``weight_decay`` or ``within`` is no such thing, or ``within`` lacks parameters of the model; or
+            parameters came since the rewrite, and the model cannot be run as it is now.
         SelectorError: an unknown policy or category, or a name in ``no_weight_decay`` that matches nothing.
         ModelError, InputError, TraceError: the model cannot be run.
     """

@@ -23,6 +23,7 @@ from rewriter.errors import ModelError, PlanMismatchError, RewriterWarning, list
 from rewriter.guideline import Site
 from rewriter.layers import calibrated_layers
 from rewriter.record import Record, records_of
+from rewriter.whole_state import whole_tensor
 
 MARK = "rewriter_plan"
 """The name of the buffer."""
@@ -67,7 +68,7 @@ def place_mark(model: nn.Module) -> None:
     if MARK not in model._buffers:
         device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
         model.register_buffer(MARK, torch.empty(_BYTES, dtype=torch.uint8, device=device))
-    told = listed(f"{site.path or 'the root'}: {site.action.partition(',')[0]}" for site in sites)
+    told = listed(_told(sites))
     model._register_load_state_dict_pre_hook(_Loading(digest, told), with_module=True)  # type: ignore[no-untyped-call]
     saving = _Saving(digest)
     model.register_state_dict_pre_hook(saving)  # type: ignore[no-untyped-call]
@@ -84,8 +85,7 @@ def remove_mark(model: nn.Module) -> None:
 
 def warn_of_changed_output(model: nn.Module, what: str) -> None:
     """Say that the weights that are handed back were trained in another function than the original computes."""
-    sites = changing_sites(records_of(model))
-    told = [f"{site.path or 'the root'}: {site.action.partition(',')[0]}" for site in sites]
+    told = _told(changing_sites(records_of(model)))
     layers = calibrated_layers(model).items()
     told += [f"{path}: calibrated" for path, layer in layers if layer.calibrated and layer.absorbed is None]
     if told:
@@ -105,6 +105,10 @@ def nothing_said() -> Iterator[None]:
         yield
 
 
+def _told(sites: Sequence[Site]) -> list[str]:
+    return [f"{site.path or 'the root'}: {site.action.partition(',')[0]}" for site in sites]
+
+
 class _Saving:
     """Before a state dict is made: the buffer holds the digest, also after ``to_empty`` or an average of buffers."""
 
@@ -115,7 +119,7 @@ class _Saving:
         buffer = module._buffers.get(MARK)
         if buffer is not None and not buffer.is_meta:
             with torch.no_grad():
-                buffer.copy_(torch.frombuffer(bytearray(self.digest), dtype=torch.uint8))
+                buffer.copy_(_tensor(self.digest))
 
 
 class _Loading:
@@ -125,20 +129,21 @@ class _Loading:
         self.digest, self.told = digest, told
 
     def __call__(self, module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-        found = state.get(f"{prefix}{MARK}")
-        if MARK not in module._buffers:  # a copy that took only what a graph names
-            state.pop(f"{prefix}{MARK}", None)
-        elif found is None or getattr(found, "is_meta", False):
-            state[f"{prefix}{MARK}"] = torch.frombuffer(bytearray(self.digest), dtype=torch.uint8).clone()
-        if found is None:
-            if any(key.startswith(prefix) for key in state if key != f"{prefix}{MARK}"):
-                self._warn(module, "carries no mark of a plan: it is the original's, or its format drops the mark")
-        elif not getattr(found, "is_meta", False) and _bytes(found) != self.digest:
+        key = f"{prefix}{MARK}"
+        found = state.get(key)
+        valued = found is not None and not getattr(found, "is_meta", False)
+        same = valued and _bytes(found) == self.digest
+        if valued and not same:
             problem = "is of a model with other edits, or of the same edits at other places"
             if _is_strict():
                 raise PlanMismatchError(self._message(module, problem))
             self._warn(module, problem)
-            state[f"{prefix}{MARK}"] = torch.frombuffer(bytearray(self.digest), dtype=torch.uint8).clone()
+        elif found is None and any(other.startswith(prefix) for other in state):
+            self._warn(module, "carries no mark of a plan: it is the original's, or its format drops the mark")
+        if MARK not in module._buffers:  # a copy that took only what a graph names
+            state.pop(key, None)
+        elif not same:
+            state[key] = _tensor(self.digest)
 
     def _message(self, module: nn.Module, problem: str) -> str:
         return (
@@ -159,9 +164,12 @@ def _is_strict() -> bool:
     return frame is None or bool(frame.f_locals.get("strict", True))
 
 
+def _tensor(digest: bytes) -> torch.Tensor:
+    return torch.tensor(list(digest), dtype=torch.uint8, device="cpu")
+
+
 def _bytes(mark: Any) -> bytes:
-    mark = mark.full_tensor() if hasattr(mark, "full_tensor") else mark
-    return bytes(mark.detach().cpu().reshape(-1).tolist()) if isinstance(mark, torch.Tensor) else b""
+    return bytes(whole_tensor(mark).detach().cpu().reshape(-1).tolist()) if isinstance(mark, torch.Tensor) else b""
 
 
 def _digest(edits: Sequence[Edit]) -> bytes:

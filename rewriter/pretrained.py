@@ -107,20 +107,16 @@ def from_pretrained(cls_or_factory: Any, directory: str | Path) -> nn.Module:
     plans = _read_plans(source)
     state = _read_weights(source)
     try:
-        model = _original(cls_or_factory, source)
-        if hasattr(type(model), "config_class"):
-            model = _of_transformers(type(model), source)
+        model, is_loaded = _original(cls_or_factory, source)
     except RewriterError:
         raise
     except Exception as error:
         raise StorageError(f"the original of {source} cannot be made: {type(error).__name__}: {error}") from error
     check_model(model)
-    if records_of(model):
-        raise StorageError("the original given was already rewritten; give a fresh one")
-    loaded = model.state_dict() if hasattr(type(model), "config_class") else {}
+    loaded = model.state_dict() if is_loaded else {}
     for plan in plans:
         model = plan.apply(model, inplace=True, verify=False, all_ranks=False)
-    if loaded:  # by its library, which has names of its own for what is not the edits'
+    if is_loaded:  # the library has names of its own for all but what the edits added
         state = {**loaded, **{key: state[key] for key in model.state_dict() if key not in loaded and key in state}}
     _fill_tied(model, state)
     check_weights(model, state, f"the weights in {source}")
@@ -148,7 +144,8 @@ def _of_transformers(cls: Any, source: Path) -> nn.Module:
         logging.set_verbosity(said)
     if missing := sorted(found["missing_keys"]):
         raise StorageError(f"the weights in {source} do not fit this {cls.__name__}: missing: {listed(missing)}")
-    _without_plan(model.config)
+    if hasattr(model.config, KEY):
+        delattr(model.config, KEY)
     result: nn.Module = model
     return result
 
@@ -194,37 +191,39 @@ def _read_plans(source: Path) -> list[Plan]:
         raise PlanError(f"{source}: {error}") from error
 
 
-def _original(cls_or_factory: Any, source: Path) -> Any:
-    """A fresh original, from the configuration in ``source`` where a class is given that can read it."""
+def _original(cls_or_factory: Any, source: Path) -> tuple[Any, bool]:
+    """An original, from the configuration in ``source`` where a class is given that can read it.
+
+    And whether it has the weights in ``source``; else it is fresh.
+    """
     if not callable(cls_or_factory):
         raise StorageError(
             f"expected a class with from_pretrained, or a callable that makes a fresh original; found "
             f"{type(cls_or_factory).__name__}"
         )
     if not isinstance(cls_or_factory, type):
-        return copy_model(cls_or_factory(), WITHOUT)
+        made = cls_or_factory()
+        if isinstance(made, nn.Module) and records_of(made):
+            raise StorageError("the original given was already rewritten; give a fresh one")
+        if isinstance(made, nn.Module) and _is_of_transformers(type(made)):
+            return _of_transformers(type(made), source), True
+        return copy_model(made, WITHOUT), False
+    if _is_of_transformers(cls_or_factory):
+        return _of_transformers(cls_or_factory, source), True
     if hasattr(cls_or_factory, "load_config"):  # diffusers
         config = {key: value for key, value in cls_or_factory.load_config(str(source)).items() if key != KEY}
-        return cls_or_factory.from_config(config)  # type: ignore[attr-defined]
-    if isinstance(configuration := getattr(cls_or_factory, "config_class", None), type):  # transformers
-        return cls_or_factory(_without_plan(configuration.from_pretrained(str(source))))  # type: ignore[attr-defined]
-    if hasattr(cls_or_factory, "from_config"):  # its AutoModel classes
-        automatic = importlib.import_module("transformers").AutoConfig
-        return cls_or_factory.from_config(_without_plan(automatic.from_pretrained(str(source))))
-    if hasattr(
-        cls_or_factory, "from_pretrained"
-    ):  # what the mixin of huggingface_hub wrote: the arguments of the class
+        return cls_or_factory.from_config(config), False  # type: ignore[attr-defined]
+    if hasattr(cls_or_factory, "from_pretrained"):  # the mixin of huggingface_hub wrote the arguments of the class
         config = {key: value for key, value in _json(source / CONFIG).items() if key != KEY and not key.startswith("_")}
         if "encoder_weights" in config:
             config["encoder_weights"] = None  # the directory has the weights
-        return cls_or_factory(**config)
-    return cls_or_factory()
+        return cls_or_factory(**config), False
+    return cls_or_factory(), False
 
 
-def _without_plan(config: Any) -> Any:
-    if hasattr(config, KEY):
-        delattr(config, KEY)
-    return config
+def _is_of_transformers(cls: type) -> bool:
+    """Whether it is a model of transformers, or one of its classes that choose one (``AutoModel``)."""
+    return hasattr(cls, "config_class") or (hasattr(cls, "from_config") and not hasattr(cls, "load_config"))
 
 
 def _read_weights(source: Path) -> dict[str, torch.Tensor]:
@@ -248,8 +247,9 @@ def _parts(index: Path) -> Iterator[Path]:
 
 def _fill_tied(model: nn.Module, state: dict[str, torch.Tensor]) -> None:
     """Libraries write a tensor that has several names once."""
-    first = {id(tensor): key for key, tensor in model.state_dict(keep_vars=True).items() if key in state}
-    for key, tensor in model.state_dict(keep_vars=True).items():
+    own = model.state_dict(keep_vars=True)
+    first = {id(tensor): key for key, tensor in own.items() if key in state}
+    for key, tensor in own.items():
         if key not in state and id(tensor) in first:
             state[key] = state[first[id(tensor)]]
 

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from rewriter.errors import RewriterError
+from rewriter.whole_state import whole_tensor
 
 PATIENCE = timedelta(minutes=1)
 """How long a process waits for the others to come to the same call."""
@@ -28,8 +29,6 @@ PLANNING = timedelta(minutes=30)
 """How long the others wait while the first one plans."""
 
 _calls: defaultdict[str, Iterator[int]] = defaultdict(itertools.count)
-
-
 _alone: ContextVar[bool] = ContextVar("alone", default=False)
 
 
@@ -112,8 +111,7 @@ def check_same_weights(model: nn.Module, call: str) -> None:
 
 def _sum_of_bits(tensor: torch.Tensor) -> int:
     """Of the numbers as integers: exact, in whatever order they are added."""
-    tensor = tensor.detach()
-    tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    tensor = whole_tensor(tensor.detach())
     sizes = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     return int(tensor.contiguous().view(sizes[tensor.element_size()]).sum(dtype=torch.int64)) if tensor.numel() else 0
 

@@ -62,7 +62,7 @@ class _SkeletonCopier(Copier):
     def copy_tensor(self, tensor: torch.Tensor) -> torch.Tensor:
         try:
             return self._twin(tensor)
-        except (NotImplementedError, RuntimeError) as error:
+        except (NotImplementedError, RuntimeError) as error:  # a class that carries out few operations (torchao's)
             if type(tensor) in (torch.Tensor, nn.Parameter):
                 raise
             registered = (*self.model.named_parameters(), *self.model.named_buffers())

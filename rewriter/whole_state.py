@@ -40,6 +40,16 @@ def is_offloaded(module: nn.Module) -> bool:
     return any(True for _ in _values_of(module))
 
 
+def is_sharded(tensor: torch.Tensor) -> bool:
+    """Whether it is a DTensor, as ``fully_shard`` makes."""
+    return hasattr(tensor, "full_tensor") and hasattr(tensor, "placements")
+
+
+def whole_tensor(tensor: torch.Tensor) -> torch.Tensor:
+    """All of a tensor that may be sharded; every process has to call this."""
+    return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[no-any-return, attr-defined]
+
+
 def _values_of(module: nn.Module) -> Iterator[Mapping[str, torch.Tensor]]:
     """Where accelerate keeps the values of what it offloads of a module, by their names in the module."""
     hook = module.__dict__.get("_hf_hook")

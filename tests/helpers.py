@@ -34,6 +34,21 @@ def image(size: int = 64, channels: int = 3, batch: int = 2) -> torch.Tensor:
     return torch.randn(batch, channels, size, size, generator=torch.Generator().manual_seed(0))
 
 
+class LastInSequential(nn.Module):
+    """A last weight that gets a class of its own, since a Sequential calls it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 8, 8)
+        self.branch = nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 8), nn.Dropout(0.5))
+        self.norm, self.head = nn.LayerNorm(8), nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        x = self.stem(x).flatten(2).transpose(1, 2)
+        x = x + self.branch(x)
+        return self.head(self.norm(x).mean(1))
+
+
 @torch.no_grad()
 def output(model: nn.Module, x: torch.Tensor, *, training: bool = False) -> torch.Tensor:
     """What ``model`` computes in one mode with a fixed seed; its mode is kept, its buffers are not."""

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import timm
 import torch
-from test_plan_file import run_ranks
+from ranks import run_ranks
 from timm.utils import ModelEmaV3
 from torch import nn
 

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +10,7 @@ import pytest
 import timm
 import torch
 from helpers import assert_unchanged, snapshot
+from ranks import run_ranks
 from torch import nn
 
 import rewriter
@@ -158,45 +155,6 @@ class TestRefusals:
         (note, *_) = rewriter.plan(trained, **SIZE).notes
         assert note.startswith("held back: group-count, because the model carries trained weights")
         assert note.endswith("a training that goes on gives its plan, plan_file=")
-
-
-def run_ranks(script: str, folder: Path, ranks: int = 2) -> list[list[str]]:
-    """What each rank printed. All start at once with gloo, the seed ``rank`` and ``FOLDER``."""
-    head = """
-        import datetime, os, sys, warnings
-        from pathlib import Path
-        import timm, torch
-        from torch import nn
-        import torch.distributed as dist
-        import rewriter, rewriter.ranks
-        from passes import GroupCount
-        from rewriter.errors import RewriterError
-
-        rank, FOLDER = int(sys.argv[1]), Path(sys.argv[2])
-        rewriter.ranks.PATIENCE = datetime.timedelta(seconds=6)
-        torch.set_num_threads(1)
-        dist.init_process_group("gloo", init_method=f"file://{FOLDER}/store", rank=rank, world_size=int(sys.argv[3]))
-        torch.manual_seed(rank)
-        model = timm.create_model("test_efficientnet_gn", num_classes=4)
-        numbers = lambda found: [m.num_groups for m in found.modules() if isinstance(m, nn.GroupNorm)]
-        MEASURED, SIZE = GroupCount(rule="measured-isometry"), dict(input_size=64)
-    """
-    file = folder / "script.py"
-    file.write_text(
-        textwrap.dedent(head) + textwrap.dedent(script) + "\nos._exit(0)  # gloo may wait for who is gone\n"
-    )
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-    command = [sys.executable, str(file)]
-    running = [
-        subprocess.Popen(
-            [*command, str(rank), str(folder), str(ranks)],
-            env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )
-        for rank in range(ranks)
-    ]  # fmt: skip
-    done = [process.communicate(timeout=150) for process in running]
-    assert all(process.returncode == 0 for process in running), "\n".join(errors for _, errors in done)
-    return [out.splitlines() for out, _ in done]
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import pytest
 import segmentation_models_pytorch as smp
 import timm
 import torch
-from helpers import image
+from helpers import LastInSequential, image
 from torch import nn
 from torch.nn import functional as F
 
@@ -82,21 +82,8 @@ def test_pooling_is_scripted_for_evaluation_and_says_so_in_training(make: Callab
         script.train()(image())
 
 
-class Branch(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(3, 8, 8, 8)
-        self.branch = nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 8), nn.Dropout(0.5))
-        self.norm, self.head = nn.LayerNorm(8), nn.Linear(8, 4)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.stem(x).flatten(2).transpose(1, 2)
-        x = x + self.branch(x)
-        return self.head(self.norm(x)[:, 0])  # type: ignore[no-any-return]
-
-
 REFUSED: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
-    "layers of a Sequential": (Branch, "dropout", "DropsInput"),
+    "layers of a Sequential": (LastInSequential, "dropout", "DropsInput"),
     "equalizers": (lambda: smp.PSPNet("resnet18", encoder_weights=None), "scale-equalizer", "Equalizer"),
     "functions": (
         lambda: timm.create_model("test_vit", img_size=64, global_pool="avg"),

@@ -12,7 +12,7 @@ import pytest
 import segmentation_models_pytorch as smp
 import timm
 import torch
-from helpers import image
+from helpers import LastInSequential, image
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 
@@ -130,21 +130,6 @@ class TestFSDP:
             rewriter.param_groups(sharded)
 
 
-class Branch(nn.Module):
-    """A last weight that gets a class of its own, since a Sequential calls it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(3, 8, 8, 8)
-        self.branch = nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 8), nn.Dropout(0.5))
-        self.norm, self.head = nn.LayerNorm(8), nn.Linear(8, 4)
-
-    def forward(self, x: torch.Tensor) -> Any:
-        x = self.stem(x).flatten(2).transpose(1, 2)
-        x = x + self.branch(x)
-        return self.head(self.norm(x).mean(1))
-
-
 class TestPeft:
     @pytest.fixture(params=["get_peft_model", "inject_adapter_in_model"])
     def adapted(self, request: pytest.FixtureRequest, plain: nn.Module) -> nn.Module:
@@ -196,7 +181,7 @@ class TestPeft:
 
     @pytest.mark.parametrize("whole", [True, False])
     def test_an_edited_layer_under_an_adapter_is_found(self, whole: bool) -> None:
-        original = Branch()
+        original = LastInSequential()
         rewritten = rewriter.rewrite(original, "dropout", input_size=64, verify=False)
         assert rewriter.report(rewritten).records[0].applied.edited_classes == ("branch.4", "branch.3")
         expected = self.with_adapters(copy.deepcopy(original), whole, ["branch.1", "branch.3"])
@@ -313,7 +298,7 @@ class TestParametrizations:
         assert torch.equal(in_training(loaded), in_training(model))
 
     def test_put_on_an_edited_module(self, tmp_path: Path) -> None:
-        model = rewriter.rewrite(Branch(), "dropout", input_size=64, verify=False)
+        model = rewriter.rewrite(LastInSequential(), "dropout", input_size=64, verify=False)
         parametrizations.weight_norm(model.branch[3])
         assert not rewriter.report(model).stale
         with pytest.raises(rewriter.StorageError, match=r"branch.3' was given parametrizations after"):

@@ -25,7 +25,6 @@ from dataclasses import dataclass
 from passes.group_count.layers import GroupNormFunction
 from passes.group_count.norms import Choosing, find_in_norms
 from passes.group_count.rules import (
-    TIE,
     GroupChoice,
     Rule,
     channels_per_group,
@@ -93,15 +92,15 @@ class GroupCount(Pass):
     def _choosing(self) -> Choosing:
         band = (self.min_channels_per_group, self.min_groups)
         if callable(self.rule):
-            return Choosing(self.rule, f"{self.options()['rule']} chose it", None, TIE, False, *band)
+            return Choosing(self.rule, f"{self.options()['rule']} chose it", None, *band)
         if self.rule == "channels-per-group":
             distance = channels_per_group(self.channels)
             why = f"groups are as near to {self.channels} channels as can be"
-            return Choosing(nearest(distance), why, distance, TIE, False, *band)
+            return Choosing(nearest(distance), why, distance, *band)
         if self.rule == "measured-isometry":
             why = "of the numbers in the band its gradient gain is nearest to one"
-            return Choosing(nearest(isometry), why, isometry, TIE, True, *band)
+            return Choosing(nearest(isometry), why, isometry, *band, on_values=True)
         rule = nearest_to_present(isometry, self.tolerance)
         why = f"its gradient gain is as near to one as can be, within {self.tolerance * 100:g} %"
         why += ", and of such numbers in the band it is nearest to the present one"
-        return Choosing(rule, why, isometry, slack(self.tolerance), False, *band)
+        return Choosing(rule, why, isometry, *band, slack(self.tolerance))

@@ -9,26 +9,31 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
 from rewriter.analysis.activations import INITIAL_SLOPE
-from rewriter.analysis.parameter_roles import Role, find_roles
+from rewriter.analysis.parameter_roles import Role
 from rewriter.inputs import Inputs, tensors_in
 from rewriter.tracing.kinds import Kind, module_kind
-from rewriter.tracing.trace import Trace
 
 
-def drawn_values(trace: Trace, generator: torch.Generator) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Makes, for each tensor of the model that was traced, one with drawn values: in single precision, on the CPU.
+def drawn_values(
+    model: nn.Module, roles: Mapping[str, Role], generator: torch.Generator
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Makes, for each tensor of ``model``, one with drawn values: in single precision, on the CPU.
 
     Weights are normal around zero with the variance ``1 / fan_in``. Gammas and other scales are 1, betas and biases 0,
     running statistics those of a unit normal, integers 0: what they are where training begins.
+
+    Args:
+        model: it is only read, and of its tensors only shapes and types.
+        roles: of its parameters, by name.
+        generator: draws the numbers.
     """
-    model, roles = trace.model, find_roles(trace)
     drawn = {}
     for full, parameter in model.named_parameters():
         path, _, name = full.rpartition(".")

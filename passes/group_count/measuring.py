@@ -13,6 +13,7 @@ from passes.group_count import gains
 from passes.group_count.draws import drawn_inputs, drawn_values, single_precision_on_cpu
 from rewriter.analysis.activations import activation_moments
 from rewriter.analysis.chains import Chain, GroupNormCall, find_group_norms
+from rewriter.analysis.parameter_roles import find_roles
 from rewriter.errors import TraceError
 from rewriter.tracing.kinds import Kind, function_name
 from rewriter.tracing.trace import Trace
@@ -37,20 +38,21 @@ def expected_gains(trace: Trace) -> dict[Hashable, dict[int, float]]:
     """The gradient gain by number of groups, for every place with a chain: expected over draws of every weight.
 
     It depends on the architecture and the shapes of the inputs, and on nothing else: not on the values of the model or
-    of the inputs, not on numbers of groups. Recordings of one planning share what was found.
+    of the inputs, not on numbers of groups. Recordings of one planning share what was found; one that cannot be run
+    again has no more than that.
 
     Raises:
         TraceError: the model does not run on drawn values as it was recorded.
     """
     calls = [call for call in find_group_norms(trace.eval.dataflow, trace.model) if call.chain is not None]
-    known = trace.measured.setdefault(expected_gains, {})
-    if any(call.place not in known for call in calls):
+    known = trace.measured.setdefault("group-count/expected-gains", {})
+    if trace.may_measure and any(call.place not in known for call in calls):
         numbers = {call.place: _typical(call.channels) for call in calls}
         try:
             known.update(_over_draws(trace, numbers, one_sample=True))
         except TraceError:  # the batch may be written in the code
             known.update(_over_draws(trace, numbers, one_sample=False))
-    return {call.place: known[call.place] for call in calls if call.place in known}
+    return dict(known)
 
 
 def draws_of(trace: Trace) -> int:
@@ -60,16 +62,13 @@ def draws_of(trace: Trace) -> int:
 
 
 def _over_draws(trace: Trace, numbers: dict[Hashable, int], *, one_sample: bool) -> dict[Hashable, dict[int, float]]:
-    squares: dict[Hashable, list[dict[int, float]]] = {}
+    measuring, roles = _Measuring(trace, numbers, values=False), find_roles(trace)
     for seed in range(draws_of(trace)):
         generator = torch.Generator().manual_seed(seed)
-        measuring = _Measuring(trace, None, numbers)
         inputs = drawn_inputs(trace.inputs, generator, one_sample=one_sample)
         with single_precision_on_cpu():
-            run_with(trace, _KINDS, measuring.watch, drawn_values(trace, generator), inputs)
-        for place, calls in measuring.squares.items():
-            squares.setdefault(place, []).extend(calls)
-    return {place: gains.pooled(calls) for place, calls in squares.items()}
+            run_with(trace, _KINDS, measuring.watch, drawn_values(trace.model, roles, generator), inputs)
+    return measuring.gains
 
 
 def _typical(channels: int) -> int:
@@ -88,9 +87,9 @@ def measured_gains(trace: Trace, decide: Decide) -> dict[Hashable, dict[int, flo
     """
     decided: dict[Hashable, int | None] = {}
     for _ in range(ROUNDS):
-        measuring = _Measuring(trace, decide, decided)
+        measuring = _Measuring(trace, decided, decide)
         run_on_values(trace, _KINDS, measuring.watch)
-        found = {place: gains.pooled(calls) for place, calls in measuring.squares.items()}
+        found = measuring.gains
         decided = {place: decide(place, values) for place, values in found.items()}
         if all(used == {decided[place]} for place, used in measuring.used.items()):
             break
@@ -98,24 +97,44 @@ def measured_gains(trace: Trace, decide: Decide) -> dict[Hashable, dict[int, flo
 
 
 class _Measuring:
-    """What is seen in one forward pass.
+    """What is seen in forward passes.
+
+    Args:
+        trace: what runs again.
+        decided: the numbers of groups that norms run with, by place.
+        decide: gives the number at any other place; without it that is the present one.
+        values: whether weights of activations are the model's own.
 
     Attributes:
-        squares: the squared gains of each call at a place.
-        used: the numbers of groups that the norm there ran with.
+        used: the numbers of groups that the norm at a place ran with.
     """
 
-    def __init__(self, trace: Trace, decide: Decide | None, decided: Mapping[Hashable, int | None]) -> None:
-        self.squares: dict[Hashable, list[dict[int, float]]] = {}
+    def __init__(
+        self,
+        trace: Trace,
+        decided: Mapping[Hashable, int | None],
+        decide: Decide = lambda place, values: None,
+        *,
+        values: bool = True,
+    ) -> None:
         self.used: dict[Hashable, set[int | None]] = {}
-        self._decide, self._decided = decide, decided
+        self._squares: dict[Hashable, list[dict[int, float]]] = {}
+        self._decided, self._decide = decided, decide
         self._chains: dict[fx.Node, tuple[GroupNormCall, Chain]] = {}
         for call in find_group_norms(trace.eval.dataflow, trace.model):
             if call.chain is not None:
                 self._chains[call.norm] = call, call.chain
         self._weights = {chain.weight for _, chain in self._chains.values()}
         self._energy: dict[fx.Node, torch.Tensor] = {}
-        self._model, self._values = trace.model, decide is not None
+        self._activations = {
+            norm: activation_moments(chain.activation, trace.model, values=values)
+            for norm, (_, chain) in self._chains.items()
+        }
+
+    @property
+    def gains(self) -> dict[Hashable, dict[int, float]]:
+        """The gain by number of groups, of all calls at each place."""
+        return {place: gains.pooled(calls) for place, calls in self._squares.items()}
 
     def watch(self, node: fx.Node, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         name = function_name(function)
@@ -130,14 +149,13 @@ class _Measuring:
         if chain.weight not in self._energy:  # a layer with code of its own
             return args, kwargs
         given = dict(zip(("input", "num_groups", "weight", "bias", "eps"), args, strict=False)) | kwargs
-        activation = activation_moments(chain.activation, self._model, values=self._values)
         energy, eps = self._energy.pop(chain.weight), given.get("eps", 1e-5)
-        calls = self.squares.setdefault(call.place, [])
-        calls.append(gains.measured(given["input"], energy, eps, activation))
+        calls = self._squares.setdefault(call.place, [])
+        calls.append(gains.measured(given["input"], energy, eps, self._activations[node]))
         if call.place in self._decided:
             number = self._decided[call.place]
         else:
-            number = self._decide(call.place, gains.pooled(calls)) if self._decide is not None else None
+            number = self._decide(call.place, gains.pooled(calls))
         self.used.setdefault(call.place, set()).add(number)
         return (), given if number is None else {**given, "num_groups": number}
 

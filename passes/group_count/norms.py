@@ -10,7 +10,7 @@ from torch import fx
 
 from passes.group_count import gains
 from passes.group_count.measuring import draws_of, expected_gains, measured_gains
-from passes.group_count.rules import Distance, GroupChoice, Rule
+from passes.group_count.rules import TIE, Distance, GroupChoice, Rule
 from rewriter.analysis.activations import activation_before, activation_moments
 from rewriter.analysis.chains import Chain, GroupNormCall, find_group_norms
 from rewriter.analysis.dataflow import Dataflow
@@ -36,6 +36,7 @@ class Choosing:
         rule: chooses one of the divisors in the band.
         why: what its choice is, in words.
         distance: what it makes smallest; then plans say where the band kept it from a smaller one.
+        min_channels_per_group, min_groups: the band.
         slack: differences of the distance that do not count.
         on_values: whether gains are measured on the model's own values and inputs; else they are expected over draws.
     """
@@ -43,10 +44,10 @@ class Choosing:
     rule: Rule
     why: str
     distance: Distance | None
-    slack: float
-    on_values: bool
     min_channels_per_group: int
     min_groups: int
+    slack: float = TIE
+    on_values: bool = False
 
     def band(self, channels: int) -> tuple[int, ...]:
         return tuple(
@@ -122,14 +123,12 @@ class _Chosen:
             else:
                 self._expect()
         except TraceError as error:
-            self._why_not = f"the model does not run on {_ran_on(choosing)} values as it was traced, {error}"
+            values = "its own" if choosing.on_values else "drawn"
+            self._why_not = f"the model does not run on {values} values as it was traced, {error}"
 
     def _expect(self) -> None:
         self._how = f"expected over {draws_of(self._trace)} draws of the weights"
-        known = self._trace.measured.get(expected_gains, {})
-        if self._trace.may_measure:
-            known = expected_gains(self._trace)
-        self._gains = {place: known[place] for place in self._norms if place in known}
+        self._gains = expected_gains(self._trace)
 
     def _measure(self) -> None:
         given = self._trace.inputs.origin == "example_inputs"
@@ -196,10 +195,6 @@ class _Chosen:
         nearer = distance(choice, free) + self._choosing.slack < distance(choice, groups)
         decided = nearer or (free == choice.num_groups and free != groups)
         return f", the band decided ({free} would have {choice.gains[free]:.2f})" if decided else ""
-
-
-def _ran_on(choosing: Choosing) -> str:
-    return "its own" if choosing.on_values else "drawn"
 
 
 def _path(call: GroupNormCall) -> str:

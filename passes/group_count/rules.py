@@ -19,7 +19,7 @@ class GroupChoice:
         n_in: inputs that one output channel of the weight reads at one position; ``n_out`` its output channels.
         num_groups: the number that the norm has now.
         slope: the mean square derivative of the activation over a standard normal; 1 without an activation.
-        gains: the gradient gain of the chain for every divisor of ``n_out``, expected over draws of the weights.
+        gains: the gradient gain of the chain for every divisor of ``n_out``.
         candidates: the divisors inside the band, at least one.
     """
 
