@@ -1,5 +1,6 @@
 # `make demo` rewrites a real model and shows the result; `make test` runs every check, and of the sweeps over many
 # models the part of today (all of them: `make test-all`); `make quick` what tells most in about three minutes.
+# `make test-trainers` runs what trains with Lightning and others for minutes, broken off and resumed.
 # All set up a virtual environment first and need only Python >= 3.11, pip and make.
 
 PYTHON ?= python3
@@ -8,19 +9,22 @@ BIN := $(VENV)/bin
 
 PYTEST := $(BIN)/pytest -n auto --maxprocesses 4 --dist worksteal
 
-.PHONY: demo test test-all quick lint format clean
+.PHONY: demo test test-all test-trainers quick lint format clean
 
 demo: $(VENV)/cli.done
 	$(BIN)/rewriter rewrite resnet18 --model-kwargs drop_rate=0.2
 
 test: lint
-	$(PYTEST) --sample
+	$(PYTEST) --sample -m "not trainers"
 
-test-all: lint
+test-all: lint $(VENV)/trainers.done
 	$(PYTEST)
 
+test-trainers: $(VENV)/trainers.done
+	$(PYTEST) -m trainers
+
 quick: lint
-	$(PYTEST) -m "not slow and not sweep"
+	$(PYTEST) -m "not slow and not sweep and not trainers"
 
 lint: $(VENV)/test.done
 	$(BIN)/ruff check .
@@ -38,6 +42,10 @@ $(VENV)/cli.done: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
 	PYTHONWARNINGS=ignore $(BIN)/pip install --quiet --editable ".[cli]"
+	touch $@
+
+$(VENV)/trainers.done: $(VENV)/test.done
+	PYTHONWARNINGS=ignore $(BIN)/pip install --quiet --editable ".[trainers]"
 	touch $@
 
 $(VENV)/test.done: pyproject.toml

@@ -38,7 +38,7 @@ def plan_of_file(file: Any, make: Callable[[], Plan], passes: Any, *, all_ranks:
         RewriterError: in all processes, what the first one raised.
     """
     path = checked_path("plan_file", file)
-    asked = [(item.name, item.options()) for item in resolve_passes(passes)]
+    resolve_passes(passes)  # before anything is read
 
     def text() -> str:
         if not path.exists():
@@ -49,8 +49,37 @@ def plan_of_file(file: Any, make: Callable[[], Plan], passes: Any, *, all_ranks:
 
     found = from_first_rank("rewriter.rewrite(plan_file=)", text) if all_ranks and several_ranks() else text()
     plan = Plan.from_json(found)
-    _check_passes(plan, asked, path)
+    check_passes(plan, passes, f"plan_file {path}")
     return plan
+
+
+def rewritten_by(model: nn.Module, kept: Any, holder: str, *, all_ranks: bool = True) -> nn.Module:
+    """``model`` rewritten by a plan that a checkpoint holds; itself if it is already.
+
+    Args:
+        model: an original, or one that was rewritten by that plan.
+        kept: what the checkpoint holds, a plan as text.
+        holder: the checkpoint, as errors name it.
+        all_ranks: as for :meth:`rewriter.Plan.apply`.
+
+    Raises:
+        PlanError: it is no plan, or does not fit the model.
+        RewriterError: every other refusal; the model is as it was.
+    """
+    plan = plan_of_text(kept, holder)
+    return model if is_rewritten_by(model, plan) else plan.apply(model, all_ranks=all_ranks)
+
+
+def plan_of_text(text: Any, holder: str) -> Plan:
+    """The plan that ``holder`` holds as ``text``.
+
+    Raises:
+        PlanError: it is none; naming the holder.
+    """
+    try:
+        return Plan.from_json(text)
+    except PlanError as error:
+        raise PlanError(f"{holder}: {error}") from error
 
 
 def is_rewritten_by(model: nn.Module, plan: Plan) -> bool:
@@ -112,10 +141,7 @@ def _read(path: Path) -> Plan:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise PlanError(f"plan_file {path} cannot be read: {type(error).__name__}: {error}") from error
-    try:
-        return Plan.from_json(text)
-    except PlanError as error:
-        raise PlanError(f"plan_file {path}: {error}") from error
+    return plan_of_text(text, f"plan_file {path}")
 
 
 def _written(path: Path, text: str) -> bool:
@@ -138,15 +164,21 @@ def _written(path: Path, text: str) -> bool:
     return True
 
 
-def _check_passes(plan: Plan, asked: list[tuple[str, dict[str, Any]]], path: Path) -> None:
-    """Refuse a plan of other passes, or with other options, than are asked for."""
-    remedy = "Ask for what the file has, or give another plan_file"
+def check_passes(plan: Plan, passes: Any, holder: str) -> None:
+    """Refuse a plan of other passes, or with other options, than are asked for.
+
+    Raises:
+        PlanError: naming what holds the plan, and the first difference.
+        RewriterError: there are no such passes.
+    """
+    asked = [(item.name, item.options()) for item in resolve_passes(passes)]
+    remedy = "Ask for what it has, or give another one"
     names, wanted = [name for name, _ in plan.passes], [name for name, _ in asked]
     if names != wanted:
         found, here = (", ".join(which) or "no passes" for which in (names, wanted))
-        raise PlanError(f"plan_file {path} is a plan of {found}; asked for: {here}. {remedy}.")
+        raise PlanError(f"{holder} is a plan of {found}; asked for: {here}. {remedy}.")
     for (name, written), (_, options) in zip(plan.passes, asked, strict=True):
         for option, there in written.items():  # one that the pass did not have yet when it was written is not in it
             here = json.loads(json.dumps(options.get(option)))
             if there != here:
-                raise PlanError(f"plan_file {path} has {name}:{option}={there}; asked for: {here}. {remedy}.")
+                raise PlanError(f"{holder} has {name}:{option}={there}; asked for: {here}. {remedy}.")

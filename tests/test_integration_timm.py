@@ -1,8 +1,9 @@
-"""timm's optimizers with our groups."""
+"""timm's optimizers with our groups, and the plan in timm's checkpoints."""
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,8 +12,8 @@ import torch
 from timm.optim import create_optimizer_v2, optimizer_kwargs
 
 import rewriter
-from rewriter.errors import OptimizerError, SelectorError
-from rewriter.integrations.timm import create_optimizer, param_group_fn
+from rewriter.errors import OptimizerError, PlanError, SelectorError, StorageError
+from rewriter.integrations.timm import CheckpointHook, create_optimizer, param_group_fn
 
 
 def options(**given: Any) -> argparse.Namespace:
@@ -95,3 +96,58 @@ def test_what_are_no_options_is_refused(model: torch.nn.Module) -> None:
         create_optimizer(model, "sgd")
     with pytest.raises(OptimizerError, match="param_group_fn: the groups are ours here"):
         create_optimizer(model, {"opt": "sgd"}, param_group_fn=rewriter.param_groups)
+
+
+class TestCheckpointHook:
+    @staticmethod
+    def fresh() -> torch.nn.Module:
+        return timm.create_model("test_efficientnet_gn", num_classes=4, drop_rate=0.2)
+
+    def saved(self, folder: Path, args: argparse.Namespace, passes: Any = None) -> tuple[torch.nn.Module, Path]:
+        model = CheckpointHook(args).rewrite(self.fresh(), passes, input_size=64)
+        saver = timm.utils.CheckpointSaver(model, create_optimizer(model, args), args, checkpoint_dir=str(folder))
+        saver.save_checkpoint(0, metric=1.0)
+        return model, folder / "last.pth.tar"
+
+    @pytest.mark.parametrize("option", ["resume", "checkpoint"])
+    def test_a_checkpoint_has_the_plan_and_a_run_that_loads_it_goes_by_that(self, tmp_path: Path, option: str) -> None:
+        model, file = self.saved(tmp_path, options(model="test_efficientnet_gn"))
+        fresh = self.fresh()
+        with torch.no_grad():
+            for parameter in fresh.parameters():
+                parameter.add_(torch.randn_like(parameter))  # weights that look trained hold nothing back
+        found = CheckpointHook(options(**{option: str(file)})).rewrite(fresh, input_size=96)
+        timm.models.load_checkpoint(found, str(file))
+        assert all(map(torch.equal, found.state_dict().values(), model.state_dict().values()))
+        assert [str(e) for e in rewriter.report(found).applied] == [str(e) for e in rewriter.report(model).applied]
+        again = CheckpointHook(options(**{option: str(file)}))
+        assert again.rewrite(found) is found
+
+    def test_other_passes_than_those_of_the_checkpoint_are_refused(self, tmp_path: Path) -> None:
+        _, file = self.saved(tmp_path, options(model="test_efficientnet_gn"), "dropout")
+        with pytest.raises(PlanError, match=r"checkpoint .*last.pth.tar is a plan of dropout; asked for: group-count"):
+            CheckpointHook(options(resume=str(file))).rewrite(self.fresh(), "group-count")
+
+    def test_a_checkpoint_without_a_plan_is_refused_with_what_to_do(self, tmp_path: Path) -> None:
+        args = options(model="test_efficientnet_gn")
+        model = self.fresh()
+        timm.utils.CheckpointSaver(
+            model, create_optimizer(model, args), args, checkpoint_dir=str(tmp_path)
+        ).save_checkpoint(0, metric=1.0)
+        with pytest.raises(PlanError, match=r"has no plan.*plan_file=.*--initial-checkpoint"):
+            CheckpointHook(options(resume=str(tmp_path / "last.pth.tar"))).rewrite(self.fresh())
+        torch.save({"state_dict": model.state_dict()}, tmp_path / "weights.pth")
+        with pytest.raises(PlanError, match="has no plan"):
+            CheckpointHook(options(checkpoint=str(tmp_path / "weights.pth"))).rewrite(self.fresh())
+
+    @pytest.mark.parametrize("content", [b"", b"no checkpoint", b"PK\x03\x04 broken"])
+    def test_what_is_no_checkpoint_is_an_error_of_ours(self, tmp_path: Path, content: bytes) -> None:
+        (tmp_path / "last.pth.tar").write_bytes(content)
+        with pytest.raises(StorageError, match="cannot be read"):
+            CheckpointHook(options(resume=str(tmp_path / "last.pth.tar"))).rewrite(self.fresh())
+        with pytest.raises(StorageError, match="cannot be read"):
+            CheckpointHook(options(resume=str(tmp_path / "absent"))).rewrite(self.fresh())
+
+    def test_what_are_no_options_is_refused(self) -> None:
+        with pytest.raises(StorageError, match="args: expected the options of timm"):
+            CheckpointHook("last.pth.tar")  # type: ignore[arg-type]

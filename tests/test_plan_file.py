@@ -103,7 +103,7 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("passes", "message"),
         [
-            ("dropout", "is a plan of dropout, group-count; asked for: dropout. Ask for what the file has"),
+            ("dropout", "is a plan of dropout, group-count; asked for: dropout. Ask for what it has"),
             ((), "asked for: no passes"),
             (None, "asked for: atrous-rates, dropout, group-count, scale-equalizer"),
             ([Dropout(), GroupCount(tolerance=0.1)], r"has group-count:tolerance=0.05; asked for: 0.1"),

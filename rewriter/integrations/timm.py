@@ -1,4 +1,4 @@
-"""timm's optimizers with our division into what decays and what does not.
+"""timm's training script: the plan in its checkpoints, and our division into what decays and what does not.
 
 timm hands the model alone to ``param_group_fn=``: ``weight_decay`` and ``layer_decay`` get lost on the way. These take
 them.
@@ -6,17 +6,85 @@ them.
 
 from __future__ import annotations
 
+import argparse
+import pickle
 from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
 from typing import Any
 
 import timm.optim
 import torch
 from torch import nn
 
-from rewriter.errors import OptimizerError, RewriterError
+from rewriter.api import rewrite
+from rewriter.errors import OptimizerError, PlanError, RewriterError, StorageError
 from rewriter.grouped_parameters import ParamGroups
 from rewriter.optimizer_groups import param_groups
+from rewriter.plan_file import check_passes, plan_of_text, rewritten_by
+from rewriter.planning import Plan
+from rewriter.record import records_of
 from rewriter.wrappers import looked_through
+
+
+class CheckpointHook:
+    """The plan of a training in every checkpoint that timm's ``CheckpointSaver`` writes, and read from there again.
+
+    timm keeps the options of a run in its checkpoints. The hook adds the plan to them, and rewrites by the plan of the
+    checkpoint that ``--resume`` (or ``--checkpoint``, of ``validate.py``) names::
+
+        model = CheckpointHook(args).rewrite(model)  # after create_model
+
+    Args:
+        args: the options of ``train.py`` or ``validate.py``, as they are given to ``CheckpointSaver(args=)``; they get
+            one more, ``rewrite_plan``.
+
+    Raises:
+        StorageError: ``args`` is not such options.
+    """
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        if not isinstance(args, argparse.Namespace):
+            raise StorageError(f"args: expected the options of timm's train.py or validate.py, found {args!r}")
+        self._args = args
+
+    def rewrite(self, model: nn.Module, passes: Any = None, **options: Any) -> nn.Module:
+        """As :func:`rewriter.rewrite` does, or by the plan in the checkpoint that is loaded afterwards.
+
+        Args:
+            model: what timm's ``create_model`` made.
+            passes, **options: of :func:`rewriter.rewrite`. The plan of a checkpoint wins over the options.
+
+        Raises:
+            StorageError: the checkpoint cannot be read.
+            PlanError: it holds no plan, or one of other passes, or the plan does not fit the model.
+            RewriterError: as :func:`rewriter.rewrite`.
+        """
+        checkpoint = getattr(self._args, "resume", None) or getattr(self._args, "checkpoint", None)
+        if checkpoint:
+            plan, holder = _plan_in(Path(checkpoint)), f"checkpoint {checkpoint}"
+            check_passes(plan, passes, holder)
+            rewritten = rewritten_by(model, plan.to_json(), holder)
+        else:
+            rewritten = rewrite(model, passes, **options)
+        self._args.rewrite_plan = records_of(rewritten)[-1].plan.to_json()
+        return rewritten
+
+
+def _plan_in(checkpoint: Path) -> Plan:
+    """The plan in a checkpoint of a run that had a hook; its tensors are not read."""
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        raise StorageError(f"checkpoint {checkpoint} cannot be read: {type(error).__name__}: {error}") from error
+    kept = getattr(content.get("args"), "rewrite_plan", None) if isinstance(content, dict) else None
+    if kept is None:
+        raise PlanError(
+            f"checkpoint {checkpoint} has no plan: it is of a run without CheckpointHook(args), or without a rewrite. "
+            "If the plan is in a file, give it: rewriter.rewrite(model, plan_file=...). To begin with an original's "
+            "weights, give them as --initial-checkpoint."
+        )
+    return plan_of_text(kept, f"checkpoint {checkpoint}")
 
 
 def create_optimizer(model: nn.Module, args: Any, **changes: Any) -> torch.optim.Optimizer:
