@@ -22,6 +22,7 @@ def parsed_options(description: str | None) -> argparse.Namespace:
     parser.add_argument("run", type=Path, help="the folder of this training; if it has a checkpoint, go on from there")
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--weights", type=Path, help="begin with a checkpoint, of any number of classes (train_timm.py)")
     parser.add_argument("--evaluate", action="store_true", help="load the checkpoint, and train no more")
     options = parser.parse_args()
     torch.manual_seed(options.seed)
@@ -74,7 +75,8 @@ def batches_of(dataset: Dataset[Any], epoch: int, batch_size: int = 16, rank: in
 
 
 def tell_loss(step: int, loss: torch.Tensor | float) -> None:
-    print(f"step {step}: loss {float(loss)!r}", flush=True)
+    value = loss.item() if isinstance(loss, torch.Tensor) else loss
+    print(f"step {step}: loss {value!r}", flush=True)
 
 
 def tell_logits(logits: torch.Tensor) -> None:

@@ -23,7 +23,10 @@ def main() -> None:
         opt="adamw", lr=1e-3, weight_decay=0.05, momentum=0.9, layer_decay=None,
     )  # fmt: skip
 
-    model = timm.create_model(args.model, num_classes=10, drop_rate=0.2)
+    pretrained = {"file": str(options.weights), "num_classes": -1} if options.weights else None  # -1: a new classifier
+    model = timm.create_model(
+        args.model, num_classes=10, drop_rate=0.2, pretrained=bool(pretrained), pretrained_cfg_overlay=pretrained
+    )
     model = CheckpointHook(args).rewrite(model, input_size=64)  # for create_model's result
     optimizer = create_optimizer(model, args)  # for create_optimizer_v2(model, **optimizer_kwargs(cfg=args))
 

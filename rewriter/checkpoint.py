@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from rewriter.errors import StorageError, listed
+from rewriter.plan_mark import MARK
 
 _STATES = ("state_dict_ema", "model_ema", "state_dict", "model", "model_state_dict")
 """Where training checkpoints hold the state dict. timm's order: the average of the weights comes first."""
@@ -84,6 +85,11 @@ def check_weights(model: nn.Module, state: Mapping[str, torch.Tensor], what: str
     }
     if any(problems.values()):
         told = "; ".join(f"{problem}: {listed(keys)}" for problem, keys in problems.items() if keys)
+        if MARK in problems["unexpected"]:
+            note = (
+                f". {MARK} says that they are a rewritten model's: rewrite a fresh original with the plan of that training "
+                "(rewriter.rewrite(model, plan_file=...), or rewriter.from_pretrained), and load them into that"
+            )
         raise StorageError(f"{what} do not fit this {type(model).__name__}: {told}{note}")
 
 

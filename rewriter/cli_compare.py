@@ -124,7 +124,8 @@ def compare_command(
         with stdout_kept_clean(as_json):
             batch_size = _checked(wanted, data, str(budget), fields, device)
             source = rewriter.data.open_source(data, root=root, download=download)
-            if Level.TRAINING in level if level else source.train is not None:
+            wanted.is_trained = Level.TRAINING in level if level else source.train is not None
+            if wanted.is_trained:
                 rewriter.data.check_trainable(source, batch_size)
             made = _Made(wanted, source)
             not_written = None
@@ -138,6 +139,8 @@ def compare_command(
         _leave_processes()
         if _is_first_process():
             print(result.to_json() if as_json else result)
+            if wanted.new_classifier:
+                print(f"note: training began with {wanted.new_classifier}", file=sys.stderr)
         if not_written is not None:  # the one document on stdout is the result
             print(f"error: {' '.join(str(not_written).split())}", file=sys.stderr)
             raise typer.Exit(1)

@@ -23,6 +23,7 @@ from rewriter.cli_options import (
     resolved_passes,
 )
 from rewriter.cli_output import described_inputs, show_model
+from rewriter.errors import listed
 from rewriter.guideline import Pass
 from rewriter.planning import Plan
 from rewriter.record import Record
@@ -73,6 +74,9 @@ class Wanted:
 
     Attributes:
         of_data: options of the model's constructor that the data set, not the user.
+        is_trained: whether the model is trained afterwards, or handed to somebody who may; only then can a checkpoint
+            of another number of classes be of use, without its classifier.
+        new_classifier: what is told of a classifier that was not loaded; empty if all weights were.
     """
 
     def __init__(
@@ -96,6 +100,7 @@ class Wanted:
         self.pretrained = pretrained
         self.checkpoint = checkpoint
         self.of_data: dict[str, Any] = {}
+        self.is_trained, self.new_classifier = True, ""
         if "pretrained" in self.model_kwargs:
             raise typer.BadParameter("--model-kwargs: pretrained is no option of the model; give --pretrained")
         if pretrained and checkpoint is not None:
@@ -111,11 +116,26 @@ class Wanted:
         self.check_files_and_passes()
         entry = self._created(work, meta)
         if self.weights is not None:
-            note = self._other_options(entry.model, self.weights)
-            check_weights(entry.model, self.weights, f"the weights in {self.checkpoint}", note)
+            weights = self._but_for_classifier(entry.model, self.weights) if self.is_trained else self.weights
+            note = self._other_options(entry.model, weights)
+            check_weights(entry.model, weights, f"the weights in {self.checkpoint}", note)
             if not meta:
-                entry.model.load_state_dict(self.weights, strict=True)
+                entry.model.load_state_dict(weights, strict=True)
         return entry
+
+    def _but_for_classifier(self, model: nn.Module, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The weights, with the model's own classifier where the number of classes was asked to be another one."""
+        import model_zoo
+
+        classes, channels = classes_and_channels(model, weights)
+        options = self.of_data | self.model_kwargs
+        asked = [options[option] for option in model_zoo.data_options(self.name, classes or 0, 0) if option in options]
+        if classes is None or channels is not None or not asked:
+            return weights
+        own = model.state_dict()
+        new = {key: tensor for key, tensor in own.items() if tensor.shape != weights[key].shape}
+        self.new_classifier = f"a new classifier ({listed(list(new))}): the checkpoint has {classes} classes"
+        return weights | new
 
     def check_files_and_passes(self) -> None:
         """Refuse passes and options of passes that there are not, and a checkpoint that cannot be read."""
@@ -191,6 +211,7 @@ class Wanted:
         """Print the model and what is asked of it."""
         options = "".join(f", {key}={value!r}" for key, value in self.model_kwargs.items())
         weights = "pretrained" if self.pretrained else f"from {self.checkpoint}" if self.checkpoint else "as created"
+        weights += f", with {self.new_classifier}" if self.new_classifier else ""
         inputs = described_inputs(self.arguments(entry))
         show_model(console, self.name, entry.model, options, weights, inputs, made)
 

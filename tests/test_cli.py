@@ -286,6 +286,31 @@ class TestErrors:
         assert run("plan", name, "--checkpoint", str(path), *told.split()).exit_code == 0
 
     @pytest.mark.parametrize(
+        ("name", "options", "told"),
+        [
+            ("test_resnet", ("-k", "num_classes=4"), "fc.weight, fc.bias"),
+            ("torchvision:fcn_resnet50", ("-k", "num_classes=4", "-k", "aux_loss=True"), "aux_classifier.4.weight"),
+        ],
+    )
+    def test_checkpoint_of_1000_classes_for_another_number(
+        self, name: str, options: tuple[str, ...], told: str, tmp_path: Path
+    ) -> None:
+        import model_zoo
+
+        own = {"aux_loss": True} if "fcn" in name else {}
+        state = model_zoo.create(name, num_classes=1000, **own).model.state_dict()
+        torch.save(state, tmp_path / "weights.pt")
+        out = tmp_path / "out"
+        common = ("--checkpoint", str(tmp_path / "weights.pt"), "--input-size", "64", "--no-verify")
+        done = run("rewrite", name, *options, *common, "--pass", "dropout", "-o", str(out))
+        assert done.exit_code == 0, done.stderr
+        shown = " ".join(done.stdout.split())
+        assert "with a new classifier (" in shown and told in shown and "the checkpoint has 1000 classes" in shown
+        loaded = rewriter.original_state_dict(rewriter.load(out))
+        new = {key for key, value in loaded.items() if value.shape != state[key].shape}
+        assert new and all(torch.equal(loaded[key], value) for key, value in state.items() if key not in new)
+
+    @pytest.mark.parametrize(
         "arguments",
         [
             ("plan",),

@@ -153,16 +153,36 @@ class TestRefusals:
 
     def test_checkpoint_of_another_shape(self, tmp_path: Path) -> None:
         path = tmp_path / "weights.safetensors"
-        other = timm.create_model("test_vit", in_chans=3, num_classes=7)
+        other = timm.create_model("test_vit", in_chans=1, num_classes=7)
         safetensors.torch.save_file(other.state_dict(), path)
         done = run(*COMMAND, "--checkpoint", str(path), "--input-size", "160")
         assert done.exit_code == 1 and "head.weight [7, 64] instead of [10, 64]" in done.stderr
+        assert "They fit a model made with -k num_classes=7 -k in_chans=1; without that, num_classes=10" in done.stderr
+
+    def test_checkpoint_of_other_classes_where_nothing_is_trained(self, tmp_path: Path) -> None:
+        path = tmp_path / "weights.safetensors"
+        safetensors.torch.save_file(timm.create_model("test_vit", in_chans=3, num_classes=7).state_dict(), path)
+        done = run(*COMMAND, "--checkpoint", str(path), "--input-size", "160", "--level", "equivalence")
+        assert done.exit_code == 1
         assert "They fit a model made with -k num_classes=7; without that, num_classes=10 is set" in done.stderr
 
     def test_weights_that_no_package_has(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
         done = run("compare", "resnet10t", "--pretrained", "--pass", "dropout")
         assert done.exit_code == 1 and "resnet10t" in done.stderr and "--checkpoint" in done.stderr
+
+
+def test_fine_tuning_from_a_checkpoint_of_other_classes(tmp_path: Path) -> None:
+    path = tmp_path / "imagenet.safetensors"
+    safetensors.torch.save_file(timm.create_model("test_resnet", in_chans=3, num_classes=1000).state_dict(), path)
+    arguments = ["test_resnet" if item == "test_vit" else item for item in COMMAND]
+    done = run(*arguments, "--checkpoint", str(path), "--input-size", "32", "--level", "training", "--json")
+    assert done.exit_code == 0, done.stderr
+    told = "training began with a new classifier (fc.weight, fc.bias): the checkpoint has 1000 classes"
+    assert f"note: {told}\n" in done.stderr
+    found = Comparison.from_json(done.stdout)
+    assert found.training is not None and len(found.training.runs) == 4
+    assert not any("do not begin with the same weights" in note for note in found.notes)
 
 
 def test_fine_tuning_from_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

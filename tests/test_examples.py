@@ -11,6 +11,8 @@ from pathlib import Path
 
 import psutil
 import pytest
+import timm
+import torch
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = {path.stem.removeprefix("train_"): path for path in sorted((ROOT / "examples").glob("train_*.py"))}
@@ -57,6 +59,15 @@ def killed(example: str, folder: Path, step: int, processes: int) -> dict[int, s
         each.kill()
     process.communicate()
     return losses(lines)
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_1000_classes_is_fine_tuned(tmp_path: Path) -> None:
+    trained = timm.create_model("test_efficientnet_gn", num_classes=1000)
+    torch.save(trained.state_dict(), tmp_path / "imagenet.pth")
+    whole, logits = told("timm", tmp_path / "run", "--weights", str(tmp_path / "imagenet.pth"), "--epochs", "1")
+    assert whole[0] != told("timm", tmp_path / "fresh", "--epochs", "1")[0][0]
+    assert told("timm", tmp_path / "run", "--evaluate", "--epochs", "1") == ({}, logits)
 
 
 @pytest.mark.slow
