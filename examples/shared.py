@@ -22,7 +22,9 @@ def parsed_options(description: str | None) -> argparse.Namespace:
     parser.add_argument("run", type=Path, help="the folder of this training; if it has a checkpoint, go on from there")
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--weights", type=Path, help="begin with a checkpoint, of any number of classes (train_timm.py)")
+    parser.add_argument(
+        "--weights", type=Path, help="begin with a checkpoint, of any number of classes (train_timm.py)"
+    )
     parser.add_argument("--evaluate", action="store_true", help="load the checkpoint, and train no more")
     options = parser.parse_args()
     torch.manual_seed(options.seed)

@@ -1,4 +1,4 @@
-"""Adapters of peft: verbs that look for places to edit, or run the model as it was rewritten, come before them."""
+"""Adapters of peft, mixed precision of accelerate: verbs that look for places to edit come before them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,21 @@ from torch import nn
 
 from rewriter.errors import ModelError
 from rewriter.wrappers import holds_adapters
+
+
+def refuse_mixed_precision(model: nn.Module) -> None:
+    """Refuse a model of which accelerate has set ``forward`` to a function around it: edits of it would not run.
+
+    Raises:
+        ModelError: with when in a script to rewrite.
+    """
+    for path, module in model.named_modules():
+        if "_original_forward" in module.__dict__ and hasattr(module.__dict__.get("forward"), "__wrapped__"):
+            where = f"module {path!r}" if path else "the model"
+            raise ModelError(
+                f"{where} was prepared by accelerate for mixed precision, which set another forward. Rewrite first, "
+                "then prepare; accelerator.unwrap_model(model, keep_fp32_wrapper=False) takes it off"
+            )
 
 
 def refuse_adapters(model: nn.Module) -> None:

@@ -11,6 +11,7 @@ from rewriter.argument_checks import checked_flag
 from rewriter.copying import copy_model
 from rewriter.edit.classes import carries_edit, is_generated
 from rewriter.edit.edits import AddModule, take_back
+from rewriter.edit.held_methods import wrapped_edit
 from rewriter.errors import ModelError, UndoError
 from rewriter.guard import check_model
 from rewriter.layers import is_layer
@@ -23,7 +24,14 @@ from rewriter.record import Report, is_folded, make_report, records_of, rewritte
 from rewriter.remembered_inputs import inputs_to_run_on
 from rewriter.tracing.trace import Trace, trace_candidates
 from rewriter.whole_state import whole_state_dict
-from rewriter.wrappers import inside, is_flattened, looked_through, module_inside, path_of_key, trained_copies
+from rewriter.wrappers import (
+    inside,
+    is_flattened,
+    looked_through,
+    module_inside,
+    path_of_key,
+    trained_copies,
+)
 
 
 def rewrite(
@@ -134,6 +142,7 @@ def undo(model: nn.Module, inplace: bool = False) -> nn.Module:
     _refuse_trained_copies(model)
     if not inplace and is_flattened(model):
         raise ModelError("the model is sharded by FSDP, and cannot be copied: rewriter.undo(model, inplace=True)")
+    _refuse_wrapped_forward(parts)
     for _, part in parts:
         warn_of_changed_output(part, "rewriter.undo")
     result = model if inplace else copy_model(model, "rewriter.undo(model, inplace=True) needs no copy.")
@@ -158,6 +167,23 @@ def _refuse_other_classes(parts: list[tuple[str, nn.Module]]) -> None:
                 raise UndoError(
                     f"module {f'{outer}.{path}'.strip('.')!r} was edited and became a {type(module).__name__} since: "
                     "undo before fully_shard, or take its parametrizations off first"
+                )
+
+
+def _refuse_wrapped_forward(parts: list[tuple[str, nn.Module]]) -> None:
+    """Refuse to take back a method that goes on running, since others have set a function around it.
+
+    Raises:
+        UndoError: naming the first such module.
+    """
+    for outer, part in parts:
+        for path in (path for record in records_of(part) for path in record.applied.edited_classes):
+            module = module_inside(part, path)
+            if module is not None and wrapped_edit(module):
+                raise UndoError(
+                    f"module {f'{outer}.{path}'.strip('.')!r} was edited, and its forward was set to a function around "
+                    "the edited one since, as accelerate does for mixed precision: that would go on running. Take it "
+                    "off first: accelerator.unwrap_model(model, keep_fp32_wrapper=False)"
                 )
 
 
@@ -213,9 +239,10 @@ def original_state_dict(model: nn.Module) -> dict[str, Any]:
 
     Without what the rewrite added (buffers of scale equalizers, the mark of its plan); all other values are those of
     now. Where edits change the output, a :class:`rewriter.RewriterWarning` names them: the original computes something
-    else with these weights. Of a wrapped model it is that of the model inside; one that holds rewritten models as parts
-    is as if they had not been. What was put on the model since stays: parametrizations, adapters of peft. Of what FSDP
-    shards each process gets the whole, and all have to call this; of what accelerate offloads the values are there.
+    else with these weights. Of a wrapped model it is that of the model inside, and one that holds rewritten models as
+    parts is as if they had not been. What was put on its modules since stays, and its names in the keys: compiled
+    submodules, parametrizations, adapters of peft. Of what FSDP shards each process gets the whole, and all have to
+    call this; of what accelerate offloads the values are there.
 
     Raises:
         ModelError: the model was folded, so its weights are not those of the original any more; or it is only a part of
@@ -246,6 +273,5 @@ def original_state_dict(model: nn.Module) -> dict[str, Any]:
     paths = (path for path, module in model.named_modules(remove_duplicate=False) if module in added)
     prefixes = tuple(f"{path_of_key(path)}." for path in paths)
     marks = {f"{path_of_key(path)}.{MARK}".lstrip(".") for path, part in parts if has_mark(part)}
-    return type(state)(
-        (key, value) for key, value in state.items() if not key.startswith(prefixes) and key not in marks
-    )
+    kept = {key: value for key, value in state.items() if not key.startswith(prefixes) and key not in marks}
+    return type(state)(kept)

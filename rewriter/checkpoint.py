@@ -87,8 +87,8 @@ def check_weights(model: nn.Module, state: Mapping[str, torch.Tensor], what: str
         told = "; ".join(f"{problem}: {listed(keys)}" for problem, keys in problems.items() if keys)
         if MARK in problems["unexpected"]:
             note = (
-                f". {MARK} says that they are a rewritten model's: rewrite a fresh original with the plan of that training "
-                "(rewriter.rewrite(model, plan_file=...), or rewriter.from_pretrained), and load them into that"
+                f". {MARK} says that they are a rewritten model's: rewrite a fresh original with the plan of that "
+                "training (rewriter.rewrite(model, plan_file=...), rewriter.from_pretrained), and load them into that"
             )
         raise StorageError(f"{what} do not fit this {type(model).__name__}: {told}{note}")
 

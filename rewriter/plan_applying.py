@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from torch import nn
 
-from rewriter.adapters import refuse_adapters
+from rewriter.adapters import refuse_adapters, refuse_mixed_precision
 from rewriter.argument_checks import checked_flag
 from rewriter.copying import copy_model
 from rewriter.edit.edits import apply_edits, take_back
@@ -59,6 +59,7 @@ def apply_plan(
     """
     check_model(model)
     refuse_adapters(model)
+    refuse_mixed_precision(model)
     inplace, verify = checked_flag("inplace", inplace), checked_flag("verify", verify)
     seconds = dict(seconds or {})
     made.check_fits(model)

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from rewriter.adapters import refuse_adapters
+from rewriter.adapters import refuse_adapters, refuse_mixed_precision
 from rewriter.edit.classes import class_name, original_class
 from rewriter.errors import ModelError, SelectorError
 from rewriter.freshness import carries_trained_weights
@@ -48,6 +48,7 @@ def make_plan(
     """
     check_model(model)
     refuse_adapters(model)
+    refuse_mixed_precision(model)
     if is_folded(model):
         raise ModelError("the model was folded for export; rewrite the model that it was folded from")
     if not isinstance(preserve, str) or preserve not in _PRESERVE:

@@ -10,7 +10,8 @@ from rewriter.edit.edits import AddModule
 from rewriter.errors import ModelError, StorageError
 from rewriter.guard import check_model
 from rewriter.planning import Plan, fingerprints
-from rewriter.record import is_folded, records_of
+from rewriter.record import is_folded, records_of, rewritten_parts
+from rewriter.whole_state import is_sharded
 from rewriter.wrappers import holds_adapters, is_flattened, named_modules_inside
 
 
@@ -25,14 +26,14 @@ def check_savable(outer: nn.Module, model: nn.Module) -> None:
         ModelError: it is sharded, or holds wrapped parts.
         StorageError: it was folded, or others changed its structure after the rewrite.
     """
-    if is_flattened(outer):
+    if is_flattened(outer) or any(map(is_sharded, model.parameters())):
         raise ModelError(
             f"the {type(model).__name__} is sharded by FSDP, its parameters are not whole. Gather them, on every "
             "process: torch.distributed.checkpoint.state_dict.get_model_state_dict(model, options=StateDictOptions("
             "full_state_dict=True)); load them into a rewritten model without FSDP, and save that"
         )
     check_model(model, may_be_wrapped=True, may_be_offloaded=True)  # that changes nothing that is saved
-    if is_folded(model):
+    if any(is_folded(part) for _, part in rewritten_parts(model)):
         raise StorageError("the model was folded for export; save the model that it was folded from, or use torch.save")
     adapted = next((path for path, module in model.named_modules() if holds_adapters(module)), None)
     if adapted is not None:
@@ -40,10 +41,13 @@ def check_savable(outer: nn.Module, model: nn.Module) -> None:
             f"module {adapted!r} has adapters of peft, which a fresh original has not. Save what "
             "model.merge_and_unload() gives, and adapters by themselves with peft's save_pretrained"
         )
-    records = records_of(model)
-    if records and (path := _later_parametrization(model, records[0].plan)) is not None:
+    for outer_path, part in rewritten_parts(model):
+        path = _later_parametrization(part, records_of(part)[0].plan)
+        if path is None:
+            continue
+        where = f"{outer_path}.{path}".lstrip(".")
         raise StorageError(
-            f"module {path!r} was given parametrizations after the rewrite, which a fresh original has not. Take them "
+            f"module {where!r} was given parametrizations after the rewrite, which a fresh original has not. Take them "
             "off first: torch.nn.utils.parametrize.remove_parametrizations; or rewrite after they are put on"
         )
 

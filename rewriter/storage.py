@@ -30,18 +30,18 @@ from rewriter.argument_checks import checked_path
 from rewriter.checkpoint import check_weights, read_safetensors
 from rewriter.copying import WITHOUT, copy_model
 from rewriter.edit.classes import class_name, is_called, original_class
-from rewriter.entry_points import MODEL_GROUP, loaded
 from rewriter.errors import PlanError, StorageError, listed
 from rewriter.extra_state import extra_state_to_store, stored_extra_state
-from rewriter.guard import check_model, random_state_kept
+from rewriter.guard import check_model
+from rewriter.original_recipe import checked_recipe, original_of
 from rewriter.plan_file import plan_files_in
 from rewriter.plan_mark import MARK, has_mark
 from rewriter.planning import Plan
-from rewriter.record import Verdict, make_report, records_in_force, records_of, set_records
+from rewriter.record import Record, Verdict, make_report, records_in_force, records_of, rewritten_parts, set_records
 from rewriter.savable import check_savable
 from rewriter.settings import restore_settings, restore_types, settings_of
 from rewriter.whole_state import whole_state_dict
-from rewriter.wrappers import looked_through
+from rewriter.wrappers import looked_through, module_inside
 
 FORMAT = 2
 """Version of the directory's form."""
@@ -51,12 +51,6 @@ _FILES = (RECIPE, PLAN, REPORT, WEIGHTS)
 _VERSIONED = (
     "rewriter", "torch", "timm", "torchvision", "segmentation-models-pytorch", "transformers", "diffusers",
 )  # fmt: skip
-
-_WEIGHT_OPTIONS = (
-    "pretrained", "weights", "weights_backbone", "encoder_weights", "checkpoint_path", "pretrained_cfg",
-    "pretrained_cfg_overlay", "cache_dir",
-)  # fmt: skip
-"""Options of constructors that fetch weights: the directory has the weights, and loading it fetches nothing."""
 
 
 def save(model: nn.Module, directory: str | Path, *, recipe: Mapping[str, Any] | None = None) -> None:
@@ -75,10 +69,11 @@ def save(model: nn.Module, directory: str | Path, *, recipe: Mapping[str, Any] |
     outer, model = model, looked_through(model)
     check_savable(outer, model)
     target = check_target(directory)
-    name, options = _checked_recipe(recipe or {})
+    name, options = checked_recipe(recipe or {})
     tensors, shared = _tensors_to_store(whole_state_dict(model))
     extra = extra_state_to_store(model)
-    records = records_in_force(model)
+    in_force = [(path, record) for path, part in rewritten_parts(model) for record in records_in_force(part)]
+    records = [record for _, record in in_force]
     contents = {
         PLAN: json.dumps([json.loads(record.plan.to_json()) for record in records], indent=2),
         REPORT: make_report(model).to_json(),
@@ -99,6 +94,7 @@ def save(model: nn.Module, directory: str | Path, *, recipe: Mapping[str, Any] |
             "class": class_name(original_class(type(model))),
             "versions": _versions(),
             "rewrites": [_request(record.plan) for record in records],
+            "parts": [path for path, _ in in_force],
             **settings_of(model),
             "extra_state": extra,
             "sha256": {file: _sha256(partial / file) for file in (PLAN, REPORT, WEIGHTS)},
@@ -131,7 +127,7 @@ def load(directory: str | Path, model: nn.Module | None = None) -> nn.Module:
     plans = _read_plans(source)
     state = _read_weights(source / WEIGHTS)
     if model is None:
-        target = _original(recipe, source)
+        target = original_of(recipe, source)
     else:
         check_model(model)
         if records_of(model):
@@ -140,9 +136,12 @@ def load(directory: str | Path, model: nn.Module | None = None) -> nn.Module:
     if any(tensor.is_meta for tensor in (*target.parameters(), *target.buffers())):
         raise StorageError("the model given has tensors on the meta device; create it on the device it shall run on")
     versions = _version_note(recipe)
-    for plan in plans:
+    parts = recipe.get("parts", [""] * len(plans))
+    if not isinstance(parts, list) or len(parts) != len(plans):
+        raise StorageError(f"{source / RECIPE} is damaged: 'parts' does not name a part for each plan")
+    for path, plan in zip(parts, plans, strict=True):
         try:
-            target = plan.apply(target, inplace=True, verify=False, all_ranks=False)
+            plan.apply(_part_of(target, path, source), inplace=True, verify=False, all_ranks=False)
         except PlanError as error:
             raise PlanError(f"{error}{versions}") from error
     found = original_class(type(target))
@@ -151,8 +150,9 @@ def load(directory: str | Path, model: nn.Module | None = None) -> nn.Module:
         raise StorageError(f"{source} holds a {recipe['class']}, found a {here}; give a fresh original of that class")
     with _damage(source / RECIPE):
         extra = stored_extra_state(recipe.get("extra_state", {}))
-    if has_mark(target):  # directories of earlier versions have none, and their plans are here
-        state[MARK] = target.state_dict()[MARK]
+    for path, part in rewritten_parts(target):
+        if has_mark(part):  # directories of earlier versions have none, and their plans are here
+            state[f"{path}.{MARK}".lstrip(".")] = part.state_dict()[MARK]
     check_weights(target, {**state, **extra}, f"the weights in {source}", versions)
     with _damage(source / RECIPE):
         restore_types(target, state, recipe)
@@ -189,25 +189,6 @@ def check_target(directory: str | Path) -> Path:
     return target
 
 
-def _checked_recipe(recipe: Mapping[str, Any]) -> tuple[str | None, dict[str, Any]]:
-    strange = sorted(set(recipe) - {"model", "kwargs"})
-    name, options = recipe.get("model"), recipe.get("kwargs", {})
-    if strange or not isinstance(name, (str, type(None))) or not isinstance(options, Mapping):
-        raise StorageError(f"recipe: expected {{'model': name, 'kwargs': {{…}}}}, found {dict(recipe)!r}")
-    kept = {key: value for key, value in options.items() if key not in _WEIGHT_OPTIONS}
-    for key, value in kept.items():
-        try:
-            same = _as_tuples(json.loads(json.dumps(value, allow_nan=False))) == _as_tuples(value)
-        except (TypeError, ValueError):
-            same = False
-        if not same:
-            raise StorageError(
-                f"recipe: {key}={value!r} cannot be stored as JSON; leave recipe away, "
-                "and give a fresh original to rewriter.load(directory, model)"
-            )
-    return name, kept
-
-
 def _tensors_to_store(state: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """Each tensor once, contiguous, and the further names of those that have more than one."""
     tensors: dict[str, torch.Tensor] = {}
@@ -237,17 +218,27 @@ def _tensors_to_store(state: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor]
     return tensors, shared
 
 
+def _part_of(model: nn.Module, path: Any, source: Path) -> nn.Module:
+    """What a plan was made for: ``model`` itself, or a part of it, as in a LightningModule."""
+    part = module_inside(model, path) if isinstance(path, str) else None
+    if part is None:
+        raise StorageError(f"{source} has a plan for {path!r}, which this {type(model).__name__} does not have")
+    return part
+
+
 def _restore_verdicts(model: nn.Module, source: Path) -> None:
     """Put back what was verified and how long it took, so that the report of a loaded model is the one it had."""
     with _damage(source / REPORT):
         entries = _read_json(source / REPORT)
-        records = []
-        for record, entry in zip(records_of(model), entries, strict=True):
+        parts = [(part, record) for _, part in rewritten_parts(model) for record in records_of(part)]
+        told: dict[nn.Module, list[Record]] = {part: [] for part, _ in parts}
+        for (part, record), entry in zip(parts, entries, strict=True):
             checks = entry["verified"]
             verdict = None if checks is None else Verdict(tuple((str(n), h, str(d)) for n, h, d in checks))
             seconds = {str(step): float(value) / 1000 for step, value in entry["milliseconds"].items()}
-            records.append(replace(record, verdict=verdict, seconds=seconds))
-        set_records(model, tuple(records))
+            told[part].append(replace(record, verdict=verdict, seconds=seconds))
+        for part, records in told.items():
+            set_records(part, tuple(records))
 
 
 def _check_loaded(model: nn.Module, state: Mapping[str, torch.Tensor], source: Path) -> None:
@@ -259,33 +250,6 @@ def _check_loaded(model: nn.Module, state: Mapping[str, torch.Tensor], source: P
             f"{source}: the weights loaded differ from those saved: {listed(wrong)}. "
             "The original given ties or converts weights in another way."
         )
-
-
-def _original(recipe: Mapping[str, Any], source: Path) -> nn.Module:
-    name, options = recipe["model"], recipe["kwargs"]
-    if name is None:
-        raise StorageError(
-            f"{source} does not say how its original is made; give a fresh one: rewriter.load(directory, model), "
-            f"with a {recipe['class']}"
-        )
-    fetching = [key for key in options if key in _WEIGHT_OPTIONS]
-    if fetching:
-        raise StorageError(f"{source / RECIPE} is damaged: it asks for other weights ({', '.join(fetching)})")
-    refusals = []
-    for _, create in loaded(MODEL_GROUP):
-        try:
-            with random_state_kept():
-                model = create(name, **{key: _as_tuples(value) for key, value in options.items()}).model
-        except Exception as error:  # a source that does not know the name, or whose library is not installed
-            refusals.append(str(error))
-            continue
-        check_model(model)
-        assert isinstance(model, nn.Module)
-        return model
-    why = "; ".join(refusals) or "no installed package makes models by name"
-    raise StorageError(
-        f"the original {name!r} cannot be made ({why}); give a fresh one: rewriter.load(directory, model)"
-    )
 
 
 def _read_recipe(source: Path) -> dict[str, Any]:
@@ -384,15 +348,6 @@ def _same_bits(first: torch.Tensor, second: torch.Tensor) -> bool:
     if torch.equal(first, second):  # but for the sign of zero
         return True
     return torch.equal(first.reshape(-1).view(torch.uint8), second.reshape(-1).view(torch.uint8))  # NaN
-
-
-def _as_tuples(value: Any) -> Any:
-    """JSON has lists only, and libraries test for tuples (image sizes, numbers of layers)."""
-    if isinstance(value, (list, tuple)):
-        return tuple(_as_tuples(item) for item in value)
-    if isinstance(value, dict):
-        return {key: _as_tuples(item) for key, item in value.items()}
-    return value
 
 
 def _sha256(path: Path) -> str:

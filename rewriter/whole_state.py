@@ -1,6 +1,7 @@
 """The state dict of what is inside of wrappers, with every value in it, wherever the wrapper keeps them.
 
-FSDP's first form keeps parameters in flat ones, a share of them in each process. What accelerate offloads is on the
+FSDP's first form keeps parameters in flat ones, a share of them in each process; its second form keeps a share of each
+parameter. What accelerate offloads is on the
 meta device between calls, and its values are in a map beside it.
 """
 
@@ -32,6 +33,9 @@ def whole_state_dict(model: nn.Module) -> dict[str, Any]:
             for key in [key for key in state if key.startswith(prefix) and _is_meta(state[key])]:
                 if key.removeprefix(prefix) in values:
                     state[key] = values[key.removeprefix(prefix)]
+    for key, value in state.items():
+        if isinstance(value, torch.Tensor):
+            state[key] = whole_tensor(value)
     return state
 
 

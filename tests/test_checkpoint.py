@@ -166,7 +166,9 @@ class TestRefusals:
 def test_weights_of_a_rewritten_model_are_told_from_the_originals() -> None:
     original = timm.create_model("test_efficientnet_gn", num_classes=4)
     rewritten = rewriter.rewrite(original, "group-count", input_size=64)
-    with pytest.raises(rewriter.StorageError, match=r"rewriter_plan says that they are a rewritten model's.*plan_file="):
+    with pytest.raises(
+        rewriter.StorageError, match=r"rewriter_plan says that they are a rewritten model's.*plan_file="
+    ):
         check_weights(original, rewritten.state_dict(), "the weights in FILE")
 
 

@@ -85,7 +85,9 @@ def test_trains_under_ddp(pair: tuple[nn.Module, nn.Module, torch.Tensor], proce
         rewriter.rewrite(wrapped)
 
 
-def test_trains_under_fsdp2(pair: tuple[nn.Module, nn.Module, torch.Tensor], process_group: None) -> None:
+def test_trains_under_fsdp2(
+    pair: tuple[nn.Module, nn.Module, torch.Tensor], process_group: None, tmp_path: Path
+) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
@@ -97,6 +99,11 @@ def test_trains_under_fsdp2(pair: tuple[nn.Module, nn.Module, torch.Tensor], pro
     rewritten.train()(x).sum().backward()
     report = rewriter.report(rewritten)
     assert report.applied and not report.stale
+    state = rewriter.original_state_dict(rewritten)
+    assert not any(hasattr(value, "full_tensor") for value in state.values())
+    model.load_state_dict(state)
+    with pytest.raises(rewriter.ModelError, match="Gather them, on every process"):
+        rewriter.save(rewritten, tmp_path / "saved")
     with pytest.raises(rewriter.ModelError, match="FSDP"):
         rewriter.rewrite(rewritten)
     if "" in report.records[0].applied.edited_classes:  # of the others fully_shard left the class

@@ -265,6 +265,64 @@ class TestAccelerate:
         assert torch.equal(in_training(rewritten), in_training(rewriter.rewrite(vit(), "dropout", verify=False)))
 
 
+class TestMixedPrecision:
+    """accelerate puts a function around the forward that a model has when it is prepared."""
+
+    def prepared(self, model: nn.Module) -> tuple[Any, Any]:
+        from accelerate import Accelerator
+        from accelerate.state import AcceleratorState
+
+        AcceleratorState._reset_state(reset_partial_state=True)
+        accelerator = Accelerator(mixed_precision="bf16", cpu=True)
+        return accelerator, accelerator.prepare(model)
+
+    @pytest.mark.parametrize("make", [LastInSequential, None], ids=["within", "the root"])
+    def test_it_is_not_stale_and_not_taken_back_by_half(self, make: Any) -> None:
+        plain = rewriter.rewrite(make(), "dropout", input_size=64, verify=False) if make else self.rooted()
+        expected = len(rewriter.report(plain).applied)
+        accelerator, model = self.prepared(plain)
+        found = rewriter.report(model)
+        assert not found.stale and len(found.applied) == expected > 0
+        if make is None:
+            with pytest.raises(rewriter.UndoError, match=r"its forward was set to .* keep_fp32_wrapper=False"):
+                rewriter.undo(model)
+            assert edited(model)
+        bare = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+        undone = rewriter.undo(bare)
+        assert edited(undone) == 0 and edited(bare)
+        original = make() if make else Rooted()
+        original.load_state_dict(undone.state_dict())
+        assert torch.equal(undone.eval()(image()), original.eval()(image()))
+
+    def rooted(self) -> nn.Module:
+        model = rewriter.rewrite(Rooted(), "dropout", input_size=64, verify=False)
+        assert "" in rewriter.report(model).records[0].applied.edited_classes
+        return model
+
+    def test_a_prepared_model_is_not_rewritten(self) -> None:
+        accelerator, model = self.prepared(Rooted())
+        for verb in (rewriter.plan, rewriter.rewrite):
+            with pytest.raises(rewriter.ModelError, match=r"prepared by accelerate .* Rewrite first, then prepare"):
+                verb(model, "dropout", input_size=64)
+        bare = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+        assert rewriter.report(rewriter.rewrite(bare, "dropout", input_size=64)).applied
+
+
+class Rooted(nn.Module):
+    """Its own forward is edited: the dropout stands in a residual branch that it writes out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 8, 8)
+        self.first, self.second = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.norm, self.drop, self.head = nn.BatchNorm2d(8), nn.Dropout(0.2), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        x = self.stem(x)
+        x = x + self.drop(self.second(self.first(self.norm(x)).relu()))
+        return self.head(x).mean((2, 3))
+
+
 class TestParametrizations:
     """Of layers of an edited model; see test_wrappers for those of an edited layer."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import MethodType
@@ -182,3 +183,34 @@ def test_a_parametrization_on_an_edited_layer_is_not_stale_and_comes_off_before_
         rewriter.undo(model)
     nn.utils.parametrize.remove_parametrizations(module, "scale")
     assert edited(rewriter.undo(model)) == 0
+
+
+class Pair(Task):
+    """Two rewritten models in one, as a teacher and a student."""
+
+    def __init__(self, net: nn.Module, teacher: nn.Module) -> None:
+        super().__init__(net)
+        self.teacher = teacher
+
+
+def test_what_holds_rewritten_models_is_saved_whole_and_loaded(tmp_path: Path) -> None:
+    def nets() -> tuple[nn.Module, nn.Module]:
+        small = {"in_channels": 3, "encoder_weights": None}
+        return smp.PSPNet("resnet18", **small), timm.create_model("test_efficientnet_gn", num_classes=4)
+
+    net, teacher = (rewriter.rewrite(net, input_size=64, verify=index == 0) for index, net in enumerate(nets()))
+    rewriter.calibrate(net, [image()], progress=False)
+    pair = Pair(net, teacher)
+    rewriter.save(pair, tmp_path / "saved")
+    loaded = rewriter.load(tmp_path / "saved", Pair(*nets()))
+    assert all(map(torch.equal, loaded.state_dict().values(), pair.state_dict().values()))
+    assert torch.equal(loaded.eval()(image()), pair.eval()(image()))
+    assert str(rewriter.report(loaded.net)) == str(rewriter.report(net))
+    assert str(rewriter.report(loaded.teacher)) == str(rewriter.report(teacher))
+    with pytest.raises(rewriter.StorageError, match=r"a plan for 'teacher', which this Task does not have"):
+        rewriter.load(tmp_path / "saved", Task(nets()[0]))
+    recipe = json.loads((tmp_path / "saved" / "recipe.json").read_text())
+    for damaged in (["net"], "net", ["net", 3]):
+        (tmp_path / "saved" / "recipe.json").write_text(json.dumps({**recipe, "parts": damaged}))
+        with pytest.raises(rewriter.StorageError):
+            rewriter.load(tmp_path / "saved", Pair(*nets()))

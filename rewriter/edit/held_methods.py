@@ -78,10 +78,30 @@ def follows_its_module(value: Any, module: nn.Module) -> bool:
 def hides(module: nn.Module, method: str) -> bool:
     """Whether a ``forward`` set on ``module`` itself stands before its edited ``method``, or leads somewhere else."""
     own = module.__dict__.get("forward")
-    if own is None:
+    if own is None or getattr(type(module), "forward", None) in _wrapped_by(own, module):
         return False
     other = isinstance(own, types.MethodType) and own.__func__ is not getattr(type(module), "forward", None)
     return not follows_its_module(own, module) or (method == "forward" and other)
+
+
+def wrapped_edit(module: nn.Module) -> bool:
+    """Whether a ``forward`` set on ``module`` itself is a function around one that its generated class has replaced."""
+    own = module.__dict__.get("forward")
+    if isinstance(own, functools.partial):  # what it calls it finds on the module, where it is made anew
+        return False
+    within = list(_wrapped_by(own, module))[1:]
+    return any(new in within for _, new in replaced_in(type(module)))
+
+
+def _wrapped_by(value: Any, module: nn.Module) -> Iterator[Any]:
+    """The functions from ``value`` inwards, as ``functools.wraps`` remembers them, while they are of ``module``."""
+    while value is not None:
+        if isinstance(value, types.MethodType):
+            if value.__self__ is not module:
+                return
+            value = value.__func__
+        yield value
+        value = getattr(value, "__wrapped__", None)
 
 
 class _Rebinding:
