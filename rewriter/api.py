@@ -165,9 +165,14 @@ def _refuse_other_classes(parts: list[tuple[str, nn.Module]]) -> None:
             module = module_inside(part, path)
             if module is not None and carries_edit(type(module)) and not is_generated(type(module)):
                 raise UndoError(
-                    f"module {f'{outer}.{path}'.strip('.')!r} was edited and became a {type(module).__name__} since: "
+                    f"{_place(outer, path)} was edited and became a {type(module).__name__} since: "
                     "undo before fully_shard, or take its parametrizations off first"
                 )
+
+
+def _place(outer: str, path: str) -> str:
+    whole = f"{outer}.{path}".strip(".")
+    return f"module {whole!r}" if whole else "the model"
 
 
 def _refuse_wrapped_forward(parts: list[tuple[str, nn.Module]]) -> None:
@@ -181,7 +186,7 @@ def _refuse_wrapped_forward(parts: list[tuple[str, nn.Module]]) -> None:
             module = module_inside(part, path)
             if module is not None and wrapped_edit(module):
                 raise UndoError(
-                    f"module {f'{outer}.{path}'.strip('.')!r} was edited, and its forward was set to a function around "
+                    f"{_place(outer, path)} was edited, and its forward was set to a function around "
                     "the edited one since, as accelerate does for mixed precision: that would go on running. Take it "
                     "off first: accelerator.unwrap_model(model, keep_fp32_wrapper=False)"
                 )

@@ -28,7 +28,7 @@ def check_savable(outer: nn.Module, model: nn.Module) -> None:
     """
     if is_flattened(outer) or any(map(is_sharded, model.parameters())):
         raise ModelError(
-            f"the {type(model).__name__} is sharded by FSDP, its parameters are not whole. Gather them, on every "
+            "the model is sharded by FSDP, its parameters are not whole. Gather them, on every "
             "process: torch.distributed.checkpoint.state_dict.get_model_state_dict(model, options=StateDictOptions("
             "full_state_dict=True)); load them into a rewritten model without FSDP, and save that"
         )

@@ -202,7 +202,8 @@ def _tensors_to_store(state: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor]
         tensor = tensor.detach()
         if tensor.layout is not torch.strided or tensor.is_quantized or type(tensor) is not torch.Tensor:
             raise StorageError(
-                f"{key} is a {type(tensor).__name__} ({tensor.layout}); only plain tensors can be stored"
+                f"{key} is a {type(tensor).__name__} ({tensor.layout}); only plain tensors can be stored: save the "
+                "model before its tensors are quantized or wrapped, and do that again to what rewriter.load gives"
             )
         identity = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
         if tensor.numel() and identity in known:

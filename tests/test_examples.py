@@ -86,3 +86,17 @@ def test_an_example_is_killed_and_goes_on_to_the_same_curve(example: str, tmp_pa
 
     none, elsewhere = told(example, tmp_path / "broken", "--evaluate", "--seed", "9")
     assert not none and elsewhere == logits
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs" / "trainers").glob("*.md")), ids=lambda path: path.stem)
+def test_the_page_shows_what_the_example_does(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    (named,) = set(re.findall(r"examples/(train_\w+)\.py", text))
+    code = {line.strip() for line in EXAMPLES[named.removeprefix("train_")].read_text(encoding="utf-8").splitlines()}
+    shown = [line.strip() for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
+    assert shown and not [line for line in shown if line and line not in code]
+
+
+def test_every_example_has_a_page() -> None:
+    named = "".join(page.read_text(encoding="utf-8") for page in (ROOT / "docs" / "trainers").glob("*.md"))
+    assert all(f"examples/{path.name}" in named for path in EXAMPLES.values())

@@ -10,7 +10,6 @@ import copy
 import functools
 import os
 import re
-import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
@@ -434,21 +433,68 @@ def measured(situation: str, verb: str) -> str:
     return RIGHT
 
 
-def remedy(message: str) -> str:
-    """The end of a message, which says what to do."""
-    sentences = re.split(r"(?<=[.:;]) (?=[A-Za-z])", message)
-    return sentences[-1]
+def page(cells: dict[str, dict[str, str]]) -> str:
+    """docs/trainers.md: the table, and below it what each refusal says."""
+    notes: dict[str, int] = {}
+    rows = []
+    for name, row in cells.items():
+        texts = [_CHECK if text == RIGHT else f"[{notes.setdefault(text, len(notes) + 1)}]" for text in row.values()]
+        rows.append(f"| {name} | {' | '.join(texts)} |")
+    head = f"| | {' | '.join(f'`{verb}`' if '_' in verb or ' ' not in verb else verb for verb in VERBS)} |"
+    told = "\n".join(f"{number}. {text}" for text, number in notes.items())
+    return _PAGE.format(table="\n".join([head, "| --- " * (len(VERBS) + 1) + "|", *rows]), notes=told)
+
+
+def documented() -> dict[str, dict[str, str]]:
+    """The cells of the page, as :func:`measured` gives them."""
+    text = PAGE.read_text(encoding="utf-8")
+    notes = dict(re.findall(r"^(\d+)\. (.*)$", text, re.MULTILINE))
+    found = {}
+    for line in text.splitlines():
+        name, *entries = (entry.strip() for entry in line.strip("|").split("|"))
+        if name in SITUATIONS and len(entries) == len(VERBS):
+            texts = [RIGHT if entry == _CHECK else notes[entry.strip("[]")] for entry in entries]
+            found[name] = dict(zip(VERBS, texts, strict=True))
+    return found
+
+
+_CHECK = "✓"
+_PAGE = """# Trainers and libraries
+
+The order in a script, resuming and evaluation: [training.md](training.md). One page with an example each, which is
+tested by killing it and going on to the same curve:
+
+| | page | example |
+| --- | --- | --- |
+| timm's `train.py` | [timm](trainers/timm.md) | `examples/train_timm.py` |
+| Lightning | [lightning](trainers/lightning.md) | `examples/train_lightning.py` |
+| transformers' `Trainer` | [transformers](trainers/transformers.md) | `examples/train_transformers.py` |
+| accelerate | [accelerate](trainers/accelerate.md) | `examples/train_accelerate.py` |
+| torchvision's loop | [torchvision](trainers/torchvision.md) | `examples/train_torchvision_segmentation.py` |
+| segmentation_models_pytorch | [smp](trainers/segmentation_models.md) | `examples/train_segmentation_models.py` |
+| DistributedDataParallel, `torchrun` | [ddp](trainers/ddp.md) | `examples/train_ddp.py` |
+| FSDP2, `torchrun` | [fsdp2](trainers/fsdp2.md) | `examples/train_fsdp2.py` |
+
+`make test-trainers` runs them all, and what the table below says.
+
+## What each verb does with a model that somebody holds
+
+{check} is right: the same edits, groups, constants, outputs and keys as of the model by itself, bit by bit where
+nothing casts. A number is a refusal, with the model as it was, and what it says below. `plan` and `rewrite` are asked of an
+original that is held so, all others of a model that was rewritten before. `state dict` is loading there and back, and
+`original_state_dict`. Written by `python tests/trainer_table.py`.
+
+{table}
+
+{notes}
+""".replace("{check}", _CHECK)
 
 
 def main() -> None:
+    warnings.simplefilter("ignore")
     cells = {name: {verb: measured(name, verb) for verb in VERBS} for name in SITUATIONS}
-    for name, row in cells.items():
-        print(name)
-        for verb, text in row.items():
-            if text != RIGHT:
-                print("   ", verb, "->", text)
+    PAGE.write_text(page(cells), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parent))
     main()
