@@ -93,7 +93,9 @@ def test_the_page_shows_what_the_example_does(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     (named,) = set(re.findall(r"examples/(train_\w+)\.py", text))
     code = {line.strip() for line in EXAMPLES[named.removeprefix("train_")].read_text(encoding="utf-8").splitlines()}
-    shown = [line.strip() for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
+    shown = [
+        line.strip() for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) for line in block.splitlines()
+    ]
     assert shown and not [line for line in shown if line and line not in code]
 
 

@@ -10,6 +10,7 @@ import copy
 import functools
 import os
 import re
+import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
@@ -219,9 +220,38 @@ def state_dict(situation: Situation) -> None:
     assert not any(hasattr(value, "full_tensor") for value in original.values())
 
 
+def curve(situation: Situation) -> None:
+    """Some steps of training, with passes that promise to change nothing yet: the same losses to the last digit."""
+
+    def losses(model: nn.Module) -> list[float]:
+        held = situation.hold(model)
+        trained = [parameter for parameter in held.parameters() if parameter.requires_grad]
+        optimizer, found = torch.optim.SGD(trained, lr=0.01), []
+        before = [parameter.detach().clone() for parameter in trained]
+        torch.manual_seed(1)
+        for _ in range(3):
+            loss = situation.logits(held.train()(*situation.images())).float().square().mean()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            optimizer.zero_grad()
+            found.append(float(loss.detach()))
+        if all(map(torch.equal, before, trained)):
+            raise NotOfTheLibrary("its parameters are elsewhere, and are not trained")
+        return found
+
+    try:
+        expected = losses(situation.fresh())
+    except (RuntimeError, NotImplementedError) as error:
+        raise NotOfTheLibrary("it cannot be trained") from error
+    assert len(set(expected)) == 3
+    keeping = ["scale-equalizer", "weight-decay"]  # not calibrated yet
+    assert losses(rewriter.rewrite(situation.fresh(), keeping, **situation.options, all_ranks=False)) == expected
+
+
 VERBS: dict[str, Callable[[Situation], None]] = {
     "plan": plan, "rewrite": rewrite, "report": report, "undo": undo, "param_groups": param_groups,
     "check_optimizer": check_optimizer, "calibrate": calibrate, "fold": fold, "save": save, "state dict": state_dict,
+    "curve": curve,
 }  # fmt: skip
 
 
@@ -449,12 +479,15 @@ def documented() -> dict[str, dict[str, str]]:
     """The cells of the page, as :func:`measured` gives them."""
     text = PAGE.read_text(encoding="utf-8")
     notes = dict(re.findall(r"^(\d+)\. (.*)$", text, re.MULTILINE))
-    found = {}
+    found: dict[str, dict[str, str]] = {}
+    verbs: list[str] = []
     for line in text.splitlines():
-        name, *entries = (entry.strip() for entry in line.strip("|").split("|"))
-        if name in SITUATIONS and len(entries) == len(VERBS):
+        name, *entries = (entry.strip("` ") for entry in line.strip("|").split("|"))
+        if entries[:1] == ["plan"]:
+            verbs = entries
+        elif name in SITUATIONS and verbs:
             texts = [RIGHT if entry == _CHECK else notes[entry.strip("[]")] for entry in entries]
-            found[name] = dict(zip(VERBS, texts, strict=True))
+            found[name] = dict(zip(verbs, texts, strict=True))
     return found
 
 
@@ -480,9 +513,10 @@ tested by killing it and going on to the same curve:
 ## What each verb does with a model that somebody holds
 
 {check} is right: the same edits, groups, constants, outputs and keys as of the model by itself, bit by bit where
-nothing casts. A number is a refusal, with the model as it was, and what it says below. `plan` and `rewrite` are asked of an
-original that is held so, all others of a model that was rewritten before. `state dict` is loading there and back, and
-`original_state_dict`. Written by `python tests/trainer_table.py`.
+nothing casts. A number is a refusal, with the model as it was, and what it says below. `plan` and `rewrite` are asked
+of an original that is held so, all others of a model that was rewritten before. `state dict` is loading there and
+back, and `original_state_dict`; `curve` is training after a rewrite that promises to change nothing yet, to the same
+losses to the last digit. Written by `python tests/trainer_table.py`.
 
 {table}
 
@@ -491,8 +525,13 @@ original that is held so, all others of a model that was rewritten before. `stat
 
 
 def main() -> None:
+    """Measure the verbs named on the command line anew, all of them if none is."""
     warnings.simplefilter("ignore")
-    cells = {name: {verb: measured(name, verb) for verb in VERBS} for name in SITUATIONS}
+    shown, anew = documented(), sys.argv[1:] or list(VERBS)
+    cells = {
+        name: {verb: measured(name, verb) if verb in anew else shown[name][verb] for verb in VERBS}
+        for name in SITUATIONS
+    }
     PAGE.write_text(page(cells), encoding="utf-8")
 
 
