@@ -159,10 +159,14 @@ class Dataflow:
 
 
 def _read_for_data(node: fx.Node) -> list[fx.Node]:
-    """Inputs whose values matter: ``expand_as`` and its like read only the shape or type of their second tensor."""
-    if getattr(node.target, "__name__", "").endswith("_as") and isinstance(node.args[0], fx.Node):
+    """Inputs whose values matter: ``expand_as``, ``to`` and the like read only the shape or type of a second tensor."""
+    name = getattr(node.target, "__name__", "")
+    if (name.endswith("_as") or name in _READ_ONE) and node.args and isinstance(node.args[0], fx.Node):
         return [node.args[0]]
     return node.all_input_nodes
+
+
+_READ_ONE = frozenset({"to", "type", "sum_to_size"})
 
 
 class _Root:

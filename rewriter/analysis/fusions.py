@@ -196,8 +196,10 @@ def _viewed_dimension(view: fx.Node, dimension: int, model: nn.Module) -> int | 
 
 def _keeps_scale(flow: Dataflow, node: fx.Node) -> bool:
     """Whether ``node`` acts on each position alone and has no weight: activations, dropouts, constant factors."""
-    constant_factor = node.meta["kind"] in (Kind.ADD, Kind.MULTIPLY) and len(flow.sources(node)) == 1
-    return node.meta["kind"] in _SAME_POSITION or constant_factor
+    sources = flow.sources(node)
+    constant_factor = node.meta["kind"] in (Kind.ADD, Kind.MULTIPLY) and len(sources) == 1
+    same_size = node.meta["kind"] is Kind.INTERPOLATE and node.meta["shape"] == sources[0].meta["shape"]
+    return node.meta["kind"] in _SAME_POSITION or constant_factor or same_size
 
 
 def _readers(flow: Dataflow, join: fx.Node) -> tuple[list[fx.Node], list[fx.Node]]:

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 
 from torch import fx, nn
 
-from rewriter.analysis.arguments import argument
+from rewriter.analysis.carrying import carried, carrying
 from rewriter.analysis.dataflow import Dataflow, once
 from rewriter.analysis.naming import path_of
 from rewriter.analysis.norms import Norm, find_norms, parameter_role
 from rewriter.analysis.residual import PASS_THROUGH, Branch, find_branches
-from rewriter.tracing.kinds import Kind, function_name, is_norm
+from rewriter.tracing.kinds import Kind, is_norm
 from rewriter.tracing.trace import Trace
 
 
@@ -136,15 +136,13 @@ def _unseen(model: nn.Module, names: dict[str, str]) -> list[str]:
 def _positions(flow: Dataflow, model: nn.Module) -> list[tuple[Norm, Position]]:
     norms = find_norms(flow, model)
     applied = {norm.node for norm in norms}
-    found = find_branches(flow, model, side_inputs=True, weightless=True)
-    branches = [branch for branch in found if branch.form == "residual" and not _of_other_channels(branch)]
-    branches += _in_dense_blocks([branch for branch in found if branch.form == "dense" and _is_flat(branch)])
+    branches = [branch for branch in find_branches(flow, model) if not _of_other_channels(branch)]
     joins = {branch.join for branch in branches}
     blocks = sorted(((_shortcut(b, joins), b) for b in branches), key=lambda item: len(item[0]) + len(item[1].nodes))
     decided: dict[fx.Node, Position] = {}
     for shortcut, branch in blocks:
         last = _last(branch, applied) if branch.form == "residual" else set()
-        gate = _off_the_way(branch) if branch.form == "residual" else set()
+        gate = branch.nodes - carried(flow, branch.operand, branch.nodes, model)
         for node in applied & (branch.nodes | shortcut):
             if node in decided or (node in shortcut and node in branch.nodes):  # both read it: the block around them
                 continue
@@ -188,81 +186,24 @@ def _last(branch: Branch, norms: set[fx.Node]) -> set[fx.Node]:
         if node in norms:
             found.add(node)
         else:
-            pending += carrying(branch.flow, node)
+            pending += carrying(branch.flow, node, branch.model)
     return found
-
-
-def _off_the_way(branch: Branch) -> set[fx.Node]:
-    """What of a branch only reaches its end through a gate or as attention weights."""
-    carried: set[fx.Node] = set()
-    pending = [branch.operand]
-    while pending:
-        node = pending.pop()
-        if node in branch.nodes and node not in carried:
-            carried.add(node)
-            pending += carrying(branch.flow, node)
-    return branch.nodes - carried
-
-
-def carrying(flow: Dataflow, node: fx.Node) -> list[fx.Node]:
-    """The inputs whose scale ``node`` hands on: not the gate of a product, nor queries, keys and attention weights."""
-    sources = flow.sources(node)
-    kind = node.meta["kind"]
-    fused = callable(node.target) and function_name(node.target) == "scaled_dot_product_attention"
-    if fused or kind is Kind.ATTENTION:
-        value = argument(node, "value", 2)
-        return [source for source in sources if source is value]
-    if len(sources) == 2 and kind is Kind.MATMUL:
-        values = [source for source in sources if not _is_attention(source, flow)]
-        return values if len(values) == 1 else sources
-    if len(sources) == 2 and kind is Kind.MULTIPLY:
-        gated = [a for a, b in (sources, sources[::-1]) if flow.is_ancestor(a, b)]
-        return gated[:1] or sources
-    return sources
-
-
-def _is_attention(node: fx.Node, flow: Dataflow) -> bool:
-    """Whether ``node`` holds attention weights: a softmax, or what follows it one by one."""
-    while node.meta["kind"] is not Kind.SOFTMAX:
-        sources = flow.sources(node)
-        if len(sources) != 1 or node.meta["kind"] not in _ONE_BY_ONE:
-            return False
-        node = sources[0]
-    return True
-
-
-_ONE_BY_ONE = frozenset({Kind.VIEW, Kind.IDENTITY, Kind.SELECT, Kind.DROPOUT})
 
 
 def _of_other_channels(branch: Branch) -> bool:
     """Whether the sum adds another part of a split tensor than the branch read (Res2Net): no block skips anything."""
+    if branch.form == "dense":
+        return False
     node, flow = branch.shortcut, branch.flow
     while node is not branch.fork and len(flow.sources(node)) == 1:
         source = flow.sources(node)[0]
         if node.meta["kind"] is Kind.SELECT:
             others = [user for user in flow.users(source) if user in branch.nodes]
-            return bool(others) and all(user.meta["kind"] is Kind.SELECT and user is not node for user in others)
+            return bool(others) and all(user.meta["kind"] is Kind.SELECT and not _same(user, node) for user in others)
         node = source
     return False
 
 
-def _in_dense_blocks(layers: list[Branch]) -> list[Branch]:
-    """The dense layers that another one follows or precedes; one alone is a concatenation like any other (Ghost)."""
-    joins, forks = {layer.join for layer in layers}, {layer.fork for layer in layers}
-    return [layer for layer in layers if layer.fork in joins or layer.join in forks]
-
-
-def _is_flat(branch: Branch) -> bool:
-    """Whether a concatenation is of a dense layer, and not of a decoder with what an encoder kept (U-Net)."""
-    return not any(_enlarges(node, branch.flow) for node in branch.nodes)
-
-
-def _enlarges(node: fx.Node, flow: Dataflow) -> bool:
-    if node.meta["kind"] is Kind.INTERPOLATE:
-        return True
-    sources = flow.sources(node)
-    shapes = [source.meta["shape"] for source in sources[:1]] + [node.meta["shape"]]
-    if len(sources) != 1 or any(shape is None or len(shape) < 4 for shape in shapes):
-        return False
-    before, after = (shape[2] * shape[3] for shape in shapes)
-    return node.meta["kind"] not in (Kind.VIEW, Kind.SELECT) and bool(after > before)
+def _same(one: fx.Node, other: fx.Node) -> bool:
+    """Whether two operations take the same part of the same tensor."""
+    return one is other or (one.target, one.args, one.kwargs) == (other.target, other.args, other.kwargs)

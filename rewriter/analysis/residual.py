@@ -8,13 +8,14 @@ concatenation: it appends to its input what it computed from it (DenseNet).
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
 from torch import fx, nn
 
+from rewriter.analysis.carrying import carried, gated
 from rewriter.analysis.dataflow import WEIGHT_KINDS, Dataflow, once
+from rewriter.analysis.resolution import spans_levels
 from rewriter.tracing.kinds import Kind
 
 PASS_THROUGH = frozenset({Kind.VIEW, Kind.IDENTITY, Kind.SELECT})
@@ -41,6 +42,7 @@ class Branch:
     """The branch of a residual block or dense layer.
 
     Attributes:
+        flow, model: the dataflow of a recording, and the model that was recorded.
         form: ``"residual"`` (joined by a sum) or ``"dense"`` (joined by a concatenation).
         fork: where branch and shortcut begin; ``join`` where they meet.
         operand: the last operation of the branch.
@@ -48,6 +50,7 @@ class Branch:
     """
 
     flow: Dataflow
+    model: nn.Module
     form: str
     fork: fx.Node
     join: fx.Node
@@ -62,7 +65,7 @@ class Branch:
     @cached_property
     def end(self) -> WalkBack:
         """The last weight and what follows it."""
-        return walk_back(self.flow, self.operand, self.fork)
+        return walk_back(self.flow, self.model, self.operand, self.fork)
 
     @property
     def has_projection(self) -> bool:
@@ -81,33 +84,38 @@ class Branch:
 
 
 @once
-def find_branches(
-    flow: Dataflow, model: nn.Module, side_inputs: bool = False, weightless: bool = False
-) -> list[Branch]:
+def find_branches(flow: Dataflow, model: nn.Module) -> list[Branch]:
     """Every residual branch and dense layer, in the order their joins ran.
+
+    Data may enter a branch from the side (a mask, a timestep, a memory), so that its end depends on more than the fork:
+    the fork is where the shortcut leaves what the branch depends on. Where neither operand of a sum has a weight, a
+    norm makes the branch (``x + pool(norm(x))``).
 
     Args:
         flow: the dataflow of a recording.
         model: the model that was recorded.
-        side_inputs: whether data may enter a branch from the side (a mask, a timestep, a memory), so that its end
-            depends on more than the fork. Then the fork is where the shortcut leaves what the branch depends on.
-        weightless: whether a norm makes a branch where neither operand has a weight (``x + pool(norm(x))``).
     """
-    block = functools.partial(_block, flow, model, weightless=weightless)
     branches: list[Branch] = []
     streams: dict[fx.Node, fx.Node] = {}
     for join in flow.nodes(Kind.ADD, Kind.CONCAT):
         if join.meta["kind"] is Kind.ADD:
-            branch = _residual(flow, join, streams, block, side_inputs)
+            branch = _residual(flow, model, join, streams)
         else:
-            branch = _dense_layer(flow, join)
+            branch = _dense_layer(flow, model, join)
         if branch is not None:
             branches.append(branch)
             streams[join] = branch.fork
-    return branches
+    return _without_single_layers(branches)
 
 
-def walk_back(flow: Dataflow, node: fx.Node, fork: fx.Node) -> WalkBack:
+def _without_single_layers(branches: list[Branch]) -> list[Branch]:
+    """Without dense layers that no other one follows or precedes: a concatenation like any other (Ghost, context)."""
+    layers = [branch for branch in branches if branch.form == "dense"]
+    joins, forks = {layer.join for layer in layers}, {layer.fork for layer in layers}
+    return [b for b in branches if b.form == "residual" or b.fork in joins or b.join in forks]
+
+
+def walk_back(flow: Dataflow, model: nn.Module, node: fx.Node, fork: fx.Node) -> WalkBack:
     """From ``node`` back to the last weight, through everything that follows one input.
 
     Gates are seen through: of ``x * gate(x)`` the walk follows ``x``. Stochastic depth and layer scale multiply by
@@ -117,7 +125,8 @@ def walk_back(flow: Dataflow, node: fx.Node, fork: fx.Node) -> WalkBack:
     while node is not fork:
         if has_weight(node, flow):
             return WalkBack(node, tuple(passed), node)
-        following = _followed(flow, node)
+        sources = flow.sources(node)
+        following = sources[0] if len(sources) == 1 else gated(flow, node, model)
         if following is None:
             break
         passed.append(node)
@@ -133,37 +142,19 @@ def has_weight(node: fx.Node, flow: Dataflow) -> bool:
     return kind in WEIGHT_KINDS
 
 
-def _followed(flow: Dataflow, node: fx.Node) -> fx.Node | None:
-    sources = flow.sources(node)
-    if len(sources) == 1:
-        return sources[0]
-    if node.meta["kind"] is Kind.MULTIPLY and len(sources) == 2:
-        first, second = sources
-        if flow.is_ancestor(first, second):
-            return first
-        if flow.is_ancestor(second, first):
-            return second
-    return None
-
-
-def _residual(
-    flow: Dataflow,
-    join: fx.Node,
-    streams: dict[fx.Node, fx.Node],
-    block: Callable[..., Branch | None],
-    side_inputs: bool,
-) -> Branch | None:
+def _residual(flow: Dataflow, model: nn.Module, join: fx.Node, streams: dict[fx.Node, fx.Node]) -> Branch | None:
     sources = flow.sources(join)
     if len(sources) != 2:
         return None
+    block = functools.partial(_block, flow, model, join=join, sources=sources, streams=streams)
     fork = flow.fork(join)
-    found = None if fork is None else block(fork, join, sources, streams)
-    if found is not None or not side_inputs:
+    found = None if fork is None else block(fork)
+    if found is not None:
         return found
     for shortcut, operand in (sources, sources[::-1]):
         leaves_at = _leaves(flow, shortcut, operand)
         if leaves_at is not None and leaves_at is not fork:
-            found = block(leaves_at, join, sources, streams)
+            found = block(leaves_at)
             if found is not None and found.shortcut is shortcut:
                 return found
     return None
@@ -187,25 +178,31 @@ def _block(
     join: fx.Node,
     sources: list[fx.Node],
     streams: dict[fx.Node, fx.Node],
-    weightless: bool,
 ) -> Branch | None:
     reach = [_REACH.index(_reach(flow, model, fork, source, streams)) for source in sources]
-    if weightless and not any(reach):
+    if not any(reach):
         reach = [int(source is not fork and _holds_norm(flow.region(fork, source))) for source in sources]
     if reach[0] == reach[1]:
         return None
     shortcut, operand = sources if reach[0] < reach[1] else reversed(sources)
-    branch = Branch(flow, "residual", fork, join, operand, shortcut)
-    return None if _spans_resolutions(branch) else branch
+    if shortcut.meta["shape"] != join.meta["shape"]:  # a timestep that is added to every position
+        return None
+    if any(spans_levels(flow, fork, end, model) for end in (operand, shortcut)):
+        return None
+    if _only_gates(flow, fork, operand, model):
+        return None
+    return Branch(flow, model, "residual", fork, join, operand, shortcut)
+
+
+def _only_gates(flow: Dataflow, fork: fx.Node, operand: fx.Node, model: nn.Module) -> bool:
+    """Whether what comes from ``fork`` weighs something else in ``operand``, and is not handed on itself."""
+    region = flow.region(fork, operand)
+    products = (gated(flow, node, model) for node in carried(flow, operand, region, model))
+    return any(weighed is not None and weighed is not fork and weighed not in region for weighed in products)
 
 
 def _holds_norm(nodes: set[fx.Node]) -> bool:
     return any(node.meta["kind"] is Kind.NORM for node in nodes)
-
-
-def _spans_resolutions(branch: Branch) -> bool:
-    """Whether maps of two resolutions are fused: top-down paths, U-Nets."""
-    return any(node.meta["kind"] is Kind.INTERPOLATE for node in branch.nodes)
 
 
 _REACH = ("shortcut", "projection", "branch")
@@ -237,7 +234,7 @@ def is_pointwise(node: fx.Node, model: nn.Module) -> bool:
     return bool(constants) and all(size == 1 for size in (constants[0].meta["shape"] or ())[2:])
 
 
-def _dense_layer(flow: Dataflow, join: fx.Node) -> Branch | None:
+def _dense_layer(flow: Dataflow, model: nn.Module, join: fx.Node) -> Branch | None:
     """A concatenation whose last new part was computed from all the other parts."""
     sources = flow.sources(join)
     for operand in reversed(sources):
@@ -247,8 +244,8 @@ def _dense_layer(flow: Dataflow, join: fx.Node) -> Branch | None:
         fork = _fork_of_dense_layer(flow, operand, others)
         if fork is None:
             return None
-        branch = Branch(flow, "dense", fork, join, operand, others[0])
-        return branch if branch.end.weight is not None and not _spans_resolutions(branch) else None
+        branch = Branch(flow, model, "dense", fork, join, operand, others[0])
+        return branch if branch.end.weight is not None and not spans_levels(flow, fork, operand, model) else None
     return None
 
 
