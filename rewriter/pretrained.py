@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -120,13 +120,16 @@ def from_pretrained(cls_or_factory: Any, directory: str | Path) -> nn.Module:
         state = {**loaded, **{key: state[key] for key in model.state_dict() if key not in loaded and key in state}}
     _fill_tied(model, state)
     check_weights(model, state, f"the weights in {source}")
-    tensors = [tensor for tensor in state.values() if isinstance(tensor, torch.Tensor)]
-    types = {tensor.dtype for tensor in tensors if tensor.is_floating_point()}
-    if len(types) == 1:
+    types = _floating_types(state)
+    if len(types) == 1 and types != _floating_types(model.state_dict()):  # diffusers warns of any conversion
         model = model.to(types.pop())
     model.load_state_dict(state, strict=True)
     result: nn.Module = model.eval()
     return result
+
+
+def _floating_types(state: Mapping[str, Any]) -> set[torch.dtype]:
+    return {value.dtype for value in state.values() if isinstance(value, torch.Tensor) and value.is_floating_point()}
 
 
 def _of_transformers(cls: Any, source: Path) -> nn.Module:
