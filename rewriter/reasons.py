@@ -33,6 +33,7 @@ class Reason(enum.StrEnum):
     INSIDE_BRANCH = "inside-branch"
     FEW_ELEMENTS = "few-elements"
     OVERLAPPING_WINDOWS = "overlapping-windows"
+    IN_STEPS = "in-steps"
     NO_WEIGHT_BEFORE = "no-weight-before"
     OUTSIDE_BAND = "outside-band"
     OWN_FORWARD = "own-forward"

@@ -101,7 +101,7 @@ def _count(build: Callable[[int], nn.Module], blocks: int) -> dict[str, int]:
         traced = calls.of("trace", lambda: rewriter.trace(model, input_size=32))
         flow = calls.of("dataflow", lambda: traced.train.dataflow)
         branches = calls.of("branches", lambda: find_branches(flow, model))
-        calls.of("heads", lambda: find_heads(flow))
+        calls.of("heads", lambda: find_heads(flow, model))
         plan = calls.of("plan", lambda: rewriter.plan(model, [Dropout(p=0.1)], input_size=32))
         calls.of("apply", lambda: plan.apply(model, inplace=True, verify=False))
         calls.of("text", lambda: (str(plan), plan.to_json()))

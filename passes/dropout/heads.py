@@ -19,7 +19,7 @@ WHY = "the pooling averages the noise of a mask on the feature map; a mask on po
 
 def find_in_heads(drops: Drops, p: float | None) -> Iterator[Site | Skipped]:
     """A site or a reason for every pooled head, and for a dropout before a classifier without one."""
-    heads = find_heads(drops.flow)
+    heads = find_heads(drops.flow, drops.model)
     branches = find_branches(drops.flow, drops.model)
     for head in heads:
         behind = {head.pool, *head.after, *head.weights, *head.later}

@@ -27,7 +27,7 @@ FEWEST_ELEMENTS = 4
 
 _WHY = {
     Role.HEAD: "everything on the way to the output is averaged here",
-    Role.PYRAMID: "its output is upsampled and fused again",
+    Role.PYRAMID: "its output is spread over the map again and fused",
     Role.LOCAL: "it down-samples the main path",
     Role.SQUEEZE: "gates are taken too, as asked for",
 }
@@ -70,7 +70,7 @@ class _Rule:
         self.place = placement(self.flow, trace)
         self.wanted = {Role.HEAD, Role.PYRAMID, Role.LOCAL} | ({Role.SQUEEZE} if squeeze else set())
         self.interference = interference(self.flow, trace)
-        heads = find_heads(self.flow)
+        heads = find_heads(self.flow, self.model)
         self.weights = {head.pool: head.weights for head in heads}
         self.dropouts = {
             head.pool: node
@@ -121,6 +121,8 @@ class _Rule:
             return Reason.OVERLAPPING_WINDOWS, "its windows overlap or reach over the border"
         if not wanted:
             return _WHY_NOT[pooling.role]
+        if pooling.in_steps:
+            return Reason.IN_STEPS, "it averages over one dimension after the other; write it as one: x.mean((2, 3))"
         if pooling.elements < FEWEST_ELEMENTS:
             return Reason.FEW_ELEMENTS, f"an output averages {pooling.elements}, fewer than {FEWEST_ELEMENTS}"
         if node in self.dropouts:

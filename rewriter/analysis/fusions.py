@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
 from torch import fx, nn
 
 from rewriter.analysis.arguments import argument
 from rewriter.analysis.dataflow import Dataflow, once
+from rewriter.analysis.layout import followed
 from rewriter.analysis.residual import find_branches, has_weight, is_pointwise
 from rewriter.tracing.kinds import Kind, function_name
 
@@ -161,37 +161,12 @@ def _upsampling(flow: Dataflow, model: nn.Module, node: fx.Node, channels: int |
     passed: list[fx.Node] = []
     while len(flow.sources(node)) == 1:
         if node.meta["kind"] is Kind.INTERPOLATE and _interpolation_mode(node, model) == "bilinear" and _enlarges(node):
-            return node if channels in (None, _channel_dimension(passed[::-1], model)) else None
+            return node if channels in (None, followed(1, passed[::-1], model)) else None
         if not _keeps_scale(flow, node) and not (has_weight(node, flow) and is_pointwise(node, model)):
             return None
         passed.append(node)
         node = flow.sources(node)[0]
     return None
-
-
-def _channel_dimension(passed: list[fx.Node], model: nn.Module) -> int | None:
-    """Where the channels of a map ``(N, C, H, W)`` are after the operations ``passed``; None if they are merged."""
-    dimension: int | None = 1
-    for node in passed:
-        if node.meta["kind"] is Kind.LINEAR:
-            dimension = len(node.meta["shape"]) - 1
-        elif node.meta["kind"] is Kind.VIEW and dimension is not None:
-            dimension = _viewed_dimension(node, dimension, model)
-    return dimension
-
-
-def _viewed_dimension(view: fx.Node, dimension: int, model: nn.Module) -> int | None:
-    """Where a change of layout puts a dimension of its input: a view of a contiguous tensor keeps its stride."""
-    empty = {node: torch.empty(node.meta["shape"], device="meta") for node in view.all_input_nodes}
-    before = empty[view.all_input_nodes[0]]
-    kept = before.shape[dimension], before.stride(dimension)  # noted before a view in place changes them
-    args, kwargs = fx.map_arg((view.args, view.kwargs), empty.__getitem__)
-    if view.op == "call_module":
-        module = model.get_submodule(str(view.target))
-        after = type(module).forward(module, *args, **kwargs)
-    else:
-        after = view.target(*args, **kwargs)  # type: ignore[operator]
-    return next((d for d in range(after.dim()) if (after.shape[d], after.stride(d)) == kept), None)
 
 
 def _keeps_scale(flow: Dataflow, node: fx.Node) -> bool:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from torch import fx
+from torch import fx, nn
 
 from rewriter.analysis.dataflow import Dataflow, once
+from rewriter.analysis.layout import channel_dimension
 from rewriter.analysis.residual import has_weight
 from rewriter.reasons import Reason
 from rewriter.tracing.kinds import Kind
@@ -18,7 +19,7 @@ class Head:
     """A pooled head.
 
     Attributes:
-        pool: the global average pooling; ``source`` what it pools.
+        pool: the global average pooling, the first of its steps if there are several; ``source`` what it pools.
         before: operations between the last weight or join before the pooling and the pooling.
         after: operations after it that no weight lies in front of; ``weights`` the first weights behind it.
         later: operations after one of these weights.
@@ -38,13 +39,13 @@ class Head:
 
 
 @once
-def find_heads(flow: Dataflow) -> list[Head]:
+def find_heads(flow: Dataflow, model: nn.Module) -> list[Head]:
     """Every head with global average pooling, in the order they ran.
 
     A squeeze-and-excitation pool is none: the feature map reaches the output around it.
     """
     pools = flow.nodes(Kind.AVG_POOL, Kind.MEAN)
-    return [_head(flow, pool) for pool in pools if is_global_average(pool, flow) and flow.leads_to_output(pool)]
+    return [_head(flow, pool) for pool in pools if _is_global_average(pool, flow, model) and flow.leads_to_output(pool)]
 
 
 def missing_heads(flow: Dataflow) -> Iterator[tuple[list[fx.Node], Reason, str]]:
@@ -76,7 +77,7 @@ def noise_claim(pool: fx.Node) -> str:
     return f"noise at the pooling in {owner.path or '(root)'}.{method}"
 
 
-def is_global_average(node: fx.Node, flow: Dataflow) -> bool:
+def _is_global_average(node: fx.Node, flow: Dataflow, model: nn.Module) -> bool:
     """Whether ``node`` averages each channel over all positions.
 
     ``(N, C, H, W)`` over H and W, ``(N, H, W, C)`` over H and W, or tokens ``(N, L, C)`` over L.
@@ -89,16 +90,42 @@ def is_global_average(node: fx.Node, flow: Dataflow) -> bool:
         return False
     if node.meta["kind"] is Kind.AVG_POOL:
         return len(after) == len(before) and all(size == 1 for size in after[2:])
-    return pooled_dims(node, len(before)) is not None
+    return pooled_dims(node, flow, model) is not None
 
 
-def pooled_dims(node: fx.Node, rank: int) -> frozenset[int] | None:
-    """The dimensions that a mean over all positions or tokens reduces; None if it reduces others."""
+def first_step(node: fx.Node, flow: Dataflow) -> fx.Node:
+    """Of a mean over one dimension after the other (``x.mean(3).mean(2)``) the first; ``node`` itself if it is one."""
+    source = flow.sources(node)[0]
+    if node.meta["kind"] is Kind.MEAN is source.meta["kind"] and flow.users(source) == [node]:
+        return first_step(source, flow)
+    return node
+
+
+def pooled_dims(node: fx.Node, flow: Dataflow, model: nn.Module) -> frozenset[int] | None:
+    """The dimensions that a mean over all positions or tokens reduces, of what its :func:`first_step` reads.
+
+    None if it reduces others: channels, or a part of the positions.
+    """
+    source = flow.sources(first_step(node, flow))[0]
+    found, rank = _reduced(node, flow), len(source.meta["shape"])
+    if found not in _SPATIAL_DIMS.get(rank, ()) or channel_dimension(flow, source, model) in found:
+        return None
+    return found
+
+
+def _reduced(node: fx.Node, flow: Dataflow) -> frozenset[int]:
+    """The dimensions that a mean reduces, counted in what the first of its steps reads."""
+    source = flow.sources(node)[0]
     named = node.kwargs.get("dim", node.kwargs.get("axis"))
     dim = node.args[1] if len(node.args) > 1 else named
     dims = dim if isinstance(dim, (list, tuple)) else (dim,)
+    rank = len(source.meta["shape"])
     found = frozenset(d % rank for d in dims if isinstance(d, int))
-    return found if found in _SPATIAL_DIMS.get(rank, ()) else None
+    if first_step(node, flow) is node:
+        return found
+    earlier, whole = _reduced(source, flow), len(flow.sources(first_step(node, flow))[0].meta["shape"])
+    left = [d for d in range(whole) if rank == whole or d not in earlier]
+    return earlier | {left[d] for d in found}
 
 
 _SPATIAL_DIMS: dict[int, tuple[frozenset[int], ...]] = {
@@ -109,15 +136,16 @@ _SPATIAL_DIMS: dict[int, tuple[frozenset[int], ...]] = {
 
 
 def _head(flow: Dataflow, pool: fx.Node) -> Head:
+    last, pool = pool, first_step(pool, flow)
     source = flow.sources(pool)[0]
     before: list[fx.Node] = []
     node = source
     while not has_weight(node, flow) and len(flow.sources(node)) == 1:
         before.append(node)
         node = flow.sources(node)[0]
-    reached = flow.reachable(pool, stop=lambda n: has_weight(n, flow))
+    reached = flow.reachable(last, stop=lambda n: has_weight(n, flow))
     weights = [n for n in flow.in_order(reached) if has_weight(n, flow)]
     behind_weights = set[fx.Node]().union(*(flow.reachable(weight) for weight in weights))
     after = reached - behind_weights - set(weights)
-    later = flow.reachable(pool) - after - set(weights)
+    later = flow.reachable(last) - after - set(weights)
     return Head(pool, source, before, flow.in_order(after), flow.in_order(later), weights)

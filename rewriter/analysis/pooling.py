@@ -10,7 +10,7 @@ from typing import Any
 from torch import fx, nn
 
 from rewriter.analysis.dataflow import Dataflow, once
-from rewriter.analysis.heads import find_heads, pooled_dims
+from rewriter.analysis.heads import find_heads, first_step, pooled_dims
 from rewriter.analysis.residual import find_branches, has_weight
 from rewriter.tracing.kinds import Kind
 
@@ -44,6 +44,7 @@ class Pooling:
         role: what it is there for.
         elements: how many elements one output averages; of bins that differ in size, the fewest.
         side_by_side: whether its windows share no element and all are full.
+        in_steps: whether it averages over one dimension after the other; ``node`` is the first step.
     """
 
     node: fx.Node
@@ -51,6 +52,7 @@ class Pooling:
     role: Role
     elements: int
     side_by_side: bool
+    in_steps: bool = False
 
 
 @once
@@ -61,8 +63,8 @@ def find_poolings(flow: Dataflow, model: nn.Module) -> list[Pooling]:
     for node in flow.nodes(Kind.AVG_POOL, Kind.MEAN):
         window = _window(node, flow, model)
         if window is not None:
-            source = flow.sources(node)[0]
-            found.append(Pooling(node, source, roles.of(node), *window))
+            first = first_step(node, flow)
+            found.append(Pooling(first, flow.sources(first)[0], roles.of(first), *window, first is not node))
     return [pooling for pooling in found if pooling.role is not Role.OTHER or not _may_be_statistics(pooling)]
 
 
@@ -78,17 +80,18 @@ def _window(node: fx.Node, flow: Dataflow, model: nn.Module) -> tuple[int, bool]
         return None
     before, after = sources[0].meta["shape"], node.meta["shape"]
     if node.meta["kind"] is Kind.MEAN:
-        dims = pooled_dims(node, len(before))
-        return None if dims is None else (math.prod(before[dim] for dim in dims), True)
+        dims = pooled_dims(node, flow, model)
+        whole_shape = flow.sources(first_step(node, flow))[0].meta["shape"]
+        return None if dims is None else (math.prod(whole_shape[dim] for dim in dims), True)
     arguments, spatial_dims = _pooling_arguments(node, model), _spatial_dims(node, model)
     before, after = before[-spatial_dims:], after[-spatial_dims:]
     if "kernel_size" not in arguments:  # adaptive
         return math.prod(size // bins for size, bins in zip(before, after, strict=True) if bins), True
     kernel, stride, padding = (per_dim(arguments[name], spatial_dims) for name in ("kernel_size", "stride", "padding"))
-    whole = not arguments["ceil_mode"] or all(s % k == 0 for s, k in zip(before, kernel, strict=True))
     one_window = all(size == 1 for size in after)
+    whole = one_window or not arguments["ceil_mode"] or all(s % k == 0 for s, k in zip(before, kernel, strict=True))
     side_by_side = (kernel == stride or one_window) and not any(padding) and whole and not arguments["divisor_override"]
-    return math.prod(kernel), side_by_side
+    return math.prod(map(min, kernel, before)), side_by_side
 
 
 _ARGUMENTS = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
@@ -127,7 +130,7 @@ class _Roles:
 
     def __init__(self, flow: Dataflow, model: nn.Module) -> None:
         self._flow, self._model = flow, model
-        self._heads = {head.pool for head in find_heads(flow)}
+        self._heads = {head.pool for head in find_heads(flow, model)}
         self._path: dict[fx.Node, Role] = {}  # of the innermost residual block around a node
         regions = []
         for branch in find_branches(flow, model):
@@ -141,19 +144,22 @@ class _Roles:
     def of(self, node: fx.Node) -> Role:
         if node in self._heads:
             return Role.HEAD
-        spatial = node.meta["kind"] is Kind.AVG_POOL and any(size > 1 for size in node.meta["shape"][2:])
-        if not spatial or not _pooling_arguments(node, self._model):
+        of_windows = node.meta["kind"] is Kind.AVG_POOL and bool(_pooling_arguments(node, self._model))
+        if not of_windows:
             use = self._use(node)
             if use is not None:
                 return use
-        if not spatial:
+        if not of_windows and (node.meta["kind"] is Kind.MEAN or all(size == 1 for size in node.meta["shape"][2:])):
             return Role.OTHER
         if self._makes_a_stride(node):
             return Role.ANTI_ALIASING
         return self._path.get(node, Role.LOCAL if self._flow.leads_to_output(node) else Role.OTHER)
 
     def _use(self, node: fx.Node) -> Role | None:
-        """Follow what is made of the pooling alone up to where it meets a larger map: the role it plays there."""
+        """Follow what is made of the pooling alone up to where it meets a larger map: the role it plays there.
+
+        Added to every position, or concatenated to it, it is context like a level of a pyramid that is upsampled.
+        """
         flow, made, weights, upsampled = self._flow, {node}, 0, False
         positions = _positions(node)
         pending = flow.users(node)
@@ -165,7 +171,7 @@ class _Roles:
                 kind = current.meta["kind"]
                 if kind is Kind.MULTIPLY and weights:
                     return Role.SQUEEZE
-                return Role.PYRAMID if upsampled and kind in (Kind.CONCAT, Kind.ADD) else None
+                return Role.PYRAMID if kind in (Kind.CONCAT, Kind.ADD) else None
             made.add(current)
             weights += has_weight(current, flow) and not upsampled
             upsampled |= current.meta["kind"] is Kind.INTERPOLATE

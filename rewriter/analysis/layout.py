@@ -1,0 +1,79 @@
+"""Where the channels of a map or of tokens are: ``(N, C, H, W)``, ``(N, H, W, C)`` or ``(N, L, C)``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import fx, nn
+
+from rewriter.analysis.dataflow import Dataflow
+from rewriter.tracing.kinds import Kind, function_name
+
+_SECOND = frozenset({Kind.CONV, Kind.AVG_POOL, Kind.MAX_POOL, Kind.INTERPOLATE})
+_LAST = frozenset({Kind.LINEAR, Kind.ATTENTION, Kind.EMBEDDING})
+"""Operations that say by themselves where channels are."""
+
+_REDUCTIONS = ("amax", "mean")
+
+
+def channel_dimension(flow: Dataflow, node: fx.Node, model: nn.Module) -> int | None:
+    """The dimension of ``node`` that counts channels; None if nothing before it tells."""
+    pending: list[tuple[fx.Node, tuple[fx.Node, ...]]] = [(node, ())]
+    seen: set[fx.Node] = set()
+    while pending:
+        current, views = pending.pop()
+        if current in seen:
+            continue
+        seen.add(current)
+        known = _told_by(current, model)
+        if known is not None:
+            return followed(known, views, model)
+        sources = flow.sources(current)
+        if current.meta["kind"] is Kind.VIEW:
+            pending += [(source, (current, *views)) for source in sources[:1]]
+        else:  # what acts on every element alone
+            same = [source for source in sources if source.meta["shape"] == current.meta["shape"]]
+            pending += [(source, views) for source in reversed(same)]
+    return None
+
+
+def followed(dimension: int | None, operations: Iterable[fx.Node], model: nn.Module) -> int | None:
+    """Where a dimension is after ``operations``, in the order they ran; None if it is merged with others."""
+    for node in operations:
+        if node.meta["kind"] is Kind.LINEAR:
+            dimension = len(node.meta["shape"]) - 1
+        elif node.meta["kind"] is Kind.VIEW and dimension is not None:
+            dimension = _viewed(node, dimension, model)
+    return dimension
+
+
+def _told_by(node: fx.Node, model: nn.Module) -> int | None:
+    kind, shape = node.meta["kind"], node.meta["shape"]
+    if shape is None or len(shape) < 3:
+        return None
+    if kind in _SECOND:
+        return None if callable(node.target) and function_name(node.target) in _REDUCTIONS else 1
+    if kind in _LAST:
+        return len(shape) - 1
+    if kind is Kind.NORM:
+        if node.op == "call_module":
+            last = isinstance(model.get_submodule(str(node.target)), (nn.LayerNorm, nn.RMSNorm))
+        else:
+            last = function_name(node.target) in ("layer_norm", "rms_norm")  # type: ignore[arg-type]
+        return len(shape) - 1 if last else 1
+    return None
+
+
+def _viewed(view: fx.Node, dimension: int, model: nn.Module) -> int | None:
+    """Where a change of layout puts a dimension of its input: a view of a contiguous tensor keeps its stride."""
+    empty = {node: torch.empty(node.meta["shape"], device="meta") for node in view.all_input_nodes}
+    before = empty[view.all_input_nodes[0]]
+    kept = before.shape[dimension], before.stride(dimension)  # noted before a view in place changes them
+    args, kwargs = fx.map_arg((view.args, view.kwargs), empty.__getitem__)
+    if view.op == "call_module":
+        module = model.get_submodule(str(view.target))
+        after = type(module).forward(module, *args, **kwargs)
+    else:
+        after = view.target(*args, **kwargs)  # type: ignore[operator]
+    return next((d for d in range(after.dim()) if (after.shape[d], after.stride(d)) == kept), None)
