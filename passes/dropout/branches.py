@@ -129,7 +129,7 @@ class _Rule:
     def _joins(self) -> list[fx.Node]:
         """Where the branch is read: of a dense layer by all concatenations that follow."""
         if self.branch.form == "residual":
-            return [self.branch.join]
+            return self.branch.readers
         return list(self.drops.flow.nodes(Kind.CONCAT))
 
     def _site(self, action: str, reason: str, edits: list[Edit], rate_at: str, rates: tuple[Rate, ...]) -> Site:

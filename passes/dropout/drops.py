@@ -8,7 +8,7 @@ from passes.dropout.layers import Bypassed
 from rewriter.analysis.dropouts import Mask, always_on, drop_rate, mask_of
 from rewriter.analysis.interference import interference
 from rewriter.analysis.naming import name_of, path_of
-from rewriter.analysis.residual import PASS_THROUGH
+from rewriter.analysis.weights import PASS_THROUGH
 from rewriter.edit.conditions import refuse_unless_always
 from rewriter.edit.edits import AddBehaviour, AddModule, Edit, SetAttribute
 from rewriter.edit.placement import placement

@@ -15,7 +15,7 @@ from rewriter.analysis.activations import activation_before, activation_moments
 from rewriter.analysis.chains import Chain, GroupNormCall, find_group_norms
 from rewriter.analysis.dataflow import Dataflow
 from rewriter.analysis.naming import path_of
-from rewriter.analysis.residual import PASS_THROUGH
+from rewriter.analysis.weights import PASS_THROUGH
 from rewriter.edit.edits import AddModule, Edit, SetAttribute
 from rewriter.edit.placement import placement
 from rewriter.errors import SelectorError, TraceError

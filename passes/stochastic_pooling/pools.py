@@ -13,7 +13,7 @@ from rewriter.analysis.heads import find_heads, missing_heads, noise_claim
 from rewriter.analysis.interference import interference
 from rewriter.analysis.naming import name_of, path_of
 from rewriter.analysis.pooling import Pooling, Role, find_poolings
-from rewriter.analysis.residual import PASS_THROUGH
+from rewriter.analysis.weights import PASS_THROUGH
 from rewriter.edit.edits import AddBehaviour, Edit
 from rewriter.edit.held_methods import follows_its_module
 from rewriter.edit.placement import placement

@@ -10,7 +10,9 @@ from torch import fx, nn
 from rewriter.analysis.arguments import argument
 from rewriter.analysis.dataflow import Dataflow, once
 from rewriter.analysis.layout import followed
-from rewriter.analysis.residual import find_branches, has_weight, is_pointwise
+from rewriter.analysis.residual import find_branches
+from rewriter.analysis.sums import summed_stack
+from rewriter.analysis.weights import has_weight, is_pointwise
 from rewriter.tracing.kinds import Kind, function_name
 
 _SAME_POSITION = frozenset({Kind.ACTIVATION, Kind.DROPOUT, Kind.IDENTITY, Kind.VIEW})
@@ -101,8 +103,8 @@ def _joins(flow: Dataflow) -> Iterator[tuple[fx.Node, str, list[tuple[fx.Node, f
         sources = flow.sources(node)
         if node.meta["kind"] is Kind.CONCAT and len(sources) > 1:
             yield node, "concatenation", [(source, node) for source in _sequence(node)]
-        elif _is_stack(node) and (total := _summed(flow, node)) is not None:
-            yield total, "sum", [(source, node) for source in _sequence(node)]
+        elif (stack := summed_stack(flow, node)) is not None:
+            yield node, "sum", [(source, stack) for source in _sequence(stack)]
         elif node.meta["kind"] is Kind.ADD and len(sources) == 2 and not _added_on(flow, node):
             yield node, "sum", list(_addends(flow, node))
 
@@ -130,18 +132,6 @@ def _added_on(flow: Dataflow, node: fx.Node) -> bool:
 def _sequence(node: fx.Node) -> list[fx.Node]:
     first = argument(node, "tensors", 0)
     return [item for item in first if isinstance(item, fx.Node)] if isinstance(first, (list, tuple)) else []
-
-
-def _is_stack(node: fx.Node) -> bool:
-    return node.op == "call_function" and function_name(node.target) == "stack"  # type: ignore[arg-type]
-
-
-def _summed(flow: Dataflow, stack: fx.Node) -> fx.Node | None:
-    """The sum over what was stacked: ``torch.stack(maps).sum(0)``."""
-    users = flow.users(stack)
-    if len(users) != 1 or users[0].op != "call_function" or function_name(users[0].target) not in ("sum", "mean"):  # type: ignore[arg-type]
-        return None
-    return users[0] if users[0].meta["shape"] == _sequence(stack)[0].meta["shape"] else None
 
 
 def _joined_dimension(join: fx.Node, operands: list[fx.Node]) -> int | None:

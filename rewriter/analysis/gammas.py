@@ -17,7 +17,8 @@ from rewriter.analysis.carrying import carried, carrying
 from rewriter.analysis.dataflow import Dataflow, once
 from rewriter.analysis.naming import path_of
 from rewriter.analysis.norms import Norm, find_norms, parameter_role
-from rewriter.analysis.residual import PASS_THROUGH, Branch, find_branches
+from rewriter.analysis.residual import Branch, find_branches
+from rewriter.analysis.weights import PASS_THROUGH
 from rewriter.tracing.kinds import Kind, is_norm
 from rewriter.tracing.trace import Trace
 

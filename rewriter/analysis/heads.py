@@ -9,7 +9,7 @@ from torch import fx, nn
 
 from rewriter.analysis.dataflow import Dataflow, once
 from rewriter.analysis.layout import channel_dimension
-from rewriter.analysis.residual import has_weight
+from rewriter.analysis.weights import has_weight
 from rewriter.reasons import Reason
 from rewriter.tracing.kinds import Kind
 

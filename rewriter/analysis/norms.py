@@ -15,7 +15,7 @@ from torch import fx, nn
 
 from rewriter.analysis.arguments import argument
 from rewriter.analysis.dataflow import Dataflow, once
-from rewriter.analysis.residual import PASS_THROUGH, has_weight
+from rewriter.analysis.weights import PASS_THROUGH, has_weight
 from rewriter.tracing.kinds import Kind, function_name
 
 
@@ -27,11 +27,13 @@ class Norm:
         node: the operation that applies gamma.
         gammas: names of the parameters that scale what was normalised; none if there is no such parameter.
         betas: names of the parameters that shift it.
+        normalised: of a norm that is written out, what it normalises.
     """
 
     node: fx.Node
     gammas: tuple[str, ...]
     betas: tuple[str, ...]
+    normalised: fx.Node | None = None
 
 
 @once
@@ -44,7 +46,7 @@ def find_norms(flow: Dataflow, model: nn.Module) -> list[Norm]:
             given = _of_module(node, model) if node.op == "call_module" else _of_function(node, flow, parameters)
             found.append(Norm(node, *given))
         elif node.meta["kind"] is Kind.MULTIPLY and (gammas := _of_arithmetic(node, flow, parameters)):
-            found.append(Norm(node, gammas, ()))
+            found.append(Norm(node, gammas, (), _read(_normalised(flow.sources(node)[0], flow), flow)))
     return found
 
 
@@ -102,7 +104,7 @@ def _of_function(
 def _of_arithmetic(node: fx.Node, flow: Dataflow, parameters: dict[str, nn.Parameter]) -> tuple[str, ...]:
     """The parameters that ``node`` multiplies what was normalised by; none if it does something else."""
     sources = flow.sources(node)
-    if len(sources) != 1 or not _is_normalised(sources[0], flow):
+    if len(sources) != 1 or _normalised(sources[0], flow) is None:
         return ()
     factors = [operand for operand in node.all_input_nodes if operand not in flow]
     constants = [constant for factor in factors for constant in constants_behind(factor, flow)]
@@ -117,17 +119,17 @@ _REDUCTIONS = frozenset({"mean", "var", "std", "sum", "norm", "vector_norm", "li
 _ROOTS = frozenset({"sqrt", "rsqrt", "std", "norm", "vector_norm", "linalg_vector_norm", "pow"})
 
 
-def _is_normalised(node: fx.Node, flow: Dataflow) -> bool:
-    """Whether ``node`` is ``x`` divided by a root of a statistic of ``x``."""
+def _normalised(node: fx.Node, flow: Dataflow) -> fx.Node | None:
+    """The ``x`` that ``node`` divides by a root of a statistic of ``x``; None if it does something else."""
     while node.meta["kind"] in PASS_THROUGH and len(flow.sources(node)) == 1:
         node = flow.sources(node)[0]
     if node.op != "call_function":
-        return False
-    if node.target is torch.nn.functional.normalize:
-        return True
+        return None
     sources = flow.sources(node)
+    if node.target is torch.nn.functional.normalize:
+        return sources[0]
     if node.meta["kind"] is not Kind.MULTIPLY or len(sources) != 2:
-        return False
+        return None
     for x, statistic in (sources, sources[::-1]):
         origin = x if flow.is_ancestor(x, statistic) else flow.fork(node)
         if x is statistic or origin is None or not flow.is_ancestor(origin, statistic):
@@ -135,8 +137,16 @@ def _is_normalised(node: fx.Node, flow: Dataflow) -> bool:
         way = flow.region(origin, statistic)
         names = {function_name(step.target) for step in way if callable(step.target)}
         if names & _REDUCTIONS and names & _ROOTS and not any(has_weight(step, flow) for step in way):
-            return _degree(node, origin, flow) == 0
-    return False
+            return origin if _degree(node, origin, flow) == 0 else None
+    return None
+
+
+def _read(normalised: fx.Node | None, flow: Dataflow) -> fx.Node | None:
+    """What a norm that is written out reads: of ``x - mean(x)`` the ``x``."""
+    if normalised is None or function_name(normalised.target) not in ("sub", "isub"):  # type: ignore[arg-type]
+        return normalised
+    fork = flow.fork(normalised)
+    return fork if fork in flow.sources(normalised) else normalised
 
 
 def _degree(end: fx.Node, origin: fx.Node, flow: Dataflow) -> float | None:

@@ -11,7 +11,8 @@ from torch import fx, nn
 
 from rewriter.analysis.dataflow import Dataflow, once
 from rewriter.analysis.heads import find_heads, first_step, pooled_dims
-from rewriter.analysis.residual import find_branches, has_weight
+from rewriter.analysis.residual import find_branches
+from rewriter.analysis.weights import has_weight
 from rewriter.tracing.kinds import Kind
 
 

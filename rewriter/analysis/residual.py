@@ -8,18 +8,19 @@ concatenation: it appends to its input what it computed from it (DenseNet).
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
 from torch import fx, nn
 
 from rewriter.analysis.carrying import carried, gated
-from rewriter.analysis.dataflow import WEIGHT_KINDS, Dataflow, once
+from rewriter.analysis.dataflow import Dataflow, once
+from rewriter.analysis.norms import find_norms
 from rewriter.analysis.resolution import spans_levels
+from rewriter.analysis.sums import addends
+from rewriter.analysis.weights import PASS_THROUGH, has_weight, is_pointwise
 from rewriter.tracing.kinds import Kind
-
-PASS_THROUGH = frozenset({Kind.VIEW, Kind.IDENTITY, Kind.SELECT})
-"""Operations that hand values on as they are."""
 
 
 @dataclass(frozen=True)
@@ -74,13 +75,20 @@ class Branch:
         return any(has_weight(node, self.flow) for node in nodes)
 
     @property
+    def readers(self) -> list[fx.Node]:
+        """What reads the operands at the join."""
+        flow, join = self.flow, self.join
+        return [user for user in flow.users(self.operand) if user is join or join in flow.users(user)]
+
+    @property
     def norm_after_last_weight(self) -> fx.Node | None:
-        return next((node for node in self.end.passed if node.meta["kind"] is Kind.NORM), None)
+        norms = {norm.node for norm in find_norms(self.flow, self.model)}
+        return next((node for node in self.end.passed if node in norms), None)
 
     @property
     def norms_before_last_weight(self) -> list[fx.Node]:
-        after = set(self.end.passed)
-        return self.flow.in_order(n for n in self.nodes if n.meta["kind"] is Kind.NORM and n not in after)
+        after, norms = set(self.end.passed), find_norms(self.flow, self.model)
+        return [norm.node for norm in norms if norm.node in self.nodes and norm.node not in after]
 
 
 @once
@@ -97,14 +105,14 @@ def find_branches(flow: Dataflow, model: nn.Module) -> list[Branch]:
     """
     branches: list[Branch] = []
     streams: dict[fx.Node, fx.Node] = {}
-    for join in flow.nodes(Kind.ADD, Kind.CONCAT):
-        if join.meta["kind"] is Kind.ADD:
-            branch = _residual(flow, model, join, streams)
+    for join in flow.nodes():
+        if join.meta["kind"] is Kind.CONCAT:
+            found = _dense_layers(flow, model, join)
         else:
-            branch = _dense_layer(flow, model, join)
-        if branch is not None:
-            branches.append(branch)
-            streams[join] = branch.fork
+            residual = _residual(flow, model, join, streams)
+            found = [] if residual is None else [residual]
+        branches += found
+        streams.update((join, branch.fork) for branch in found)
     return _without_single_layers(branches)
 
 
@@ -118,15 +126,16 @@ def _without_single_layers(branches: list[Branch]) -> list[Branch]:
 def walk_back(flow: Dataflow, model: nn.Module, node: fx.Node, fork: fx.Node) -> WalkBack:
     """From ``node`` back to the last weight, through everything that follows one input.
 
-    Gates are seen through: of ``x * gate(x)`` the walk follows ``x``. Stochastic depth and layer scale multiply by
-    something that holds no data, so they have one input.
+    Norms that are written out are passed as one step. Gates are seen through: of ``x * gate(x)`` the walk follows
+    ``x``. Stochastic depth and layer scale multiply by something that holds no data, so they have one input.
     """
     passed: list[fx.Node] = []
+    written_out = {norm.node: norm.normalised for norm in find_norms(flow, model) if norm.normalised is not None}
     while node is not fork:
         if has_weight(node, flow):
             return WalkBack(node, tuple(passed), node)
         sources = flow.sources(node)
-        following = sources[0] if len(sources) == 1 else gated(flow, node, model)
+        following = written_out.get(node) or (sources[0] if len(sources) == 1 else gated(flow, node, model))
         if following is None:
             break
         passed.append(node)
@@ -134,16 +143,8 @@ def walk_back(flow: Dataflow, model: nn.Module, node: fx.Node, fork: fx.Node) ->
     return WalkBack(None, tuple(passed), node)
 
 
-def has_weight(node: fx.Node, flow: Dataflow) -> bool:
-    """Whether ``node`` multiplies data by a weight (a convolution, a linear layer, a matmul with a parameter)."""
-    kind = node.meta["kind"]
-    if kind is Kind.MATMUL:
-        return len(flow.sources(node)) == 1 and any(n.op == "get_attr" for n in node.all_input_nodes)
-    return kind in WEIGHT_KINDS
-
-
 def _residual(flow: Dataflow, model: nn.Module, join: fx.Node, streams: dict[fx.Node, fx.Node]) -> Branch | None:
-    sources = flow.sources(join)
+    sources = addends(flow, join)
     if len(sources) != 2:
         return None
     block = functools.partial(_block, flow, model, join=join, sources=sources, streams=streams)
@@ -225,36 +226,27 @@ def _reach(flow: Dataflow, model: nn.Module, fork: fx.Node, operand: fx.Node, st
     return "projection" if simple and len(weights) == 1 and is_pointwise(weights[0], model) else "branch"
 
 
-def is_pointwise(node: fx.Node, model: nn.Module) -> bool:
-    """Whether a weight acts on each position alone: a linear layer, or a convolution with a kernel of 1."""
-    if node.op == "call_module":
-        kernel = getattr(model.get_submodule(str(node.target)), "kernel_size", (1,))
-        return all(size == 1 for size in (kernel if isinstance(kernel, tuple) else (kernel,)))
-    constants = [n for n in node.all_input_nodes if n.op == "get_attr"]
-    return bool(constants) and all(size == 1 for size in (constants[0].meta["shape"] or ())[2:])
-
-
-def _dense_layer(flow: Dataflow, model: nn.Module, join: fx.Node) -> Branch | None:
-    """A concatenation whose last new part was computed from all the other parts."""
+def _dense_layers(flow: Dataflow, model: nn.Module, join: fx.Node) -> list[Branch]:
+    """One for each new part of a concatenation that appends to what it has what it computed from all of that."""
     sources = flow.sources(join)
-    for operand in reversed(sources):
-        others = [source for source in sources if source is not operand]
-        if not others or not flow.ancestors(operand, since=flow.in_order(others)[0]).issuperset(others):
-            continue
-        fork = _fork_of_dense_layer(flow, operand, others)
-        if fork is None:
-            return None
-        branch = Branch(flow, model, "dense", fork, join, operand, others[0])
-        return branch if branch.end.weight is not None and not spans_levels(flow, fork, operand, model) else None
-    return None
+    for fork, kept in _kept_parts(flow, sources):
+        new = [source for source in sources if source not in kept]
+        branches = [Branch(flow, model, "dense", fork, join, operand, kept[0]) for operand in new]
+        apart = not any(flow.is_ancestor(one, other) for one in new for other in new if one is not other)
+        if branches and apart and all(flow.dominates(fork, b.operand) and b.end.weight is not None for b in branches):
+            return [] if any(spans_levels(flow, fork, b.operand, model) for b in branches) else branches
+    return []
 
 
-def _fork_of_dense_layer(flow: Dataflow, operand: fx.Node, others: list[fx.Node]) -> fx.Node | None:
-    if len(others) == 1:
-        return others[0] if flow.dominates(others[0], operand) else None
-    fork: fx.Node | None = operand
-    while fork is not None:
-        if fork.meta["kind"] is Kind.CONCAT:
-            return fork if set(others) <= set(flow.sources(fork)) else None
-        fork = flow.fork(fork)
-    return None
+def _kept_parts(flow: Dataflow, sources: list[fx.Node]) -> Iterator[tuple[fx.Node, list[fx.Node]]]:
+    """What a concatenation may append to: all parts of an earlier concatenation, or one of its parts."""
+    for source in reversed(sources):
+        node: fx.Node | None = source
+        while node is not None:
+            if node.meta["kind"] is Kind.CONCAT:
+                earlier = flow.sources(node)
+                if set(earlier) < set(sources):
+                    yield node, earlier
+                break
+            node = flow.fork(node)
+    yield from ((source, [source]) for source in sources)

@@ -22,7 +22,7 @@ from torch import fx, nn
 from rewriter.analysis.arguments import argument_index, is_tensor_method
 from rewriter.analysis.dataflow import Dataflow, once
 from rewriter.analysis.interference import Interference, interference
-from rewriter.analysis.residual import PASS_THROUGH
+from rewriter.analysis.weights import PASS_THROUGH
 from rewriter.edit.classes import method_source
 from rewriter.edit.edits import AddBehaviour, AddModule, Edit
 from rewriter.edit.explicit_calls import ExplicitCalls, attribute_path, follow, is_explicit

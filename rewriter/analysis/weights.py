@@ -1,0 +1,28 @@
+"""Operations that multiply data by a weight, and those that hand values on as they are."""
+
+from __future__ import annotations
+
+from torch import fx, nn
+
+from rewriter.analysis.dataflow import WEIGHT_KINDS, Dataflow
+from rewriter.tracing.kinds import Kind
+
+PASS_THROUGH = frozenset({Kind.VIEW, Kind.IDENTITY, Kind.SELECT})
+"""Operations that hand values on as they are."""
+
+
+def has_weight(node: fx.Node, flow: Dataflow) -> bool:
+    """Whether ``node`` multiplies data by a weight (a convolution, a linear layer, a matmul with a parameter)."""
+    kind = node.meta["kind"]
+    if kind is Kind.MATMUL:
+        return len(flow.sources(node)) == 1 and any(n.op == "get_attr" for n in node.all_input_nodes)
+    return kind in WEIGHT_KINDS
+
+
+def is_pointwise(node: fx.Node, model: nn.Module) -> bool:
+    """Whether a weight acts on each position alone: a linear layer, or a convolution with a kernel of 1."""
+    if node.op == "call_module":
+        kernel = getattr(model.get_submodule(str(node.target)), "kernel_size", (1,))
+        return all(size == 1 for size in (kernel if isinstance(kernel, tuple) else (kernel,)))
+    constants = [n for n in node.all_input_nodes if n.op == "get_attr"]
+    return bool(constants) and all(size == 1 for size in (constants[0].meta["shape"] or ())[2:])
