@@ -60,10 +60,18 @@ def missing_heads(flow: Dataflow) -> Iterator[tuple[list[fx.Node], Reason, str]]
         kinds = [n.meta["kind"] for n in passed]
         if Kind.MAX_POOL in kinds:
             yield passed, Reason.MAX_POOLING, "the head pools by the maximum"
-        elif Kind.SELECT in kinds:
+        elif any(_takes_one_token(n, flow) for n in passed):
             yield passed, Reason.CLASS_TOKEN, "the head reads a class token; there is no pooling"
         else:
             yield passed, Reason.NO_GLOBAL_POOLING, "no global average pooling before the output"
+
+
+def _takes_one_token(node: fx.Node, flow: Dataflow) -> bool:
+    """Whether one token of several is read, as ``x[:, 0]``; ``x[:, 1:]`` is what is left of a map without it."""
+    before, after = flow.sources(node)[0].meta["shape"], node.meta["shape"]
+    if node.meta["kind"] is not Kind.SELECT or before is None or after is None or len(before) < 3:
+        return False
+    return len(after) < len(before) or any(size == 1 < whole for size, whole in zip(after, before, strict=False))
 
 
 def noise_claim(pool: fx.Node) -> str:
