@@ -130,7 +130,7 @@ def load(directory: str | Path, model: nn.Module | None = None) -> nn.Module:
         target = original_of(recipe, source)
     else:
         check_model(model)
-        if records_of(model):
+        if rewritten_parts(model):
             raise StorageError("the model given was already rewritten; give a fresh original, or rewriter.undo(model)")
         target = copy_model(model, WITHOUT)
     if any(tensor.is_meta for tensor in (*target.parameters(), *target.buffers())):

@@ -9,6 +9,7 @@ from torch import fx
 from passes.dropout.drops import BECOMES_RANDOM, NO_LONGER_DROPPED, Drops
 from rewriter.analysis.naming import name_of, names_apart, path_of
 from rewriter.analysis.residual import Branch, find_branches
+from rewriter.analysis.weights import has_weight
 from rewriter.edit.edits import Edit
 from rewriter.guideline import Rate, Site, Skipped
 from rewriter.reasons import Reason, Refused
@@ -17,8 +18,9 @@ from rewriter.tracing.kinds import Kind
 
 
 def find_in_branches(drops: Drops, p: float | None) -> Iterator[Site | Skipped]:
-    """A site or a reason for every branch. A dropout belongs to the innermost branch around it."""
-    branches = find_branches(drops.flow, drops.model)
+    """A site or a reason for every branch with a weight. A dropout belongs to the innermost branch around it."""
+    flow = drops.flow
+    branches = [b for b in find_branches(flow, drops.model) if any(has_weight(node, flow) for node in b.nodes)]
     findings = {b: list(_Rule(drops, b, p).apply()) for b in sorted(branches, key=lambda b: len(b.nodes))}
     for branch in branches:
         yield from findings[branch]

@@ -231,10 +231,13 @@ def _dense_layers(flow: Dataflow, model: nn.Module, join: fx.Node) -> list[Branc
     sources = flow.sources(join)
     for fork, kept in _kept_parts(flow, sources):
         new = [source for source in sources if source not in kept]
+        if not new or not all(flow.dominates(fork, operand) for operand in new):
+            continue
+        if any(flow.is_ancestor(one, other) for one in new for other in new if one is not other):
+            continue
         branches = [Branch(flow, model, "dense", fork, join, operand, kept[0]) for operand in new]
-        apart = not any(flow.is_ancestor(one, other) for one in new for other in new if one is not other)
-        if branches and apart and all(flow.dominates(fork, b.operand) and b.end.weight is not None for b in branches):
-            return [] if any(spans_levels(flow, fork, b.operand, model) for b in branches) else branches
+        if all(branch.end.weight is not None for branch in branches):
+            return [] if any(spans_levels(flow, fork, operand, model) for operand in new) else branches
     return []
 
 
