@@ -193,6 +193,11 @@ class Pair(Task):
         self.teacher = teacher
 
 
+def told(model: nn.Module) -> list[str]:
+    """The report, without times, which are rounded when they are saved."""
+    return [line for line in str(rewriter.report(model)).splitlines() if not line.startswith("time:")]
+
+
 def test_what_holds_rewritten_models_is_saved_whole_and_loaded(tmp_path: Path) -> None:
     def nets() -> tuple[nn.Module, nn.Module]:
         small = {"in_channels": 3, "encoder_weights": None}
@@ -205,8 +210,7 @@ def test_what_holds_rewritten_models_is_saved_whole_and_loaded(tmp_path: Path) -
     loaded = rewriter.load(tmp_path / "saved", Pair(*nets()))
     assert all(map(torch.equal, loaded.state_dict().values(), pair.state_dict().values()))
     assert torch.equal(loaded.eval()(image()), pair.eval()(image()))
-    assert str(rewriter.report(loaded.net)) == str(rewriter.report(net))
-    assert str(rewriter.report(loaded.teacher)) == str(rewriter.report(teacher))
+    assert told(loaded.net) == told(net) and told(loaded.teacher) == told(teacher)
     with pytest.raises(rewriter.StorageError, match=r"a plan for 'teacher', which this Task does not have"):
         rewriter.load(tmp_path / "saved", Task(nets()[0]))
     recipe = json.loads((tmp_path / "saved" / "recipe.json").read_text())
