@@ -105,14 +105,21 @@ class ParamGroups(list[dict[str, Any]]):
 
     @property
     def table(self) -> str:
-        """Every gamma with its category, the decision and the reason; of everything else the numbers."""
-        places = {str(role) for role in Role}
-        gammas = [d for d in self.decisions if d.category not in places]
-        rows = [("gamma", "category", "", "reason")]
-        rows += [(d.name, d.category, "decay" if d.decays else "no decay", d.reason) for d in gammas]
+        """Every gamma, and what is not known, with the decision and the reason; of everything else the numbers."""
+        counted = {str(role) for role in Role} - {Role.OTHER, Role.UNSEEN}
+        named = [d for d in self.decisions if d.category not in counted]
+        rows = [
+            (
+                "parameter" if {Role.OTHER, Role.UNSEEN} & {d.category for d in named} else "gamma",
+                "category",
+                "",
+                "reason",
+            )
+        ]
+        rows += [(d.name, d.category, "decay" if d.decays else "no decay", d.reason) for d in named]
         widths = [max(len(row[column]) for row in rows) for column in range(3)]
-        lines = ["  ".join([*map(str.ljust, row[:3], widths), row[3]]).rstrip() for row in rows] if gammas else []
-        others = Counter((d.decays, d.category, d.reason) for d in self.decisions if d.category in places)
+        lines = ["  ".join([*map(str.ljust, row[:3], widths), row[3]]).rstrip() for row in rows] if named else []
+        others = Counter((d.decays, d.category, d.reason) for d in self.decisions if d.category in counted)
         for (decays, role, reason), count in sorted(others.items(), key=lambda item: (-item[0][0], item[0])):
             lines.append(f"{count} x {role}: {'decay' if decays else 'no decay'}, {reason}")
         for group in self:

@@ -20,7 +20,7 @@ from rewriter.errors import InputError, ModelError, OptimizerError, SelectorErro
 from rewriter.grouped_parameters import Decision, ParamGroups, tensor_of
 from rewriter.guard import check_model
 from rewriter.manager import resolve_passes, suggest
-from rewriter.parameter_kinds import as_gamma, find_kinds, recorded_kinds
+from rewriter.parameter_kinds import as_gamma, find_kinds, kind_and_reader, recorded_kinds
 from rewriter.record import records_of
 from rewriter.remembered_inputs import inputs_to_run_on
 from rewriter.tracing.trace import trace_candidates
@@ -147,8 +147,10 @@ def _decide(
         if gamma is not None:
             gammas[name] = Decision(name, str(gamma.category), *rule.decide(gamma))
         else:
-            role = Role(kinds[name])
-            others[name] = Decision(name, str(role), role is Role.WEIGHT, _REASONS.get(role, "it is no weight"))
+            kind, reader = kind_and_reader(kinds[name])
+            role = Role(kind)
+            reason = _UNKNOWN.format(reader) if reader else _REASONS.get(role, "it is no weight")
+            others[name] = Decision(name, str(role), role is Role.WEIGHT, reason)
     decisions = gammas | others
     for name, reason in excluded.items():
         if name in decisions:
@@ -156,7 +158,12 @@ def _decide(
     return decisions
 
 
-_REASONS = {Role.WEIGHT: "as usual", Role.UNSEEN: "what it does is not known"}
+_REASONS = {
+    Role.WEIGHT: "as usual",
+    Role.UNSEEN: "what it does is not known",
+    Role.OTHER: "an operation that is not known reads it; it has one axis only",
+}
+_UNKNOWN = "what {}() does with it is not known; if it is a weight, give it a group that decays"
 
 
 def _excluded(model: nn.Module, inside: Mapping[str, str], given: str | Iterable[str]) -> dict[str, str]:

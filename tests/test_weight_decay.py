@@ -88,9 +88,11 @@ PLACES: dict[str, dict[str, str]] = {
     "poolformer_s12": {"stages.0.blocks.0.norm1": LAST, "stages.0.blocks.0.norm2": LAST, "head.norm": MAIN},
     "lambda_resnet26t": {"stages.2.1.self_attn.norm_q": OTHER, "stages.2.1.self_attn.norm_v": OTHER},
     "ghostnet_050": {
-        "blocks.1.0.bn_dw": MAIN,  # the shortcut of this block has two weights
-        "blocks.1.0.ghost2.primary_conv.1": MAIN,
-        "blocks.1.0.ghost2.cheap_operation.1": MAIN,
+        "blocks.1.0.bn_dw": OTHER,
+        "blocks.1.0.ghost2.primary_conv.1": LAST,
+        "blocks.1.0.ghost2.cheap_operation.1": LAST,
+        "blocks.1.0.shortcut.1": SHORTCUT,  # of two weights
+        "blocks.1.0.shortcut.3": SHORTCUT,
         "blocks.2.0.ghost1.cheap_operation.1": OTHER,
         "blocks.2.0.ghost2.primary_conv.1": LAST,
         "blocks.2.0.ghost2.cheap_operation.1": LAST,

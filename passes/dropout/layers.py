@@ -57,9 +57,10 @@ class Bypassed(nn.Module):
 
 @register_layer("dropout/drops-input")
 class DropsInput(NotScripted):
-    """Behaviour of a layer whose child ``dropout`` acts on its input."""
+    """Behaviour of a layer whose child ``dropout`` acts on its input (``dropout_1`` of ``nn.GRU``, which has a rate)."""
 
-    dropout: nn.Dropout
+    dropout: nn.Module | float
 
     def forward(self, input: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        return super().forward(self.dropout(input), *args, **kwargs)
+        dropout = self.dropout if isinstance(self.dropout, nn.Module) else self.get_submodule("dropout_1")
+        return super().forward(dropout(input), *args, **kwargs)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import fx, nn
 
 from rewriter.analysis.arguments import argument
 from rewriter.analysis.dataflow import Dataflow
+from rewriter.analysis.weights import has_weight
 from rewriter.tracing.kinds import Kind, function_name
 
 
@@ -54,13 +57,19 @@ def carried(flow: Dataflow, end: fx.Node, within: set[fx.Node], model: nn.Module
 
 
 def _is_attention(node: fx.Node, flow: Dataflow) -> bool:
-    """Whether ``node`` holds attention weights: a softmax, or what follows it one by one."""
+    """Whether ``node`` holds attention weights: a softmax, perhaps normalised again or mixed over heads."""
     while node.meta["kind"] is not Kind.SOFTMAX:
         sources = flow.sources(node)
-        if len(sources) != 1 or node.meta["kind"] not in _ONE_BY_ONE:
+        if len(sources) != 1 or _elements(sources[0]) != _elements(node):
+            return False
+        if node.meta["kind"] not in _ADJUSTS and not has_weight(node, flow):
             return False
         node = sources[0]
     return True
+
+
+def _elements(node: fx.Node) -> int:
+    return math.prod(node.meta["shape"] or ())
 
 
 def _is_between_0_and_1(node: fx.Node, flow: Dataflow, model: nn.Module) -> bool:
@@ -77,4 +86,5 @@ def _is_between_0_and_1(node: fx.Node, flow: Dataflow, model: nn.Module) -> bool
 
 
 _ONE_BY_ONE = frozenset({Kind.VIEW, Kind.IDENTITY, Kind.SELECT, Kind.DROPOUT})
+_ADJUSTS = _ONE_BY_ONE | {Kind.NORM, Kind.ADD, Kind.MULTIPLY}
 _KEEPS_RANGE = _ONE_BY_ONE - {Kind.DROPOUT} | {Kind.INTERPOLATE}

@@ -13,7 +13,7 @@ from torch import fx
 
 from rewriter.tracing.kinds import Kind
 
-WEIGHT_KINDS = frozenset({Kind.CONV, Kind.LINEAR, Kind.ATTENTION})
+WEIGHT_KINDS = frozenset({Kind.CONV, Kind.LINEAR, Kind.ATTENTION, Kind.RECURRENT})
 """Operations that multiply by a weight."""
 
 

@@ -6,7 +6,7 @@ which is also what a module that is looked into calls), or arithmetic: ``weight 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import fx, nn
 
 from rewriter.analysis.arguments import argument
 from rewriter.analysis.dataflow import Dataflow, once
-from rewriter.analysis.weights import PASS_THROUGH, has_weight
+from rewriter.analysis.weights import PASS_THROUGH, constants_behind, has_weight
 from rewriter.tracing.kinds import Kind, function_name
 
 
@@ -54,19 +54,6 @@ def parameter_role(name: str) -> str:
     """What a module of torch calls the parameter ``name``: ``weight`` for ``parametrizations.weight.original0``."""
     parts = name.split(".")
     return parts[parts.index("parametrizations") + 1] if "parametrizations" in parts else parts[-1]
-
-
-def constants_behind(node: fx.Node, flow: Dataflow) -> Iterator[fx.Node]:
-    """The parameters, buffers and other stored tensors that ``node`` is computed from; none if it depends on data."""
-    pending, seen = [node], set()
-    while pending:
-        current = pending.pop()
-        if current in seen or current in flow:
-            continue
-        seen.add(current)
-        if current.op == "get_attr":
-            yield current
-        pending += current.all_input_nodes
 
 
 def _of_module(node: fx.Node, model: nn.Module) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -39,7 +39,7 @@ def find_roles(trace: Trace) -> dict[str, Role]:
     names = canonical_names(trace.model)
     roles: dict[str, set[Role]] = {name: set() for name, _ in trace.model.named_parameters()}
     for recording in (trace.train, trace.eval):
-        for name, role in _uses(recording.dataflow, trace.model):
+        for name, role, _ in _uses(recording.dataflow, trace.model):
             roles[names[name]].add(role)
     for name, role in _by_module(trace.model):
         roles[names[name]] = roles[names[name]] or {role}
@@ -47,20 +47,34 @@ def find_roles(trace: Trace) -> dict[str, Role]:
     return {name: min(found, key=order.index, default=Role.UNSEEN) for name, found in roles.items()}
 
 
-def _uses(flow: Dataflow, model: nn.Module) -> Iterator[tuple[str, Role]]:
+def find_unknown_readers(trace: Trace) -> dict[str, str]:
+    """Of parameters of two axes or more, the operation that reads them and is not known: they may be weights."""
+    names = canonical_names(trace.model)
+    sizes = {name: parameter.dim() for name, parameter in trace.model.named_parameters()}
+    return {
+        names[name]: function_name(reader.target)  # type: ignore[arg-type]
+        for recording in (trace.eval, trace.train)
+        for name, role, reader in _uses(recording.dataflow, trace.model)
+        if role is Role.OTHER and sizes[names[name]] > 1
+    }
+
+
+def _uses(flow: Dataflow, model: nn.Module) -> Iterator[tuple[str, Role, fx.Node]]:
+    """Parameters by name with the role that each has in an operation, and that operation."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
     of_norms: set[str] = set()
     for norm in find_norms(flow, model):
-        yield from ((name, Role.GAMMA) for name in norm.gammas)
-        yield from ((name, Role.BETA) for name in norm.betas)
+        yield from ((name, Role.GAMMA, norm.node) for name in norm.gammas)
+        yield from ((name, Role.BETA, norm.node) for name in norm.betas)
         of_norms |= {*norm.gammas, *norm.betas}
     called = set()
     for node in flow.output.graph.nodes:
         if node.op == "get_attr" and node.target in parameters and node.target not in of_norms:
-            yield from ((node.target, role) for role in _readers(node, flow))
+            yield from ((node.target, *use) for use in _readers(node, flow))
         elif node.op == "call_module" and node.target not in called:
             called.add(node.target)
-            yield from _of_leaf(str(node.target), model.get_submodule(node.target), node.meta["kind"])
+            module = model.get_submodule(node.target)
+            yield from ((*use, node) for use in _of_leaf(str(node.target), module, node.meta["kind"]))
 
 
 def _by_module(model: nn.Module) -> Iterator[tuple[str, Role]]:
@@ -89,8 +103,8 @@ def _of_leaf(path: str, module: nn.Module, kind: Kind) -> Iterator[tuple[str, Ro
         yield f"{path}.{name}".lstrip("."), role
 
 
-def _readers(constant: fx.Node, flow: Dataflow) -> Iterator[Role]:
-    """The role in each operation that reads ``constant``, through operations that hold no data."""
+def _readers(constant: fx.Node, flow: Dataflow) -> Iterator[tuple[Role, fx.Node]]:
+    """Each operation that reads ``constant``, through operations that hold no data, and its role there."""
     pending: list[fx.Node] = [constant]
     seen: set[fx.Node] = set()
     while pending:
@@ -103,7 +117,7 @@ def _readers(constant: fx.Node, flow: Dataflow) -> Iterator[Role]:
             if role is None:
                 pending.append(reader)
             else:
-                yield role
+                yield role, reader
 
 
 def _role_in(reader: fx.Node, operand: fx.Node, flow: Dataflow) -> Role | None:
@@ -116,13 +130,18 @@ def _role_in(reader: fx.Node, operand: fx.Node, flow: Dataflow) -> Role | None:
         return Role.EMBEDDING
     if name == "scaled_dot_product_attention":
         return Role.TOKEN if operand in reader.args[:3] else Role.ADDED
-    if name in ("addmm", "baddbmm") and reader.args and reader.args[0] is operand:
+    if name in ("addmm", "baddbmm", "addbmm", "addmv") and reader.args and reader.args[0] is operand:
         return Role.ADDED
+    if kind is Kind.RECURRENT:
+        if operand in _nodes(reader.args[:2]):
+            return Role.TOKEN  # the first hidden state
+        return Role.WEIGHT if len(operand.meta["shape"] or ()) > 1 else Role.ADDED
     if kind in (Kind.CONV, Kind.LINEAR, Kind.ATTENTION) and name != "addmm":
-        if reader.args and reader.args[0] is operand:
+        weight = _WEIGHT.get(name, 1)
+        if operand in reader.args[:weight]:
             return Role.TOKEN
-        is_bias = reader.kwargs.get("bias") is operand or operand in reader.args[_BIAS.get(name, 2) :]
-        return Role.ADDED if is_bias and operand is not argument(reader, "weight", 1) else Role.WEIGHT
+        is_bias = reader.kwargs.get("bias") is operand or operand in reader.args[weight + 1 :]
+        return Role.ADDED if is_bias and operand is not argument(reader, "weight", weight) else Role.WEIGHT
     if reader not in flow:
         return None
     if kind is Kind.SELECT and any(index in flow for index in _nodes(reader.args[1:])):
@@ -130,8 +149,8 @@ def _role_in(reader: fx.Node, operand: fx.Node, flow: Dataflow) -> Role | None:
     return _BY_KIND.get(kind) or _BY_NAME.get(name, Role.OTHER)
 
 
-_BIAS = {"bilinear": 3}
-"""Where torch's functions take their bias, if not third."""
+_WEIGHT = {"bilinear": 2}
+"""Where torch's functions take their weight, if not second; their bias comes after it."""
 
 _BY_KIND = {
     Kind.LINEAR: Role.WEIGHT,

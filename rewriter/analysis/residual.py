@@ -1,12 +1,13 @@
 """Residual blocks and dense layers: joins whose operands share a fork.
 
-A *residual block* is a sum of two tensors that come from one fork. The operand that reaches the fork without a weight
-(or through pooling, one 1x1 weight and a norm only) is the shortcut; the other is the branch. A *dense layer* joins by
-concatenation: it appends to its input what it computed from it (DenseNet).
+A *residual block* is a sum of two tensors that come from one fork. The operand that reaches the fork without a weight,
+or else without an activation, is the shortcut; the other is the branch. A *dense layer* joins by concatenation: it
+appends to its input what it computed from it (DenseNet).
 """
 
 from __future__ import annotations
 
+import enum
 import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from rewriter.analysis.dataflow import Dataflow, once
 from rewriter.analysis.norms import find_norms
 from rewriter.analysis.resolution import spans_levels
 from rewriter.analysis.sums import addends
-from rewriter.analysis.weights import PASS_THROUGH, has_weight, is_pointwise
+from rewriter.analysis.weights import PASS_THROUGH, has_weight
 from rewriter.tracing.kinds import Kind
 
 
@@ -180,14 +181,19 @@ def _block(
     sources: list[fx.Node],
     streams: dict[fx.Node, fx.Node],
 ) -> Branch | None:
-    reach = [_REACH.index(_reach(flow, model, fork, source, streams)) for source in sources]
-    if not any(reach):
-        reach = [int(source is not fork and _holds_norm(flow.region(fork, source))) for source in sources]
-    if reach[0] == reach[1]:
+    ways = [_way(flow, fork, source, streams) for source in sources]
+    if not any(ways):
+        ways = [_Way(source is not fork and _holds_norm(flow.region(fork, source))) for source in sources]
+    if ways[0] == ways[1]:
         return None
-    shortcut, operand = sources if reach[0] < reach[1] else reversed(sources)
+    shortcut, operand = sources if ways[0] < ways[1] else reversed(sources)
     if shortcut.meta["shape"] != join.meta["shape"]:  # a timestep that is added to every position
         return None
+    if min(ways):
+        if any(streams.get(node) is fork for node in flow.region(fork, operand)):
+            return None  # a skip around whole blocks, the first of which carries the fork on
+        if not _is_read_once(flow, fork, shortcut, join):
+            return None
     if any(spans_levels(flow, fork, end, model) for end in (operand, shortcut)):
         return None
     if _only_gates(flow, fork, operand, model):
@@ -202,28 +208,58 @@ def _only_gates(flow: Dataflow, fork: fx.Node, operand: fx.Node, model: nn.Modul
     return any(weighed is not None and weighed is not fork and weighed not in region for weighed in products)
 
 
+def _is_read_once(flow: Dataflow, fork: fx.Node, end: fx.Node, join: fx.Node) -> bool:
+    """Whether what weights make on the way from ``fork`` to ``end`` is for ``join`` alone, but for other parts of it."""
+    way = flow.region(fork, end)
+    made: set[fx.Node] = set()
+    for node in flow.in_order(way):
+        if has_weight(node, flow) or not made.isdisjoint(flow.sources(node)):
+            made.add(node)
+    readers = {user for node in made for user in flow.users(node) if user.meta["kind"] is not Kind.SELECT}
+    return readers <= way | {join}
+
+
 def _holds_norm(nodes: set[fx.Node]) -> bool:
     return any(node.meta["kind"] is Kind.NORM for node in nodes)
 
 
-_REACH = ("shortcut", "projection", "branch")
-"""Of two operands, the one that comes first here is the shortcut."""
+class _Way(enum.IntEnum):
+    """What lies between the fork and an operand of a sum; the lesser of two is the shortcut.
+
+    Two linear ways are one linear layer in parallel kernels (RepVGG), and no block.
+    """
+
+    IDENTITY = 0
+    LINEAR = 1
+    ONE_LAYER = 2
+    LAYERS = 3
 
 
-def _reach(flow: Dataflow, model: nn.Module, fork: fx.Node, operand: fx.Node, streams: dict[fx.Node, fx.Node]) -> str:
-    """How ``operand`` comes from ``fork``: as the ``"shortcut"``, by a ``"projection"`` or as a ``"branch"``."""
+def _way(flow: Dataflow, fork: fx.Node, operand: fx.Node, streams: dict[fx.Node, fx.Node]) -> _Way:
     source: fx.Node | None = operand
     while source is not None and source is not fork:  # a sum over the same fork carries the shortcut: x + f(x) + g(x)
         if streams.get(source) is fork:
-            return "shortcut"
+            return _Way.IDENTITY
         passed = flow.sources(source) if source.meta["kind"] in PASS_THROUGH else []
         source = next(iter(passed), None)  # none of memory that was filled after it was made
     nodes = flow.region(fork, operand) if operand is not fork else set()
-    weights = [node for node in nodes if has_weight(node, flow)]
-    if not weights:
-        return "shortcut"
-    simple = not any(n.meta["kind"] in (Kind.ACTIVATION, Kind.SOFTMAX, Kind.MATMUL) for n in nodes)
-    return "projection" if simple and len(weights) == 1 and is_pointwise(weights[0], model) else "branch"
+    in_series: dict[fx.Node, int] = {}
+    for node in flow.in_order(nodes):
+        before = max((in_series.get(other, 0) for other in flow.sources(node)), default=0)
+        in_series[node] = before + has_weight(node, flow)
+    if not any(in_series.values()):
+        return _Way.IDENTITY
+    if not any(node.meta["kind"] in _NOT_LINEAR and not _multiplies(node, flow) for node in nodes):
+        return _Way.LINEAR
+    return _Way.ONE_LAYER if in_series[operand] == 1 else _Way.LAYERS
+
+
+def _multiplies(node: fx.Node, flow: Dataflow) -> bool:
+    """Whether a product of matrices is one with a weight."""
+    return node.meta["kind"] is Kind.MATMUL and has_weight(node, flow)
+
+
+_NOT_LINEAR = frozenset({Kind.ACTIVATION, Kind.SOFTMAX, Kind.MATMUL, Kind.ATTENTION, Kind.RECURRENT})
 
 
 def _dense_layers(flow: Dataflow, model: nn.Module, join: fx.Node) -> list[Branch]:

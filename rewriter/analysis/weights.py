@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from torch import fx, nn
 
 from rewriter.analysis.dataflow import WEIGHT_KINDS, Dataflow
@@ -15,12 +17,29 @@ def has_weight(node: fx.Node, flow: Dataflow) -> bool:
     """Whether ``node`` multiplies data by a weight (a convolution, a linear layer, a matmul with a parameter)."""
     kind = node.meta["kind"]
     if kind is Kind.MATMUL:
-        return len(flow.sources(node)) == 1 and any(n.op == "get_attr" for n in node.all_input_nodes)
+        return len(flow.sources(node)) == 1 and any(
+            True for n in node.all_input_nodes for _ in constants_behind(n, flow)
+        )
     return kind in WEIGHT_KINDS
+
+
+def constants_behind(node: fx.Node, flow: Dataflow) -> Iterator[fx.Node]:
+    """The parameters, buffers and other stored tensors that ``node`` is computed from; none if it depends on data."""
+    pending, seen = [node], set()
+    while pending:
+        current = pending.pop()
+        if current in seen or current in flow:
+            continue
+        seen.add(current)
+        if current.op == "get_attr":
+            yield current
+        pending += current.all_input_nodes
 
 
 def is_pointwise(node: fx.Node, model: nn.Module) -> bool:
     """Whether a weight acts on each position alone: a linear layer, or a convolution with a kernel of 1."""
+    if node.meta["kind"] in (Kind.ATTENTION, Kind.RECURRENT):
+        return False
     if node.op == "call_module":
         kernel = getattr(model.get_submodule(str(node.target)), "kernel_size", (1,))
         return all(size == 1 for size in (kernel if isinstance(kernel, tuple) else (kernel,)))

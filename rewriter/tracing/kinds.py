@@ -34,6 +34,7 @@ class Kind(enum.StrEnum):
     LINEAR = "linear"
     MATMUL = "matmul"
     ATTENTION = "attention"
+    RECURRENT = "recurrent"
     EMBEDDING = "embedding"
     NORM = "norm"
     ACTIVATION = "activation"
@@ -58,6 +59,7 @@ _MODULE_KINDS: tuple[tuple[tuple[type, ...], Kind], ...] = (
     ((_ConvNd, _ConvTransposeNd), Kind.CONV),
     ((nn.Linear, nn.Bilinear), Kind.LINEAR),
     ((nn.MultiheadAttention,), Kind.ATTENTION),
+    ((nn.RNNBase, nn.RNNCellBase), Kind.RECURRENT),
     ((nn.Embedding, nn.EmbeddingBag), Kind.EMBEDDING),
     ((_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm, nn.CrossMapLRN2d), Kind.NORM),
     ((_DropoutNd,), Kind.DROPOUT),
@@ -67,7 +69,7 @@ _MODULE_KINDS: tuple[tuple[tuple[type, ...], Kind], ...] = (
     ((nn.Upsample,), Kind.INTERPOLATE),
     ((nn.Identity,), Kind.IDENTITY),
     ((nn.Flatten, nn.Unflatten), Kind.VIEW),
-    ((nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle, nn.Fold, nn.Unfold, nn.RNNBase), Kind.OTHER),
+    ((nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle, nn.Fold, nn.Unfold), Kind.OTHER),
     ((_ConstantPadNd, _ReflectionPadNd, _ReplicationPadNd), Kind.OTHER),
 )
 
@@ -78,10 +80,16 @@ _ACTIVATIONS = (
 )  # fmt: skip
 
 _FUNCTION_KINDS: dict[Kind, str] = {
-    Kind.CONV: "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d",
+    Kind.CONV: (
+        "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution conv_tbc deform_conv2d"
+    ),
     Kind.LINEAR: "linear bilinear addmm",
-    Kind.MATMUL: "matmul bmm mm rmatmul einsum baddbmm scaled_dot_product_attention",
+    Kind.MATMUL: (
+        "matmul bmm mm mv dot vdot inner tensordot multi_dot linalg_multi_dot chain_matmul linalg_matmul vecdot "
+        "linalg_vecdot rmatmul einsum baddbmm addbmm addmv scaled_dot_product_attention"
+    ),
     Kind.ATTENTION: "multi_head_attention_forward",
+    Kind.RECURRENT: "lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell",
     Kind.EMBEDDING: "embedding",
     Kind.NORM: "batch_norm layer_norm group_norm instance_norm rms_norm local_response_norm",
     Kind.ACTIVATION: (
