@@ -57,7 +57,7 @@ class Bypassed(nn.Module):
 
 @register_layer("dropout/drops-input")
 class DropsInput(NotScripted):
-    """Behaviour of a layer whose child ``dropout`` acts on its input (``dropout_1`` of ``nn.GRU``, which has a rate)."""
+    """Behaviour of layers whose child ``dropout`` acts on the input (``dropout_1`` of ``nn.GRU``, which has a rate)."""
 
     dropout: nn.Module | float
 

@@ -209,7 +209,7 @@ def _only_gates(flow: Dataflow, fork: fx.Node, operand: fx.Node, model: nn.Modul
 
 
 def _is_read_once(flow: Dataflow, fork: fx.Node, end: fx.Node, join: fx.Node) -> bool:
-    """Whether what weights make on the way from ``fork`` to ``end`` is for ``join`` alone, but for other parts of it."""
+    """Whether what weights make on the way from ``fork`` to ``end`` is for ``join`` alone, other parts apart."""
     way = flow.region(fork, end)
     made: set[fx.Node] = set()
     for node in flow.in_order(way):
