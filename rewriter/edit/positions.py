@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import fx
 
 from rewriter.tracing.frames import Frame
-from rewriter.tracing.recorder import ModuleCall
+from rewriter.tracing.module_call import ModuleCall
 
 
 @dataclass(frozen=True)

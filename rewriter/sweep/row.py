@@ -35,7 +35,7 @@ class Row:
         class_name: the model's class.
         parameters: number of parameters.
         weights: ``"meta"`` if the model had no memory, ``"real"`` if it had weights.
-        backend: what both modes were traced on: ``"meta"``, ``"fake"`` or ``"cpu"`` tensors.
+        backend: what both modes were traced on: ``"meta"`` or ``"cpu"`` tensors.
         passes: for each pass the number of ``sites`` planned and ``applied``, of places
             ``advised`` on, and ``skipped``, places by reason.
         verified: whether the passes' contracts held; ``checks`` has each one: name, verdict, detail.

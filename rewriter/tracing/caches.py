@@ -1,14 +1,13 @@
 """Caches of functions that outlive a trace.
 
 A function under ``functools.lru_cache`` that a model calls (RT-DETR's position embeddings) keeps what it returned while
-the model was traced. A fake tensor in there would be handed to the next run, and to the user's own model.
+the model was traced. A meta tensor in there would be handed to the next run, and to the user's own model.
 """
 
 from __future__ import annotations
 
 import functools
 import gc
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,10 +15,10 @@ import torch
 _CACHE = type(functools.lru_cache(lambda: None))
 
 
-def clear_caches(is_stale: Callable[[torch.Tensor], bool]) -> None:
-    """Empty every ``lru_cache`` that holds a stale tensor; its function computes its results again."""
+def forget_meta_tensors() -> None:
+    """Empty every ``lru_cache`` that holds a meta tensor; its function computes its results again."""
     for cache in [found for found in gc.get_objects() if type(found) is _CACHE]:
-        if any(isinstance(result, torch.Tensor) and is_stale(result) for result in _results(cache)):
+        if any(isinstance(result, torch.Tensor) and result.is_meta for result in _results(cache)):
             cache.cache_clear()
 
 

@@ -11,8 +11,7 @@ import gc
 import operator
 import sys
 import weakref
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,38 +22,15 @@ from rewriter.contents import contents, tensors_held
 from rewriter.hooks import between_hooks, call_hooked
 from rewriter.inputs import tensors_in
 from rewriter.tracing import shapes
+from rewriter.tracing.caches import forget_meta_tensors
 from rewriter.tracing.frames import Frame, FrameReader, owner_of
 from rewriter.tracing.kinds import Kind, function_kind, has_own_forward, is_active_dropout, module_kind
+from rewriter.tracing.known_values import KnownValues
 from rewriter.tracing.memory import named_tensors, storage_of
+from rewriter.tracing.module_call import ModuleCall
 
 _torch_unobserved = torch._C.DisableTorchFunction
 """Inside, reading a tensor's shape or base is no operation of the model."""
-
-
-@dataclass(eq=False)
-class ModuleCall:
-    """One call of a module that was looked into.
-
-    Attributes:
-        path: the module's path; "" for the model itself.
-        parent: the call that it was made in; None for the model itself.
-        frames: where in the parent's code it was made, innermost first.
-        arguments: positional arguments as nodes (None for what is not a tensor).
-        outputs: nodes of the tensors that it returned.
-    """
-
-    path: str
-    parent: ModuleCall | None
-    frames: tuple[Frame, ...]
-    arguments: tuple[fx.Node | None, ...]
-    outputs: list[fx.Node] = field(default_factory=list)
-
-    def chain(self) -> Iterable[ModuleCall]:
-        """This call and those around it, innermost first."""
-        call: ModuleCall | None = self
-        while call is not None:
-            yield call
-            call = call.parent
 
 
 class ForbiddenTensor(Exception):
@@ -66,7 +42,7 @@ class Recorder(TorchFunctionMode):
 
     Args:
         model: the skeleton.
-        predict_shapes: whether operations on meta tensors may be predicted instead of run.
+        values: what is known of meta tensors.
         real_device: what the meta device stands for.
         forbidden: identities of tensors that no operation may use.
 
@@ -78,7 +54,7 @@ class Recorder(TorchFunctionMode):
         self,
         model: nn.Module,
         *,
-        predict_shapes: bool,
+        values: KnownValues,
         real_device: torch.device,
         forbidden: frozenset[int] = frozenset(),
     ) -> None:
@@ -90,7 +66,7 @@ class Recorder(TorchFunctionMode):
         self.written: set[int] = set()
         self._instrumented: list[nn.Module] = []
         self._model = model
-        self._predict_shapes = predict_shapes
+        self._values = values
         self._forbidden = forbidden
         self._real_device = real_device
         self._paused = False
@@ -131,6 +107,7 @@ class Recorder(TorchFunctionMode):
                 for name in ("forward", "_compiled_call_impl"):
                     module.__dict__.pop(name, None)
             self._instrumented.clear()
+            self._values.clear()
             del self._model
         return result
 
@@ -142,14 +119,14 @@ class Recorder(TorchFunctionMode):
             self._drops |= (
                 self._paused and function_kind(func) is Kind.DROPOUT and is_active_dropout(func, args, kwargs)
             )
-            return self._result(func, args, kwargs)
+            return self._values.call(func, args, kwargs)
         with _torch_unobserved():
             inputs = list(tensors_in((args, kwargs)))
             versions = [t._version for t in inputs]
             for tensor in inputs:
                 if id(tensor) in self._forbidden:
                     raise ForbiddenTensor(tensor)
-        result = self._result(func, args, kwargs)
+        result = self._values.call(func, args, kwargs)
         changed = [t for t, version in zip(inputs, versions, strict=True) if t._version != version]
         if not changed and not any(True for _ in tensors_in(result)):
             return result
@@ -162,9 +139,6 @@ class Recorder(TorchFunctionMode):
             self._write(changed, node)
             self._bind(result, node)
         return result
-
-    def _result(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return shapes.call(func, args, kwargs) if self._predict_shapes else func(*args, **kwargs)
 
     def _instrument(self) -> None:
         """Put a wrapper on every module of the skeleton; global hooks and compiled calls are thereby bypassed."""
@@ -203,7 +177,7 @@ class Recorder(TorchFunctionMode):
         return call_module
 
     def _leaf(self, path: str, module: nn.Module, kind: Kind, original: Callable[..., Any]) -> Callable[..., Any]:
-        predictable = self._predict_shapes and not (kind is Kind.DROPOUT and has_own_forward(module))
+        predictable = self._values.on_meta and not (kind is Kind.DROPOUT and has_own_forward(module))
 
         def call_leaf(*args: Any, **kwargs: Any) -> Any:
             if self._paused:
@@ -306,6 +280,7 @@ class Recorder(TorchFunctionMode):
         for storage in node.meta["writes"]:
             for sharing in self._sharing.get(storage, ()):
                 self._writers[sharing] = node
+                self._values.forget(sharing)
 
     def _known(self, value: object) -> fx.Node | None:
         """The node that ``value`` comes from; None if it is not a tensor that was seen."""
@@ -338,6 +313,11 @@ class Recorder(TorchFunctionMode):
             # an error that was caught may leave a cycle through its frames and their local variables; it is young, as
             # the collector is paused while a model is traced
             gc.collect(0)
+        if any(
+            reference() is not None and not expected and attribute is None
+            for reference, _, attribute, expected in states
+        ):
+            forget_meta_tensors()
         for reference, node, attribute, _ in states:
             if reference() is not None and (attribute is not None or node not in self.kept):
                 self.kept[node] = attribute or ""

@@ -136,7 +136,7 @@ def _linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
 
 
 def _concatenate(tensors: Sequence[torch.Tensor], dim: int = 0, **options: Any) -> torch.Tensor | None:
-    if options or not isinstance(tensors, (list, tuple)) or not tensors or type(dim) is not int:
+    if options or isinstance(tensors, torch.Tensor) or not tensors or type(dim) is not int:
         return None
     first, rank = tensors[0], tensors[0].dim()
     alike = all(t.dtype == first.dtype and t.dim() == rank and t.is_contiguous() and t.numel() for t in tensors)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import traceback
 import types
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
@@ -23,12 +22,14 @@ from rewriter.inputs import Inputs
 from rewriter.skeleton import meta_twin, skeleton
 from rewriter.state import state_kept
 from rewriter.surroundings import surroundings_kept
-from rewriter.tracing.caches import clear_caches
+from rewriter.tracing.caches import forget_meta_tensors
 from rewriter.tracing.drawing import draw
 from rewriter.tracing.kinds import Kind
+from rewriter.tracing.known_values import KnownValues
 from rewriter.tracing.made_in_forward import made_in_forward
 from rewriter.tracing.memory import storage_of
-from rewriter.tracing.recorder import ForbiddenTensor, ModuleCall, Recorder
+from rewriter.tracing.module_call import ModuleCall
+from rewriter.tracing.recorder import ForbiddenTensor, Recorder
 
 
 @dataclass(eq=False)
@@ -60,7 +61,7 @@ class Trace:
         model: the model that was traced; it was not touched.
         inputs: what it was run on.
         train: the recording in training mode, ``eval`` the one in evaluation mode.
-        backend: ``"meta"``, ``"fake"`` or ``"cpu"``: what the tensors of the run were.
+        backend: ``"meta"`` or ``"cpu"``: what the tensors of the run were.
         notes: why the backends before it could not be used.
         may_measure: whether the model can be run again as it was recorded; not where a condition was forced.
         measured: what passes have measured, by what they call it. Recordings of one planning share it: of the model as
@@ -100,7 +101,7 @@ def _operations(recording: Recording) -> list[tuple[str, Any, str]]:
     return [(node.op, node.target, node.meta["module_path"]) for node in recording.dataflow.nodes()]
 
 
-BACKENDS = ("meta", "fake", "cpu")
+BACKENDS = ("meta", "cpu")
 """What the tensors of a run may be, in the order in which they are tried."""
 
 
@@ -110,7 +111,7 @@ def trace_model(
 ) -> Trace:
     """Run a skeleton of ``model`` in both modes and record it.
 
-    On meta tensors if the model allows, then on fake tensors, then on real CPU tensors with the model's own weights.
+    On meta tensors if the model allows, else on real CPU tensors with the model's own weights.
 
     Args:
         model: it is only read.
@@ -125,12 +126,12 @@ def trace_model(
     notes: list[str] = []
     own = frozenset(map(id, (*model.parameters(), *model.buffers())))
     for backend in backends:
-        prepare, context = _CONTEXTS[backend]
+        twin, context = _CONTEXTS[backend]
         try:
             # in inference mode tensors have no version counter, and a write could not be noticed
-            with _kept(model, backend), torch.inference_mode(False), context() as mode:
-                train = _record(model, inputs, prepare(mode), own, training=True)
-                evaluation = train if modes_alike else _record(model, inputs, prepare(mode), own, training=False)
+            with _kept(model, backend), torch.inference_mode(False), context():
+                train = _record(model, inputs, twin, own, training=True)
+                evaluation = train if modes_alike else _record(model, inputs, twin, own, training=False)
             return Trace(model, inputs, train, evaluation, backend, tuple(notes))
         except _Unfinished as error:
             raise TraceError(str(error)) from None
@@ -175,13 +176,14 @@ def _record(
     *,
     training: bool,
 ) -> Recording:
-    copy = skeleton(model, twin)
+    values = KnownValues(on_meta=twin is meta_twin)
+    copy = skeleton(model, values.noting(twin))
     copy.train(training)
     reference = next(iter(model.parameters()), torch.empty(0))
     twins = inputs.map(lambda t: twin(t.detach()))
     parameters = dict(copy.named_parameters())
     modules = list(copy.modules())
-    recorder = Recorder(copy, predict_shapes=twin is meta_twin, real_device=reference.device, forbidden=own)
+    recorder = Recorder(copy, values=values, real_device=reference.device, forbidden=own)
     try:
         result = recorder.run(twins.args, twins.kwargs)
     except ForbiddenTensor as error:
@@ -254,51 +256,24 @@ def _remedy(origin: str, message: str) -> str:
 @contextlib.contextmanager
 def _meta_context() -> Iterator[None]:
     with torch.device("meta"):
-        yield None
-
-
-@contextlib.contextmanager
-def _fake_context() -> Iterator[Any]:
-    from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-
-    logger = logging.getLogger("torch._subclasses.fake_tensor")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)  # it logs the traceback of what we go on from
-    clear_caches(lambda tensor: tensor.is_meta)  # of the run that failed
-    try:
-        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-            yield mode
-    finally:
-        logger.setLevel(level)
-        clear_caches(lambda tensor: isinstance(tensor, FakeTensor))
+        yield
 
 
 @contextlib.contextmanager
 def _cpu_context() -> Iterator[None]:
-    yield None
+    forget_meta_tensors()  # of the run that failed
+    yield
 
 
-def _fake_twin(mode: Any) -> Callable[[torch.Tensor], torch.Tensor]:
-    def twin(tensor: torch.Tensor) -> torch.Tensor:
-        fake = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
-        return nn.Parameter(fake, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else fake
-
-    return twin
-
-
-def _cpu_twin(_: Any) -> Callable[[torch.Tensor], torch.Tensor]:
-    def twin(tensor: torch.Tensor) -> torch.Tensor:
-        if tensor.device.type == "meta":
-            real = torch.zeros(tensor.shape, dtype=tensor.dtype)
-        else:
-            real = tensor.detach().to("cpu", copy=True)
-        return nn.Parameter(real, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else real
-
-    return twin
+def _cpu_twin(tensor: torch.Tensor) -> torch.Tensor:
+    if tensor.device.type == "meta":
+        real = torch.zeros(tensor.shape, dtype=tensor.dtype)
+    else:
+        real = tensor.detach().to("cpu", copy=True)
+    return nn.Parameter(real, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else real
 
 
-_CONTEXTS: dict[str, tuple[Callable[[Any], Callable[[torch.Tensor], torch.Tensor]], Any]] = {
-    "meta": (lambda _: meta_twin, _meta_context),
-    "fake": (_fake_twin, _fake_context),
+_CONTEXTS: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], Any]] = {
+    "meta": (meta_twin, _meta_context),
     "cpu": (_cpu_twin, _cpu_context),
 }
