@@ -105,7 +105,7 @@ def _extend(findings: list[Finding], group: Sequence[int], here: Sequence[Findin
             problem = "it is not known which of several places it is"
         else:
             merged = _merged(sites[index], more[0], known, str(run.way), findings, run.traced.model)
-            problem = _why_not(merged, run)
+            problem = _changed_here(more[0], sites[index], run.traced) or _why_not(merged, run)
             if not problem:
                 findings[index] = merged
     if problem:
@@ -193,6 +193,16 @@ def _renamed(edit: Edit, path: str, old: str, new: str) -> Edit:
     if isinstance(edit, AddModule):
         return replace(edit, name=new) if edit.name == old else edit
     return replace(edit, operation=edit.operation.renamed(old, new)) if isinstance(edit, EditMethod) else edit
+
+
+def _changed_here(other: Site, site: Site, traced: Trace) -> str:
+    """Which module that runs here too the edits of another way change altogether; empty if none."""
+    called = {str(node.target) for node in traced.train.graph.nodes if node.op == "call_module"}
+    called |= {call.path for call in traced.train.calls}
+    for edit in other.edits:
+        if isinstance(edit, AddBehaviour) and edit not in site.edits and edit.path in called:
+            return f"{other.action} would change {edit.path!r} here, too"
+    return ""
 
 
 def _why_not(site: Site, run: _Run) -> str:

@@ -283,6 +283,35 @@ class StochasticFunction(Sampling):
         return f"{self.function}, {super().extra_repr()}"
 
 
+@register_layer("stochastic-pooling/positions")
+class SampledPositions(Sampling):
+    """Stands before a global average pooling that lies in other code (einops): what comes of it is a sample's average.
+
+    In training all but a random subset of positions is zero, and the rest is larger by what the average over all
+    positions makes smaller; in evaluation the input is returned as it is.
+
+    Args:
+        dims: the dimensions that the pooling averages over, not the first, which counts samples.
+        keep_prob, scale: see :class:`Sampling`.
+
+    Raises:
+        ValueError: ``keep_prob`` or ``scale`` is not as described.
+    """
+
+    operation_kind = Kind.IDENTITY
+
+    def __init__(self, dims: Sequence[int], *, keep_prob: float = 0.5, scale: str = "sqrt") -> None:
+        super().__init__()
+        self.dims = tuple(dims)
+        self.keep_prob, self.scale = keep_prob, scale
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return _mean(self, input, self.dims, lambda masked: masked) if self.is_sampling else input
+
+    def extra_repr(self) -> str:
+        return f"dims={self.dims}, {super().extra_repr()}"
+
+
 def _checked_sides(kernel_size: Any) -> Any:
     sides = kernel_size if isinstance(kernel_size, tuple) else (kernel_size,)
     if not all(type(side) is int and side > 0 for side in sides):

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from typing import Any
 
 from torch import fx, nn
 
-from passes.stochastic_pooling.layers import Sampling
+from passes.stochastic_pooling.layers import SampledPositions, Sampling
 from passes.stochastic_pooling.sampling import kept_count
 from rewriter.analysis.dropouts import drop_rate
 from rewriter.analysis.heads import find_heads, missing_heads, noise_claim
 from rewriter.analysis.interference import interference
+from rewriter.analysis.layout import channel_dimension
 from rewriter.analysis.naming import name_of, path_of
 from rewriter.analysis.pooling import Pooling, Role, find_poolings
 from rewriter.analysis.weights import PASS_THROUGH
@@ -108,7 +111,7 @@ class _Rule:
         )
 
     def _why_not(self, pooling: Pooling) -> tuple[Reason, str] | None:
-        module, node = self._module(pooling.node), pooling.node
+        module, node = self._sampling_before(pooling) or self._module(pooling.node), pooling.node
         if isinstance(module, Sampling):
             return (
                 Reason.ALREADY_DONE,
@@ -132,6 +135,16 @@ class _Rule:
             )
         return None
 
+    def _sampling_before(self, pooling: Pooling) -> nn.Module | None:
+        """The layer that samples the positions in front of a pooling that lies in other code."""
+        source = pooling.source
+        while (
+            source.meta["kind"] in PASS_THROUGH and source.op != "call_module" and len(self.flow.sources(source)) == 1
+        ):
+            source = self.flow.sources(source)[0]
+        module = self.model.get_submodule(str(source.target)) if source.op == "call_module" else None
+        return module if isinstance(module, SampledPositions) else None
+
     def _why(self, pooling: Pooling) -> str:
         source, flow = pooling.source, self.flow
         while source.meta["kind"] in (*PASS_THROUGH, Kind.DROPOUT) and len(flow.sources(source)) == 1:
@@ -146,9 +159,20 @@ class _Rule:
         node, options = pooling.node, {"keep_prob": self.keep_prob, "scale": self.scale}
         if node.op == "call_function":
             function = str(getattr(node.target, "__name__", ""))
-            return self.place.redirect(
-                node, "stochastic_pooling", "stochastic-pooling/function", function=function, **options
-            )
+            try:
+                return self.place.redirect(
+                    node, "stochastic_pooling", "stochastic-pooling/function", function=function, **options
+                )
+            except Refused as refused:
+                if refused.reason is not Reason.HELPER_FUNCTION or pooling.role is not Role.HEAD:
+                    raise
+
+            def before(given: fx.Node) -> dict[str, Any] | None:
+                dims = self._dims_of_positions(given, pooling)
+                added = {"layer": "stochastic-pooling/positions", "options": {"dims": dims, **options}}
+                return None if dims is None else added
+
+            return self.place.insert_before_helper(node, pooling.source, "stochastic_pooling", before)
         path, module = str(node.target), self._module(node)
         if self.place.calls_of(path) > calls:
             raise Refused(Reason.SHARED_MODULE, f"module {path!r} is called in places that are not to be sampled too")
@@ -160,6 +184,15 @@ class _Rule:
             raise Refused(Reason.OWN_FORWARD, f"{type(module).__name__} has a forward of its own")
         adaptive = hasattr(module, "output_size")
         return [AddBehaviour(path, f"stochastic-pooling/{'adaptive' if adaptive else 'local'}", options)]
+
+    def _dims_of_positions(self, given: fx.Node, pooling: Pooling) -> list[int] | None:
+        """The dimensions of ``given`` that a global pooling averages over, which reads it or a view of it."""
+        shape, channels = given.meta["shape"], channel_dimension(self.flow, given, self.model)
+        dims = [dim for dim in range(1, len(shape)) if dim != channels]
+        same = (
+            math.prod(shape[dim] for dim in dims) == pooling.elements and shape[:1] == pooling.source.meta["shape"][:1]
+        )
+        return dims if channels is not None and same else None
 
     def _module(self, node: fx.Node) -> nn.Module:
         """The pooling module; of a function, the module that calls it."""

@@ -11,7 +11,6 @@ import functools
 import inspect
 import itertools
 import types
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cached_property
@@ -41,11 +40,10 @@ from rewriter.edit.operations import (
     why_not_movable,
 )
 from rewriter.edit.positions import Position, positions
-from rewriter.edit.receivers import Receivers
+from rewriter.edit.repeated_calls import RepeatedCalls
 from rewriter.edit.source import read_source
 from rewriter.errors import SourceError
 from rewriter.reasons import Reason, Refused
-from rewriter.tracing.frames import Frame
 from rewriter.tracing.kinds import is_in_place
 from rewriter.tracing.trace import Recording, Trace
 
@@ -79,7 +77,7 @@ class Placement:
         self._flow = recording.dataflow
         self._given: set[tuple[str, str]] = set()
         self._explicit_calls = ExplicitCalls(model)
-        self._receivers = Receivers(model)
+        self._repeated = RepeatedCalls(model, recording)
 
     @_reaching
     def move_before(self, call: fx.Node, consumer: fx.Node, operand: fx.Node) -> list[Edit]:
@@ -92,8 +90,8 @@ class Placement:
         for target in positions(consumer):
             if where is None or target.frame.invocation != where.frame.invocation:
                 continue
-            self._refuse_repeated(where, call)
-            self._refuse_repeated(target, consumer)
+            self._repeated.refuse(where, call)
+            self._repeated.refuse(target, consumer)
             moved, expression = self._expression(where), self._expression(target)
             number = self._operand_number(target, expression, consumer, operand)
             if not target.direct:
@@ -115,7 +113,7 @@ class Placement:
                 show which of its arguments the data input is (``self.drop(*args)``).
         """
         where = _direct(call)
-        self._refuse_repeated(where, call)
+        self._repeated.refuse(where, call)
         expression = self._expression(where)
         if 0 not in operands(expression.node):
             raise expression.takes_no_plain_argument()
@@ -137,19 +135,64 @@ class Placement:
         """
         try:
             where = _direct(consumer)
-            self._refuse_repeated(where, consumer)
+            self._repeated.refuse(where, consumer)
             expression = self._expression(where)
             if expression.owner.__module__.startswith("torch."):
                 raise Refused(Reason.IN_A_LOOP, f"{expression.owner.__qualname__} of torch calls it")
-            number = self._operand_number(where, expression, consumer, operand)
-            child = self.free_name(expression.path, name)
-            wrap = expression.edit(Wrap(expression.span, number, child))
-            return [AddModule(expression.path, child, layer, **add), wrap]
-        except Refused:
+            return self._wrap(where, expression, consumer, operand, name, layer, **add)
+        except Refused as refused:
             path = str(consumer.target)
-            if consumer.op != "call_module" or self.calls_of(path) != 1:
+            if consumer.op == "call_module" and self.calls_of(path) == 1:
+                return [AddModule(path, self.free_name(path, name), layer, **add), AddBehaviour(path, behaviour)]
+            if refused.reason is not Reason.HELPER_FUNCTION:
                 raise
-            return [AddModule(path, self.free_name(path, name), layer, **add), AddBehaviour(path, behaviour)]
+            return self.insert_before_helper(consumer, operand, name, lambda _: {"layer": layer, **add})
+
+    @_reaching
+    def insert_before_helper(
+        self, consumer: fx.Node, operand: fx.Node, name: str, add: Callable[[fx.Node], dict[str, Any] | None]
+    ) -> list[Edit]:
+        """Pass ``operand`` through a new layer where it is handed to the function or module that leads to ``consumer``.
+
+        Args:
+            consumer, operand: an operation of a helper function, and what it reads.
+            name: the layer's name.
+            add: what layer it is if it reads this node, of which ``operand`` may be a view; None for none.
+
+        Raises:
+            Refused: that is in no method that can be edited, or it does more with it than to hand it on.
+        """
+        values = list(self._same_values(operand))
+        for where in positions(consumer):
+            given = next((value for value in values if value in where.arguments), None)
+            layer = None if where.direct or given is None else add(given)
+            if layer is None:
+                continue
+            try:
+                self._repeated.refuse(where, consumer)
+                expression = self._expression(where)
+                if not expression.owner.__module__.startswith("torch."):
+                    self._refuse_others_inside(where, consumer, operand)
+                    return self._wrap(where, expression, consumer, operand, name, **layer)
+            except Refused:
+                continue
+        function = _direct(consumer).frame.code.co_qualname
+        raise Refused(Reason.HELPER_FUNCTION, f"the operation is issued by the function {function}")
+
+    def _wrap(
+        self,
+        where: Position,
+        expression: Expression,
+        consumer: fx.Node,
+        operand: fx.Node,
+        name: str,
+        layer: str,
+        **add: Any,
+    ) -> list[Edit]:
+        number = self._operand_number(where, expression, consumer, operand)
+        child = self.free_name(expression.path, name)
+        wrap = expression.edit(Wrap(expression.span, number, child))
+        return [AddModule(expression.path, child, layer, **add), wrap]
 
     @_reaching
     def wrap_argument(
@@ -162,7 +205,7 @@ class Placement:
                 argument, or the argument cannot be told apart there.
         """
         where = _direct(call)
-        self._refuse_repeated(where, call)
+        self._repeated.refuse(where, call)
         expression = self._expression(where)
         if argument is not None and argument_index(call, argument) == 0 and is_in_place(call.target):  # type: ignore[arg-type]
             text = expression.source.segment(expression.span)
@@ -187,7 +230,7 @@ class Placement:
         """
         where = _direct(call)
         outer = next((position for position in positions(call) if not position.direct), None)
-        self._refuse_repeated(where, call)
+        self._repeated.refuse(where, call)
         try:
             expression = self._expression(where)
             child = self.free_name(expression.path, name)
@@ -196,7 +239,7 @@ class Placement:
         except Refused as refused:
             if refused.reason is not Reason.HELPER_FUNCTION or outer is None or outer.call is not where.call:
                 raise
-            self._refuse_repeated(outer, call)
+            self._repeated.refuse(outer, call)
             expression = self._expression(outer)
             child = self.free_name(expression.path, name)
             operation = self._adoption(where, expression, call, child)
@@ -242,7 +285,7 @@ class Placement:
 
     def calls_of(self, path: str) -> int:
         """How often the module at ``path`` was called, under any of its names."""
-        return self._calls[id(self._model.get_submodule(path))]
+        return self._repeated.of(path)
 
     def free_name(self, path: str, name: str) -> str:
         """``name``, or ``name_1``, …: the first that the module at ``path`` does not use and that was not given yet."""
@@ -251,44 +294,6 @@ class Placement:
         free = next(c for c in candidates if not hasattr(module, c) and (path, c) not in self._given)
         self._given.add((path, free))
         return free
-
-    @cached_property
-    def _calls(self) -> Counter[int]:
-        leaves = [str(node.target) for node in self._recording.graph.nodes if node.op == "call_module"]
-        paths = [*leaves, *(call.path for call in self._recording.calls)]
-        return Counter(id(self._model.get_submodule(path)) for path in paths)
-
-    @cached_property
-    def _invocations(self) -> dict[tuple[str, types.CodeType], set[int]]:
-        """The calls of each function within each module."""
-        found: dict[tuple[str, types.CodeType], set[int]] = {}
-        for node in self._recording.graph.nodes:
-            for position in positions(node):
-                found.setdefault((self._receivers.path(position), position.frame.code), set()).add(
-                    position.frame.invocation
-                )
-        return found
-
-    @cached_property
-    def _evaluations(self) -> Counter[tuple[int, int]]:
-        """How often each expression was evaluated in one call of its function."""
-        seen: dict[tuple[int, int], set[Any]] = {}
-        for node in self._recording.graph.nodes:
-            if node.op in ("call_module", "call_function"):
-                _note_evaluations(seen, node.meta["frames"], node)
-        for call in self._recording.calls:
-            _note_evaluations(seen, call.frames, call)
-        return Counter({key: len(what) for key, what in seen.items()})
-
-    def _refuse_repeated(self, position: Position, node: fx.Node) -> None:
-        frame = position.frame
-        if position.direct and self._evaluations[frame.invocation, frame.instruction] > 1:
-            raise Refused(Reason.IN_A_LOOP, f"{node.meta['owner']} evaluates one expression for several operations")
-        path = self._receivers.path(position)
-        if self.calls_of(path) > 1:
-            raise Refused(Reason.SHARED_MODULE, f"module {path!r} is called more than once")
-        if len(self._invocations[path, frame.code]) > 1:
-            raise Refused(Reason.SHARED_MODULE, f"{frame.code.co_qualname}() is called more than once in one forward")
 
     def _refuse_others_inside(self, position: Position, consumer: fx.Node, operand: fx.Node) -> None:
         """Refuse to change an argument of a call that does more with it than to hand it to ``consumer``."""
@@ -310,7 +315,7 @@ class Placement:
         return found
 
     def _expression(self, position: Position) -> Expression:
-        frame, path = position.frame, self._receivers.path(position)
+        frame, path = position.frame, self._repeated.receivers.path(position)
         module = self._model.get_submodule(path)
         if isinstance(module, fx.GraphModule):
             detail = f"module {path!r} is an fx.GraphModule: its code is generated from its graph again whenever it is"
@@ -390,9 +395,3 @@ def _direct(node: fx.Node) -> Position:
 
 _why_not_movable = functools.lru_cache(maxsize=1024)(why_not_movable)
 """Of the blocks of a model, all that have one class ask the same."""
-
-
-def _note_evaluations(seen: dict[tuple[int, int], set[Any]], frames: tuple[Frame, ...], what: Any) -> None:
-    for index, frame in enumerate(frames):
-        inner = what if index == 0 else frames[index - 1].invocation
-        seen.setdefault((frame.invocation, frame.instruction), set()).add(inner)

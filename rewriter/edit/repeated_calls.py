@@ -1,0 +1,106 @@
+"""What runs more often than once in one forward: an edit there would act on all of it."""
+
+from __future__ import annotations
+
+import types
+from collections import Counter
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from rewriter.edit.positions import Position, positions
+from rewriter.edit.receivers import Receivers
+from rewriter.reasons import Reason, Refused
+from rewriter.tracing.frames import Frame
+from rewriter.tracing.trace import Recording
+
+
+class RepeatedCalls:
+    """The modules, functions and expressions of one recording, by how often they ran."""
+
+    def __init__(self, model: nn.Module, recording: Recording) -> None:
+        self._model = model
+        self._recording = recording
+        self.receivers = Receivers(model)
+
+    def of(self, path: str) -> int:
+        """How often the module at ``path`` was called, under any of its names."""
+        return self._calls[id(self._model.get_submodule(path))]
+
+    def refuse(self, position: Position, node: fx.Node) -> None:
+        """Refuse to edit the expression at ``position``, which leads to ``node``, if it runs for something else, too.
+
+        Raises:
+            Refused: the module, the function or the expression ran several times; names the module and its calls.
+        """
+        path, frame = self.receivers.path(position), position.frame
+        for called in (path, str(node.target) if node.op == "call_module" else path):
+            if self.of(called) > 1:
+                raise Refused(Reason.SHARED_MODULE, self._told(called))
+        if len(self._invocations[path, frame.code]) > 1:
+            raise Refused(Reason.SHARED_MODULE, f"{frame.code.co_qualname}() is called more than once in one forward")
+        if position.direct and self._evaluations[frame.invocation, frame.instruction] > 1:
+            module = self._model.get_submodule(path)
+            if type(module).__module__.startswith("torch."):
+                detail = f"the loop of {path!r}, an nn.{type(module).__name__}, calls it"
+            else:
+                detail = f"{node.meta['owner']} evaluates one expression for several operations"
+            raise Refused(Reason.IN_A_LOOP, detail)
+
+    def _told(self, path: str) -> str:
+        """That a module is called several times: under which names, and in which lines."""
+        module = self._model.get_submodule(path)
+        names = [name for name, other in self._model.named_modules(remove_duplicate=False) if other is module]
+        called = f"module {path!r} ({type(module).__name__}) is called {self.of(path)} times in one forward"
+        if len(names) > 1:
+            return f"{called}: it is one object under the names {', '.join(map(repr, names))}"
+        lines = sorted({line for frames in self._frames_of(module) if (line := _line(frames))})
+        return f"{called}: {', '.join(lines)}" if lines else called
+
+    def _frames_of(self, module: nn.Module) -> list[tuple[Frame, ...]]:
+        nodes, calls = self._recording.graph.nodes, self._recording.calls
+        made = [(str(n.target), n.meta["frames"]) for n in nodes if n.op == "call_module"]
+        made += [(call.path, call.frames) for call in calls]
+        return [frames for path, frames in made if self._model.get_submodule(path) is module]
+
+    @cached_property
+    def _calls(self) -> Counter[int]:
+        leaves = [str(node.target) for node in self._recording.graph.nodes if node.op == "call_module"]
+        paths = [*leaves, *(call.path for call in self._recording.calls)]
+        return Counter(id(self._model.get_submodule(path)) for path in paths)
+
+    @cached_property
+    def _invocations(self) -> dict[tuple[str, types.CodeType], set[int]]:
+        """The calls of each function within each module."""
+        found: dict[tuple[str, types.CodeType], set[int]] = {}
+        for node in self._recording.graph.nodes:
+            for position in positions(node):
+                found.setdefault((self.receivers.path(position), position.frame.code), set()).add(
+                    position.frame.invocation
+                )
+        return found
+
+    @cached_property
+    def _evaluations(self) -> Counter[tuple[int, int]]:
+        """How often each expression was evaluated in one call of its function."""
+        seen: dict[tuple[int, int], set[Any]] = {}
+        for node in self._recording.graph.nodes:
+            if node.op in ("call_module", "call_function"):
+                _note_evaluations(seen, node.meta["frames"], node)
+        for call in self._recording.calls:
+            _note_evaluations(seen, call.frames, call)
+        return Counter({key: len(what) for key, what in seen.items()})
+
+
+def _line(frames: tuple[Frame, ...]) -> str:
+    """The innermost line outside torch's own code."""
+    own = (f for f in frames if not f.code.co_filename.startswith(torch.__path__[0]))
+    return next((f"line {f.line} in {f.code.co_qualname}()" for f in own), "")
+
+
+def _note_evaluations(seen: dict[tuple[int, int], set[Any]], frames: tuple[Frame, ...], what: Any) -> None:
+    for index, frame in enumerate(frames):
+        inner = what if index == 0 else frames[index - 1].invocation
+        seen.setdefault((frame.invocation, frame.instruction), set()).add(inner)
