@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -39,16 +40,27 @@ def _generalised(found: list[Any]) -> Any:
 
 
 def _joined(paths: list[str]) -> str:
-    """Paths that differ only in numbers: ``blocks.{0-11}.attn (12)``."""
+    """Paths that differ only in numbers, and no others: ``layer{1,4}.{0-2}, layer2.{0-3} (10)``."""
     unique = list(dict.fromkeys(paths))
     if len(unique) == 1:
         return unique[0] or "(root)"
-    columns = zip(*(re.split(r"(\d+)", path) for path in unique), strict=True)
-    return f"{''.join(_of_column(sorted(column, key=_by_number)) for column in columns)} ({len(unique)})"
+    rows = sorted(tuple(int(number) for number in _NUMBER.findall(path)) for path in unique)
+    texts = _NUMBER.split(unique[0])
+    terms = ["".join(itertools.chain(*zip(texts, (*columns, ""), strict=True))) for columns in _products(rows)]
+    return f"{', '.join(terms)} ({len(unique)})"
 
 
-def _by_number(text: str) -> tuple[int, str]:
-    return (int(text), "") if text.isdigit() else (-1, text)
+def _products(rows: Sequence[tuple[int, ...]]) -> list[tuple[str, ...]]:
+    """``rows`` as products of sets of numbers, one set a column."""
+    if not rows[0]:
+        return [()]
+    following: dict[int, list[tuple[int, ...]]] = {}
+    for first, *others in rows:
+        following.setdefault(first, []).append(tuple(others))
+    alike: dict[tuple[tuple[int, ...], ...], list[int]] = {}
+    for first, rest_of_rows in following.items():
+        alike.setdefault(tuple(rest_of_rows), []).append(first)
+    return [(_numbers(firsts), *rest) for others, firsts in alike.items() for rest in _products(others)]
 
 
 def joined_groups(paths: list[str]) -> str:
@@ -64,7 +76,9 @@ def _of_column(texts: Sequence[str]) -> str:
 
 
 def _numbers(numbers: Sequence[int]) -> str:
-    """``{1-3,7}``; in the order of the places that they belong to."""
+    """``{1-3,7}``, or ``7``; in the order of the places that they belong to."""
+    if len(numbers) == 1:
+        return str(numbers[0])
     runs: list[list[int]] = []
     for number in numbers:
         if runs and number == runs[-1][-1] + 1:

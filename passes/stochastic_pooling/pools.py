@@ -49,19 +49,21 @@ def find_in_pools(trace: Trace, name: str, keep_prob: float, scale: str, squeeze
     rule = _Rule(trace, name, keep_prob, scale, squeeze)
     poolings = find_poolings(trace.train.dataflow, trace.model)
     if not any(pooling.role is Role.HEAD for pooling in poolings):
-        for _, reason, detail in missing_heads(trace.train.dataflow):
+        missing = dict.fromkeys((reason, detail) for _, reason, detail in missing_heads(trace.train.dataflow))
+        for reason, detail in missing:
             if not poolings or reason is not Reason.NO_GLOBAL_POOLING:
                 yield Skipped(name, "", Role.HEAD.value, reason, detail)
-    for same in _by_module(poolings, trace.model):
+    for same in _by_place(poolings, trace.model):
         yield rule.decide(same)
 
 
-def _by_module(poolings: list[Pooling], model: nn.Module) -> list[list[Pooling]]:
-    """Calls of one pooling module together: they can only be changed together."""
+def _by_place(poolings: list[Pooling], model: nn.Module) -> list[list[Pooling]]:
+    """Calls of one pooling module, and what one expression computed, together: they can only be changed together."""
     groups: dict[object, list[Pooling]] = {}
     for pooling in poolings:
         node = pooling.node
-        key = model.get_submodule(str(node.target)) if node.op == "call_module" else node
+        written = path_of(node), *((frame.code, frame.instruction) for frame in node.meta["frames"])
+        key = model.get_submodule(str(node.target)) if node.op == "call_module" else written
         groups.setdefault(key, []).append(pooling)
     return list(groups.values())
 

@@ -155,5 +155,5 @@ def _head(flow: Dataflow, pool: fx.Node) -> Head:
     weights = [n for n in flow.in_order(reached) if has_weight(n, flow)]
     behind_weights = set[fx.Node]().union(*(flow.reachable(weight) for weight in weights))
     after = reached - behind_weights - set(weights)
-    later = flow.reachable(last) - after - set(weights)
+    later = {node for node in flow.reachable(last) if flow.dominates(last, node)} - after - set(weights)
     return Head(pool, source, before, flow.in_order(after), flow.in_order(later), weights)

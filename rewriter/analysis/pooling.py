@@ -87,7 +87,7 @@ def _window(node: fx.Node, flow: Dataflow, model: nn.Module) -> tuple[int, bool]
     arguments, spatial_dims = _pooling_arguments(node, model), _spatial_dims(node, model)
     before, after = before[-spatial_dims:], after[-spatial_dims:]
     if "kernel_size" not in arguments:  # adaptive
-        return math.prod(size // bins for size, bins in zip(before, after, strict=True) if bins), True
+        return math.prod(max(1, size // bins) for size, bins in zip(before, after, strict=True) if bins), True
     kernel, stride, padding = (per_dim(arguments[name], spatial_dims) for name in ("kernel_size", "stride", "padding"))
     one_window = all(size == 1 for size in after)
     whole = one_window or not arguments["ceil_mode"] or all(s % k == 0 for s, k in zip(before, kernel, strict=True))
