@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -184,3 +185,12 @@ def interruptible(command: list[str]) -> list[str]:
     """The command with Ctrl-C in force: a shell that starts the tests in the background has it ignored."""
     code = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
     return [sys.executable, "-c", code, *command]
+
+
+def positions_read(model: nn.Module, features: Callable[[nn.Module], nn.Module], x: torch.Tensor) -> list[int]:
+    """At how many positions the loss depends on the output of the module that ``features`` picks, for each sample."""
+    grads: list[torch.Tensor] = []
+    handle = features(model).register_forward_hook(lambda m, args, out: out.register_hook(grads.append) and None)
+    model.train()(x).square().sum().backward()
+    handle.remove()
+    return [int(sample.abs().sum(0).ne(0).sum()) for sample in grads[0]]

@@ -12,7 +12,7 @@ import timm
 import torch
 import torch.nn.functional as F
 import torchvision
-from helpers import assert_unchanged, image, output, snapshot, timm_model
+from helpers import assert_unchanged, image, output, positions_read, snapshot, timm_model
 from torch import nn
 
 import rewriter
@@ -27,15 +27,6 @@ SAMPLED = [StochasticPooling()]
 
 def reasons(plan: rewriter.Plan) -> list[Reason]:
     return [skip.reason for skip in plan.skipped if skip.pass_name == "stochastic-pooling"]
-
-
-def positions_read(model: nn.Module, features: Callable[[nn.Module], nn.Module], x: torch.Tensor) -> list[int]:
-    """At how many positions the loss depends on the output of the module that ``features`` picks, for each sample."""
-    grads: list[torch.Tensor] = []
-    handle = features(model).register_forward_hook(lambda m, args, out: out.register_hook(grads.append) and None)
-    model.train()(x).square().sum().backward()
-    handle.remove()
-    return [int(sample.abs().sum(0).ne(0).sum()) for sample in grads[0]]
 
 
 MODELS: dict[str, Callable[[], nn.Module]] = {

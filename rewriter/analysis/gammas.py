@@ -17,7 +17,7 @@ from rewriter.analysis.carrying import carried, carrying
 from rewriter.analysis.dataflow import Dataflow, once
 from rewriter.analysis.naming import path_of
 from rewriter.analysis.norms import Norm, find_norms, parameter_role
-from rewriter.analysis.residual import Branch, find_branches
+from rewriter.analysis.residual import Branch, find_branches, find_long_skips
 from rewriter.analysis.weights import PASS_THROUGH
 from rewriter.tracing.kinds import Kind, is_norm
 from rewriter.tracing.trace import Trace
@@ -155,6 +155,8 @@ def _positions(flow: Dataflow, model: nn.Module) -> list[tuple[Norm, Position]]:
                 decided[node] = Position.LAST
             else:
                 decided[node] = Position.GATE if node in gate else Position.INSIDE
+    for skip in find_long_skips(flow, model):
+        decided |= dict.fromkeys((applied & _shortcut(skip, joins)) - decided.keys(), Position.SHORTCUT)
     dense = [branch for branch in branches if branch.form == "dense"]
     return [(norm, decided.get(norm.node) or _outside(norm.node, flow, dense)) for norm in norms]
 

@@ -45,7 +45,8 @@ class Branch:
 
     Attributes:
         flow, model: the dataflow of a recording, and the model that was recorded.
-        form: ``"residual"`` (joined by a sum) or ``"dense"`` (joined by a concatenation).
+        form: ``"residual"`` (joined by a sum), ``"dense"`` (joined by a concatenation), or ``"skip"``: a shortcut with
+            weights around whole blocks, the first of which carries the fork on.
         fork: where branch and shortcut begin; ``join`` where they meet.
         operand: the last operation of the branch.
         shortcut: the last operation of the shortcut.
@@ -92,7 +93,6 @@ class Branch:
         return [norm.node for norm in norms if norm.node in self.nodes and norm.node not in after]
 
 
-@once
 def find_branches(flow: Dataflow, model: nn.Module) -> list[Branch]:
     """Every residual branch and dense layer, in the order their joins ran.
 
@@ -104,6 +104,16 @@ def find_branches(flow: Dataflow, model: nn.Module) -> list[Branch]:
         flow: the dataflow of a recording.
         model: the model that was recorded.
     """
+    return [branch for branch in _find(flow, model) if branch.form != "skip"]
+
+
+def find_long_skips(flow: Dataflow, model: nn.Module) -> list[Branch]:
+    """Shortcuts with weights around whole residual blocks; what lies in their branches belongs to the blocks there."""
+    return [branch for branch in _find(flow, model) if branch.form == "skip"]
+
+
+@once
+def _find(flow: Dataflow, model: nn.Module) -> list[Branch]:
     branches: list[Branch] = []
     streams: dict[fx.Node, fx.Node] = {}
     for join in flow.nodes():
@@ -121,7 +131,7 @@ def _without_single_layers(branches: list[Branch]) -> list[Branch]:
     """Without dense layers that no other one follows or precedes: a concatenation like any other (Ghost, context)."""
     layers = [branch for branch in branches if branch.form == "dense"]
     joins, forks = {layer.join for layer in layers}, {layer.fork for layer in layers}
-    return [b for b in branches if b.form == "residual" or b.fork in joins or b.join in forks]
+    return [b for b in branches if b.form != "dense" or b.fork in joins or b.join in forks]
 
 
 def walk_back(flow: Dataflow, model: nn.Module, node: fx.Node, fork: fx.Node) -> WalkBack:
@@ -189,16 +199,14 @@ def _block(
     shortcut, operand = sources if ways[0] < ways[1] else reversed(sources)
     if shortcut.meta["shape"] != join.meta["shape"]:  # a timestep that is added to every position
         return None
-    if min(ways):
-        if any(streams.get(node) is fork for node in flow.region(fork, operand)):
-            return None  # a skip around whole blocks, the first of which carries the fork on
-        if not _is_read_once(flow, fork, shortcut, join):
-            return None
+    if min(ways) and not _is_read_once(flow, fork, shortcut, join):
+        return None
     if any(spans_levels(flow, fork, end, model) for end in (operand, shortcut)):
         return None
     if _only_gates(flow, fork, operand, model):
         return None
-    return Branch(flow, model, "residual", fork, join, operand, shortcut)
+    around_blocks = min(ways) > 0 and any(streams.get(node) is fork for node in flow.region(fork, operand))
+    return Branch(flow, model, "skip" if around_blocks else "residual", fork, join, operand, shortcut)
 
 
 def _only_gates(flow: Dataflow, fork: fx.Node, operand: fx.Node, model: nn.Module) -> bool:

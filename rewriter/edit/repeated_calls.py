@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import types
 from collections import Counter
+from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
 
@@ -14,6 +15,7 @@ from rewriter.edit.positions import Position, positions
 from rewriter.edit.receivers import Receivers
 from rewriter.reasons import Reason, Refused
 from rewriter.tracing.frames import Frame
+from rewriter.tracing.module_call import ModuleCall
 from rewriter.tracing.trace import Recording
 
 
@@ -56,14 +58,16 @@ class RepeatedCalls:
         called = f"module {path!r} ({type(module).__name__}) is called {self.of(path)} times in one forward"
         if len(names) > 1:
             return f"{called}: it is one object under the names {', '.join(map(repr, names))}"
-        lines = sorted({line for frames in self._frames_of(module) if (line := _line(frames))})
-        return f"{called}: {', '.join(lines)}" if lines else called
+        lines = dict.fromkeys(_line(frames, call) for frames, call in self._calls_of(module))
+        return f"{called}: {', '.join(lines)}"
 
-    def _frames_of(self, module: nn.Module) -> list[tuple[Frame, ...]]:
-        nodes, calls = self._recording.graph.nodes, self._recording.calls
-        made = [(str(n.target), n.meta["frames"]) for n in nodes if n.op == "call_module"]
-        made += [(call.path, call.frames) for call in calls]
-        return [frames for path, frames in made if self._model.get_submodule(path) is module]
+    def _calls_of(self, module: nn.Module) -> Iterator[tuple[tuple[Frame, ...], ModuleCall | None]]:
+        for node in self._recording.graph.nodes:
+            if node.op == "call_module" and self._model.get_submodule(str(node.target)) is module:
+                yield node.meta["frames"], node.meta["call"]
+        for call in self._recording.calls:
+            if self._model.get_submodule(call.path) is module:
+                yield call.frames, call.parent
 
     @cached_property
     def _calls(self) -> Counter[int]:
@@ -94,10 +98,13 @@ class RepeatedCalls:
         return Counter({key: len(what) for key, what in seen.items()})
 
 
-def _line(frames: tuple[Frame, ...]) -> str:
-    """The innermost line outside torch's own code."""
-    own = (f for f in frames if not f.code.co_filename.startswith(torch.__path__[0]))
-    return next((f"line {f.line} in {f.code.co_qualname}()" for f in own), "")
+def _line(frames: tuple[Frame, ...], call: ModuleCall | None) -> str:
+    """The innermost line outside torch's own code that led to a call of a module, made in ``call``."""
+    own = (frame for frame in frames if not frame.code.co_filename.startswith(torch.__path__[0]))
+    found = next((f"line {frame.line} in {frame.code.co_qualname}()" for frame in own), None)
+    if found is not None or call is None:
+        return found or "the model itself"
+    return _line(call.frames, call.parent)
 
 
 def _note_evaluations(seen: dict[tuple[int, int], set[Any]], frames: tuple[Frame, ...], what: Any) -> None:
