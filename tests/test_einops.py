@@ -109,7 +109,7 @@ class Dropped(TorchFunctionMode):
         self.shapes: list[tuple[int, ...]] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is F.dropout and args[2]:
+        if func is F.dropout and kwargs["training"]:
             self.shapes.append(tuple(args[0].shape))
         return func(*args, **(kwargs or {}))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import types
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,14 @@ from rewriter.edit.operations import Adopt, Redirect, Wrap
 from rewriter.edit.source import FunctionSource, Span, code_span
 from rewriter.reasons import Reason, Refused
 from rewriter.tracing.frames import Frame
+
+
+def outside_the_class(code: types.CodeType) -> Refused:
+    """The refusal of an operation that a helper function issues."""
+    return Refused(
+        Reason.HELPER_FUNCTION,
+        f"the operation is issued by the function {code.co_qualname}(); to have it edited, write it in a method",
+    )
 
 
 @dataclass(frozen=True)
@@ -40,9 +49,7 @@ class Expression:
             Refused: it adds something to a module which the function does not get.
         """
         if isinstance(operation, (Wrap, Redirect, Adopt)) and not self.in_method:
-            raise Refused(
-                Reason.HELPER_FUNCTION, f"the operation is issued by the function {self.source.function.__qualname__}"
-            )
+            raise outside_the_class(self.source.function.__code__)
         return EditMethod(self.path, class_name(self.owner), self.method, self.source.digest, operation)
 
     def takes_no_plain_argument(self) -> Refused:

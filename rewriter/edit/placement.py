@@ -25,7 +25,7 @@ from rewriter.analysis.weights import PASS_THROUGH
 from rewriter.edit.classes import method_source
 from rewriter.edit.edits import AddBehaviour, AddModule, Edit
 from rewriter.edit.explicit_calls import ExplicitCalls, attribute_path, follow, is_explicit
-from rewriter.edit.expression import Expression, expression_at
+from rewriter.edit.expression import Expression, expression_at, outside_the_class
 from rewriter.edit.held_methods import FunctionOfReceiver, follows_its_module
 from rewriter.edit.names import called_function, receiver_parameter
 from rewriter.edit.operations import (
@@ -176,8 +176,7 @@ class Placement:
                     return self._wrap(where, expression, consumer, operand, name, **layer)
             except Refused:
                 continue
-        function = _direct(consumer).frame.code.co_qualname
-        raise Refused(Reason.HELPER_FUNCTION, f"the operation is issued by the function {function}")
+        raise outside_the_class(_direct(consumer).frame.code)
 
     def _wrap(
         self,
@@ -328,9 +327,7 @@ class Placement:
             if found is None and "forward" in module.__dict__:
                 raise own_forward
             if found is None:
-                raise Refused(
-                    Reason.HELPER_FUNCTION, f"the operation is issued by the function {frame.code.co_qualname}"
-                )
+                raise outside_the_class(frame.code)
             in_method = frame.path is not None and self._model.get_submodule(frame.path) is module
             return replace(expression_at(path, *found, frame), in_method=in_method)
         except SourceError as error:
