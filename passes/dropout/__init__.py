@@ -22,8 +22,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from torch import fx
+
 from passes.dropout.branches import find_in_branches
-from passes.dropout.drops import Drops
+from passes.dropout.drops import KEPT_ON_ATTENTION, Drops
 from passes.dropout.heads import find_in_heads
 from rewriter.analysis.naming import path_of
 from rewriter.guideline import Contract, Pass, Site, Skipped
@@ -59,7 +61,9 @@ class Dropout(Pass):
         drops = Drops(trace)
         yield from find_in_heads(drops, self.p if self.head_p is None else self.head_p)
         yield from find_in_branches(drops, self.p)
-        for node in drops.unclaimed():
-            yield Skipped(
-                self.name, path_of(node), "dropout", Reason.OUTSIDE, "in no residual branch and no pooled head"
-            )
+        yield from dict.fromkeys(self._outside(drops, node) for node in drops.unclaimed())
+
+    def _outside(self, drops: Drops, node: fx.Node) -> Skipped:
+        if drops.on_attention(node):
+            return Skipped(self.name, path_of(node), "dropout", Reason.ATTENTION_DROPOUT, KEPT_ON_ATTENTION)
+        return Skipped(self.name, path_of(node), "dropout", Reason.OUTSIDE, "in no residual branch and no pooled head")

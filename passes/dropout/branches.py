@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from torch import fx
 
-from passes.dropout.drops import BECOMES_RANDOM, NO_LONGER_DROPPED, Drops
+from passes.dropout.drops import BECOMES_RANDOM, KEPT_ON_ATTENTION, NO_LONGER_DROPPED, Drops
 from rewriter.analysis.naming import name_of, names_apart, path_of
 from rewriter.analysis.residual import Branch, find_branches
 from rewriter.analysis.weights import has_weight
@@ -36,11 +36,7 @@ class _Rule:
         claimed = self.drops.claim(self.branch.nodes)
         for node in claimed:
             if self.drops.on_attention(node):
-                yield self._skipped(
-                    Reason.ATTENTION_DROPOUT,
-                    "it drops attention weights, not activations, and is kept",
-                    path_of(node),
-                )
+                yield self._skipped(Reason.ATTENTION_DROPOUT, KEPT_ON_ATTENTION, path_of(node))
         dropouts = [node for node in claimed if not self.drops.on_attention(node)]
         left = self.drops.left_as_it_is(dropouts, self.pattern)
         yield from left

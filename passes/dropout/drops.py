@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import fx, nn
 
 from passes.dropout.layers import Bypassed
+from rewriter.analysis.carrying import holds_attention_weights
 from rewriter.analysis.dropouts import Mask, always_on, drop_rate, mask_of
 from rewriter.analysis.interference import interference
 from rewriter.analysis.naming import name_of, path_of
@@ -19,6 +20,7 @@ from rewriter.tracing.trace import Trace
 
 BECOMES_RANDOM = "become random in training"
 NO_LONGER_DROPPED = "no longer be dropped"
+KEPT_ON_ATTENTION = "it drops attention weights, not activations, and is kept"
 
 
 class Drops:
@@ -92,13 +94,8 @@ class Drops:
         return isinstance(self.module(node), Bypassed)
 
     def on_attention(self, node: fx.Node) -> bool:
-        """Whether it drops attention weights: what it reads comes straight from a softmax."""
-        while node.meta["kind"] in PASS_THROUGH or node.meta["kind"] is Kind.DROPOUT:
-            sources = self.flow.sources(node)
-            if len(sources) != 1:
-                return False
-            node = sources[0]
-        return node.meta["kind"] is Kind.SOFTMAX
+        """Whether it drops attention weights: of a softmax, perhaps normalised again or mixed over heads."""
+        return holds_attention_weights(node, self.flow)
 
     def left_as_it_is(self, nodes: list[fx.Node], pattern: str) -> list[Skipped]:
         """Findings for those of a place's dropouts that do not follow the mode; such a place is left alone."""

@@ -21,7 +21,7 @@ def carrying(flow: Dataflow, node: fx.Node, model: nn.Module) -> list[fx.Node]:
         value = argument(node, "value", 2)
         return [source for source in sources if source is value]
     if len(sources) == 2 and kind is Kind.MATMUL:
-        values = [source for source in sources if not _is_attention(source, flow)]
+        values = [source for source in sources if not holds_attention_weights(source, flow)]
         return values if len(values) == 1 else sources
     if len(sources) == 2 and kind is Kind.MULTIPLY:
         weighed = gated(flow, node, model)
@@ -56,7 +56,7 @@ def carried(flow: Dataflow, end: fx.Node, within: set[fx.Node], model: nn.Module
     return found
 
 
-def _is_attention(node: fx.Node, flow: Dataflow) -> bool:
+def holds_attention_weights(node: fx.Node, flow: Dataflow) -> bool:
     """Whether ``node`` holds attention weights: a softmax, perhaps normalised again or mixed over heads."""
     while node.meta["kind"] is not Kind.SOFTMAX:
         sources = flow.sources(node)
