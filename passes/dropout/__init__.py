@@ -66,4 +66,6 @@ class Dropout(Pass):
     def _outside(self, drops: Drops, node: fx.Node) -> Skipped:
         if drops.on_attention(node):
             return Skipped(self.name, path_of(node), "dropout", Reason.ATTENTION_DROPOUT, KEPT_ON_ATTENTION)
-        return Skipped(self.name, path_of(node), "dropout", Reason.OUTSIDE, "in no residual branch and no pooled head")
+        read = bool(drops.flow.users(node))
+        detail = "in no residual branch and no pooled head" if read else "nothing reads what it returns"
+        return Skipped(self.name, path_of(node), "dropout", Reason.OUTSIDE, detail)

@@ -108,7 +108,7 @@ _ROOTS = frozenset({"sqrt", "rsqrt", "std", "norm", "vector_norm", "linalg_vecto
 
 def _normalised(node: fx.Node, flow: Dataflow) -> fx.Node | None:
     """The ``x`` that ``node`` divides by a root of a statistic of ``x``; None if it does something else."""
-    while node.meta["kind"] in PASS_THROUGH and len(flow.sources(node)) == 1:
+    while len(flow.sources(node)) == 1 and (node.meta["kind"] in PASS_THROUGH or _is_scaled_by_a_number(node)):
         node = flow.sources(node)[0]
     if node.op != "call_function":
         return None
@@ -126,6 +126,10 @@ def _normalised(node: fx.Node, flow: Dataflow) -> fx.Node | None:
         if names & _REDUCTIONS and names & _ROOTS and not any(has_weight(step, flow) for step in way):
             return origin if _degree(node, origin, flow) == 0 else None
     return None
+
+
+def _is_scaled_by_a_number(node: fx.Node) -> bool:
+    return node.meta["kind"] is Kind.MULTIPLY and len(node.all_input_nodes) == 1
 
 
 def _read(normalised: fx.Node | None, flow: Dataflow) -> fx.Node | None:

@@ -203,7 +203,7 @@ def _block(
         return None
     if any(spans_levels(flow, fork, end, model) for end in (operand, shortcut)):
         return None
-    if _only_gates(flow, fork, operand, model):
+    if _only_gates(flow, fork, operand, model) or _become_weights(flow, join):
         return None
     around_blocks = min(ways) > 0 and any(streams.get(node) is fork for node in flow.region(fork, operand))
     return Branch(flow, model, "skip" if around_blocks else "residual", fork, join, operand, shortcut)
@@ -225,6 +225,14 @@ def _is_read_once(flow: Dataflow, fork: fx.Node, end: fx.Node, join: fx.Node) ->
             made.add(node)
     readers = {user for node in made for user in flow.users(node) if user.meta["kind"] is not Kind.SELECT}
     return readers <= way | {join}
+
+
+def _become_weights(flow: Dataflow, join: fx.Node) -> bool:
+    """Whether a sum is read by a softmax alone: attention scores, to which those of positions are added."""
+    node = join
+    while node.meta["kind"] in (*PASS_THROUGH, Kind.ADD, Kind.MULTIPLY) and len(flow.users(node)) == 1:
+        (node,) = flow.users(node)
+    return node.meta["kind"] is Kind.SOFTMAX
 
 
 def _holds_norm(nodes: set[fx.Node]) -> bool:
