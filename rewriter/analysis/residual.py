@@ -217,13 +217,13 @@ def _only_gates(flow: Dataflow, fork: fx.Node, operand: fx.Node, model: nn.Modul
 
 
 def _is_read_once(flow: Dataflow, fork: fx.Node, end: fx.Node, join: fx.Node) -> bool:
-    """Whether what weights make on the way from ``fork`` to ``end`` is for ``join`` alone, other parts apart."""
+    """Whether what weights make on the way from ``fork`` to ``end`` is for ``join``; sums and other parts may be read."""
     way = flow.region(fork, end)
     made: set[fx.Node] = set()
     for node in flow.in_order(way):
         if has_weight(node, flow) or not made.isdisjoint(flow.sources(node)):
             made.add(node)
-    readers = {user for node in made for user in flow.users(node) if user.meta["kind"] is not Kind.SELECT}
+    readers = {user for node in made for user in flow.users(node) if user.meta["kind"] not in (Kind.SELECT, Kind.ADD)}
     return readers <= way | {join}
 
 
@@ -242,7 +242,8 @@ def _holds_norm(nodes: set[fx.Node]) -> bool:
 class _Way(enum.IntEnum):
     """What lies between the fork and an operand of a sum; the lesser of two is the shortcut.
 
-    Two linear ways are one linear layer in parallel kernels (RepVGG), and no block.
+    Two linear ways are one linear layer in parallel kernels (RepVGG), and no block. What mixes positions without a
+    weight, such as the values of an attention, is no identity either.
     """
 
     IDENTITY = 0
@@ -264,7 +265,7 @@ def _way(flow: Dataflow, fork: fx.Node, operand: fx.Node, streams: dict[fx.Node,
         before = max((in_series.get(other, 0) for other in flow.sources(node)), default=0)
         in_series[node] = before + has_weight(node, flow)
     if not any(in_series.values()):
-        return _Way.IDENTITY
+        return _Way.LINEAR if any(node.meta["kind"] in _MIXING for node in nodes) else _Way.IDENTITY
     if not any(node.meta["kind"] in _NOT_LINEAR and not _multiplies(node, flow) for node in nodes):
         return _Way.LINEAR
     return _Way.ONE_LAYER if in_series[operand] == 1 else _Way.LAYERS
@@ -275,7 +276,10 @@ def _multiplies(node: fx.Node, flow: Dataflow) -> bool:
     return node.meta["kind"] is Kind.MATMUL and has_weight(node, flow)
 
 
-_NOT_LINEAR = frozenset({Kind.ACTIVATION, Kind.SOFTMAX, Kind.MATMUL, Kind.ATTENTION, Kind.RECURRENT})
+_MIXING = frozenset({Kind.SOFTMAX, Kind.MATMUL})
+"""What mixes positions by weights that are made of features: attention without a weight of its own."""
+
+_NOT_LINEAR = _MIXING | {Kind.ACTIVATION, Kind.ATTENTION, Kind.RECURRENT}
 
 
 def _dense_layers(flow: Dataflow, model: nn.Module, join: fx.Node) -> list[Branch]:
