@@ -217,7 +217,7 @@ def _only_gates(flow: Dataflow, fork: fx.Node, operand: fx.Node, model: nn.Modul
 
 
 def _is_read_once(flow: Dataflow, fork: fx.Node, end: fx.Node, join: fx.Node) -> bool:
-    """Whether what weights make on the way from ``fork`` to ``end`` is for ``join``; sums and other parts may be read."""
+    """Whether what weights make from ``fork`` to ``end`` is there for ``join``; sums and other parts may read it."""
     way = flow.region(fork, end)
     made: set[fx.Node] = set()
     for node in flow.in_order(way):

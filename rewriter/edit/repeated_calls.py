@@ -38,12 +38,13 @@ class RepeatedCalls:
             Refused: the module, the function or the expression ran several times; names the module and its calls.
         """
         path, frame = self.receivers.path(position), position.frame
-        for called in (path, str(node.target) if node.op == "call_module" else path):
-            if self.of(called) > 1:
-                raise Refused(Reason.SHARED_MODULE, self._told(called))
+        if self.of(path) > 1:
+            raise Refused(Reason.SHARED_MODULE, self._told(path))
         if len(self._invocations[path, frame.code]) > 1:
             raise Refused(Reason.SHARED_MODULE, f"{frame.code.co_qualname}() is called more than once in one forward")
         if position.direct and self._evaluations[frame.invocation, frame.instruction] > 1:
+            if node.op == "call_module" and self.of(str(node.target)) > 1:
+                raise Refused(Reason.SHARED_MODULE, self._told(str(node.target)))
             module = self._model.get_submodule(path)
             if type(module).__module__.startswith("torch."):
                 detail = f"the loop of {path!r}, an nn.{type(module).__name__}, calls it"
