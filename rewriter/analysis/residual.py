@@ -7,7 +7,6 @@ appends to its input what it computed from it (DenseNet).
 
 from __future__ import annotations
 
-import enum
 import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -192,20 +191,25 @@ def _block(
     streams: dict[fx.Node, fx.Node],
 ) -> Branch | None:
     ways = [_way(flow, fork, source, streams) for source in sources]
-    if not any(ways):
-        ways = [_Way(source is not fork and _holds_norm(flow.region(fork, source))) for source in sources]
-    if ways[0] == ways[1]:
+    if not any(way.weights for way in ways):
+        ways = [
+            _Way(int(source is not fork and _holds_norm(flow.region(fork, source))), linear=True) for source in sources
+        ]
+    pairs = ((0, 1), (1, 0))
+    found = next((pair for pair in pairs if ways[pair[0]].is_shortcut_of(ways[pair[1]])), None)
+    if found is None:
         return None
-    shortcut, operand = sources if ways[0] < ways[1] else reversed(sources)
+    shortcut, operand = (sources[index] for index in found)
+    projects = ways[found[0]].weights > 0
     if shortcut.meta["shape"] != join.meta["shape"]:  # a timestep that is added to every position
         return None
-    if min(ways) and not _is_read_once(flow, fork, shortcut, join):
+    if projects and not _is_read_once(flow, fork, shortcut, join):
         return None
     if any(spans_levels(flow, fork, end, model) for end in (operand, shortcut)):
         return None
     if _only_gates(flow, fork, operand, model) or _become_weights(flow, join):
         return None
-    around_blocks = min(ways) > 0 and any(streams.get(node) is fork for node in flow.region(fork, operand))
+    around_blocks = projects and any(streams.get(node) is fork for node in flow.region(fork, operand))
     return Branch(flow, model, "skip" if around_blocks else "residual", fork, join, operand, shortcut)
 
 
@@ -239,24 +243,37 @@ def _holds_norm(nodes: set[fx.Node]) -> bool:
     return any(node.meta["kind"] is Kind.NORM for node in nodes)
 
 
-class _Way(enum.IntEnum):
-    """What lies between the fork and an operand of a sum; the lesser of two is the shortcut.
+@dataclass(frozen=True)
+class _Way:
+    """What lies between the fork and an operand of a sum: how many weights in series, and whether it is linear.
 
-    Two linear ways are one linear layer in parallel kernels (RepVGG), and no block. What mixes positions without a
-    weight, such as the values of an attention, is no identity either.
+    What mixes positions without a weight, such as the values of an attention, is no identity, and counts as a weight.
     """
 
-    IDENTITY = 0
-    LINEAR = 1
-    ONE_LAYER = 2
-    LAYERS = 3
+    weights: int
+    linear: bool
+
+    def is_shortcut_of(self, other: _Way) -> bool:
+        """Whether this is the shortcut, if the other is the other operand.
+
+        The identity is one, and what is linear beside what is not; of two that are not, that of half as many layers.
+        Two linear ways are one linear layer in parallel kernels (RepVGG), and no block.
+        """
+        if not self.weights or not other.weights:
+            return self.weights < other.weights
+        if self.linear != other.linear:
+            return self.linear
+        return not self.linear and 2 * self.weights <= other.weights
+
+
+_IDENTITY = _Way(0, linear=True)
 
 
 def _way(flow: Dataflow, fork: fx.Node, operand: fx.Node, streams: dict[fx.Node, fx.Node]) -> _Way:
     source: fx.Node | None = operand
     while source is not None and source is not fork:  # a sum over the same fork carries the shortcut: x + f(x) + g(x)
         if streams.get(source) is fork:
-            return _Way.IDENTITY
+            return _IDENTITY
         passed = flow.sources(source) if source.meta["kind"] in PASS_THROUGH else []
         source = next(iter(passed), None)  # none of memory that was filled after it was made
     nodes = flow.region(fork, operand) if operand is not fork else set()
@@ -264,11 +281,10 @@ def _way(flow: Dataflow, fork: fx.Node, operand: fx.Node, streams: dict[fx.Node,
     for node in flow.in_order(nodes):
         before = max((in_series.get(other, 0) for other in flow.sources(node)), default=0)
         in_series[node] = before + has_weight(node, flow)
-    if not any(in_series.values()):
-        return _Way.LINEAR if any(node.meta["kind"] in _MIXING for node in nodes) else _Way.IDENTITY
-    if not any(node.meta["kind"] in _NOT_LINEAR and not _multiplies(node, flow) for node in nodes):
-        return _Way.LINEAR
-    return _Way.ONE_LAYER if in_series[operand] == 1 else _Way.LAYERS
+    weights = in_series.get(operand, 0)
+    if not weights:
+        return _Way(int(any(node.meta["kind"] in _MIXING for node in nodes)), linear=True)
+    return _Way(weights, not any(node.meta["kind"] in _NOT_LINEAR and not _multiplies(node, flow) for node in nodes))
 
 
 def _multiplies(node: fx.Node, flow: Dataflow) -> bool:
