@@ -19,6 +19,7 @@ from rewriter.analysis.dataflow import Dataflow, once
 from rewriter.analysis.norms import find_norms
 from rewriter.analysis.resolution import spans_levels
 from rewriter.analysis.sums import addends
+from rewriter.analysis.ways import Way, way_between
 from rewriter.analysis.weights import PASS_THROUGH, has_weight
 from rewriter.tracing.kinds import Kind
 
@@ -190,10 +191,10 @@ def _block(
     sources: list[fx.Node],
     streams: dict[fx.Node, fx.Node],
 ) -> Branch | None:
-    ways = [_way(flow, fork, source, streams) for source in sources]
+    ways = [way_between(flow, fork, source, streams) for source in sources]
     if not any(way.weights for way in ways):
         ways = [
-            _Way(int(source is not fork and _holds_norm(flow.region(fork, source))), linear=True) for source in sources
+            Way(int(source is not fork and _holds_norm(flow.region(fork, source))), linear=True) for source in sources
         ]
     pairs = ((0, 1), (1, 0))
     found = next((pair for pair in pairs if ways[pair[0]].is_shortcut_of(ways[pair[1]])), None)
@@ -241,61 +242,6 @@ def _become_weights(flow: Dataflow, join: fx.Node) -> bool:
 
 def _holds_norm(nodes: set[fx.Node]) -> bool:
     return any(node.meta["kind"] is Kind.NORM for node in nodes)
-
-
-@dataclass(frozen=True)
-class _Way:
-    """What lies between the fork and an operand of a sum: how many weights in series, and whether it is linear.
-
-    What mixes positions without a weight, such as the values of an attention, is no identity, and counts as a weight.
-    """
-
-    weights: int
-    linear: bool
-
-    def is_shortcut_of(self, other: _Way) -> bool:
-        """Whether this is the shortcut, if the other is the other operand.
-
-        The identity is one, and what is linear beside what is not; of two that are not, that of half as many layers.
-        Two linear ways are one linear layer in parallel kernels (RepVGG), and no block.
-        """
-        if not self.weights or not other.weights:
-            return self.weights < other.weights
-        if self.linear != other.linear:
-            return self.linear
-        return not self.linear and 2 * self.weights <= other.weights
-
-
-_IDENTITY = _Way(0, linear=True)
-
-
-def _way(flow: Dataflow, fork: fx.Node, operand: fx.Node, streams: dict[fx.Node, fx.Node]) -> _Way:
-    source: fx.Node | None = operand
-    while source is not None and source is not fork:  # a sum over the same fork carries the shortcut: x + f(x) + g(x)
-        if streams.get(source) is fork:
-            return _IDENTITY
-        passed = flow.sources(source) if source.meta["kind"] in PASS_THROUGH else []
-        source = next(iter(passed), None)  # none of memory that was filled after it was made
-    nodes = flow.region(fork, operand) if operand is not fork else set()
-    in_series: dict[fx.Node, int] = {}
-    for node in flow.in_order(nodes):
-        before = max((in_series.get(other, 0) for other in flow.sources(node)), default=0)
-        in_series[node] = before + has_weight(node, flow)
-    weights = in_series.get(operand, 0)
-    if not weights:
-        return _Way(int(any(node.meta["kind"] in _MIXING for node in nodes)), linear=True)
-    return _Way(weights, not any(node.meta["kind"] in _NOT_LINEAR and not _multiplies(node, flow) for node in nodes))
-
-
-def _multiplies(node: fx.Node, flow: Dataflow) -> bool:
-    """Whether a product of matrices is one with a weight."""
-    return node.meta["kind"] is Kind.MATMUL and has_weight(node, flow)
-
-
-_MIXING = frozenset({Kind.SOFTMAX, Kind.MATMUL})
-"""What mixes positions by weights that are made of features: attention without a weight of its own."""
-
-_NOT_LINEAR = _MIXING | {Kind.ACTIVATION, Kind.ATTENTION, Kind.RECURRENT}
 
 
 def _dense_layers(flow: Dataflow, model: nn.Module, join: fx.Node) -> list[Branch]:
