@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -56,6 +57,8 @@ LIBRARIES = {
     "diffusers": "diffusers", "zoo": "reference models",
 }  # fmt: skip
 
+ELSEWHERE = "## Libraries that nobody here chose"
+
 INTRODUCTION = """# Coverage
 
 What the six passes find in every model of timm and torchvision, every architecture of segmentation_models_pytorch with
@@ -100,14 +103,21 @@ def write(folder: Path) -> None:
         commands="\n".join(f"{command} {' '.join(ASKED)}" for command in commands),
         versions=", ".join(f"{name} {version}" for name, version in versions.items()),
     )
-    parts = [text, "## Libraries", libraries(rows, numerics), "## Not ok", not_ok([*rows, *numerics])]
+    page = ROOT / "docs" / "coverage.md"
+    parts = [text, "## Libraries", libraries(rows, numerics), *kept(page), "## Not ok", not_ok([*rows, *numerics])]
     parts += ["## Why places are left alone", reasons(rows), "## With weights", with_weights([*rows, *numerics])]
     parts += ["## All models", "Sites of each pass, and places left alone.", models(rows)]
-    (ROOT / "docs" / "coverage.md").write_text("\n\n".join(part.strip() for part in parts) + "\n")
+    page.write_text("\n\n".join(part.strip() for part in parts) + "\n")
     tested = [row for row in rows if row["weights"] == "meta" and (":" in row["name"] or row["name"] in families)]
     floors = {row["name"]: {name: _found(counts) for name, counts in row["passes"].items()} for row in tested}
     lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(sites)}" for name, sites in floors.items())
     (ROOT / "tests" / "data" / "sites.json").write_text(f"{{\n{lines}\n}}\n")
+
+
+def kept(page: Path) -> list[str]:
+    """The section of the page that is not written here: of libraries outside these sweeps (benchmarks/foreign.py)."""
+    sections = re.split(r"^(?=## )", page.read_text(), flags=re.MULTILINE)
+    return [section for section in sections if section.startswith(ELSEWHERE)]
 
 
 def libraries(rows: Sequence[dict[str, Any]], numerics: Sequence[dict[str, Any]]) -> str:
