@@ -107,7 +107,7 @@ class KnownValues:
         if isinstance(value, (list, tuple, dict)):
             items = [self._real(item) for item in (value.values() if isinstance(value, dict) else value)]
             return dict(zip(value, items, strict=True)) if isinstance(value, dict) else type(value)(items)
-        return map_tensors(value, lambda tensor: self._values[id(tensor)][1].cpu())
+        return map_tensors(value, lambda tensor: self._values[id(tensor)][1].to("cpu", copy=True))
 
     def _numbers(self, value: Any, replaced: list[torch.Tensor]) -> Any:
         """``value`` with numbers for the tensors without dimensions that are known, which ``replaced`` then holds."""
