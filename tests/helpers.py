@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -194,3 +196,12 @@ def positions_read(model: nn.Module, features: Callable[[nn.Module], nn.Module],
     model.train()(x).square().sum().backward()
     handle.remove()
     return [int(sample.abs().sum(0).ne(0).sum()) for sample in grads[0]]
+
+
+def assert_golden(name: str, text: str) -> None:
+    """That ``text`` is as it was written down under ``name``; with ``REWRITER_UPDATE_GOLDEN`` it is written down."""
+    golden = Path(__file__).parent / "golden" / f"{name}.txt"
+    if os.environ.get("REWRITER_UPDATE_GOLDEN"):
+        golden.parent.mkdir(parents=True, exist_ok=True)
+        golden.write_text(text.rstrip() + "\n", encoding="utf-8")
+    assert text.rstrip() + "\n" == golden.read_text(encoding="utf-8")

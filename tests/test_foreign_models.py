@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+from helpers import assert_golden
 from torch import nn
 
 import rewriter
@@ -195,6 +196,7 @@ def test_a_plan_agrees_with_a_reading_of_the_source(name: str) -> None:
     reading = READINGS[name]
     passes = ["dropout", "stochastic-pooling", "weight-decay", {"scale-equalizer": {"additive": True}}]
     plan = rewriter.plan(reading.build(), passes, input_size=reading.size)
+    assert_golden(f"foreign/{name.lower().replace(' ', '-').replace(',', '')}", str(plan))
     assert Counter(advice.pattern.partition(",")[0] for advice in plan.advice) == reading.gammas
     assert Counter(site.pass_name for site in plan.sites) == reading.sites
     assert Counter(f"{skip.pass_name} {skip.reason}" for skip in plan.skipped) == reading.skipped

@@ -1,23 +1,22 @@
 """Golden plans: what each pass finds in well-known architectures, as text.
 
-``REWRITER_UPDATE_GOLDEN=1 pytest tests/test_golden_plans.py`` writes them anew; read the difference before committing.
+``REWRITER_UPDATE_GOLDEN=1 pytest tests/test_golden_plans.py tests/test_foreign_models.py`` writes them anew; read the
+difference before committing.
 """
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import pytest
 import torch
+from helpers import assert_golden
 
 import model_zoo
 import rewriter
 from passes import AtrousRates, Dropout, GroupCount, ScaleEqualizer, StochasticPooling, WeightDecay
 
-GOLDEN = Path(__file__).parent / "golden"
 DROPS = {"drop_rate": 0.2, "drop_path_rate": 0.1}
 
 
@@ -108,9 +107,4 @@ def test_plan_reads_as_written_down(case: str) -> None:
     with torch.device("meta"):
         model = model_zoo.create(name, **options).model
     plan = rewriter.plan(model, passes, input_size=224)
-    text = f"{plan}\n\n{plan.diff(model)}".rstrip() + "\n"
-    golden = GOLDEN / f"{case}.txt"
-    if os.environ.get("REWRITER_UPDATE_GOLDEN"):
-        golden.parent.mkdir(parents=True, exist_ok=True)
-        golden.write_text(text, encoding="utf-8")
-    assert text == golden.read_text(encoding="utf-8")
+    assert_golden(case, f"{plan}\n\n{plan.diff(model)}")
