@@ -1,6 +1,5 @@
 """What the passes find in models of libraries that nobody here chose: every one that is installed.
 
-
     python benchmarks/foreign.py plan FOLDER [--only LIBRARY] [--limit 40] [--jobs 2]
     python benchmarks/foreign.py table FOLDER                   # the tables of docs/coverage.md
     python benchmarks/foreign.py differences FOLDER OLDER       # decisions that two versions of this project differ in
@@ -138,7 +137,7 @@ def rows_of(folder: Path, library: str) -> list[dict[str, Any]]:
 
 def table(folder: Path) -> Iterator[str]:
     """Two tables in Markdown: what was found by library, and why places are left alone."""
-    names = ["weight-decay" if p == "weight-decay" else p if isinstance(p, str) else next(iter(p)) for p in PASSES]
+    names = [asked if isinstance(asked, str) else next(iter(asked)) for asked in PASSES]
     head = [*("library", "models", "planned", "refused", "other", "backends", "recording, plan (s)"), *names]
     yield from ("| " + " | ".join(head) + " |", "| " + " | ".join("---" for _ in head) + " |")
     reasons: Counter[tuple[str, str]] = Counter()

@@ -106,16 +106,11 @@ class ParamGroups(list[dict[str, Any]]):
     @property
     def table(self) -> str:
         """Every gamma, and what is not known, with the decision and the reason; of everything else the numbers."""
-        counted = {str(role) for role in Role} - {Role.OTHER, Role.UNSEEN}
+        unknown = {Role.OTHER, Role.UNSEEN}
+        counted = {str(role) for role in Role} - unknown
         named = [d for d in self.decisions if d.category not in counted]
-        rows = [
-            (
-                "parameter" if {Role.OTHER, Role.UNSEEN} & {d.category for d in named} else "gamma",
-                "category",
-                "",
-                "reason",
-            )
-        ]
+        first = "gamma" if unknown.isdisjoint(d.category for d in named) else "parameter"
+        rows = [(first, "category", "", "reason")]
         rows += [(d.name, d.category, "decay" if d.decays else "no decay", d.reason) for d in named]
         widths = [max(len(row[column]) for row in rows) for column in range(3)]
         lines = ["  ".join([*map(str.ljust, row[:3], widths), row[3]]).rstrip() for row in rows] if named else []

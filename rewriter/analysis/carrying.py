@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 from torch import fx, nn
 
 from rewriter.analysis.arguments import argument
 from rewriter.analysis.dataflow import Dataflow
+from rewriter.analysis.layout import elements
 from rewriter.analysis.weights import has_weight
 from rewriter.tracing.kinds import Kind, function_name
 
@@ -60,16 +59,12 @@ def holds_attention_weights(node: fx.Node, flow: Dataflow) -> bool:
     """Whether ``node`` holds attention weights: a softmax, perhaps normalised again or mixed over heads."""
     while node.meta["kind"] is not Kind.SOFTMAX:
         sources = flow.sources(node)
-        if len(sources) != 1 or _elements(sources[0]) != _elements(node):
+        if len(sources) != 1 or elements(sources[0]) != elements(node):
             return False
         if node.meta["kind"] not in _ADJUSTS and not has_weight(node, flow):
             return False
         node = sources[0]
     return True
-
-
-def _elements(node: fx.Node) -> int:
-    return math.prod(node.meta["shape"] or ())
 
 
 def _is_between_0_and_1(node: fx.Node, flow: Dataflow, model: nn.Module) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -15,6 +16,11 @@ _LAST = frozenset({Kind.LINEAR, Kind.ATTENTION, Kind.EMBEDDING})
 """Operations that say by themselves where channels are."""
 
 _REDUCTIONS = ("amax", "mean")
+
+
+def elements(node: fx.Node) -> int:
+    """How many elements the result of ``node`` has."""
+    return math.prod(node.meta["shape"] or ())
 
 
 def channel_dimension(flow: Dataflow, node: fx.Node, model: nn.Module) -> int | None:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from torch import fx, nn
 
 from rewriter.analysis.arguments import argument
-from rewriter.analysis.dataflow import Dataflow
+from rewriter.analysis.dataflow import Dataflow, once
 from rewriter.analysis.gammas import canonical_names
 from rewriter.analysis.norms import find_norms, parameter_role
 from rewriter.tracing.kinds import Kind, function_name, module_kind
@@ -59,8 +59,13 @@ def find_unknown_readers(trace: Trace) -> dict[str, str]:
     }
 
 
-def _uses(flow: Dataflow, model: nn.Module) -> Iterator[tuple[str, Role, fx.Node]]:
+@once
+def _uses(flow: Dataflow, model: nn.Module) -> list[tuple[str, Role, fx.Node]]:
     """Parameters by name with the role that each has in an operation, and that operation."""
+    return list(_each_use(flow, model))
+
+
+def _each_use(flow: Dataflow, model: nn.Module) -> Iterator[tuple[str, Role, fx.Node]]:
     parameters = dict(model.named_parameters(remove_duplicate=False))
     of_norms: set[str] = set()
     for norm in find_norms(flow, model):

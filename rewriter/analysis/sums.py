@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 from torch import fx
 
 from rewriter.analysis.dataflow import Dataflow
+from rewriter.analysis.layout import elements
 from rewriter.analysis.weights import has_weight
 from rewriter.tracing.kinds import Kind, function_name
 
@@ -41,12 +40,8 @@ def summed_stack(flow: Dataflow, total: fx.Node) -> fx.Node | None:
 def _ends_in_a_loss(flow: Dataflow, node: fx.Node) -> bool:
     """Whether what becomes of a difference is reduced, and no weight reads it: the distance to a target."""
     behind = flow.reachable(node)
-    elements = _elements(node)
-    return not any(has_weight(user, flow) for user in behind) and any(_elements(user) < elements for user in behind)
-
-
-def _elements(node: fx.Node) -> int:
-    return math.prod(node.meta["shape"] or ())
+    reduced = any(elements(user) < elements(node) for user in behind)
+    return reduced and not any(has_weight(user, flow) for user in behind)
 
 
 _SUMS = ("lerp", "addcmul")

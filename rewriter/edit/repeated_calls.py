@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import types
-from collections import Counter
-from collections.abc import Iterator
+from collections import Counter, defaultdict
 from functools import cached_property
 from typing import Any
 
@@ -29,7 +28,7 @@ class RepeatedCalls:
 
     def of(self, path: str) -> int:
         """How often the module at ``path`` was called, under any of its names."""
-        return self._calls[id(self._model.get_submodule(path))]
+        return len(self._calls[id(self._model.get_submodule(path))])
 
     def refuse(self, position: Position, node: fx.Node) -> None:
         """Refuse to edit the expression at ``position``, which leads to ``node``, if it runs for something else, too.
@@ -59,22 +58,19 @@ class RepeatedCalls:
         called = f"module {path!r} ({type(module).__name__}) is called {self.of(path)} times in one forward"
         if len(names) > 1:
             return f"{called}: it is one object under the names {', '.join(map(repr, names))}"
-        lines = dict.fromkeys(_line(frames, call) for frames, call in self._calls_of(module))
+        lines = dict.fromkeys(_line(frames, call) for frames, call in self._calls[id(module)])
         return f"{called}: {', '.join(lines)}"
 
-    def _calls_of(self, module: nn.Module) -> Iterator[tuple[tuple[Frame, ...], ModuleCall | None]]:
-        for node in self._recording.graph.nodes:
-            if node.op == "call_module" and self._model.get_submodule(str(node.target)) is module:
-                yield node.meta["frames"], node.meta["call"]
-        for call in self._recording.calls:
-            if self._model.get_submodule(call.path) is module:
-                yield call.frames, call.parent
-
     @cached_property
-    def _calls(self) -> Counter[int]:
-        leaves = [str(node.target) for node in self._recording.graph.nodes if node.op == "call_module"]
-        paths = [*leaves, *(call.path for call in self._recording.calls)]
-        return Counter(id(self._model.get_submodule(path)) for path in paths)
+    def _calls(self) -> dict[int, list[tuple[tuple[Frame, ...], ModuleCall | None]]]:
+        """For each module by its ``id`` the frames of its calls, and the calls that these were made in."""
+        nodes = (node for node in self._recording.graph.nodes if node.op == "call_module")
+        made = [(str(node.target), node.meta["frames"], node.meta["call"]) for node in nodes]
+        made += [(call.path, call.frames, call.parent) for call in self._recording.calls]
+        found: dict[int, list[tuple[tuple[Frame, ...], ModuleCall | None]]] = defaultdict(list)
+        for path, frames, call in made:
+            found[id(self._model.get_submodule(path))].append((frames, call))
+        return found
 
     @cached_property
     def _invocations(self) -> dict[tuple[str, types.CodeType], set[int]]:

@@ -313,11 +313,8 @@ class Recorder(TorchFunctionMode):
             # an error that was caught may leave a cycle through its frames and their local variables; it is young, as
             # the collector is paused while a model is traced
             gc.collect(0)
-        if any(
-            reference() is not None and not expected and attribute is None
-            for reference, _, attribute, expected in states
-        ):
-            forget_meta_tensors()
+            if any(r() is not None and not expected and attribute is None for r, _, attribute, expected in states):
+                forget_meta_tensors()
         for reference, node, attribute, _ in states:
             if reference() is not None and (attribute is not None or node not in self.kept):
                 self.kept[node] = attribute or ""
