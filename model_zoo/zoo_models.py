@@ -12,6 +12,7 @@ from torch import nn
 from model_zoo.entry import CreationError, Entry, InputSize, MissingLibrary, Source, build, require, unknown
 from model_zoo.zoo.aspp import ASPPHead, SepASPPHead
 from model_zoo.zoo.blocks import DecodeHead
+from model_zoo.zoo.dropout_places import DropoutResNet, PostActivationBlock
 from model_zoo.zoo.fcn import FCNHead
 from model_zoo.zoo.preact_resnet import PreActResNet
 from model_zoo.zoo.psp import PSPHead
@@ -32,6 +33,8 @@ CLASSIFIERS: dict[str, Callable[..., nn.Module]] = {
     "preact_resnet152": functools.partial(PreActResNet, depths=(3, 8, 36, 3), bottleneck=True),
     "preact_resnet110": _OF_CIFAR,
     "preact_resnet164": functools.partial(_OF_CIFAR, bottleneck=True),
+    "dropout_preact_resnet": DropoutResNet,
+    "dropout_resnet": functools.partial(DropoutResNet, block=PostActivationBlock),
 }
 
 _BACKBONE = "resnet18"

@@ -1,0 +1,117 @@
+"""Where a dropout of 0.2 belongs: residual networks on CIFAR-10, one place an arm, the same seeds in all arms.
+
+    python benchmarks/dropout_places.py run FOLDER --data PATH      # hours of one core; goes on where it stopped
+    python benchmarks/dropout_places.py write FOLDER                # the tables and the plot of docs/evidence.md
+
+``PATH`` has the images as ``train/CLASS/IMAGE`` and ``test/CLASS/IMAGE``. Runs are those of ``rewriter.compare``: its
+trainer, its recipe, the same initial weights, batches and augmentation in all arms of a seed. One line of JSON a run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import model_zoo
+from rewriter.comparison.loading import Preprocessing, load
+from rewriter.comparison.place import accelerated, repeatable
+from rewriter.comparison.randomness import seed_all
+from rewriter.comparison.recipe import Recipe
+from rewriter.comparison.scoring import scoring_of
+from rewriter.comparison.training import Setting, test, train
+from rewriter.data import open_source
+
+RECIPE = Recipe(
+    seeds=6, epochs=20, batch_size=125, train_images=5000, test_images=500, optimizer="sgd", lr=0.2, weight_decay=5e-4,
+    warmup=0.2, hflip=0.5,
+)  # fmt: skip
+"""Fixed before the first run. The 500 test images are for the curves; the verdict is of all 10,000, after training."""
+
+PRE, POST = "dropout_preact_resnet", "dropout_resnet"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A network with a dropout of 0.2 at one place, or nowhere.
+
+    Attributes:
+        model: a name of the zoo.
+        place: of the dropout; empty for none.
+    """
+
+    model: str
+    place: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.model} {self.place or 'none'}"
+
+
+ARMS = (
+    Arm(PRE), *(Arm(PRE, f"P{number}") for number in range(8)), Arm(PRE, "H4"), Arm(PRE, "H5"),
+    Arm(POST), Arm(POST, "end-of-branch"), Arm(POST, "before-last-weight"), Arm(POST, "H4"), Arm(POST, "H5"),
+)  # fmt: skip
+
+
+def run_all(folder: Path, data: Path, part: int, parts: int) -> None:
+    """Train what is not in ``folder`` yet: all arms of a seed, then those of the next.
+
+    Args:
+        folder: each process writes a file of its own there, and reads all.
+        data: where the images are.
+        part, parts: of several processes, each takes every ``parts``-th run.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    source = open_source(f"imagefolder:{data}")
+    preprocessing = Preprocessing(3, (32, 32))
+    with accelerated(RECIPE.mixed_precision, "cpu") as accelerator, repeatable(accelerator.device):
+        everything = load(source, preprocessing, replace(RECIPE, test_images=None), training=True)
+        shown = load(source, preprocessing, RECIPE, training=True)
+        scoring = scoring_of(shown.task, shown.num_classes, shown.ignore_index)
+        setting = Setting(shown, scoring, RECIPE, accelerator)
+        wanted = [(seed, arm) for seed in range(RECIPE.seeds) for arm in ARMS]
+        for number, (seed, arm) in enumerate(wanted):
+            if number % parts != part or any(row["arm"] == str(arm) and row["seed"] == seed for row in rows(folder)):
+                continue
+            began = time.process_time()
+            seed_all(seed)
+            model = model_zoo.create(f"zoo:{arm.model}", dropout_at=arm.place or ()).model
+            run = train(model, str(arm), seed, setting, advance=lambda: None)
+            _, metrics = test(model, replace(setting, data=everything))
+            row = {
+                "arm": str(arm), "seed": seed, "stopped": run.stopped, "test": metrics, "seconds": round(time.process_time() - began),
+                "epochs": [asdict(epoch) for epoch in run.epochs],
+            }  # fmt: skip
+            with (folder / f"runs-{part}.jsonl").open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            print(f"{arm}, seed {seed}: {metrics}, {row['seconds']} s", flush=True)
+
+
+def rows(folder: Path) -> Iterator[dict[str, Any]]:
+    """The finished runs."""
+    for file in sorted(folder.glob("runs-*.jsonl")):
+        for line in file.read_text().splitlines():
+            yield json.loads(line)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run")
+    run.add_argument("folder", type=Path)
+    run.add_argument("--data", type=Path, required=True)
+    run.add_argument("--part", type=int, default=0)
+    run.add_argument("--parts", type=int, default=1)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    run_all(arguments.folder, arguments.data, arguments.part, arguments.parts)
+
+
+if __name__ == "__main__":
+    main()
