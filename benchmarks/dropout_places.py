@@ -85,8 +85,8 @@ def run_all(folder: Path, data: Path, part: int, parts: int) -> None:
             run = train(model, str(arm), seed, setting, advance=lambda: None)
             _, metrics = test(model, replace(setting, data=everything))
             row = {
-                "arm": str(arm), "seed": seed, "stopped": run.stopped, "test": metrics, "seconds": round(time.process_time() - began),
-                "epochs": [asdict(epoch) for epoch in run.epochs],
+                "arm": str(arm), "seed": seed, "stopped": run.stopped, "test": metrics,
+                "seconds": round(time.process_time() - began), "epochs": [asdict(epoch) for epoch in run.epochs],
             }  # fmt: skip
             with (folder / f"runs-{part}.jsonl").open("a") as file:
                 file.write(json.dumps(row) + "\n")

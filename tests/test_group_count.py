@@ -587,9 +587,9 @@ def test_near_misses_are_told_apart() -> None:
     assert not plan.sites
     found = {skip.path: (skip.reason, skip.detail) for skip in plan.skipped}
     assert found == {
-        "of_input": (Reason.NO_WEIGHT_BEFORE, "the input comes before the norm, no weight"),
+        "of_input": (Reason.NO_WEIGHT_BEFORE, "the input comes directly before the norm, not a weight"),
         "read_twice": (Reason.NO_WEIGHT_BEFORE, "the output of conv is not read by the norm alone"),
-        "of_sum": (Reason.NO_WEIGHT_BEFORE, "a sum comes before the norm, no weight"),
+        "of_sum": (Reason.NO_WEIGHT_BEFORE, "a sum comes directly before the norm, not a weight"),
         "outside": (
             Reason.OUTSIDE_BAND, "12 channels cannot be divided into at least 2 groups of at least 8 channels",
         ),

@@ -48,8 +48,8 @@ class PreActivationBlock(nn.Module):
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, 1, 1, bias=False)
         changes = stride != 1 or in_channels != out_channels
         self.shortcut = nn.Conv2d(in_channels, out_channels, 1, stride, bias=False) if changes else nn.Identity()
-        for place in self.places:
-            self.add_module(place.lower(), _dropout(place, dropout_at, drop_rate))
+        dropouts = (_dropout(place, dropout_at, drop_rate) for place in self.places)
+        self.p0, self.p1, self.p2, self.p3, self.p4, self.p5, self.p6, self.p7 = dropouts
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """From ``(N, in_channels, H, W)`` to ``(N, out_channels, H / stride, W / stride)``."""
@@ -124,7 +124,9 @@ class DropoutResNet(nn.Module):
         asked = (dropout_at,) if isinstance(dropout_at, str) else tuple(dropout_at)
         for place in asked:
             if place not in (*block.places, *OF_HEAD):
-                raise ValueError(f"dropout_at: expected some of {', '.join((*block.places, *OF_HEAD))}, found {place!r}")
+                raise ValueError(
+                    f"dropout_at: expected some of {', '.join((*block.places, *OF_HEAD))}, found {place!r}"
+                )
         pre = block is PreActivationBlock
         self.stem = nn.Conv2d(in_chans, widths[0], 3, padding=1, bias=False)
         self.stem_norm = nn.Identity() if pre else nn.BatchNorm2d(widths[0])
@@ -139,8 +141,7 @@ class DropoutResNet(nn.Module):
         self.act = nn.ReLU() if pre else nn.Identity()
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(channels, num_classes)
-        for place in OF_HEAD:
-            self.add_module(place.lower(), _dropout(place, asked, drop_rate))
+        self.h3, self.h4, self.h5, self.h6 = (_dropout(place, asked, drop_rate) for place in OF_HEAD)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """From images ``(N, in_chans, H, W)`` (32 x 32 in CIFAR) to logits ``(N, num_classes)``."""

@@ -127,8 +127,13 @@ class _Rule:
     def _joins(self) -> list[fx.Node]:
         """Where the branch is read: of a dense layer by all concatenations that follow."""
         if self.branch.form == "residual":
-            return self.branch.readers
+            return [*self.branch.readers, *self._joins_of_dense_layer()]
         return list(self.drops.flow.nodes(Kind.CONCAT))
+
+    def _joins_of_dense_layer(self) -> list[fx.Node]:
+        """Where the rest of what the last weight computes is appended: one weight that ends both (dual path)."""
+        branches = find_branches(self.drops.flow, self.drops.model)
+        return [b.join for b in branches if b.form == "dense" and b.end.weight is self.branch.end.weight]
 
     def _site(self, action: str, reason: str, edits: list[Edit], rate_at: str, rates: tuple[Rate, ...]) -> Site:
         return Site(self.drops.name, self.path, self.pattern, action, reason, tuple(edits), rate_at, rates=rates)

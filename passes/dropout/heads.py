@@ -52,7 +52,10 @@ def _one_head(drops: Drops, head: Head, in_branches: set[fx.Node], p: float | No
         elif p and head.classifier is not None:
             yield _insert(drops, head, p)
         elif not later:
-            detail = f"no dropout ran after {_where(head)} (a rate of 0 may hide it); give p= to insert one before it"
+            option = "p" if p is None else "head_p"
+            detail = (
+                f"no dropout ran after {_where(head)} (a rate of 0 may hide it); give {option}= to insert one before it"
+            )
             if head.classifier is None:
                 detail = f"{_where(head)} is followed by no classifier"
             yield Skipped(drops.name, path, PATTERN, Reason.NOTHING_TO_MOVE, detail)

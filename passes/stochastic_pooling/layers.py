@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from passes.stochastic_pooling.sampling import SCALES, bins, pool_regions, pool_sequence, pool_windows, windows
-from rewriter.analysis.pooling import per_dim
+from rewriter.analysis.windows import per_dim
 from rewriter.layers import register_layer
 from rewriter.scripting import FORWARD_OF_BASE, NotScripted
 from rewriter.tracing.kinds import Kind

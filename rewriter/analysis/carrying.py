@@ -5,20 +5,22 @@ from __future__ import annotations
 from torch import fx, nn
 
 from rewriter.analysis.arguments import argument
-from rewriter.analysis.dataflow import Dataflow
+from rewriter.analysis.dataflow import WEIGHT_KINDS, Dataflow
 from rewriter.analysis.layout import elements
-from rewriter.analysis.weights import has_weight
+from rewriter.analysis.weights import PASS_THROUGH, has_weight
 from rewriter.tracing.kinds import Kind, function_name
 
 
 def carrying(flow: Dataflow, node: fx.Node, model: nn.Module) -> list[fx.Node]:
-    """The inputs whose scale ``node`` hands on: not the gate of a product, nor queries, keys and attention weights."""
+    """The inputs whose scale ``node`` hands on: no gate, nor queries, keys, attention weights and positions."""
     sources = flow.sources(node)
     kind = node.meta["kind"]
-    fused = callable(node.target) and function_name(node.target) == "scaled_dot_product_attention"
-    if fused or kind is Kind.ATTENTION:
+    name = function_name(node.target) if callable(node.target) else ""
+    if name == "scaled_dot_product_attention" or kind is Kind.ATTENTION:
         value = argument(node, "value", 2)
         return [source for source in sources if source is value]
+    if name in ("grid_sample", "grid_sampler"):
+        return [source for source in sources if source is node.args[0]]
     if len(sources) == 2 and kind is Kind.MATMUL:
         values = [source for source in sources if not holds_attention_weights(source, flow)]
         return values if len(values) == 1 else sources
@@ -51,8 +53,43 @@ def carried(flow: Dataflow, end: fx.Node, within: set[fx.Node], model: nn.Module
         node = pending.pop()
         if node in within and node not in found:
             found.add(node)
-            pending += carrying(flow, node, model)
+            pending += handed_on(flow, node, carrying(flow, node, model))
     return found
+
+
+def handed_on(flow: Dataflow, node: fx.Node, read: list[fx.Node]) -> list[fx.Node]:
+    """Of what ``node`` depends on, the inputs ``read``, and what was written to its memory before."""
+    sources = flow.sources(node)
+    return [other for other in flow.graph.predecessors(node) if other in read or other not in sources]
+
+
+def only_weighs(flow: Dataflow, node: fx.Node, model: nn.Module) -> bool:
+    """Whether ``node`` is there for weights or positions alone: a query, a key, where to sample.
+
+    What makes them of it is linear: what is activated on the way is a network, whatever is done with its output.
+    """
+    pending, seen = [node], {node}
+    while pending:
+        current = pending.pop()
+        users = flow.users(current)
+        for user in users:
+            if user in seen or current not in carrying(flow, user, model):
+                continue
+            if not _is_linear(user, flow):
+                return False
+            seen.add(user)
+            pending.append(user)
+        if not users:
+            return False
+    return True
+
+
+def _is_linear(node: fx.Node, flow: Dataflow) -> bool:
+    """Whether ``node`` is no activation, as far as known; a product of two tensors and a softmax are none either."""
+    kind, name = node.meta["kind"], function_name(node.target) if callable(node.target) else ""
+    return (
+        kind in _MAKES_WEIGHTS or name in ("sub", "rsub", "stack") or (kind in WEIGHT_KINDS and has_weight(node, flow))
+    )
 
 
 def holds_attention_weights(node: fx.Node, flow: Dataflow) -> bool:
@@ -80,6 +117,9 @@ def _is_between_0_and_1(node: fx.Node, flow: Dataflow, model: nn.Module) -> bool
     return node.meta["kind"] is Kind.ACTIVATION and name in ("sigmoid", "hardsigmoid")
 
 
+_MAKES_WEIGHTS = frozenset(
+    {*PASS_THROUGH, *(Kind.ADD, Kind.MULTIPLY, Kind.MATMUL, Kind.SOFTMAX, Kind.NORM, Kind.DROPOUT, Kind.CONCAT)}
+)
 _ONE_BY_ONE = frozenset({Kind.VIEW, Kind.IDENTITY, Kind.SELECT, Kind.DROPOUT})
 _ADJUSTS = _ONE_BY_ONE | {Kind.NORM, Kind.ADD, Kind.MULTIPLY}
 _KEEPS_RANGE = _ONE_BY_ONE - {Kind.DROPOUT} | {Kind.INTERPOLATE}

@@ -109,7 +109,7 @@ def _chain(flow: Dataflow, model: nn.Module, norm: fx.Node) -> Chain:
         kind = node.meta["kind"]
         carried = None if kind in _WEIGHTS else _carried(flow, node)
         if kind not in _WEIGHTS and carried is None:
-            raise _NoChain(f"{_described(kind)} comes before the norm, no weight")
+            raise _NoChain(f"{_described(node)} comes directly before the norm, not a weight")
         if flow.users(node) != [reader]:
             raise _NoChain(f"the output of {name_of(node)} is not read by the norm alone")
         if carried is None:
@@ -181,5 +181,6 @@ _DESCRIBED = {
 }
 
 
-def _described(kind: Kind) -> str:
-    return _DESCRIBED.get(kind, f"an operation ({kind})")
+def _described(node: fx.Node) -> str:
+    name = function_name(node.target) if callable(node.target) else node.target
+    return _DESCRIBED.get(node.meta["kind"], f"an operation ({name})")

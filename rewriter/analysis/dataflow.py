@@ -159,14 +159,16 @@ class Dataflow:
 
 
 def _read_for_data(node: fx.Node) -> list[fx.Node]:
-    """Inputs whose values matter: ``expand_as``, ``to`` and the like read only the shape or type of a second tensor."""
+    """Inputs whose values flow on: not the shape or type that ``expand_as`` and ``to`` read, nor an index."""
     name = getattr(node.target, "__name__", "")
     if (name.endswith("_as") or name in _READ_ONE) and node.args and isinstance(node.args[0], fx.Node):
         return [node.args[0]]
     return node.all_input_nodes
 
 
-_READ_ONE = frozenset({"to", "type", "sum_to_size"})
+_READ_ONE = frozenset(
+    {"to", "type", "sum_to_size", "getitem", "__getitem__", "gather", "index_select", "take_along_dim"}
+)
 
 
 class _Root:

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 
 from torch import fx, nn
 
-from rewriter.analysis.carrying import carried, carrying
+from rewriter.analysis.carrying import carried, carrying, handed_on
 from rewriter.analysis.dataflow import Dataflow, once
 from rewriter.analysis.naming import path_of
 from rewriter.analysis.norms import Norm, find_norms, parameter_role
 from rewriter.analysis.residual import Branch, find_branches, find_long_skips
-from rewriter.analysis.weights import PASS_THROUGH
+from rewriter.analysis.weights import PASS_THROUGH, find_features
 from rewriter.tracing.kinds import Kind, is_norm
 from rewriter.tracing.trace import Trace
 
@@ -158,15 +158,53 @@ def _positions(flow: Dataflow, model: nn.Module) -> list[tuple[Norm, Position]]:
     for skip in find_long_skips(flow, model):
         decided |= dict.fromkeys((applied & _shortcut(skip, joins)) - decided.keys(), Position.SHORTCUT)
     dense = [branch for branch in branches if branch.form == "dense"]
-    return [(norm, decided.get(norm.node) or _outside(norm.node, flow, dense)) for norm in norms]
+    inside = set[fx.Node]().union(*(branch.nodes for branch in branches))
+    return [
+        (norm, decided.get(norm.node) or _outside(norm.node, flow, model, dense=dense, inside=inside)) for norm in norms
+    ]
 
 
-def _outside(node: fx.Node, flow: Dataflow, dense: list[Branch]) -> Position:
+def _outside(node: fx.Node, flow: Dataflow, model: nn.Module, *, dense: list[Branch], inside: set[fx.Node]) -> Position:
     if node not in flow:
-        return Position.CONSTANT
+        joined = _joined_by(node, flow)
+        return Position.GATE if joined and joined <= inside - _handed_on(flow, model) else Position.CONSTANT
+    if node not in _handed_on(flow, model):
+        return Position.GATE
     behind = any(flow.dominates(branch.join, node) for branch in dense)
     before = any(flow.dominates(node, branch.fork) for branch in dense)
     return Position.TRANSITION if behind and before else Position.MAIN
+
+
+def _joined_by(node: fx.Node, flow: Dataflow) -> set[fx.Node]:
+    """Where data of the input first meet what is computed from ``node``, which holds none."""
+    found: set[fx.Node] = set()
+    pending = list(node.users)
+    while pending:
+        user = pending.pop()
+        if user in flow:
+            found.add(user)
+        else:
+            pending += user.users
+    return found
+
+
+@once
+def _handed_on(flow: Dataflow, model: nn.Module) -> set[fx.Node]:
+    """What reaches an output otherwise than through a gate or as attention weights.
+
+    What weighs the image itself is no gate: it is all that a network has to say of it.
+    """
+    features = find_features(flow)
+    found: set[fx.Node] = set()
+    pending = [flow.output]
+    while pending:
+        node = pending.pop()
+        if node in found:
+            continue
+        found.add(node)
+        on = carrying(flow, node, model)
+        pending += handed_on(flow, node, on if features.issuperset(on) else flow.sources(node))
+    return found
 
 
 def _shortcut(branch: Branch, joins: set[fx.Node]) -> set[fx.Node]:

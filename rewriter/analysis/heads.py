@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from torch import fx, nn
 
 from rewriter.analysis.dataflow import Dataflow, once
 from rewriter.analysis.layout import channel_dimension
 from rewriter.analysis.weights import has_weight
+from rewriter.analysis.windows import covers_map
 from rewriter.reasons import Reason
 from rewriter.tracing.kinds import Kind
 
@@ -61,15 +63,27 @@ def missing_heads(flow: Dataflow) -> Iterator[tuple[list[fx.Node], Reason, str]]
         if Kind.MAX_POOL in kinds:
             yield passed, Reason.MAX_POOLING, "the head pools by the maximum"
         elif any(_takes_one_token(n, flow) for n in passed):
+            if any(map(partial(_is_pooled_token, flow), flow.nodes(Kind.CONCAT))):
+                yield passed, Reason.NO_GLOBAL_POOLING, "the head reads what an attention made of the mean token"
+                continue
             yield passed, Reason.CLASS_TOKEN, "the head reads a class token; there is no pooling"
         else:
             yield passed, Reason.NO_GLOBAL_POOLING, "no global average pooling before the output"
+
+
+def _is_pooled_token(flow: Dataflow, join: fx.Node) -> bool:
+    """Whether tokens are joined to their mean, as before CLIP's attention pooling."""
+    sources = flow.sources(join)
+    means = [source for source in sources if source.meta["kind"] is Kind.MEAN]
+    return len(sources) == 2 and any(flow.sources(mean)[0] is other for mean in means for other in sources)
 
 
 def _takes_one_token(node: fx.Node, flow: Dataflow) -> bool:
     """Whether one token of several is read, as ``x[:, 0]``; ``x[:, 1:]`` is what is left of a map without it."""
     before, after = flow.sources(node)[0].meta["shape"], node.meta["shape"]
     if node.meta["kind"] is not Kind.SELECT or before is None or after is None or len(before) < 3:
+        return False
+    if len(before) > 3 and before[-2:] == after[-2:]:  # the last of several stages that were stacked
         return False
     return len(after) < len(before) or any(size == 1 < whole for size, whole in zip(after, before, strict=False))
 
@@ -97,7 +111,7 @@ def _is_global_average(node: fx.Node, flow: Dataflow, model: nn.Module) -> bool:
     if before is None or after is None or len(before) < 3:
         return False
     if node.meta["kind"] is Kind.AVG_POOL:
-        return len(after) == len(before) and all(size == 1 for size in after[2:])
+        return len(after) == len(before) and covers_map(node, before, after, model)
     return pooled_dims(node, flow, model) is not None
 
 

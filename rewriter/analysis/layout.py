@@ -34,14 +34,24 @@ def channel_dimension(flow: Dataflow, node: fx.Node, model: nn.Module) -> int | 
         seen.add(current)
         known = _told_by(current, model)
         if known is not None:
-            return followed(known, views, model)
+            known = followed(known, views, model)
+            if known is not None:
+                return known
+            continue
         sources = flow.sources(current)
         if current.meta["kind"] is Kind.VIEW:
             pending += [(source, (current, *views)) for source in sources[:1]]
-        else:  # what acts on every element alone
-            same = [source for source in sources if source.meta["shape"] == current.meta["shape"]]
+        else:  # what acts on every element alone, or takes and joins parts
+            same = [source for source in sources if _has_same_dimensions(source, current)]
             pending += [(source, views) for source in reversed(same)]
     return None
+
+
+def _has_same_dimensions(source: fx.Node, node: fx.Node) -> bool:
+    before, after = source.meta["shape"], node.meta["shape"]
+    if node.meta["kind"] in (Kind.SELECT, Kind.CONCAT) and before is not None and after is not None:
+        return len(before) == len(after)
+    return bool(before == after)
 
 
 def followed(dimension: int | None, operations: Iterable[fx.Node], model: nn.Module) -> int | None:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import enum
 import math
 from dataclasses import dataclass
-from typing import Any
 
 from torch import fx, nn
 
 from rewriter.analysis.dataflow import Dataflow, once
 from rewriter.analysis.heads import find_heads, first_step, pooled_dims
+from rewriter.analysis.norms import find_norms
 from rewriter.analysis.residual import find_branches
 from rewriter.analysis.weights import has_weight
+from rewriter.analysis.windows import covers_map, per_dim, pooling_arguments, spatial_dims_of
 from rewriter.tracing.kinds import Kind
 
 
@@ -59,14 +60,20 @@ class Pooling:
 @once
 def find_poolings(flow: Dataflow, model: nn.Module) -> list[Pooling]:
     """Every average pooling over positions or tokens, in the order they ran; means over channels are none."""
-    roles = _Roles(flow, model)
+    roles, statistics = _Roles(flow, model), _statistics(flow, model)
     found = []
     for node in flow.nodes(Kind.AVG_POOL, Kind.MEAN):
-        window = _window(node, flow, model)
+        window = None if node in statistics else _window(node, flow, model)
         if window is not None:
             first = first_step(node, flow)
             found.append(Pooling(first, flow.sources(first)[0], roles.of(first), *window, first is not node))
     return [pooling for pooling in found if pooling.role is not Role.OTHER or not _may_be_statistics(pooling)]
+
+
+def _statistics(flow: Dataflow, model: nn.Module) -> set[fx.Node]:
+    """What norms that are written out compute of what they normalise."""
+    written_out = [(norm.normalised, norm.node) for norm in find_norms(flow, model) if norm.normalised is not None]
+    return set[fx.Node]().union(*(flow.region(start, end) for start, end in written_out))
 
 
 def _may_be_statistics(pooling: Pooling) -> bool:
@@ -84,46 +91,20 @@ def _window(node: fx.Node, flow: Dataflow, model: nn.Module) -> tuple[int, bool]
         dims = pooled_dims(node, flow, model)
         whole_shape = flow.sources(first_step(node, flow))[0].meta["shape"]
         return None if dims is None else (math.prod(whole_shape[dim] for dim in dims), True)
-    arguments, spatial_dims = _pooling_arguments(node, model), _spatial_dims(node, model)
+    arguments, spatial_dims = pooling_arguments(node, model), spatial_dims_of(node, model)
     before, after = before[-spatial_dims:], after[-spatial_dims:]
     if "kernel_size" not in arguments:  # adaptive
-        return math.prod(max(1, size // bins) for size, bins in zip(before, after, strict=True) if bins), True
+        return math.prod(_smallest_bin(size, bins) for size, bins in zip(before, after, strict=True) if bins), True
     kernel, stride, padding = (per_dim(arguments[name], spatial_dims) for name in ("kernel_size", "stride", "padding"))
-    one_window = all(size == 1 for size in after)
+    one_window = covers_map(node, before, after, model)
     whole = one_window or not arguments["ceil_mode"] or all(s % k == 0 for s, k in zip(before, kernel, strict=True))
     side_by_side = (kernel == stride or one_window) and not any(padding) and whole and not arguments["divisor_override"]
     return math.prod(map(min, kernel, before)), side_by_side
 
 
-_ARGUMENTS = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
-_DEFAULTS = {"stride": None, "padding": 0, "ceil_mode": False, "count_include_pad": True, "divisor_override": None}
-
-
-def _pooling_arguments(node: fx.Node, model: nn.Module) -> dict[str, Any]:
-    """The arguments of a local pooling, from the module or the call; without ``kernel_size`` for an adaptive one."""
-    module = model.get_submodule(str(node.target)) if node.op == "call_module" else None
-    if module is not None and not hasattr(module, "function"):
-        given = {name: getattr(module, name) for name in _ARGUMENTS if hasattr(module, name)}
-    else:
-        name = getattr(module, "function", getattr(node.target, "__name__", ""))
-        given = {} if "adaptive" in name else dict(zip(_ARGUMENTS, node.args[1:], strict=False)) | dict(node.kwargs)
-    if given.get("stride", ()) in (None, ()):
-        given["stride"] = given.get("kernel_size")
-    return {**_DEFAULTS, **given} if given.get("kernel_size") is not None else {}
-
-
-def _spatial_dims(node: fx.Node, model: nn.Module) -> int:
-    """1, 2 or 3: in the name of the function, or of the class that the module comes from."""
-    module = model.get_submodule(str(node.target)) if node.op == "call_module" else None
-    names = [getattr(module, "function", getattr(node.target, "__name__", ""))]
-    names += [cls.__name__ for cls in type(module).__mro__ if cls.__module__ == "torch.nn.modules.pooling"]
-    return next(int(name[-2]) for name in names if name[-2:] in ("1d", "2d", "3d"))
-
-
-def per_dim(size: Any, spatial_dims: int) -> tuple[Any, ...]:
-    """A size as pooling layers take it, one number or one for each dimension, as one for each dimension."""
-    given = tuple(size) if isinstance(size, (tuple, list)) else (size,)
-    return given * spatial_dims if len(given) == 1 else given
+def _smallest_bin(size: int, bins: int) -> int:
+    """Elements of the smallest of torch's adaptive bins, which overlap where ``bins`` does not divide ``size``."""
+    return min(-(-(bin + 1) * size // bins) - bin * size // bins for bin in range(bins))
 
 
 class _Roles:
@@ -145,7 +126,7 @@ class _Roles:
     def of(self, node: fx.Node) -> Role:
         if node in self._heads:
             return Role.HEAD
-        of_windows = node.meta["kind"] is Kind.AVG_POOL and bool(_pooling_arguments(node, self._model))
+        of_windows = node.meta["kind"] is Kind.AVG_POOL and bool(pooling_arguments(node, self._model))
         if not of_windows:
             use = self._use(node)
             if use is not None:
@@ -184,7 +165,7 @@ class _Roles:
     def _makes_a_stride(self, node: fx.Node) -> bool:
         """Whether the pooling down-samples what a max pooling, or inside a branch a convolution, left at full size."""
         before = self._flow.sources(node)[0]
-        if _positions(before) <= _positions(node):
+        if _positions(before) <= _positions(node) or self._flow.users(before) != [node]:
             return False
         if before.meta["kind"] is Kind.MAX_POOL:
             return _positions(before) == _positions(self._flow.sources(before)[0])

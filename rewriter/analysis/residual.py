@@ -14,13 +14,13 @@ from functools import cached_property
 
 from torch import fx, nn
 
-from rewriter.analysis.carrying import carried, gated
+from rewriter.analysis.carrying import carried, gated, only_weighs
 from rewriter.analysis.dataflow import Dataflow, once
 from rewriter.analysis.norms import find_norms
-from rewriter.analysis.resolution import spans_levels
+from rewriter.analysis.resolution import enlarges, spans_levels
 from rewriter.analysis.sums import addends
 from rewriter.analysis.ways import Way, way_between
-from rewriter.analysis.weights import PASS_THROUGH, has_weight
+from rewriter.analysis.weights import PASS_THROUGH, find_features, has_weight
 from rewriter.tracing.kinds import Kind
 
 
@@ -89,8 +89,15 @@ class Branch:
 
     @property
     def norms_before_last_weight(self) -> list[fx.Node]:
-        after, norms = set(self.end.passed), find_norms(self.flow, self.model)
-        return [norm.node for norm in norms if norm.node in self.nodes and norm.node not in after]
+        """Without those of queries, keys and gates as such, which no weight of the branch follows."""
+        flow, before = self.flow, self.nodes - set(self.end.passed)
+        weighs = before - carried(flow, self.operand, self.nodes, self.model)
+        found = [norm.node for norm in find_norms(flow, self.model) if norm.node in before]
+        return [
+            norm
+            for norm in found
+            if norm not in weighs or any(has_weight(node, flow) for node in flow.reachable(norm) & weighs)
+        ]
 
 
 def find_branches(flow: Dataflow, model: nn.Module) -> list[Branch]:
@@ -208,7 +215,11 @@ def _block(
         return None
     if any(spans_levels(flow, fork, end, model) for end in (operand, shortcut)):
         return None
+    if projects and not ways[found[0]].linear and not _may_have_activations(flow, fork, shortcut, model):
+        return None
     if _only_gates(flow, fork, operand, model) or _become_weights(flow, join):
+        return None
+    if _is_passed_by(flow, fork, sources, join) and only_weighs(flow, join, model):
         return None
     around_blocks = projects and any(streams.get(node) is fork for node in flow.region(fork, operand))
     return Branch(flow, model, "skip" if around_blocks else "residual", fork, join, operand, shortcut)
@@ -230,6 +241,17 @@ def _is_read_once(flow: Dataflow, fork: fx.Node, end: fx.Node, join: fx.Node) ->
             made.add(node)
     readers = {user for node in made for user in flow.users(node) if user.meta["kind"] not in (Kind.SELECT, Kind.ADD)}
     return readers <= way | {join}
+
+
+def _may_have_activations(flow: Dataflow, fork: fx.Node, end: fx.Node, model: nn.Module) -> bool:
+    """Whether a way with weights and activations may be a shortcut: of features, and not up from a lower level."""
+    return fork in find_features(flow) and not any(enlarges(node, flow, model) for node in flow.region(fork, end))
+
+
+def _is_passed_by(flow: Dataflow, fork: fx.Node, sources: list[fx.Node], join: fx.Node) -> bool:
+    """Whether what is summed, or its fork, is read otherwise too: the stream goes on beside the sum."""
+    inside = {fork, join}.union(*(flow.region(fork, source) for source in sources if source is not fork))
+    return any(user not in inside for source in {fork, *sources} for user in flow.users(source))
 
 
 def _become_weights(flow: Dataflow, join: fx.Node) -> bool:

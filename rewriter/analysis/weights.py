@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from torch import fx, nn
 
-from rewriter.analysis.dataflow import WEIGHT_KINDS, Dataflow
+from rewriter.analysis.dataflow import WEIGHT_KINDS, Dataflow, once
 from rewriter.tracing.kinds import Kind
 
 PASS_THROUGH = frozenset({Kind.VIEW, Kind.IDENTITY, Kind.SELECT})
@@ -21,6 +21,16 @@ def has_weight(node: fx.Node, flow: Dataflow) -> bool:
             True for n in node.all_input_nodes for _ in constants_behind(n, flow)
         )
     return kind in WEIGHT_KINDS
+
+
+@once
+def find_features(flow: Dataflow) -> set[fx.Node]:
+    """What depends on a weight: not the image, however it was scaled or pooled."""
+    found: set[fx.Node] = set()
+    for node in flow.nodes():
+        if has_weight(node, flow) or not found.isdisjoint(flow.sources(node)):
+            found.add(node)
+    return found
 
 
 def constants_behind(node: fx.Node, flow: Dataflow) -> Iterator[fx.Node]:

@@ -37,7 +37,7 @@ def refuse_unless_always(call: fx.Node, consumer: fx.Node, model: nn.Module) -> 
     """
     reason = _why_only_sometimes(call, consumer, model, Receivers(model))
     if reason is not None:
-        raise Refused(Reason.NOT_MOVABLE, f"{name_of(call)} cannot be moved to another method: {reason}")
+        raise Refused(Reason.NOT_MOVABLE, f"{name_of(call)} cannot be moved: {reason}")
 
 
 def _why_only_sometimes(call: fx.Node, other: fx.Node, model: nn.Module, receivers: Receivers) -> str | None:
