@@ -29,10 +29,13 @@ from rewriter.comparison.training import Setting, test, train
 from rewriter.data import open_source
 
 RECIPE = Recipe(
-    seeds=6, epochs=20, batch_size=125, train_images=5000, test_images=500, optimizer="sgd", lr=0.2, weight_decay=5e-4,
+    seeds=6, epochs=12, batch_size=125, train_images=5000, test_images=500, optimizer="sgd", lr=0.2, weight_decay=5e-4,
     warmup=0.2, hflip=0.5,
 )  # fmt: skip
-"""Fixed before the first run. The 500 test images are for the curves; the verdict is of all 10,000, after training."""
+"""Fixed before the first run, after one had shown what 20 epochs cost.
+
+The 500 test images are for the curves; the verdict is of all 10,000, after training.
+"""
 
 PRE, POST = "dropout_preact_resnet", "dropout_resnet"
 
@@ -82,6 +85,7 @@ def run_all(folder: Path, data: Path, part: int, parts: int) -> None:
             began = time.process_time()
             seed_all(seed)
             model = model_zoo.create(f"zoo:{arm.model}", dropout_at=arm.place or ()).model
+            model = model.to(memory_format=torch.channels_last)  # a tenth faster
             run = train(model, str(arm), seed, setting, advance=lambda: None)
             _, metrics = test(model, replace(setting, data=everything))
             row = {
