@@ -135,6 +135,7 @@ class Anchored(nn.Module):
 @pytest.mark.parametrize("how", ["index", "index_select", "gather"])
 def test_an_index_is_no_data(how: str) -> None:
     assert not [verdict for verdict in verdicts(Anchored(how)) if verdict[0] == "residual branch"]
+    assert verdicts(Anchored(how), "stochastic-pooling") == [("head", "no-global-pooling")]
 
 
 class QueryNormed(nn.Module):

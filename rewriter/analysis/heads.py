@@ -83,6 +83,8 @@ def _takes_one_token(node: fx.Node, flow: Dataflow) -> bool:
     before, after = flow.sources(node)[0].meta["shape"], node.meta["shape"]
     if node.meta["kind"] is not Kind.SELECT or before is None or after is None or len(before) < 3:
         return False
+    if len(node.all_input_nodes) > 1:  # the best of several, by an index that was computed
+        return False
     if len(before) > 3 and before[-2:] == after[-2:]:  # the last of several stages that were stacked
         return False
     return len(after) < len(before) or any(size == 1 < whole for size, whole in zip(after, before, strict=False))
