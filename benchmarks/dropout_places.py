@@ -22,11 +22,11 @@ import torch
 import model_zoo
 from rewriter.comparison.loading import Preprocessing, load
 from rewriter.comparison.place import accelerated, repeatable
-from rewriter.comparison.randomness import seed_all
 from rewriter.comparison.recipe import Recipe
 from rewriter.comparison.scoring import scoring_of
 from rewriter.comparison.training import Setting, test, train
 from rewriter.data import open_source
+from rewriter.guard import seed_all
 
 RECIPE = Recipe(
     seeds=6, epochs=12, batch_size=125, train_images=5000, test_images=500, optimizer="sgd", lr=0.2, weight_decay=5e-4,

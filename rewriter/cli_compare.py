@@ -193,7 +193,7 @@ class _Made:
 
         Weights may decide about it (group-count measures gains), so these are the same whenever the command is given.
         """
-        from rewriter.comparison.randomness import seed_all
+        from rewriter.guard import seed_all
 
         wanted = self.wanted
         with random_state_kept():

@@ -109,11 +109,24 @@ def set_random_state(state: tuple[Any, ...]) -> None:
         torch.cuda.set_rng_state_all(state[3])
 
 
+def seed_all(seed: int) -> None:
+    """Seed Python, numpy and torch; not a GPU that is not in use, whose state could not be put back."""
+    random.seed(seed)
+    if torch.cuda.is_available() and not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.default_generator.manual_seed(seed)
+    else:
+        torch.manual_seed(seed)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(seed % 2**32)
+
+
 @contextlib.contextmanager
-def random_state_kept() -> Iterator[None]:
-    """Leave torch's, Python's and numpy's generators as they were."""
+def random_state_kept(seed: int | None = None) -> Iterator[None]:
+    """Leave torch's, Python's and numpy's generators as they were; with ``seed`` they begin with that."""
     state = random_state()
     try:
+        if seed is not None:
+            seed_all(seed)
         yield
     finally:
         set_random_state(state)

@@ -105,7 +105,8 @@ def _extend(findings: list[Finding], group: Sequence[int], here: Sequence[Findin
             problem = "it is not known which of several places it is"
         else:
             merged = _merged(sites[index], more[0], known, str(run.way), findings, run.traced.model)
-            problem = _changed_here(more[0], sites[index], run.traced) or _why_not(merged, run)
+            others = {site.action for site in there if site is not more[0]}
+            problem = _changed_here(more[0], sites[index], run.traced) or _why_not(merged, run, others)
             if not problem:
                 findings[index] = merged
     if problem:
@@ -205,13 +206,13 @@ def _changed_here(other: Site, site: Site, traced: Trace) -> str:
     return ""
 
 
-def _why_not(site: Site, run: _Run) -> str:
-    """Why a site does not hold on another way too; empty if it does."""
+def _why_not(site: Site, run: _Run, others: set[str]) -> str:
+    """Why a site does not hold on another way too; empty if it does. ``others`` are found at its place as well."""
     variant = _record(run.way, run.traced, site.edits)
     if variant is None:
         return "the model does not run with it edited there too"
     found = [finding for finding in run.item.find(variant) if isinstance(finding, Site)]
-    same = [finding for finding in found if _place_of(finding) == _place_of(site)]
+    same = [finding for finding in found if _place_of(finding) == _place_of(site) and finding.action not in others]
     return f"editing it there is not enough: {same[0].action}" if same else ""
 
 

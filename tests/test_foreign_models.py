@@ -100,7 +100,7 @@ READINGS = {
         224,
         {MAIN: 2, SHORTCUT: 4, OTHER: 84, LAST: 21},
         {"stochastic-pooling": 1},
-        {"dropout post-activation": 21, "dropout nothing-to-move": 1},
+        {"dropout nothing-to-move": 22},
     ),
     # Sixteen blocks; five of them have a shortcut of two convolutions with a ReLU between. Ghost modules end in a
     # concatenation of two norms, both of which are the last; each of seven gates averages.
@@ -110,8 +110,7 @@ READINGS = {
         {MAIN: 3, SHORTCUT: 10, OTHER: 36, LAST: 32},
         {"stochastic-pooling": 1},
         {
-            "dropout no-single-last-weight": 16,
-            "dropout nothing-to-move": 1,
+            "dropout nothing-to-move": 17,
             "stochastic-pooling squeeze": 7,
         },
     ),
@@ -121,7 +120,7 @@ READINGS = {
         32,
         {MAIN: 1, SHORTCUT: 6, OTHER: 24, LAST: 24},
         {"stochastic-pooling": 1},
-        {"dropout post-activation": 24, "dropout nothing-to-move": 1},
+        {"dropout nothing-to-move": 25},
     ),
     # A gate that is an LSTM over all blocks of a stage, whose dropout no layer reads.
     "pytorchcv DIA-ResNet": Reading(
@@ -130,8 +129,7 @@ READINGS = {
         {MAIN: 1, SHORTCUT: 2, OTHER: 9, LAST: 9},
         {"stochastic-pooling": 1},
         {
-            "dropout post-activation": 9,
-            "dropout nothing-to-move": 1,
+            "dropout nothing-to-move": 10,
             "dropout outside": 3,
             "stochastic-pooling squeeze": 3,
         },
@@ -172,10 +170,10 @@ READINGS = {
         ),
         64,
         {MAIN: 4, SHORTCUT: 3, OTHER: 3, LAST: 3},
-        {},
+        {"dropout": 3},
         {
-            "dropout post-activation": 3,
-            "dropout no-global-pooling": 3,
+            "dropout no-global-pooling": 2,
+            "dropout on-predictions": 1,
             "dropout outside": 7,
             "stochastic-pooling no-global-pooling": 1,
         },

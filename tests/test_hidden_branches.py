@@ -380,3 +380,41 @@ def test_flags_of_timm_models_are_still_flags() -> None:
             for block in model.blocks:
                 order = called(lambda: model(image(160)), block.attn, "proj", "proj_drop")
                 assert order[:2] == ["proj_drop", "proj"]
+
+
+class TwoBlocksInOneMethod(nn.Module):
+    """A transformer layer whose attention is computed in two ways, and whose other branch has dropouts to be moved."""
+
+    def __init__(self, flag: bool) -> None:
+        super().__init__()
+        self.flag = flag
+        self.patches, self.head = nn.Conv2d(3, 8, 4, 4), nn.Linear(8, 4)
+        self.norm1, self.norm2 = nn.LayerNorm(8), nn.LayerNorm(8)
+        self.qkv, self.proj, self.fc1, self.fc2 = nn.Linear(8, 24), nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+        self.of_proj, self.drop1, self.drop2 = nn.Dropout(0.1), nn.Dropout(0.1), nn.Dropout(0.1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        query, key, value = self.qkv(self.norm1(x)).chunk(3, -1)
+        if self.flag:
+            mixed = F.scaled_dot_product_attention(query, key, value)
+            mixed = self.proj(mixed)
+            mixed = self.of_proj(mixed)
+        else:
+            mixed = (query @ key.transpose(1, 2) / 8**0.5).softmax(-1) @ value
+            mixed = self.proj(mixed)
+            mixed = self.of_proj(mixed)
+        x = x + mixed
+        x = x + self.drop2(self.fc2(self.drop1(F.gelu(self.fc1(self.norm2(x))))))
+        return self.head(x[:, 0])
+
+
+@pytest.mark.parametrize("flag", [True, False])
+def test_another_place_of_the_same_module_is_no_objection(flag: bool) -> None:
+    plan = rewriter.plan(TwoBlocksInOneMethod(flag), "dropout", input_size=16)
+    assert len(plan.sites) == 2 and not [skip for skip in plan.skipped if skip.reason is Reason.ONE_BRANCH]
+    result = rewriter.rewrite(TwoBlocksInOneMethod(flag), "dropout", input_size=16)
+    for way in (True, False):
+        result.flag = way
+        (again,) = ([s.reason for s in rewriter.plan(result, "dropout", input_size=16).skipped if s.pattern != "head"],)
+        assert again == [Reason.ALREADY_DONE] * 2

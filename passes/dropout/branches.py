@@ -1,4 +1,4 @@
-"""The rule for residual branches and dense layers: one dropout, directly before the last weight."""
+"""The rule for residual branches and dense layers: one dropout, before the last weight or at the end of the branch."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from torch import fx
 
 from passes.dropout.drops import BECOMES_RANDOM, KEPT_ON_ATTENTION, NO_LONGER_DROPPED, Drops
+from passes.dropout.places import BeforeWeight, EndOfBranch, Place
+from passes.dropout.trunk import WORST, find_on_trunk
 from rewriter.analysis.naming import name_of, names_apart, path_of
 from rewriter.analysis.residual import Branch, find_branches
 from rewriter.analysis.weights import has_weight
@@ -21,14 +23,18 @@ def find_in_branches(drops: Drops, p: float | None) -> Iterator[Site | Skipped]:
     """A site or a reason for every branch with a weight. A dropout belongs to the innermost branch around it."""
     flow = drops.flow
     branches = [b for b in find_branches(flow, drops.model) if any(has_weight(node, flow) for node in b.nodes)]
-    findings = {b: list(_Rule(drops, b, p).apply()) for b in sorted(branches, key=lambda b: len(b.nodes))}
+    on_trunk = find_on_trunk(drops, branches)
+    findings = {
+        b: list(_Rule(drops, b, p, on_trunk.of(b)).apply()) for b in sorted(branches, key=lambda b: len(b.nodes))
+    }
     for branch in branches:
         yield from findings[branch]
+    yield from on_trunk.left(drops)
 
 
 class _Rule:
-    def __init__(self, drops: Drops, branch: Branch, p: float | None) -> None:
-        self.drops, self.branch, self.p = drops, branch, p
+    def __init__(self, drops: Drops, branch: Branch, p: float | None, on_trunk: list[fx.Node]) -> None:
+        self.drops, self.branch, self.p, self.on_trunk = drops, branch, p, on_trunk
         self.pattern = "residual branch" if branch.form == "residual" else "dense layer"
         self.path = branch.join.meta["owner"].path if branch.form == "residual" else _dense_path(branch)
 
@@ -38,90 +44,113 @@ class _Rule:
             if self.drops.on_attention(node):
                 yield self._skipped(Reason.ATTENTION_DROPOUT, KEPT_ON_ATTENTION, path_of(node))
         dropouts = [node for node in claimed if not self.drops.on_attention(node)]
+        dropouts += self.drops.claim(set(self.on_trunk))
         left = self.drops.left_as_it_is(dropouts, self.pattern)
         yield from left
-        refusal = self._no_compliant_place()
-        weight = self.branch.end.weight
-        if left and refusal is None:
+        place = self._place()
+        if left and not isinstance(place, Skipped):
             return
-        if refusal is not None or weight is None:
-            yield refusal or self._skipped(Reason.NO_SINGLE_LAST_WEIGHT, "paths merge after the last weight")
+        if isinstance(place, Skipped):
+            yield place
+            yield from self._left_on_trunk(
+                f"{self.pattern} {self.path or '(root)'} has no place for it: {place.detail}"
+            )
             return
         try:
-            yield self._decide(dropouts, weight, self.drops.flow.sources(weight)[0])
+            yield self._decide(dropouts, place)
         except Refused as refused:
             yield self._skipped(refused.reason, refused.detail)
+            yield from self._left_on_trunk(refused.detail)
 
-    def _no_compliant_place(self) -> Skipped | None:
-        weight, norm = self.branch.end.weight, self.branch.norm_after_last_weight
-        if weight is None:
-            stopped = self.branch.end.stopped_at
-            return self._skipped(
-                Reason.NO_SINGLE_LAST_WEIGHT, f"paths merge after the last weight, at {name_of(stopped)}"
-            )
-        if norm is not None:
+    def _left_on_trunk(self, why: str) -> Iterator[Skipped]:
+        for node in self.on_trunk:
+            yield Skipped(self.drops.name, path_of(node), "trunk", Reason.ON_TRUNK, f"{WORST}. It is left here: {why}")
+
+    def _place(self) -> Place | Skipped:
+        end, branch = self.branch.end, self.branch
+        if end.norms and branch.form == "residual":
+            return EndOfBranch(branch)
+        if end.norms:
+            norm = name_of(end.norms[0])
             return self._skipped(
                 Reason.POST_ACTIVATION,
-                f"the last norm ({name_of(norm)}) comes after the last weight ({name_of(weight)}): no compliant place",
+                f"the last norm ({norm}) comes after the last weight; the next one reads the layer",
             )
-        if not self.branch.norms_before_last_weight:
+        if end.weight is None:
+            detail = f"paths merge after the last weight, at {name_of(end.stopped_at)}"
+            return self._skipped(Reason.NO_SINGLE_LAST_WEIGHT, detail)
+        if not branch.norms_before_last_weight:
             return self._skipped(Reason.NO_NORM, "the branch has no norm before its last weight")
-        if weight.meta["kind"] is Kind.ATTENTION:
-            return self._skipped(
-                Reason.FUSED_ATTENTION, f"the last weight is computed inside {name_of(weight)}, in one call"
-            )
-        return None
+        if end.weight.meta["kind"] is Kind.ATTENTION:
+            detail = f"the last weight is computed inside {name_of(end.weight)}, in one call"
+            return self._skipped(Reason.FUSED_ATTENTION, detail)
+        return BeforeWeight(branch, end.weight)
 
-    def _decide(self, dropouts: list[fx.Node], weight: fx.Node, operand: fx.Node) -> Site | Skipped:
-        drops, reason = self.drops, f"{name_of(weight)} is the last weight, after the last norm of the branch"
+    def _decide(self, dropouts: list[fx.Node], place: Place) -> Site | Skipped:
+        drops = self.drops
         if not dropouts:
             if not self.p:
                 return self._skipped(
-                    Reason.NOTHING_TO_MOVE, f"compliant place before {name_of(weight)}; give p= to use it"
+                    Reason.NOTHING_TO_MOVE,
+                    f"compliant place {place.where}; give p= to use it (the paper's rate is 0.2)",
                 )
-            drops.interference.refuse_other_readers([weight], self._joins(), BECOMES_RANDOM)
-            edits = drops.insert(self.p, weight, operand)
-            action, rate_at = f"insert dropout before {name_of(weight)}", drops.inserted_rate_at(edits)
-            return self._site(action, reason, edits, rate_at, drops.inserted_rates(edits))
-        at_place = next((node for node in dropouts if drops.feeds_directly(node, operand)), None)
+            drops.interference.refuse_other_readers([place.node], self._joins(), BECOMES_RANDOM)
+            edits = place.insert(drops, self.p)
+            action, rate_at = f"insert dropout {place.where}", drops.inserted_rate_at(edits)
+            return self._site(action, place.why, edits, rate_at, drops.inserted_rates(edits))
+        at_place = next((node for node in dropouts if place.holds(drops, node)), None)
         kept = max(dropouts, key=lambda n: (drops.rate(n), n is at_place, dropouts.index(n)))
         others = [node for node in dropouts if node is not kept]
         switched_on = drops.switch_on(kept, self.p)
         if kept is at_place and not others and not switched_on:
-            detail = f"{name_of(kept)}{drops.kind_of(kept)} is directly before {name_of(weight)}"
+            detail = f"{name_of(kept)}{drops.kind_of(kept)} is where it belongs, {place.where}"
             return self._skipped(Reason.ALREADY_DONE, detail)
-        self._refuse_interference(dropouts, kept, kept is not at_place, weight)
-        edits = [*switched_on, *([] if kept is at_place else drops.move(kept, weight, operand))]
+        self._refuse_interference(dropouts, kept, kept is not at_place, place)
+        edits = [*switched_on, *([] if kept is at_place else place.move(drops, kept))]
         for node in others:
             edits += drops.remove(node)
-        names = names_apart(dropouts, self.path)
-        action = (
-            f"keep {names[kept]}{drops.kind_of(kept)}"
-            if kept is at_place
-            else f"move {names[kept]} before {name_of(weight)}"
+        return self._site(
+            self._action(dropouts, kept, place, at_place=kept is at_place, switched_on=bool(switched_on)),
+            f"{place.why}; {WORST}" if self._from_trunk(dropouts) else place.why,
+            edits,
+            drops.rate_at(kept, self.p),
+            drops.rates(dropouts, kept, self.p),
         )
-        action += f" and set its rate to {self.p:g}" if switched_on else ""
-        action += f", remove {', '.join(names[node] for node in others)}" if others else ""
-        return self._site(action, reason, edits, drops.rate_at(kept, self.p), drops.rates(dropouts, kept, self.p))
 
-    def _refuse_interference(self, dropouts: list[fx.Node], kept: fx.Node, moved: bool, weight: fx.Node) -> None:
+    def _from_trunk(self, dropouts: list[fx.Node]) -> bool:
+        return not set(dropouts).isdisjoint(self.on_trunk)
+
+    def _action(
+        self, dropouts: list[fx.Node], kept: fx.Node, place: Place, *, at_place: bool, switched_on: bool
+    ) -> str:
+        names = names_apart(dropouts, self.path)
+        names |= {node: f"{names[node]} from the trunk" for node in self.on_trunk}
+        removed = [names[node] for node in dropouts if node is not kept]
+        done = f"keep {names[kept]}{self.drops.kind_of(kept)}" if at_place else f"move {names[kept]} {place.where}"
+        done += f" and set its rate to {self.p:g}" if switched_on else ""
+        return done + (f", remove {', '.join(removed)}" if removed else "")
+
+    def _refuse_interference(self, dropouts: list[fx.Node], kept: fx.Node, moved: bool, place: Place) -> None:
         """Refuse where the change would reach others than the reader of the branch.
 
         Raises:
             Refused: dropouts act on parallel paths or are of different kinds; somebody reads a value that changes, or
                 writes to the result of a dropout that goes.
         """
-        others = self.drops.interference
+        others, flow = self.drops.interference, self.drops.flow
         removed = [node for node in dropouts if node is not kept]
         gone = dropouts if moved else removed
         others.refuse_parallel(dropouts)
         self.drops.refuse_other_kinds(kept, moved, removed)
-        if moved and self.drops.flow.is_ancestor(kept, weight):
-            others.refuse_detour(kept, self.branch.fork, weight)
-            others.refuse_other_readers([kept], [weight], NO_LONGER_DROPPED)
+        if moved and kept not in self.on_trunk and flow.is_ancestor(kept, place.node):
+            others.refuse_detour(kept, self.branch.fork, place.node)
+            others.refuse_other_readers([kept], [place.node], NO_LONGER_DROPPED)
         elif moved:
-            others.refuse_other_readers([weight], [kept], BECOMES_RANDOM)
-        others.refuse_other_readers(gone, self._joins(), NO_LONGER_DROPPED)
+            others.refuse_other_readers([place.node], [kept, *self._joins()], BECOMES_RANDOM)
+        others.refuse_other_readers(set(gone) - set(self.on_trunk), self._joins(), NO_LONGER_DROPPED)
+        for node in set(gone).intersection(self.on_trunk):
+            inside = [user for user in flow.users(node) if user is not flow.output]
+            others.refuse_other_readers([node], inside, NO_LONGER_DROPPED)
         others.refuse_writes(gone)
 
     def _joins(self) -> list[fx.Node]:

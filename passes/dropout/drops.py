@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import fx, nn
 
 from passes.dropout.layers import Bypassed
@@ -9,7 +11,7 @@ from rewriter.analysis.carrying import holds_attention_weights
 from rewriter.analysis.dropouts import Mask, always_on, drop_rate, mask_of
 from rewriter.analysis.interference import interference
 from rewriter.analysis.naming import name_of, path_of
-from rewriter.analysis.weights import PASS_THROUGH
+from rewriter.analysis.weights import has_weight
 from rewriter.edit.conditions import refuse_unless_always
 from rewriter.edit.edits import AddBehaviour, AddModule, Edit, SetAttribute
 from rewriter.edit.placement import placement
@@ -17,6 +19,9 @@ from rewriter.guideline import Rate, Skipped
 from rewriter.reasons import Reason, Refused
 from rewriter.tracing.kinds import Kind
 from rewriter.tracing.trace import Trace
+
+Put = Callable[..., list[Edit]]
+"""Puts a layer somewhere, with these options."""
 
 BECOMES_RANDOM = "become random in training"
 NO_LONGER_DROPPED = "no longer be dropped"
@@ -97,6 +102,11 @@ class Drops:
         """Whether it drops attention weights: of a softmax, perhaps normalised again or mixed over heads."""
         return holds_attention_weights(node, self.flow)
 
+    def on_predictions(self, node: fx.Node) -> bool:
+        """Whether it drops what the model predicts: a weight lies before it, and none behind it."""
+        reached = self.flow.reachable(node)
+        return self.flow.output in reached and not any(has_weight(other, self.flow) for other in reached)
+
     def left_as_it_is(self, nodes: list[fx.Node], pattern: str) -> list[Skipped]:
         """Findings for those of a place's dropouts that do not follow the mode; such a place is left alone."""
         found = []
@@ -131,16 +141,7 @@ class Drops:
                     f"{name_of(kept)} {mask} and {name_of(node)} {other}: one does not stand for the other",
                 )
 
-    def feeds_directly(self, node: fx.Node, operand: fx.Node) -> bool:
-        """Whether ``operand`` is the output of dropout ``node``, or only a view of it."""
-        while operand is not node and operand.meta["kind"] in PASS_THROUGH:
-            sources = self.flow.sources(operand)
-            if len(sources) != 1:
-                return False
-            operand = sources[0]
-        return operand is node
-
-    def move(self, node: fx.Node, consumer: fx.Node, operand: fx.Node) -> list[Edit]:
+    def move_before(self, node: fx.Node, consumer: fx.Node, operand: fx.Node) -> list[Edit]:
         """Edits that make ``node`` act on ``operand`` where ``consumer`` reads it.
 
         Within one method the call itself is moved. Otherwise, and if it is channel dropout by class or works in place,
@@ -150,6 +151,27 @@ class Drops:
         Raises:
             Refused: neither is possible.
         """
+        return self._move(
+            node,
+            consumer,
+            lambda: self.place.move_before(node, consumer, operand),
+            lambda **origin: self._put_before(consumer, operand, "dropout/moved", **origin),
+        )
+
+    def move_after(self, node: fx.Node, producer: fx.Node, join: fx.Node) -> list[Edit]:
+        """Edits that make ``node`` act on what ``producer`` gives, as :meth:`move_before`.
+
+        Raises:
+            Refused: neither is possible.
+        """
+        return self._move(
+            node,
+            producer,
+            lambda: self.place.move_after(node, producer),
+            lambda **origin: self._put_after(producer, join, "dropout/moved", **origin),
+        )
+
+    def _move(self, node: fx.Node, beside: fx.Node, call: Callable[[], list[Edit]], put: Put) -> list[Edit]:
         module = self.module(node)
         in_place = node.kwargs.get("inplace", False) if module is None else getattr(module, "inplace", False)
         try:
@@ -157,15 +179,12 @@ class Drops:
                 raise Refused(Reason.IN_PLACE, "it works in place; the tensor before the new place has other readers")
             if not self._element_wise(node):
                 raise Refused(Reason.DROPOUT_KIND, "where a channel has several elements it drops whole channels")
-            return self.place.move_before(node, consumer, operand)
+            return call()
         except Refused as refused:
             if module is None or refused.reason is Reason.SHARED_MODULE:
                 raise
-            refuse_unless_always(node, consumer, self.model)
-            return [
-                *self.remove(node),
-                *self._put(consumer, operand, "dropout/moved", references={"origin": path_of(node)}),
-            ]
+            refuse_unless_always(node, beside, self.model)
+            return [*self.remove(node), *put(references={"origin": path_of(node)})]
 
     def remove(self, node: fx.Node) -> list[Edit]:
         """Edits that take the effect of ``node`` away.
@@ -177,18 +196,29 @@ class Drops:
             return [AddBehaviour(path_of(node), "dropout/bypassed")]
         return self.place.remove(node)
 
-    def insert(self, rate: float, consumer: fx.Node, operand: fx.Node) -> list[Edit]:
+    def insert_before(self, rate: float, consumer: fx.Node, operand: fx.Node) -> list[Edit]:
         """Edits that put a new dropout before ``consumer``.
 
         Raises:
             Refused: the place cannot be edited.
         """
-        return self._put(consumer, operand, "dropout/dropout", options={"p": rate})
+        return self._put_before(consumer, operand, "dropout/dropout", options={"p": rate})
+
+    def insert_after(self, rate: float, producer: fx.Node, join: fx.Node) -> list[Edit]:
+        """Edits that put a new dropout behind ``producer``, in the method that sums if it can be there.
+
+        Raises:
+            Refused: the place cannot be edited.
+        """
+        return self._put_after(producer, join, "dropout/dropout", options={"p": rate})
 
     def _element_wise(self, node: fx.Node) -> bool:
         module = self.module(node)
         name = getattr(node.target, "__name__", "")
         return isinstance(module, nn.Dropout) if module is not None else name.strip("_") == "dropout"
 
-    def _put(self, consumer: fx.Node, operand: fx.Node, layer: str, **add: object) -> list[Edit]:
+    def _put_before(self, consumer: fx.Node, operand: fx.Node, layer: str, **add: object) -> list[Edit]:
         return self.place.insert_before(consumer, operand, "dropout", layer, "dropout/drops-input", **add)
+
+    def _put_after(self, producer: fx.Node, join: fx.Node, layer: str, **add: object) -> list[Edit]:
+        return self.place.insert_after(producer, join, "dropout", layer, "dropout/drops-output", **add)

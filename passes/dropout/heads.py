@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from torch import fx
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from passes.dropout.drops import BECOMES_RANDOM, NO_LONGER_DROPPED, Drops
 from rewriter.analysis.heads import Head, find_heads, missing_heads, noise_claim
@@ -12,6 +13,7 @@ from rewriter.analysis.naming import name_of, names_apart, path_of
 from rewriter.analysis.residual import Branch, find_branches
 from rewriter.guideline import Site, Skipped
 from rewriter.reasons import Reason, Refused
+from rewriter.tracing.kinds import Kind, function_name
 
 PATTERN = "head"
 WHY = "the pooling averages the noise of a mask on the feature map; a mask on pooled features stays"
@@ -38,9 +40,18 @@ def _one_head(drops: Drops, head: Head, in_branches: set[fx.Node], p: float | No
     path = head.pool.meta["owner"].path
     later = drops.claim(set(head.later) - in_branches)
     for node in later:
+        if drops.on_predictions(node):
+            yield _on_predictions(drops, node)
+            continue
         detail = f"{name_of(head.classifier)} lies between the pooling and the dropout" if head.classifier else ""
         yield Skipped(drops.name, path_of(node), PATTERN, Reason.WEIGHT_BETWEEN, detail)
     before, after = drops.claim(set(head.before)), drops.claim(set(head.after) - in_branches)
+    for node in list(after):
+        if (norm := _batch_norm_before(drops, head, node)) is not None:
+            after.remove(node)
+            detail = f"before the pooling it would shift the statistics of {name_of(norm)}, which lies between them"
+            yield Skipped(drops.name, path_of(node), PATTERN, Reason.NORM_BETWEEN, detail)
+            later.append(node)
     if left := drops.left_as_it_is([*before, *after], PATTERN):
         yield from left
         return
@@ -63,6 +74,26 @@ def _one_head(drops: Drops, head: Head, in_branches: set[fx.Node], p: float | No
         yield Skipped(drops.name, path_of(after[0]) if after else path, PATTERN, refused.reason, refused.detail)
 
 
+def _on_predictions(drops: Drops, node: fx.Node) -> Skipped:
+    detail = (
+        "no weight follows: it drops predictions, and a dropped logit makes a large loss of a right prediction "
+        "(H6 and H7 in the paper)"
+    )
+    return Skipped(drops.name, path_of(node), PATTERN, Reason.ON_PREDICTIONS, detail)
+
+
+def _batch_norm_before(drops: Drops, head: Head, node: fx.Node) -> fx.Node | None:
+    """A norm with statistics of the batch between the pooling and a dropout behind it."""
+    norms = [other for other in head.after if other.meta["kind"] is Kind.NORM and drops.flow.is_ancestor(other, node)]
+    return next((norm for norm in norms if _uses_the_batch(drops, norm)), None)
+
+
+def _uses_the_batch(drops: Drops, norm: fx.Node) -> bool:
+    if norm.op == "call_module":
+        return isinstance(drops.model.get_submodule(str(norm.target)), _BatchNorm)
+    return function_name(norm.target) == "batch_norm"  # type: ignore[arg-type]
+
+
 def _clear_after_pooling(
     drops: Drops, head: Head, before: list[fx.Node], after: list[fx.Node], p: float | None
 ) -> Site:
@@ -76,7 +107,7 @@ def _clear_after_pooling(
     if head.weights:
         drops.interference.refuse_other_readers(after, head.weights, NO_LONGER_DROPPED)
     drops.interference.refuse_writes(after)
-    edits = [*drops.switch_on(kept, p), *([] if before else drops.move(kept, head.pool, head.source))]
+    edits = [*drops.switch_on(kept, p), *([] if before else drops.move_before(kept, head.pool, head.source))]
     path = after[0].meta["owner"].path
     names = names_apart(after, path)
     actions = [] if before else [f"move {names[kept]} before {_where(head)}"]
@@ -111,7 +142,7 @@ def _already_before_pooling(drops: Drops, head: Head, node: fx.Node, p: float | 
 def _insert(drops: Drops, head: Head, p: float) -> Site:
     path, action = head.pool.meta["owner"].path, f"insert dropout before {_where(head)}"
     drops.interference.refuse_other_readers([head.pool], head.weights, BECOMES_RANDOM)
-    edits = drops.insert(p, head.pool, head.source)
+    edits = drops.insert_before(p, head.pool, head.source)
     rate_at, rates = drops.inserted_rate_at(edits), drops.inserted_rates(edits)
     return Site(drops.name, path, PATTERN, action, WHY, tuple(edits), rate_at, noise_claim(head.pool), rates)
 
@@ -130,4 +161,7 @@ def _without_average_pooling(drops: Drops, in_branches: set[fx.Node]) -> Iterato
     """Why a dropout in front of the outputs, and in no branch, has no pooling to go before."""
     for passed, reason, detail in missing_heads(drops.flow):
         for dropout in drops.claim(set(passed) - in_branches):
+            if drops.on_predictions(dropout):
+                yield _on_predictions(drops, dropout)
+                continue
             yield Skipped(drops.name, path_of(dropout), PATTERN, reason, detail)

@@ -55,6 +55,17 @@ class Bypassed(nn.Module):
         return f"{super().extra_repr()}, bypassed by rewriter"
 
 
+@register_layer("dropout/drops-output")
+class DropsOutput(NotScripted):
+    """Behaviour of layers whose child ``dropout`` acts on the output."""
+
+    dropout: nn.Module | float
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        dropout = self.dropout if isinstance(self.dropout, nn.Module) else self.get_submodule("dropout_1")
+        return dropout(super().forward(*args, **kwargs))
+
+
 @register_layer("dropout/drops-input")
 class DropsInput(NotScripted):
     """Behaviour of layers whose child ``dropout`` acts on the input (``dropout_1`` of ``nn.GRU``, which has a rate)."""

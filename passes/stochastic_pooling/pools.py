@@ -89,7 +89,8 @@ class _Rule:
         for pooling in calls:
             why_not = self._why_not(pooling)
             if why_not is not None and len(calls) > 1 and why_not == _WHY_NOT[Role.OTHER]:
-                why_not = Reason.OUTSIDE, f"each of the {len(calls)} calls pools a part of its own"
+                detail = f"no output passes only through one of its {len(calls)} calls, and it is no pyramid level"
+                why_not = Reason.OUTSIDE, detail
             if why_not is not None:
                 return self._skipped(pooling, *why_not)
         first = calls[0]

@@ -62,6 +62,26 @@ def always_on(flow: Dataflow, trace: Trace) -> set[fx.Node]:
     return {node for node in flow.nodes(Kind.DROPOUT) if _place(node) in acting}
 
 
+def is_stochastic_depth(node: fx.Node, flow: Dataflow) -> bool:
+    """Whether ``node`` multiplies by numbers that are drawn, or scales what is, which drops whole samples."""
+    if node.meta["kind"] is not Kind.MULTIPLY or len(flow.sources(node)) != 1:
+        return False
+    factors = [factor for factor in node.all_input_nodes if factor not in flow]
+    if not factors:  # x.div(keep_prob) * mask
+        users = flow.users(node)
+        return len(users) == 1 and len(users[0].all_input_nodes) > 1 and is_stochastic_depth(users[0], flow)
+    pending, seen = list(factors), set[fx.Node]()
+    while pending:
+        factor = pending.pop()
+        name = function_name(factor.target) if callable(factor.target) else ""
+        if name.startswith(("bernoulli", "rand")):
+            return True
+        if factor not in seen:
+            seen.add(factor)
+            pending += [*factor.all_input_nodes, *factor.meta.get("after", ())]
+    return False
+
+
 _FUNCTION_OF: dict[type[nn.Module], str] = {
     nn.FeatureAlphaDropout: "feature_alpha_dropout",
     nn.AlphaDropout: "alpha_dropout",

@@ -26,17 +26,19 @@ from rewriter.tracing.kinds import Kind
 
 @dataclass(frozen=True)
 class WalkBack:
-    """The way back from the end of a branch to its last weight.
+    """The ways back from the end of a branch to its last weights.
 
     Attributes:
-        weight: the last operation with a weight; None if paths merge before one is found.
-        passed: what lies after it, from the join backwards.
-        stopped_at: where the walk ended.
+        weight: the last operation with a weight; None if there are several, or a path without one.
+        passed: what lies after the last weights, from the join backwards.
+        stopped_at: ``weight``, or else where paths merge.
+        norms: the last norms, if on every path one comes after the last weight; from the join backwards.
     """
 
     weight: fx.Node | None
     passed: tuple[fx.Node, ...]
     stopped_at: fx.Node
+    norms: tuple[fx.Node, ...]
 
 
 @dataclass(eq=False)
@@ -67,8 +69,8 @@ class Branch:
 
     @cached_property
     def end(self) -> WalkBack:
-        """The last weight and what follows it."""
-        return walk_back(self.flow, self.model, self.operand, self.fork)
+        """The last weights and what follows them."""
+        return _walk_back(self)
 
     @property
     def has_projection(self) -> bool:
@@ -81,11 +83,6 @@ class Branch:
         """What reads the operands at the join."""
         flow, join = self.flow, self.join
         return [user for user in flow.users(self.operand) if user is join or join in flow.users(user)]
-
-    @property
-    def norm_after_last_weight(self) -> fx.Node | None:
-        norms = {norm.node for norm in find_norms(self.flow, self.model)}
-        return next((node for node in self.end.passed if node in norms), None)
 
     @property
     def norms_before_last_weight(self) -> list[fx.Node]:
@@ -141,24 +138,44 @@ def _without_single_layers(branches: list[Branch]) -> list[Branch]:
     return [b for b in branches if b.form != "dense" or b.fork in joins or b.join in forks]
 
 
-def walk_back(flow: Dataflow, model: nn.Module, node: fx.Node, fork: fx.Node) -> WalkBack:
-    """From ``node`` back to the last weight, through everything that follows one input.
+def _walk_back(branch: Branch) -> WalkBack:
+    """From the end of a branch back to its last weights.
 
     Norms that are written out are passed as one step. Gates are seen through: of ``x * gate(x)`` the walk follows
-    ``x``. Stochastic depth and layer scale multiply by something that holds no data, so they have one input.
+    ``x``. Stochastic depth and layer scale multiply by something that holds no data, so they have one input. What
+    enters from the side is not followed.
     """
+    flow, model, fork = branch.flow, branch.model, branch.fork
+    norms = {norm.node: norm for norm in find_norms(flow, model)}
     passed: list[fx.Node] = []
-    written_out = {norm.node: norm.normalised for norm in find_norms(flow, model) if norm.normalised is not None}
-    while node is not fork:
-        if has_weight(node, flow):
-            return WalkBack(node, tuple(passed), node)
-        sources = flow.sources(node)
-        following = written_out.get(node) or (sources[0] if len(sources) == 1 else gated(flow, node, model))
-        if following is None:
-            break
+    merge: fx.Node | None = None
+    weights: set[fx.Node] = set()
+    bare = False
+    before_norm: dict[fx.Node, bool] = {branch.operand: True}
+    """Of what is still to be looked at, whether some path from there to the join has no norm."""
+    while before_norm:
+        node = max(before_norm, key=flow.position)
+        no_norm = before_norm.pop(node)
+        if node is fork or has_weight(node, flow):
+            weights.add(node)
+            bare |= no_norm
+            continue
         passed.append(node)
-        node = following
-    return WalkBack(None, tuple(passed), node)
+        norm = norms.get(node)
+        gate = gated(flow, node, model)
+        if norm is not None and norm.normalised is not None:
+            following = [norm.normalised]
+        elif gate is not None:
+            following = [gate]
+        else:
+            following = [source for source in flow.sources(node) if source is fork or source in branch.nodes]
+        if len(following) > 1 and merge is None:
+            merge = node
+        for source in following:
+            before_norm[source] = before_norm.get(source, False) or (no_norm and norm is None)
+    last = tuple(node for node in passed if node in norms)
+    weight = next(iter(weights)) if len(weights) == 1 and fork not in weights else None
+    return WalkBack(weight, tuple(passed), weight or merge or fork, () if bare or fork in weights else last)
 
 
 def _residual(flow: Dataflow, model: nn.Module, join: fx.Node, streams: dict[fx.Node, fx.Node]) -> Branch | None:

@@ -21,7 +21,7 @@ from rewriter.comparison.loading import Data, Preprocessing, first_batch, load, 
 from rewriter.comparison.notes import notes_of
 from rewriter.comparison.place import accelerated, errors_shared, repeatable
 from rewriter.comparison.question import described, question_of, versions
-from rewriter.comparison.randomness import batches, seed_all
+from rewriter.comparison.randomness import batches
 from rewriter.comparison.recipe import Recipe, resolve_recipe
 from rewriter.comparison.reports import write_reports
 from rewriter.comparison.result import Comparison, Equivalence, Trained, Training
@@ -32,7 +32,7 @@ from rewriter.copying import copy_model
 from rewriter.data.source import Source, Task
 from rewriter.errors import ComparisonError, DataError, InputError
 from rewriter.freshness import carries_trained_weights
-from rewriter.guard import random_state_kept
+from rewriter.guard import random_state_kept, seed_all
 from rewriter.layers import calibrated_layers
 from rewriter.ranks import on_its_own
 from rewriter.record import records_of

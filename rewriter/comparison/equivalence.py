@@ -12,13 +12,13 @@ from torch import nn
 
 from rewriter.comparison.fitting import in_type_of
 from rewriter.comparison.loading import Data, pair_of
-from rewriter.comparison.randomness import batches, seed_all
+from rewriter.comparison.randomness import batches
 from rewriter.comparison.result import Equivalence, ImageRow, Trained
 from rewriter.comparison.scoring import Scoring, computed, tensor_of
 from rewriter.contents import tensors_held
 from rewriter.data.source import Task
 from rewriter.errors import ComparisonError, DataError
-from rewriter.guard import random_state_kept
+from rewriter.guard import random_state_kept, seed_all
 from rewriter.state import state_kept
 
 _DISTURBANCE = 0.02

@@ -3,29 +3,16 @@
 from __future__ import annotations
 
 import copy
-import random
-import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
 
-from rewriter.guard import random_state, random_state_kept, set_random_state
+from rewriter.guard import random_state, random_state_kept, seed_all, set_random_state
 
 _MODEL, _EPOCH = 0x5EED, 1_000_003
 _HOLDERS = ("dataset", "sampler", "batch_sampler", "data_source")
-
-
-def seed_all(seed: int) -> None:
-    """Seed Python, numpy and torch; not a GPU that is not in use, whose state could not be put back."""
-    random.seed(seed)
-    if torch.cuda.is_available() and not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        torch.default_generator.manual_seed(seed)
-    else:
-        torch.manual_seed(seed)
-    if "numpy" in sys.modules:
-        sys.modules["numpy"].random.seed(seed % 2**32)
 
 
 def seed_of_model(seed: int) -> int:

@@ -10,12 +10,11 @@ import torch
 from torch import nn
 
 from rewriter.api import original_state_dict
-from rewriter.comparison.randomness import seed_all
 from rewriter.copying import WITHOUT, copy_model
 from rewriter.edit.classes import class_name, original_class
 from rewriter.errors import ComparisonError, RewriterError
 from rewriter.grouping import counted
-from rewriter.guard import check_model, random_state_kept
+from rewriter.guard import check_model, random_state_kept, seed_all
 from rewriter.plan_mark import nothing_said
 from rewriter.planning import Plan
 from rewriter.record import records_of

@@ -18,13 +18,13 @@ from rewriter.calibration import calibrate
 from rewriter.comparison.fitting import in_type_of
 from rewriter.comparison.loading import Data, pair_of
 from rewriter.comparison.question import checksum
-from rewriter.comparison.randomness import batches, seed_all, seed_of_model
+from rewriter.comparison.randomness import batches, seed_of_model
 from rewriter.comparison.recipe import Recipe
 from rewriter.comparison.run import Epoch, Run
 from rewriter.comparison.scoring import Scoring, computed
 from rewriter.data.source import Task
 from rewriter.errors import ComparisonError, DataError
-from rewriter.guard import random_state_kept
+from rewriter.guard import random_state_kept, seed_all
 from rewriter.layers import calibrated_layers
 from rewriter.memory import PeakMemory
 from rewriter.optimizer_groups import param_groups

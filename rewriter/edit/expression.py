@@ -9,6 +9,7 @@ from typing import Any
 
 from rewriter.edit.classes import class_name
 from rewriter.edit.edits import EditMethod
+from rewriter.edit.names import receiver_parameter
 from rewriter.edit.operations import Adopt, Redirect, Wrap
 from rewriter.edit.source import FunctionSource, Span, code_span
 from rewriter.reasons import Reason, Refused
@@ -21,6 +22,27 @@ def outside_the_class(code: types.CodeType) -> Refused:
         Reason.HELPER_FUNCTION,
         f"the operation is issued by the function {code.co_qualname}(); to have it edited, write it in a method",
     )
+
+
+def _runs_over_children(source: FunctionSource) -> bool:
+    """Whether a method takes the children of its module one after the other, whatever they are."""
+    receiver = receiver_parameter(source)
+    own = None if receiver is None else receiver.arg
+    for node in ast.walk(source.tree):
+        if isinstance(node, ast.Attribute) and node.attr in _OF_CHILDREN and ast.unparse(node.value) == own:
+            return True
+        looped = node.iter if isinstance(node, (ast.For, ast.comprehension)) else None
+        if looped is not None and any(isinstance(inner, ast.Name) and inner.id == own for inner in _handed_to(looped)):
+            return True
+    return False
+
+
+def _handed_to(looped: ast.expr) -> list[ast.expr]:
+    """What a loop runs over, also within ``enumerate`` and the like."""
+    return [looped, *(looped.args if isinstance(looped, ast.Call) else ())]
+
+
+_OF_CHILDREN = frozenset({"children", "named_children", "modules", "named_modules", "_modules"})
 
 
 @dataclass(frozen=True)
@@ -46,10 +68,18 @@ class Expression:
         """The edit that carries out ``operation`` here.
 
         Raises:
-            Refused: it adds something to a module which the function does not get.
+            Refused: it adds something to a module which the function does not get, or which it would run besides.
         """
-        if isinstance(operation, (Wrap, Redirect, Adopt)) and not self.in_method:
-            raise outside_the_class(self.source.function.__code__)
+        if isinstance(operation, (Wrap, Redirect, Adopt)):
+            if not self.in_method:
+                raise outside_the_class(self.source.function.__code__)
+            if _runs_over_children(self.source):
+                method = f"{self.owner.__name__}.{self.method}()"
+                remedy = "keep those that it runs over in an nn.ModuleList"
+                raise Refused(
+                    Reason.IN_A_LOOP,
+                    f"{method} runs over its own children, also over a new one; {remedy}",
+                )
         return EditMethod(self.path, class_name(self.owner), self.method, self.source.digest, operation)
 
     def takes_no_plain_argument(self) -> Refused:

@@ -23,6 +23,9 @@ from rewriter.errors import PlanError, SourceError
 RECEIVER = -1
 """Operand number of ``x`` in ``x.mean(1)``."""
 
+RESULT = -2
+"""Operand number of an expression's own value."""
+
 _ATTRIBUTE_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 
 
@@ -97,7 +100,10 @@ class Move(Operation):
 
 @dataclass(frozen=True)
 class Wrap(Operation):
-    """Pass one operand of an expression through a submodule first: ``f(x)`` becomes ``f(self.module(x))``."""
+    """Pass an operand of an expression through a submodule: ``f(x)`` becomes ``f(self.module(x))``.
+
+    Its :data:`RESULT` is passed through it afterwards: ``self.module(f(x))``.
+    """
 
     kind: ClassVar[str] = "wrap"
     module: str
@@ -210,14 +216,15 @@ class CallMethod(Operation):
 
 
 def operands(node: ast.AST) -> dict[int, ast.expr]:
-    """The operands of an expression by number; empty where they cannot be told apart (``f(*x)``)."""
-    if isinstance(node, ast.BinOp):
-        return {0: node.left, 1: node.right}
+    """The operands of an expression by number, and its value; only that where they cannot be told apart (``f(*x)``)."""
     if isinstance(node, ast.AugAssign):
         return {1: node.value}
+    found: dict[int, ast.expr] = {RESULT: node} if isinstance(node, ast.expr) else {}
+    if isinstance(node, ast.BinOp):
+        return {0: node.left, 1: node.right, **found}
     if not isinstance(node, ast.Call) or any(isinstance(a, ast.Starred) for a in node.args):
-        return {}
-    found = dict(enumerate(node.args))
+        return found
+    found |= dict(enumerate(node.args))
     if isinstance(node.func, ast.Attribute):
         found[RECEIVER] = node.func.value
     return found
@@ -323,8 +330,9 @@ def _around(source: FunctionSource, target: Span, operand: int, before: str, aft
     if found is None:
         raise SourceError(f"`{source.segment(target)}` has no plain operand {operand}")
     start, stop = offsets(source, found)
-    yield Splice(start, start, before)
-    yield Splice(stop, stop, after)
+    outermost = 2 if operand == RESULT else 0
+    yield Splice(start, start, before, order=-outermost)
+    yield Splice(stop, stop, after, order=outermost)
 
 
 def _submodule(receiver: str, path: str) -> str:

@@ -6,30 +6,24 @@ decided whether that is a change of one module's class or of the source of the m
 
 from __future__ import annotations
 
-import ast
 import functools
-import inspect
-import itertools
-import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, TypeVar, cast
 
-from torch import fx, nn
+from torch import fx
 
-from rewriter.analysis.arguments import argument_index, is_tensor_method
+from rewriter.analysis.arguments import argument_index
 from rewriter.analysis.dataflow import Dataflow, once
-from rewriter.analysis.interference import Interference, interference
-from rewriter.analysis.weights import PASS_THROUGH
-from rewriter.edit.classes import method_source
+from rewriter.analysis.interference import interference
 from rewriter.edit.edits import AddBehaviour, AddModule, Edit
-from rewriter.edit.explicit_calls import ExplicitCalls, attribute_path, follow, is_explicit
 from rewriter.edit.expression import Expression, expression_at, outside_the_class
-from rewriter.edit.held_methods import FunctionOfReceiver, follows_its_module
-from rewriter.edit.names import called_function, receiver_parameter
+from rewriter.edit.expressions import Expressions
+from rewriter.edit.names import called_function
 from rewriter.edit.operations import (
     RECEIVER,
+    RESULT,
     Adopt,
     Move,
     Operation,
@@ -40,12 +34,11 @@ from rewriter.edit.operations import (
     why_not_movable,
 )
 from rewriter.edit.positions import Position, positions
-from rewriter.edit.repeated_calls import RepeatedCalls
 from rewriter.edit.source import read_source
 from rewriter.errors import SourceError
 from rewriter.reasons import Reason, Refused
 from rewriter.tracing.kinds import is_in_place
-from rewriter.tracing.trace import Recording, Trace
+from rewriter.tracing.trace import Trace
 
 
 @once
@@ -67,17 +60,8 @@ def _reaching(method: _Editing) -> _Editing:
     return cast(_Editing, edits)
 
 
-class Placement:
+class Placement(Expressions):
     """Turns operations of one recording into edits of the model."""
-
-    def __init__(self, model: nn.Module, recording: Recording, interference: Interference) -> None:
-        self._model = model
-        self._interference = interference
-        self._recording = recording
-        self._flow = recording.dataflow
-        self._given: set[tuple[str, str]] = set()
-        self._explicit_calls = ExplicitCalls(model)
-        self._repeated = RepeatedCalls(model, recording)
 
     @_reaching
     def move_before(self, call: fx.Node, consumer: fx.Node, operand: fx.Node) -> list[Edit]:
@@ -102,6 +86,30 @@ class Placement:
             return [moved.edit(Move(moved.span, 0, expression.span, number))]
         raise Refused(
             Reason.DIFFERENT_METHODS, f"{call.meta['owner']} and {consumer.meta['owner']} are not in one method"
+        )
+
+    @_reaching
+    def move_after(self, call: fx.Node, producer: fx.Node) -> list[Edit]:
+        """Move the call ``call`` so that it is applied to what ``producer`` gives.
+
+        Raises:
+            Refused: the two are not in the same function, or the call cannot be moved within it.
+        """
+        where = next((p for p in positions(call) if p.direct), None)
+        for target in self._giving(producer):
+            if where is None or target.frame.invocation != where.frame.invocation:
+                continue
+            self._repeated.refuse(where, call)
+            self._repeated.refuse(target, producer)
+            moved, expression = self._expression(where), self._expression(target)
+            if RESULT not in operands(expression.node):
+                raise expression.takes_no_plain_argument()
+            why_not = _why_not_movable(moved.source, moved.span, 0, expression.span)
+            if why_not is not None:
+                raise Refused(Reason.NOT_MOVABLE, f"`{moved.source.segment(moved.span)}` cannot be moved: {why_not}")
+            return [moved.edit(Move(moved.span, 0, expression.span, RESULT))]
+        raise Refused(
+            Reason.DIFFERENT_METHODS, f"{call.meta['owner']} and {producer.meta['owner']} are not in one method"
         )
 
     @_reaching
@@ -147,6 +155,38 @@ class Placement:
             if refused.reason is not Reason.HELPER_FUNCTION:
                 raise
             return self.insert_before_helper(consumer, operand, name, lambda _: {"layer": layer, **add})
+
+    @_reaching
+    def insert_after(
+        self, producer: fx.Node, join: fx.Node, name: str, layer: str, behaviour: str, **add: Any
+    ) -> list[Edit]:
+        """Pass what ``producer`` gives through a new layer, in the method that issues ``join`` if it can be there.
+
+        As in :meth:`insert_before`, a module that is called once gets the layer as a child where no method can be
+        edited.
+
+        Raises:
+            Refused: neither is possible.
+        """
+        method = next((position.frame.invocation for position in positions(join)), None)
+        refusals: list[Refused] = []
+        for where in sorted(self._giving(producer), key=lambda position: position.frame.invocation != method):
+            try:
+                self._repeated.refuse(where, producer)
+                expression = self._expression(where)
+                if expression.owner.__module__.startswith("torch."):
+                    raise Refused(Reason.IN_A_LOOP, f"{expression.owner.__qualname__} of torch calls it")
+                if RESULT not in operands(expression.node):
+                    raise expression.takes_no_plain_argument()
+                child = self.free_name(expression.path, name)
+                wrap = expression.edit(Wrap(expression.span, RESULT, child))
+                return [AddModule(expression.path, child, layer, **add), wrap]
+            except Refused as refused:
+                refusals.append(refused)
+        path = str(producer.target)
+        if producer.op == "call_module" and self.calls_of(path) == 1:
+            return [AddModule(path, self.free_name(path, name), layer, **add), AddBehaviour(path, behaviour)]
+        raise refusals[0] if refusals else _issued_by_no_code(producer)
 
     @_reaching
     def insert_before_helper(
@@ -282,18 +322,6 @@ class Placement:
         attribute = expression.attribute_given(name, position)
         return None if attribute is None else (expression.path, attribute)
 
-    def calls_of(self, path: str) -> int:
-        """How often the module at ``path`` was called, under any of its names."""
-        return self._repeated.of(path)
-
-    def free_name(self, path: str, name: str) -> str:
-        """``name``, or ``name_1``, …: the first that the module at ``path`` does not use and that was not given yet."""
-        module = self._model.get_submodule(path)
-        candidates = itertools.chain([name], (f"{name}_{index}" for index in itertools.count(1)))
-        free = next(c for c in candidates if not hasattr(module, c) and (path, c) not in self._given)
-        self._given.add((path, free))
-        return free
-
     def _refuse_others_inside(self, position: Position, consumer: fx.Node, operand: fx.Node) -> None:
         """Refuse to change an argument of a call that does more with it than to hand it to ``consumer``."""
         values = [operand]
@@ -313,69 +341,6 @@ class Placement:
                 found.setdefault((position.frame.invocation, position.frame.instruction), set()).add(node)
         return found
 
-    def _expression(self, position: Position) -> Expression:
-        frame, path = position.frame, self._repeated.receivers.path(position)
-        module = self._model.get_submodule(path)
-        if isinstance(module, fx.GraphModule):
-            detail = f"module {path!r} is an fx.GraphModule: its code is generated from its graph again whenever it is"
-            raise Refused(Reason.NO_SOURCE, f"{detail} copied, saved or recompiled. Rewrite the model, then trace it.")
-        own_forward = Refused(Reason.NO_SOURCE, f"module {path!r} has a forward of its own, set on the instance")
-        if "forward" in module.__dict__ and not follows_its_module(module.__dict__["forward"], module):
-            raise own_forward
-        try:
-            found = method_source(type(module), frame.code)
-            if found is None and "forward" in module.__dict__:
-                raise own_forward
-            if found is None:
-                raise outside_the_class(frame.code)
-            in_method = frame.path is not None and self._model.get_submodule(frame.path) is module
-            return replace(expression_at(path, *found, frame), in_method=in_method)
-        except SourceError as error:
-            raise Refused(Reason.NO_SOURCE, str(error)) from error
-
-    def _operand_number(self, position: Position, expression: Expression, consumer: fx.Node, operand: fx.Node) -> int:
-        """Which operand of the expression carries ``operand`` to ``consumer``."""
-        if position.direct:
-            index = argument_index(consumer, operand)
-            if index == 0 and is_tensor_method(consumer) and isinstance(expression.node, ast.Call):
-                index = RECEIVER
-            elif index is not None and is_tensor_method(consumer) and isinstance(expression.node, ast.Call):
-                index -= 1
-        else:
-            index = None
-            for source in self._same_values(operand):
-                if source in position.arguments:
-                    index = position.arguments.index(source) + self._gives_receiver(position, expression)
-                    break
-        given = operands(expression.node).get(index) if index is not None else None
-        if index is None or given is None or self._is_module(expression, given):
-            raise expression.takes_no_plain_argument()
-        return index
-
-    def _gives_receiver(self, position: Position, expression: Expression) -> bool:
-        """Whether the expression writes the module, which a function gets first, as its first argument."""
-        function = expression.node.func if isinstance(expression.node, ast.Call) else None
-        own = receiver_parameter(expression.source)
-        if isinstance(function, ast.Attribute) and own is not None and ast.unparse(function.value) == own.arg:
-            kept = inspect.getattr_static(self._model.get_submodule(expression.path), function.attr, None)
-            in_class = getattr(type(self._model.get_submodule(expression.path)), function.attr, None) is kept
-            return isinstance(kept, (types.FunctionType, FunctionOfReceiver)) and not in_class
-        return position.receives and is_explicit(expression.source, expression.node)
-
-    def _is_module(self, expression: Expression, given: ast.expr) -> bool:
-        """Whether what is given is a module, by a path of attributes, and so no tensor."""
-        own = receiver_parameter(expression.source)
-        path = attribute_path(given, own.arg) if own is not None and expression.in_method else None
-        module = self._model.get_submodule(expression.path)
-        return path is not None and isinstance(follow(module, path), nn.Module)
-
-    def _same_values(self, node: fx.Node) -> Iterator[fx.Node]:
-        """``node`` and what it is only a view or a selection of, and not a later state of."""
-        yield node
-        while not node.meta["after"] and node.meta["kind"] in PASS_THROUGH and len(self._flow.sources(node)) == 1:
-            node = self._flow.sources(node)[0]
-            yield node
-
 
 def _direct(node: fx.Node) -> Position:
     """The expression that issues ``node`` itself.
@@ -385,9 +350,13 @@ def _direct(node: fx.Node) -> Position:
     """
     found = next((position for position in positions(node) if position.direct), None)
     if found is None:
-        where = node.meta["owner"].path or "the model"
-        raise Refused(Reason.NO_SOURCE, f"the operation is not issued by Python code: {where} is compiled or builtin")
+        raise _issued_by_no_code(node)
     return found
+
+
+def _issued_by_no_code(node: fx.Node) -> Refused:
+    where = node.meta["owner"].path or "the model"
+    return Refused(Reason.NO_SOURCE, f"the operation is not issued by Python code: {where} is compiled or builtin")
 
 
 _why_not_movable = functools.lru_cache(maxsize=1024)(why_not_movable)

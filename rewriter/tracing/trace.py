@@ -163,8 +163,11 @@ class _Unfinished(TraceError):
 
 @contextlib.contextmanager
 def _kept(model: nn.Module, backend: str) -> Iterator[None]:
-    """What is around the model is kept; on real tensors its own state too, which a global may lead the skeleton to."""
-    with random_state_kept(), state_kept(model) if backend == "cpu" else surroundings_kept(model):
+    """What is around the model is kept; on real tensors its own state too, which a global may lead the skeleton to.
+
+    Layers that are left out by chance are the same whatever the process has drawn.
+    """
+    with random_state_kept(seed=0), state_kept(model) if backend == "cpu" else surroundings_kept(model):
         yield
 
 

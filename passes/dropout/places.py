@@ -1,0 +1,118 @@
+"""The place in a residual branch where its dropout belongs: before the last weight, or at the end of the branch."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import fx
+
+from passes.dropout.drops import Drops
+from rewriter.analysis.dropouts import is_stochastic_depth
+from rewriter.analysis.naming import name_of
+from rewriter.analysis.residual import Branch
+from rewriter.analysis.weights import PASS_THROUGH
+from rewriter.edit.edits import Edit
+from rewriter.tracing.kinds import Kind
+
+
+class Place(Protocol):
+    """Where the one dropout of a branch acts.
+
+    Attributes:
+        where, why: in words.
+        node: the operation beside it.
+    """
+
+    where: str
+    why: str
+    node: fx.Node
+
+    def holds(self, drops: Drops, dropout: fx.Node) -> bool:
+        """Whether ``dropout`` acts here."""
+
+    def insert(self, drops: Drops, rate: float) -> list[Edit]:
+        """Edits that put a new dropout here."""
+
+    def move(self, drops: Drops, dropout: fx.Node) -> list[Edit]:
+        """Edits that make ``dropout`` act here."""
+
+
+class BeforeWeight:
+    """Between the last norm and the last weight: P6, or before the activation P5, of a pre-activation block."""
+
+    def __init__(self, branch: Branch, weight: fx.Node) -> None:
+        self.node, self.operand = weight, branch.flow.sources(weight)[0]
+        self.where = f"before {name_of(weight)}"
+        self.why = f"{name_of(weight)} is the last weight, after the last norm of the branch"
+
+    def holds(self, drops: Drops, dropout: fx.Node) -> bool:
+        return dropout in _back_from(drops, self.operand, _UNCHANGED)
+
+    def insert(self, drops: Drops, rate: float) -> list[Edit]:
+        return drops.insert_before(rate, self.node, self.operand)
+
+    def move(self, drops: Drops, dropout: fx.Node) -> list[Edit]:
+        return drops.move_before(dropout, self.node, self.operand)
+
+
+class EndOfBranch:
+    """Behind the last norm and what gates or scales it, before stochastic depth and the sum."""
+
+    def __init__(self, branch: Branch) -> None:
+        self.join, self.operand, norm = branch.join, branch.operand, branch.end.norms[0]
+        self.node = _before_stochastic_depth(branch)
+        self.where = f"after {_name(self.node, branch)}"
+        self.why = f"the last norm ({name_of(norm)}) comes after the last weight: the end of the branch is behind it"
+
+    def holds(self, drops: Drops, dropout: fx.Node) -> bool:
+        return dropout in _back_from(drops, self.operand, _UNCHANGED | {Kind.MULTIPLY})
+
+    def insert(self, drops: Drops, rate: float) -> list[Edit]:
+        return drops.insert_after(rate, self.node, self.join)
+
+    def move(self, drops: Drops, dropout: fx.Node) -> list[Edit]:
+        return drops.move_after(dropout, self.node, self.join)
+
+
+def _before_stochastic_depth(branch: Branch) -> fx.Node:
+    """The end of the branch without stochastic depth, nor the layer that does nothing where its rate is 0."""
+    flow, found, node = branch.flow, branch.operand, branch.operand
+    while node is not branch.fork and len(flow.sources(node)) == 1:
+        noise = is_stochastic_depth(node, flow) or (node is found and _does_nothing(node, branch))
+        if not noise and node.meta["kind"] not in PASS_THROUGH | {Kind.DROPOUT}:
+            break
+        node = flow.sources(node)[0]
+        found = node if noise else found
+    return found
+
+
+def _does_nothing(node: fx.Node, branch: Branch) -> bool:
+    """Whether ``node`` is a layer of the block itself that hands on what it is given."""
+    of_block = node.meta["owner"].path == branch.join.meta["owner"].path
+    return node.op == "call_module" and node.meta["kind"] is Kind.IDENTITY and of_block
+
+
+def _name(node: fx.Node, branch: Branch) -> str:
+    """The largest module below the block that gives what ``node`` does; else the operation itself."""
+    block = branch.join.meta["owner"].path
+    below = f"{block}.".removeprefix(".")
+    found = name_of(node)
+    for call in node.meta["call"].chain():
+        if call.outputs != [node] or call.path == block or not call.path.startswith(below):
+            break
+        found = call.path.removeprefix(below)
+    return found
+
+
+def _back_from(drops: Drops, operand: fx.Node, through: frozenset[Kind]) -> list[fx.Node]:
+    """The dropouts that act on ``operand``, seen through operations of one tensor of the given kinds."""
+    found, node = [], operand
+    while len(drops.flow.sources(node)) == 1 and (node.meta["kind"] in through or node.meta["kind"] is Kind.DROPOUT):
+        if node.meta["kind"] is Kind.DROPOUT:
+            found.append(node)
+        node = drops.flow.sources(node)[0]
+    return found
+
+
+_UNCHANGED = PASS_THROUGH | {Kind.ACTIVATION}
+"""What a mask passes: it commutes with ReLU (proposition 1), and the paper counts P5 and P6 alike."""
