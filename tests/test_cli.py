@@ -60,7 +60,7 @@ class TestPlan:
         assert done.exit_code == 0, done.stderr
         for words in ("resnet18", "11.7 M parameters", "2 x 3 x 224 x 224", "to edit: 1 place", "move dropout()"):
             assert words in flat(done.stdout)
-        assert "left alone: 9 places - post-activation: 8 layer{1-4}.{0,1} (8) residual branch" in flat(done.stdout)
+        assert "left alone: 9 places - nothing-to-move: 8 layer{1-4}.{0,1} (8) residual branch" in flat(done.stdout)
         assert "-        x = self.global_pool(x)\n" in done.stdout
 
     def test_no_diff_unasked(self) -> None:
@@ -135,7 +135,7 @@ class TestPlan:
     def test_inputs_of_its_own(self, name: str, words: str) -> None:
         done = run("plan", name, "--pass", "dropout:p=0.1")
         assert done.exit_code == 0, done.stderr
-        assert words in flat(done.stdout) and "post-activation" in done.stdout
+        assert words in flat(done.stdout) and "insert dropout after" in flat(done.stdout)
 
 
 class TestRewrite:

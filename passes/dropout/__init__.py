@@ -1,20 +1,24 @@
 """Where dropout belongs in a network with normalisation layers.
 
 Rule (Kim et al., *How to Use Dropout Correctly on Residual Networks with Batch Normalization*, UAI 2023,
-arXiv:2302.06112, abstract): one dropout in a residual branch, after its last normalisation and before its last weight;
-in the head, dropout before global average pooling and not after it.
+arXiv:2302.06112, guidelines 1 and 2): one dropout in a residual branch, after its last norm and before its last weight
+(P5 or P6); in the head one, after the last norm and before global average pooling (H3 or H4), not after it. In ResNet
+v1, whose last norm follows the last weight, the paper drops at the end of the branch. Its rate is 0.2. On the trunk
+(P0) dropout is worst, and behind the classifier (H6, H7) it is out of place.
 
 Why, in short (our derivation): dropout keeps the mean and raises the variance, so a normalisation layer behind it
 collects statistics in training that do not hold at test time; and a mask on the feature map is averaged away by the
 pooling where a mask on the pooled features is not.
 
-Ours, not the paper's: the verdict on post-activation blocks (no compliant place, nothing is done), DenseNet layers,
-transformer branches, token-mean heads, and that attention dropout (on attention weights, not on activations) is kept.
+Ours, not the paper's: the end of the branch for other families than ResNet v1, DenseNet layers, transformer branches,
+token-mean heads, and that attention dropout (on attention weights, not on activations) is kept.
 
 Dataflow::
 
     x ─┬─ … norm ─ act ─[dropout]─ last weight ─ … ─ add          features ─[dropout]─ global average pool ─ classifier
        └────────────────── shortcut ───────────────┘
+    x ─┬─ … last weight ─ norm ─ gate ─[dropout]─ stochastic depth ─ add
+       └────────────────── shortcut ───────────────────────────────┘
 """
 
 from __future__ import annotations
@@ -44,7 +48,7 @@ class Dropout(Pass):
     """
 
     name = Drops.name
-    summary = "one dropout before the last weight of a residual branch; in the head before pooling, not after"
+    summary = "one dropout in a residual branch, after its last norm; in the head before pooling, not after"
     paper = "Kim et al., How to Use Dropout Correctly on Residual Networks with Batch Normalization, UAI 2023"
     contract = Contract(eval_output=True, state_dict=True, gradients=True)
 

@@ -1,8 +1,9 @@
 """Average pooling that averages a random subset in training.
 
-Rule (Kim et al., *Stochastic average pooling*, arXiv:2409.16630): in training an average pooling averages a random
-subset of its elements, a share ``p`` of them, in a window shrunk to match, times ``sqrt(p)``; in evaluation it is the
-average pooling. A drop-in for global average pooling; ``p`` of about 0.5 and one subset for all channels do best.
+Rule (Kim et al., *Stochastic Subsampling With Average Pooling*, arXiv:2409.16630): in training an average pooling
+averages a random subset of its elements, a share ``p`` of them, in a window shrunk to match, times ``sqrt(p)``; in
+evaluation it is the average pooling. A drop-in for global average pooling; ``p`` of about 0.5 and one subset for all
+channels do best.
 
 Why, in short (our derivation): unlike dropout, which zeroes and rescales, a subset leaves the mean and variance of the
 elements as they are; the average of fewer zero-mean, uncorrelated elements has a variance larger by ``1 / p``, which
@@ -56,7 +57,7 @@ class StochasticPooling(Pass):
 
     name = "stochastic-pooling"
     summary = "average pooling that averages a random subset of its elements in training"
-    paper = "Kim et al., Stochastic average pooling, arXiv:2409.16630"
+    paper = "Kim et al., Stochastic Subsampling With Average Pooling, arXiv:2409.16630"
     contract = Contract(eval_output=True, state_dict=True, gradients=True)
     after = ("dropout",)
 

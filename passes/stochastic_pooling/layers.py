@@ -5,8 +5,8 @@ average of a random subset of each window, drawn for each sample and shared by t
 kept (``scale="sqrt"``, as published) or as it is (``scale="none"``). Both can be set at any time.
 Random numbers are those of the device's default generator, as for dropout.
 
-Source: Kim et al., *Stochastic average pooling* (arXiv:2409.16630). Theirs: the subset, its average, the root, one and
-two dimensions. Ours: a subset of its own for each local window and adaptive bin, and for each sample.
+Source: Kim et al., *Stochastic Subsampling With Average Pooling* (arXiv:2409.16630). Theirs: the subset, its average,
+the root, one and two dimensions. Ours: a subset of its own for each local window and adaptive bin, and for each sample.
 """
 
 from __future__ import annotations
