@@ -182,6 +182,24 @@ def test_the_norm_of_a_gate_is_told_outside_of_blocks_too() -> None:
     assert categories(GatedLevel(image=False)) == {"norm": "main", "gate.1": "branch_other"}
 
 
+class Unread(nn.Module):
+    """A level that nobody reads, and one that is only read by a gate."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.unread, self.out = nn.Conv2d(3, 8, 3, 1, 1), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 2, 1)
+        self.norm, self.gate = nn.BatchNorm2d(8), nn.Sequential(nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8), nn.Sigmoid())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        self.norm(self.unread(x))
+        return self.out(x * self.gate(x))
+
+
+def test_the_norm_of_what_nobody_reads_weighs_nothing() -> None:
+    assert categories(Unread()) == {"norm": "main", "gate.1": "branch_other"}
+
+
 def test_what_weighs_the_image_is_the_network_itself() -> None:
     assert categories(GatedLevel(image=True)) == {"norm": "main", "gate.1": "main"}
 

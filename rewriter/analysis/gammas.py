@@ -168,7 +168,7 @@ def _outside(node: fx.Node, flow: Dataflow, model: nn.Module, *, dense: list[Bra
     if node not in flow:
         joined = _joined_by(node, flow)
         return Position.GATE if joined and joined <= inside - _handed_on(flow, model) else Position.CONSTANT
-    if node not in _handed_on(flow, model):
+    if node not in _handed_on(flow, model) and flow.output in flow.reachable(node):
         return Position.GATE
     behind = any(flow.dominates(branch.join, node) for branch in dense)
     before = any(flow.dominates(node, branch.fork) for branch in dense)
