@@ -138,11 +138,17 @@ def rows_of(folder: Path, library: str) -> list[dict[str, Any]]:
 def table(folder: Path) -> Iterator[str]:
     """Two tables in Markdown: what was found by library, and why places are left alone."""
     names = [asked if isinstance(asked, str) else next(iter(asked)) for asked in PASSES]
-    head = [*("library", "models", "planned", "refused", "other", "backends", "recording, plan (s)"), *names]
+    head = [
+        *("library", "models", "planned", "refused", "other", "not built"),
+        "backends",
+        "recording, plan (s)",
+        *names,
+    ]
     yield from ("| " + " | ".join(head) + " |", "| " + " | ".join("---" for _ in head) + " |")
     reasons: Counter[tuple[str, str]] = Counter()
     for file in sorted(folder.glob("*.jsonl")):
-        rows = [row for row in rows_of(folder, file.stem) if row["status"] != "not built"]
+        everything = rows_of(folder, file.stem)
+        rows = [row for row in everything if row["status"] != "not built"]
         planned = [row for row in rows if row["status"] == "planned"]
         if not rows:
             continue
@@ -165,6 +171,7 @@ def table(folder: Path) -> Iterator[str]:
             len(planned),
             refused,
             len(rows) - len(planned) - refused,
+            len(everything) - len(rows),
             backends,
             times,
         ]

@@ -34,7 +34,9 @@ def candidate_inputs(model: nn.Module, example_inputs: Any = None, input_size: A
     """Arguments to run ``model`` on, on the model's device and in its floating-point type; the likeliest first.
 
     There are two candidates where the model's configuration and its first convolution disagree on the channels: either
-    may be right (a model made with ``in_chans=1``, a stem that rearranges pixels before it convolves them).
+    may be right (a model made with ``in_chans=1``, a stem that rearranges pixels before it convolves them). Without a
+    configuration the convolution that was made first may not be the one that reads the image: then three channels are
+    tried as well.
 
     Args:
         model: the model.
@@ -54,7 +56,14 @@ def candidate_inputs(model: nn.Module, example_inputs: Any = None, input_size: A
         sizes, origin = [_normalise(input_size, channels) for channels in _input_channels(model)], "input_size"
     else:
         sizes, origin = _from_configuration(model)
-    return [Inputs((_image(model, size),), {}, origin, size) for size in dict.fromkeys(sizes)]
+    sizes = list(dict.fromkeys(sizes))
+    if (
+        len(sizes) == 1
+        and sizes[0][0] != _COLOURS
+        and not (isinstance(input_size, tuple | list) and len(input_size) == 3)
+    ):
+        sizes = [sizes[0], (_COLOURS, *sizes[0][1:]), sizes[0]]  # the last is tried on all kinds of tensors
+    return [Inputs((_image(model, size),), {}, origin, size) for size in sizes]
 
 
 def tensors_in(value: Any) -> Iterator[torch.Tensor]:
@@ -121,6 +130,8 @@ def _input_channels(model: nn.Module) -> list[int]:
     convolution = next((m.in_channels for m in model.modules() if isinstance(m, _ConvNd)), 3)
     return [*channels, *([of_config] if isinstance(of_config, int) else []), convolution]
 
+
+_COLOURS = 3
 
 _CONFIGURATIONS = ("pretrained_cfg", "default_cfg")
 

@@ -73,7 +73,8 @@ def make_plan(
     seconds["record again"] = time.perf_counter() - started
     notes = _notes_on_preserving(findings, changing if trained else set(), preserve)
     if traced is not None and traced.backend != "meta":
-        notes.append(f"traced on {traced.backend} tensors: {traced.notes[-1].split(': ', 1)[-1]}")
+        why = traced.notes[-1].split(": ", 1)[-1].split(" mode: ", 1)[-1].partition(" The input came from")[0]
+        notes.append(f"traced on {traced.backend} tensors, for on tensors without values the model does not run: {why}")
     request = {
         "input": traced.inputs.origin if traced else "none",
         "input_size": list(traced.inputs.image_size) if traced and traced.inputs.image_size else None,

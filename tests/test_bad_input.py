@@ -820,3 +820,22 @@ def test_a_model_that_takes_more_than_an_image_is_told_how_to_give_it() -> None:
 
     with pytest.raises(rewriter.TraceError, match=r"missing .* give example_inputs= with all its arguments"):
         rewriter.plan(Conditioned(), input_size=16)
+
+
+class StemMadeLast(nn.Module):
+    """Its first convolution that is registered does not read the image."""
+
+    def __init__(self, colours: int) -> None:
+        super().__init__()
+        self.body = nn.Conv2d(32, 8, 3)
+        self.stem = nn.Conv2d(colours, 32, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.body(self.stem(x))
+
+
+def test_the_convolution_that_was_made_first_need_not_read_the_image() -> None:
+    assert rewriter.trace(StemMadeLast(3), input_size=16).inputs.image_size == (3, 16, 16)
+    with pytest.raises(rewriter.TraceError, match=r"give input_size=\(channels, height, width\)"):
+        rewriter.trace(StemMadeLast(5), input_size=16)
+    assert rewriter.trace(StemMadeLast(5), input_size=(5, 16, 16)).inputs.image_size == (5, 16, 16)

@@ -252,6 +252,8 @@ def _is_in(file: str, places: tuple[Path, ...]) -> bool:
 def _remedy(origin: str, message: str) -> str:
     if "missing" in message and "argument" in message:
         return "; the model takes more than that: give example_inputs= with all its arguments, by name as a dict"
+    if origin == "input_size" and "channels" in message:
+        return "; for another number of channels give input_size=(channels, height, width)"
     made_up = origin.startswith("model.") or origin in ("input_size", "example_inputs")
     return "; if it needs another, give input_size= or example_inputs=" if made_up else ""
 
