@@ -1,8 +1,8 @@
 """The propositions of the dropout paper (Kim et al., UAI 2023, arXiv:2302.06112) with its constants, simulated.
 
 *Inconsistency* is the variance of what a norm reads at test time over that in training: 1 is ideal; ``keep`` is the
-probability to keep. Over twelve seeds a variance spreads by a standard deviation of 0.4 %, a ratio by 0.2 % or less: both
-are checked within 1.5 %, more than three of them.
+probability to keep. Over twelve seeds a variance spreads by a standard deviation of 0.4 %, a ratio by 0.2 % or less:
+both are checked within 1.5 %, more than three of them.
 """
 
 from __future__ import annotations
