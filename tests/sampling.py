@@ -1,13 +1,15 @@
 """Sweeps, which ask one thing of every model there is, are run in parts: one part a day, and all of them in turn.
 
 ``@pytest.mark.sweep("name", NAMES)`` says over which names a test's parameter ``name`` goes. With ``--sample`` only the
-part of today is run, in every test of the sweep the same one; ``--sample-seed`` runs that of another day. Without
-either, all are run.
+part of today is run, in every test of the sweep the same one; ``--sample-seed`` runs that of another day. Of the tests
+that are marked ``slow`` and are no sweep (processes, trainings) every second one is run, the others on the next day.
+Without either option, all are run.
 """
 
 from __future__ import annotations
 
 import datetime
+import zlib
 from collections.abc import Iterable
 
 import pytest
@@ -19,6 +21,11 @@ PARTS = 32
 def in_part(names: Iterable[str], seed: int) -> list[str]:
     """The names that are run for ``seed``: every :data:`PARTS`-th, so that relatives are not run on one day."""
     return list(names)[seed % PARTS :: PARTS]
+
+
+def is_of_today(test: str, seed: int) -> bool:
+    """Whether a slow test is run for ``seed``: on every second day."""
+    return zlib.crc32(test.encode()) % 2 == seed % 2
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -49,7 +56,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def _is_in_part(item: pytest.Item, seed: int) -> bool:
     marker = item.get_closest_marker("sweep")
     if marker is None:
-        return True
+        return item.get_closest_marker("slow") is None or is_of_today(item.nodeid, seed)
     parameter, names = marker.args
     return item.callspec.params[parameter] in in_part(names, seed)  # type: ignore[attr-defined]
 
@@ -58,5 +65,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     seed = config.option.sample_seed
     if seed is not None:
         terminalreporter.write_line(
-            f"sweeps: part {seed % PARTS + 1} of {PARTS}; --sample-seed={seed} runs the same one again"
+            f"sweeps: part {seed % PARTS + 1} of {PARTS}, slow tests: part {seed % 2 + 1} of 2; "
+            f"--sample-seed={seed} runs the same ones again"
         )

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from sampling import PARTS, in_part
+from sampling import PARTS, in_part, is_of_today
 
 NAMES = [f"model_{number}" for number in range(20)]
 SWEEP = f"""
@@ -49,6 +49,13 @@ def test_parts_are_of_one_size() -> None:
     assert sum(sizes) == len(NAMES) and max(sizes) - min(sizes) <= 1
 
 
+def test_each_slow_test_is_run_on_one_day_of_two() -> None:
+    tests = [f"tests/test_{number}.py::test" for number in range(100)]
+    days = [[test for test in tests if is_of_today(test, seed)] for seed in (738_000, 738_001, 738_002)]
+    assert sorted(days[0] + days[1]) == sorted(tests) and days[2] == days[0]
+    assert 30 < len(days[0]) < 70
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> object:
     (tmp_path / "conftest.py").write_text("from sampling import *\n")
@@ -70,7 +77,8 @@ def test_a_part_is_run_told_and_repeated(run: object) -> None:
     assert "60 passed" in whole and "1 failed" in whole and "sweeps:" not in whole
     of_the_seed = run("--sample-seed=7")
     assert "model_7" in of_the_seed and "1 failed" in of_the_seed
-    assert f"sweeps: part {7 % PARTS + 1} of {PARTS}; --sample-seed=7 runs the same one again" in of_the_seed
+    told = f"sweeps: part {7 % PARTS + 1} of {PARTS}, slow tests: part 2 of 2; --sample-seed=7 runs the same ones again"
+    assert told in of_the_seed
     length = len(in_part(NAMES, 7))
     assert f"{3 * length} passed, {3 * (len(NAMES) - length)} deselected" in of_the_seed
     assert "failed" not in run("--sample-seed=8")
@@ -82,5 +90,5 @@ def test_a_part_of_today_in_several_processes(run: object) -> None:
     first = datetime.datetime.now(datetime.UTC).date().toordinal()
     found = run("--sample", "-n", "2")
     last = datetime.datetime.now(datetime.UTC).date().toordinal()
-    assert any(f"--sample-seed={seed} runs the same one again" in found for seed in (first, last))
+    assert any(f"--sample-seed={seed} runs the same ones again" in found for seed in (first, last))
     assert "passed" in found and "error" not in found.lower()
