@@ -89,10 +89,10 @@ def test_language_models_are_traced_on_what_they_need() -> None:
     [
         ("vit_b_16", {"residual branch": 12}),
         ("convnext_tiny", {"residual branch": 18, "head": 1}),
-        ("efficientnet_b0", {"head": 1}),
+        ("efficientnet_b0", {"residual branch": 9, "head": 1}),
         ("maxvit_t", {"residual branch": 54}),
-        ("mnasnet0_5", {"head": 1}),
-        ("deeplabv3_mobilenet_v3_large", {}),
+        ("mnasnet0_5", {"residual branch": 10, "head": 1}),
+        ("deeplabv3_mobilenet_v3_large", {"residual branch": 10}),
     ],
 )
 def test_torchvision_models_show_their_sites(name: str, patterns: dict[str, int]) -> None:
@@ -102,7 +102,6 @@ def test_torchvision_models_show_their_sites(name: str, patterns: dict[str, int]
     plan = rewriter.plan(model, [Dropout(p=0.1)], input_size=224)
     for pattern, count in patterns.items():
         assert len([site for site in plan.sites if site.pattern == pattern]) >= count
-    assert patterns or not plan.sites
 
 
 def test_detection_models_take_lists_of_images_and_targets() -> None:
@@ -127,7 +126,7 @@ def test_segmentation_models_trace_and_plan_in_both_modes(architecture: str) -> 
     assert trace.backend == "meta"
     assert trace.eval.graph.find_nodes(op="output")[0].meta["shape"] == (2, 1, 128, 128)
     plan = rewriter.plan(model, [Dropout(p=0.1)], input_size=128)
-    branches = [skip for skip in plan.skipped if skip.pattern == "residual branch"]
+    branches = [site for site in plan.sites if site.pattern == "residual branch"]
     assert len(branches) >= 4, "the encoder has basic blocks in every architecture"
 
 
