@@ -6,6 +6,7 @@ import contextlib
 import gc
 import random
 import sys
+import threading
 import types
 import weakref
 from collections.abc import Iterator
@@ -121,15 +122,35 @@ def seed_all(seed: int) -> None:
 
 
 @contextlib.contextmanager
-def random_state_kept(seed: int | None = None) -> Iterator[None]:
-    """Leave torch's, Python's and numpy's generators as they were; with ``seed`` they begin with that."""
+def random_state_kept() -> Iterator[None]:
+    """Leave torch's, Python's and numpy's generators as they were."""
     state = random_state()
     try:
-        if seed is not None:
-            seed_all(seed)
         yield
     finally:
         set_random_state(state)
+
+
+@contextlib.contextmanager
+def random_state_seeded(seed: int) -> Iterator[None]:
+    """As :func:`random_state_kept`, but the generators begin with ``seed``.
+
+    Several threads may do this at a time: the last that leaves puts back what the first one found.
+    """
+    with _SEEDING:
+        _found_before_seeding.append(_found_before_seeding[0] if _found_before_seeding else random_state())
+        seed_all(seed)
+    try:
+        yield
+    finally:
+        with _SEEDING:
+            state = _found_before_seeding.pop()
+            if not _found_before_seeding:
+                set_random_state(state)
+
+
+_SEEDING = threading.Lock()
+_found_before_seeding: list[Any] = []
 
 
 @contextlib.contextmanager

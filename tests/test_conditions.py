@@ -92,7 +92,7 @@ class MethodUnderCondition(Base):
 def test_a_dropout_under_a_condition_is_not_put_into_another_method(cls: type[Base]) -> None:
     plan = rewriter.plan(cls(), "dropout", input_size=16)
     assert not plan.sites and [skip.reason for skip in plan.skipped] == [Reason.NOT_MOVABLE]
-    assert "to another method" in plan.skipped[0].detail
+    assert "cannot be moved: " in plan.skipped[0].detail
 
 
 class IfPresent(Base):

@@ -17,7 +17,7 @@ from torch import fx, nn
 from rewriter import hooks
 from rewriter.analysis.dataflow import Dataflow
 from rewriter.errors import TraceError
-from rewriter.guard import collector_paused, random_state_kept
+from rewriter.guard import collector_paused, random_state_seeded
 from rewriter.inputs import Inputs
 from rewriter.skeleton import meta_twin, skeleton
 from rewriter.state import state_kept
@@ -167,7 +167,7 @@ def _kept(model: nn.Module, backend: str) -> Iterator[None]:
 
     Layers that are left out by chance are the same whatever the process has drawn.
     """
-    with random_state_kept(seed=0), state_kept(model) if backend == "cpu" else surroundings_kept(model):
+    with random_state_seeded(0), state_kept(model) if backend == "cpu" else surroundings_kept(model):
         yield
 
 
