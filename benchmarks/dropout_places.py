@@ -1,7 +1,6 @@
 """Where a dropout of 0.2 belongs: residual networks on CIFAR-10, one place an arm, the same seeds in all arms.
 
     python benchmarks/dropout_places.py run FOLDER --data PATH      # hours of one core; goes on where it stopped
-    python benchmarks/dropout_places.py write FOLDER                # the tables and the plot of docs/evidence.md
 
 ``PATH`` has the images as ``train/CLASS/IMAGE`` and ``test/CLASS/IMAGE``. Runs are those of ``rewriter.compare``: its
 trainer, its recipe, the same initial weights, batches and augmentation in all arms of a seed. One line of JSON a run.

@@ -112,11 +112,17 @@ def set_random_state(state: tuple[Any, ...]) -> None:
 
 def seed_all(seed: int) -> None:
     """Seed Python, numpy and torch; not a GPU that is not in use, whose state could not be put back."""
+    _seed_what_is_kept(seed)
+    if not torch.cuda.is_available() or torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.manual_seed(seed)  # of other devices, too
+
+
+def _seed_what_is_kept(seed: int) -> None:
+    """Seed the generators whose state :func:`random_state` is."""
     random.seed(seed)
-    if torch.cuda.is_available() and not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        torch.default_generator.manual_seed(seed)
-    else:
-        torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.manual_seed_all(seed)
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed(seed % 2**32)
 
@@ -139,7 +145,7 @@ def random_state_seeded(seed: int) -> Iterator[None]:
     """
     with _SEEDING:
         _found_before_seeding.append(_found_before_seeding[0] if _found_before_seeding else random_state())
-        seed_all(seed)
+        _seed_what_is_kept(seed)
     try:
         yield
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -56,14 +57,7 @@ def candidate_inputs(model: nn.Module, example_inputs: Any = None, input_size: A
         sizes, origin = [_normalise(input_size, channels) for channels in _input_channels(model)], "input_size"
     else:
         sizes, origin = _from_configuration(model)
-    sizes = list(dict.fromkeys(sizes))
-    if (
-        len(sizes) == 1
-        and sizes[0][0] != _COLOURS
-        and not (isinstance(input_size, tuple | list) and len(input_size) == 3)
-    ):
-        sizes = [sizes[0], (_COLOURS, *sizes[0][1:]), sizes[0]]  # the last is tried on all kinds of tensors
-    return [Inputs((_image(model, size),), {}, origin, size) for size in sizes]
+    return [Inputs((_image(model, size),), {}, origin, size) for size, _ in itertools.groupby(sizes)]
 
 
 def tensors_in(value: Any) -> Iterator[torch.Tensor]:
@@ -123,12 +117,17 @@ def _normalise(size: Any, channels: int) -> tuple[int, int, int]:
 
 
 def _input_channels(model: nn.Module) -> list[int]:
-    """Channels that the model may take: what its configuration says, and what its first convolution takes."""
+    """Channels that the model may take: what its configuration says, and what its first convolution takes.
+
+    Where the convolution alone tells, the three of a colour image are tried after it; it comes again at the end, for
+    the last candidate is tried on all kinds of tensors.
+    """
     configured = [(_configuration(model, name) or {}).get("input_size") for name in _CONFIGURATIONS]
     channels = [size[0] for size in configured if size is not None]
     of_config = getattr(getattr(model, "config", None), "num_channels", None)
     convolution = next((m.in_channels for m in model.modules() if isinstance(m, _ConvNd)), 3)
-    return [*channels, *([of_config] if isinstance(of_config, int) else []), convolution]
+    channels += [of_config] if isinstance(of_config, int) else []
+    return list(dict.fromkeys([*channels, convolution])) if channels else [convolution, _COLOURS, convolution]
 
 
 _COLOURS = 3

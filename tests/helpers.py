@@ -17,6 +17,9 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from rewriter import trace
+from rewriter.analysis.gammas import find_gammas
+
 _HOOKS = (
     "_backward_hooks", "_backward_pre_hooks", "_forward_hooks", "_forward_hooks_with_kwargs",
     "_forward_hooks_always_called", "_forward_pre_hooks", "_forward_pre_hooks_with_kwargs",
@@ -205,3 +208,8 @@ def assert_golden(name: str, text: str) -> None:
         golden.parent.mkdir(parents=True, exist_ok=True)
         golden.write_text(text.rstrip() + "\n", encoding="utf-8")
     assert text.rstrip() + "\n" == golden.read_text(encoding="utf-8")
+
+
+def gamma_categories(model: nn.Module, size: int = 16) -> dict[str, str]:
+    """The place of each norm, by its path."""
+    return {gamma.path: str(gamma.category) for gamma in find_gammas(trace(model, input_size=size))}

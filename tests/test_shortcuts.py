@@ -7,14 +7,11 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import gamma_categories as positions
 from torch import nn
 
 import rewriter
 from rewriter.analysis.gammas import find_gammas
-
-
-def positions(model: nn.Module, size: int = 16) -> dict[str, str]:
-    return {gamma.path: str(gamma.category) for gamma in find_gammas(rewriter.trace(model, input_size=size))}
 
 
 def conv(kernel: int, stride: int = 1, groups: int = 1) -> nn.Sequential:

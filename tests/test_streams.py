@@ -7,16 +7,11 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import gamma_categories as categories
 from torch import nn
 
 import rewriter
 from rewriter.reasons import Reason
-
-
-def categories(model: nn.Module, size: int = 16) -> dict[str, str]:
-    """The words for the place of each norm."""
-    plan = rewriter.plan(model, "weight-decay", input_size=size)
-    return {advice.path: advice.pattern.split(",")[0] for advice in plan.advice}
 
 
 def verdicts(model: nn.Module, passes: str = "dropout", size: int = 16) -> list[tuple[str, str]]:

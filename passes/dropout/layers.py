@@ -62,8 +62,7 @@ class DropsOutput(NotScripted):
     dropout: nn.Module | float
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        dropout = self.dropout if isinstance(self.dropout, nn.Module) else self.get_submodule("dropout_1")
-        return dropout(super().forward(*args, **kwargs))
+        return _added(self)(super().forward(*args, **kwargs))
 
 
 @register_layer("dropout/drops-input")
@@ -73,5 +72,9 @@ class DropsInput(NotScripted):
     dropout: nn.Module | float
 
     def forward(self, input: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        dropout = self.dropout if isinstance(self.dropout, nn.Module) else self.get_submodule("dropout_1")
-        return super().forward(dropout(input), *args, **kwargs)
+        return super().forward(_added(self)(input), *args, **kwargs)
+
+
+def _added(layer: DropsInput | DropsOutput) -> nn.Module:
+    """The dropout that was added to ``layer``, which may have had an attribute of that name."""
+    return layer.dropout if isinstance(layer.dropout, nn.Module) else layer.get_submodule("dropout_1")

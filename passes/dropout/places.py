@@ -46,7 +46,7 @@ class BeforeWeight:
         self.why = f"{name_of(weight)} is the last weight, after the last norm of the branch"
 
     def holds(self, drops: Drops, dropout: fx.Node) -> bool:
-        return dropout in _back_from(drops, self.operand, _UNCHANGED)
+        return dropout in drops.flow.back_through(self.operand, _UNCHANGED)
 
     def insert(self, drops: Drops, rate: float) -> list[Edit]:
         return drops.insert_before(rate, self.node, self.operand)
@@ -65,7 +65,7 @@ class EndOfBranch:
         self.why = f"the last norm ({name_of(norm)}) comes after the last weight: the end of the branch is behind it"
 
     def holds(self, drops: Drops, dropout: fx.Node) -> bool:
-        return dropout in _back_from(drops, self.operand, _UNCHANGED | {Kind.MULTIPLY})
+        return dropout in drops.flow.back_through(self.operand, _UNCHANGED | {Kind.MULTIPLY})
 
     def insert(self, drops: Drops, rate: float) -> list[Edit]:
         return drops.insert_after(rate, self.node, self.join)
@@ -104,15 +104,5 @@ def _name(node: fx.Node, branch: Branch) -> str:
     return found
 
 
-def _back_from(drops: Drops, operand: fx.Node, through: frozenset[Kind]) -> list[fx.Node]:
-    """The dropouts that act on ``operand``, seen through operations of one tensor of the given kinds."""
-    found, node = [], operand
-    while len(drops.flow.sources(node)) == 1 and (node.meta["kind"] in through or node.meta["kind"] is Kind.DROPOUT):
-        if node.meta["kind"] is Kind.DROPOUT:
-            found.append(node)
-        node = drops.flow.sources(node)[0]
-    return found
-
-
-_UNCHANGED = PASS_THROUGH | {Kind.ACTIVATION}
+_UNCHANGED = PASS_THROUGH | {Kind.ACTIVATION, Kind.DROPOUT}
 """What a mask passes: it commutes with ReLU (proposition 1), and the paper counts P5 and P6 alike."""

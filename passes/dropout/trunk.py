@@ -56,8 +56,9 @@ def find_on_trunk(drops: Drops, branches: list[Branch]) -> OnTrunk:
     for node in drops.unclaimed():
         if node in inside or drops.on_attention(node):
             continue
-        behind = [branch for branch in residual if branch.join in _back_to_sum(drops, node)]
-        before = [branch for branch in residual if node in _back_to_sum(drops, branch.fork, own=True)]
+        passed = set(drops.flow.back_through(node, _ON_TRUNK))
+        behind = [branch for branch in residual if branch.join in passed]
+        before = [branch for branch in residual if node in drops.flow.back_through(branch.fork, _ON_TRUNK)]
         own = [b for b in (*behind, *before) if b.join.meta["owner"].path == node.meta["owner"].path]
         if len(set(own)) == 1:
             found.of_branches.setdefault(own[0], []).append(node)
@@ -66,13 +67,5 @@ def find_on_trunk(drops: Drops, branches: list[Branch]) -> OnTrunk:
     return found
 
 
-def _back_to_sum(drops: Drops, node: fx.Node, own: bool = False) -> list[fx.Node]:
-    """What ``node`` is only a view, an activation or a norm of; with ``own`` itself, too."""
-    found = [node] if own else []
-    while len(drops.flow.sources(node)) == 1 and (node.meta["kind"] in _ON_TRUNK or (not own and not found)):
-        node = drops.flow.sources(node)[0]
-        found.append(node)
-    return found
-
-
 _ON_TRUNK = PASS_THROUGH | {Kind.ACTIVATION, Kind.NORM, Kind.DROPOUT}
+"""What hands the stream on, as a view of it or normalised."""

@@ -151,9 +151,7 @@ class _Rule:
         return module if isinstance(module, SampledPositions) else None
 
     def _why(self, pooling: Pooling) -> str:
-        source, flow = pooling.source, self.flow
-        while source.meta["kind"] in (*PASS_THROUGH, Kind.DROPOUT) and len(flow.sources(source)) == 1:
-            source = flow.sources(source)[0]
+        *_, source = self.flow.back_through(pooling.source, PASS_THROUGH | {Kind.DROPOUT})
         if source.meta["kind"] is not Kind.ACTIVATION or self.scale != "sqrt" or self.keep_prob == 1:
             return _WHY[pooling.role]
         return (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import fx, nn
 
 from rewriter.analysis.arguments import argument
-from rewriter.analysis.dataflow import WEIGHT_KINDS, Dataflow
+from rewriter.analysis.dataflow import Dataflow
 from rewriter.analysis.layout import elements
 from rewriter.analysis.weights import PASS_THROUGH, has_weight
 from rewriter.tracing.kinds import Kind, function_name
@@ -87,9 +87,7 @@ def only_weighs(flow: Dataflow, node: fx.Node, model: nn.Module) -> bool:
 def _is_linear(node: fx.Node, flow: Dataflow) -> bool:
     """Whether ``node`` is no activation, as far as known; a product of two tensors and a softmax are none either."""
     kind, name = node.meta["kind"], function_name(node.target) if callable(node.target) else ""
-    return (
-        kind in _MAKES_WEIGHTS or name in ("sub", "rsub", "stack") or (kind in WEIGHT_KINDS and has_weight(node, flow))
-    )
+    return kind in _MAKES_WEIGHTS or name in ("sub", "rsub", "stack") or has_weight(node, flow)
 
 
 def holds_attention_weights(node: fx.Node, flow: Dataflow) -> bool:
@@ -106,8 +104,7 @@ def holds_attention_weights(node: fx.Node, flow: Dataflow) -> bool:
 
 def _is_between_0_and_1(node: fx.Node, flow: Dataflow, model: nn.Module) -> bool:
     """Whether ``node`` is a softmax or sigmoid, seen through what leaves every value between 0 and 1."""
-    while node.meta["kind"] in _KEEPS_RANGE and len(flow.sources(node)) == 1:
-        node = flow.sources(node)[0]
+    *_, node = flow.back_through(node, _KEEPS_RANGE)
     if node.meta["kind"] is Kind.SOFTMAX:
         return True
     if node.op == "call_module":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from functools import cached_property
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -73,6 +73,13 @@ class Dataflow:
     def nodes(self, *kinds: Kind) -> Iterator[fx.Node]:
         """Nodes that depend on the input, of the given kinds, in the order they ran."""
         return (n for n in sorted(self.graph, key=self._order.__getitem__) if not kinds or n.meta["kind"] in kinds)
+
+    def back_through(self, node: fx.Node, kinds: Container[Kind]) -> Iterator[fx.Node]:
+        """``node``, and one after the other what it is made of alone, as long as operations are of these ``kinds``."""
+        yield node
+        while node.meta["kind"] in kinds and len(sources := self.sources(node)) == 1:
+            (node,) = sources
+            yield node
 
     @cached_property
     def _dominators(self) -> dict[fx.Node, fx.Node]:

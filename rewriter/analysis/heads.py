@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 
 from torch import fx, nn
 
@@ -62,13 +61,12 @@ def missing_heads(flow: Dataflow) -> Iterator[tuple[list[fx.Node], Reason, str]]
         kinds = [n.meta["kind"] for n in passed]
         if Kind.MAX_POOL in kinds:
             yield passed, Reason.MAX_POOLING, "the head pools by the maximum"
-        elif any(_takes_one_token(n, flow) for n in passed):
-            if any(map(partial(_is_pooled_token, flow), flow.nodes(Kind.CONCAT))):
-                yield passed, Reason.NO_GLOBAL_POOLING, "the head reads what an attention made of the mean token"
-                continue
-            yield passed, Reason.CLASS_TOKEN, "the head reads a class token; there is no pooling"
-        else:
+        elif not any(_takes_one_token(n, flow) for n in passed):
             yield passed, Reason.NO_GLOBAL_POOLING, "no global average pooling before the output"
+        elif any(_is_pooled_token(flow, join) for join in flow.nodes(Kind.CONCAT)):
+            yield passed, Reason.NO_GLOBAL_POOLING, "the head reads what an attention made of the mean token"
+        else:
+            yield passed, Reason.CLASS_TOKEN, "the head reads a class token; there is no pooling"
 
 
 def _is_pooled_token(flow: Dataflow, join: fx.Node) -> bool:

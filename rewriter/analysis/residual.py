@@ -151,11 +151,10 @@ def _walk_back(branch: Branch) -> WalkBack:
     merge: fx.Node | None = None
     weights: set[fx.Node] = set()
     bare = False
-    before_norm: dict[fx.Node, bool] = {branch.operand: True}
-    """Of what is still to be looked at, whether some path from there to the join has no norm."""
-    while before_norm:
-        node = max(before_norm, key=flow.position)
-        no_norm = before_norm.pop(node)
+    pending = {branch.operand: True}  # whether some path from there to the join has no norm
+    while pending:
+        node = max(pending, key=flow.position)
+        no_norm = pending.pop(node)
         if node is fork or has_weight(node, flow):
             weights.add(node)
             bare |= no_norm
@@ -172,7 +171,7 @@ def _walk_back(branch: Branch) -> WalkBack:
         if len(following) > 1 and merge is None:
             merge = node
         for source in following:
-            before_norm[source] = before_norm.get(source, False) or (no_norm and norm is None)
+            pending[source] = pending.get(source, False) or (no_norm and norm is None)
     last = tuple(node for node in passed if node in norms)
     weight = next(iter(weights)) if len(weights) == 1 and fork not in weights else None
     return WalkBack(weight, tuple(passed), weight or merge or fork, () if bare or fork in weights else last)

@@ -7,7 +7,7 @@ decided whether that is a change of one module's class or of the source of the m
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, TypeVar, cast
@@ -70,23 +70,14 @@ class Placement(Expressions):
         Raises:
             Refused: the two are not in the same function, or the call cannot be moved within it.
         """
-        where = next((p for p in positions(call) if p.direct), None)
-        for target in positions(consumer):
-            if where is None or target.frame.invocation != where.frame.invocation:
-                continue
-            self._repeated.refuse(where, call)
-            self._repeated.refuse(target, consumer)
-            moved, expression = self._expression(where), self._expression(target)
-            number = self._operand_number(target, expression, consumer, operand)
+
+        def number(target: Position, expression: Expression) -> int:
+            found = self._operand_number(target, expression, consumer, operand)
             if not target.direct:
                 self._refuse_others_inside(target, consumer, operand)
-            why_not = _why_not_movable(moved.source, moved.span, 0, expression.span)
-            if why_not is not None:
-                raise Refused(Reason.NOT_MOVABLE, f"`{moved.source.segment(moved.span)}` cannot be moved: {why_not}")
-            return [moved.edit(Move(moved.span, 0, expression.span, number))]
-        raise Refused(
-            Reason.DIFFERENT_METHODS, f"{call.meta['owner']} and {consumer.meta['owner']} are not in one method"
-        )
+            return found
+
+        return self._move(call, consumer, positions(consumer), number)
 
     @_reaching
     def move_after(self, call: fx.Node, producer: fx.Node) -> list[Edit]:
@@ -95,21 +86,30 @@ class Placement(Expressions):
         Raises:
             Refused: the two are not in the same function, or the call cannot be moved within it.
         """
+        return self._move(call, producer, self._giving(producer), lambda _, expression: _result_of(expression))
+
+    def _move(
+        self,
+        call: fx.Node,
+        beside: fx.Node,
+        targets: Iterator[Position],
+        number: Callable[[Position, Expression], int],
+    ) -> list[Edit]:
+        """Move ``call`` to the operand ``number`` of the first of the ``targets``, which lead to ``beside``."""
         where = next((p for p in positions(call) if p.direct), None)
-        for target in self._giving(producer):
+        for target in targets:
             if where is None or target.frame.invocation != where.frame.invocation:
                 continue
             self._repeated.refuse(where, call)
-            self._repeated.refuse(target, producer)
+            self._repeated.refuse(target, beside)
             moved, expression = self._expression(where), self._expression(target)
-            if RESULT not in operands(expression.node):
-                raise expression.takes_no_plain_argument()
+            operand = number(target, expression)
             why_not = _why_not_movable(moved.source, moved.span, 0, expression.span)
             if why_not is not None:
                 raise Refused(Reason.NOT_MOVABLE, f"`{moved.source.segment(moved.span)}` cannot be moved: {why_not}")
-            return [moved.edit(Move(moved.span, 0, expression.span, RESULT))]
+            return [moved.edit(Move(moved.span, 0, expression.span, operand))]
         raise Refused(
-            Reason.DIFFERENT_METHODS, f"{call.meta['owner']} and {producer.meta['owner']} are not in one method"
+            Reason.DIFFERENT_METHODS, f"{call.meta['owner']} and {beside.meta['owner']} are not in one method"
         )
 
     @_reaching
@@ -143,15 +143,12 @@ class Placement(Expressions):
         """
         try:
             where = _direct(consumer)
-            self._repeated.refuse(where, consumer)
-            expression = self._expression(where)
-            if expression.owner.__module__.startswith("torch."):
-                raise Refused(Reason.IN_A_LOOP, f"{expression.owner.__qualname__} of torch calls it")
-            return self._wrap(where, expression, consumer, operand, name, layer, **add)
+            expression = self._users_own(where, consumer)
+            number = self._operand_number(where, expression, consumer, operand)
+            return self._wrap(expression, number, name, layer, **add)
         except Refused as refused:
-            path = str(consumer.target)
-            if consumer.op == "call_module" and self.calls_of(path) == 1:
-                return [AddModule(path, self.free_name(path, name), layer, **add), AddBehaviour(path, behaviour)]
+            if self._may_behave(consumer):
+                return self._behave(str(consumer.target), name, layer, behaviour, **add)
             if refused.reason is not Reason.HELPER_FUNCTION:
                 raise
             return self.insert_before_helper(consumer, operand, name, lambda _: {"layer": layer, **add})
@@ -172,20 +169,12 @@ class Placement(Expressions):
         refusals: list[Refused] = []
         for where in sorted(self._giving(producer), key=lambda position: position.frame.invocation != method):
             try:
-                self._repeated.refuse(where, producer)
-                expression = self._expression(where)
-                if expression.owner.__module__.startswith("torch."):
-                    raise Refused(Reason.IN_A_LOOP, f"{expression.owner.__qualname__} of torch calls it")
-                if RESULT not in operands(expression.node):
-                    raise expression.takes_no_plain_argument()
-                child = self.free_name(expression.path, name)
-                wrap = expression.edit(Wrap(expression.span, RESULT, child))
-                return [AddModule(expression.path, child, layer, **add), wrap]
+                expression = self._users_own(where, producer)
+                return self._wrap(expression, _result_of(expression), name, layer, **add)
             except Refused as refused:
                 refusals.append(refused)
-        path = str(producer.target)
-        if producer.op == "call_module" and self.calls_of(path) == 1:
-            return [AddModule(path, self.free_name(path, name), layer, **add), AddBehaviour(path, behaviour)]
+        if self._may_behave(producer):
+            return self._behave(str(producer.target), name, layer, behaviour, **add)
         raise refusals[0] if refusals else _issued_by_no_code(producer)
 
     @_reaching
@@ -209,26 +198,36 @@ class Placement(Expressions):
             if layer is None:
                 continue
             try:
-                self._repeated.refuse(where, consumer)
-                expression = self._expression(where)
-                if not expression.owner.__module__.startswith("torch."):
-                    self._refuse_others_inside(where, consumer, operand)
-                    return self._wrap(where, expression, consumer, operand, name, **layer)
+                expression = self._users_own(where, consumer)
+                self._refuse_others_inside(where, consumer, operand)
+                number = self._operand_number(where, expression, consumer, operand)
+                return self._wrap(expression, number, name, **layer)
             except Refused:
                 continue
         raise outside_the_class(_direct(consumer).frame.code)
 
-    def _wrap(
-        self,
-        where: Position,
-        expression: Expression,
-        consumer: fx.Node,
-        operand: fx.Node,
-        name: str,
-        layer: str,
-        **add: Any,
-    ) -> list[Edit]:
-        number = self._operand_number(where, expression, consumer, operand)
+    def _users_own(self, where: Position, node: fx.Node) -> Expression:
+        """The expression at ``where``, which leads to ``node``.
+
+        Raises:
+            Refused: it runs several times, or is no code of the user's.
+        """
+        self._repeated.refuse(where, node)
+        expression = self._expression(where)
+        if expression.owner.__module__.startswith("torch."):
+            raise Refused(Reason.IN_A_LOOP, f"{expression.owner.__qualname__} of torch calls it")
+        return expression
+
+    def _may_behave(self, node: fx.Node) -> bool:
+        """Whether ``node`` is a module that is called once, so that a behaviour acts nowhere else."""
+        return node.op == "call_module" and self.calls_of(str(node.target)) == 1
+
+    def _behave(self, path: str, name: str, layer: str, behaviour: str, **add: Any) -> list[Edit]:
+        """Give the module at ``path`` a new layer, and the ``behaviour`` that applies it."""
+        return [AddModule(path, self.free_name(path, name), layer, **add), AddBehaviour(path, behaviour)]
+
+    def _wrap(self, expression: Expression, number: int, name: str, layer: str, **add: Any) -> list[Edit]:
+        """Pass the operand ``number`` of an expression through a new layer."""
         child = self.free_name(expression.path, name)
         wrap = expression.edit(Wrap(expression.span, number, child))
         return [AddModule(expression.path, child, layer, **add), wrap]
@@ -252,11 +251,7 @@ class Placement(Expressions):
         number = 0 if argument is None else self._operand_number(where, expression, call, argument)
         if number not in operands(expression.node):
             raise expression.takes_no_plain_argument()
-        child = self.free_name(expression.path, name)
-        return [
-            AddModule(expression.path, child, layer, options),
-            expression.edit(Wrap(expression.span, number, child)),
-        ]
+        return self._wrap(expression, number, name, layer, options=options)
 
     @_reaching
     def redirect(self, call: fx.Node, name: str, layer: str, **options: Any) -> list[Edit]:
@@ -352,6 +347,17 @@ def _direct(node: fx.Node) -> Position:
     if found is None:
         raise _issued_by_no_code(node)
     return found
+
+
+def _result_of(expression: Expression) -> int:
+    """The number of the expression's own value.
+
+    Raises:
+        Refused: it is a statement, as ``x += y``.
+    """
+    if RESULT not in operands(expression.node):
+        raise expression.takes_no_plain_argument()
+    return RESULT
 
 
 def _issued_by_no_code(node: fx.Node) -> Refused:

@@ -10,7 +10,7 @@ from torch import fx, nn
 from torch.overrides import TorchFunctionMode
 
 from rewriter.errors import RewriterError, TraceError
-from rewriter.guard import random_state_kept
+from rewriter.guard import random_state_seeded
 from rewriter.hooks import between_hooks
 from rewriter.inputs import Inputs, tensors_in
 from rewriter.skeleton import skeleton
@@ -78,10 +78,7 @@ def run_with(
     Raises:
         TraceError: the skeleton does not run, or does not run the operations that were recorded.
     """
-    with random_state_kept(), surroundings_kept(trace.model), torch.inference_mode(False), torch.no_grad():
-        torch.default_generator.manual_seed(0)
-        if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-            torch.cuda.manual_seed_all(0)
+    with random_state_seeded(0), surroundings_kept(trace.model), torch.inference_mode(False), torch.no_grad():
         model = skeleton(trace.model, twin).eval()
         try:
             with _Rerun(model, _operations(trace.eval.graph, kinds), kinds, watch):
