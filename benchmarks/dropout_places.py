@@ -1,9 +1,11 @@
 """Where a dropout of 0.2 belongs: residual networks on CIFAR-10, one place an arm, the same seeds in all arms.
 
     python benchmarks/dropout_places.py run FOLDER --data PATH      # hours of one core; goes on where it stopped
+    python benchmarks/dropout_places.py write [FOLDER]              # the tables and the figure of docs and README
 
 ``PATH`` has the images as ``train/CLASS/IMAGE`` and ``test/CLASS/IMAGE``. Runs are those of ``rewriter.compare``: its
 trainer, its recipe, the same initial weights, batches and augmentation in all arms of a seed. One line of JSON a run.
+``write`` reads the runs of FOLDER, or those that were measured and lie in ``benchmarks/results/dropout_places.json``.
 """
 
 from __future__ import annotations
@@ -36,6 +38,9 @@ RECIPE = Recipe(
 The 500 test images are for the curves; the verdict is of all 10,000, after training.
 """
 
+FEW_IMAGES = replace(RECIPE, epochs=60, train_images=1000, test_images=100)
+"""As many steps on a fifth of the images, each seen 60 times: is it here that a dropout wins?"""
+
 PRE, POST = "dropout_preact_resnet", "dropout_resnet"
 
 
@@ -46,19 +51,23 @@ class Arm:
     Attributes:
         model: a name of the zoo.
         place: of the dropout; empty for none.
+        recipe: how it is trained.
     """
 
     model: str
     place: str = ""
+    recipe: Recipe = RECIPE
 
     def __str__(self) -> str:
-        return f"{self.model} {self.place or 'none'}"
+        images = "" if self.recipe == RECIPE else f", {self.recipe.train_images} images"
+        return f"{self.model} {self.place or 'none'}{images}"
 
 
 ARMS = (
     Arm(PRE), *(Arm(PRE, f"P{number}") for number in range(8)), Arm(PRE, "H4"), Arm(PRE, "H5"),
     Arm(POST), Arm(POST, "end-of-branch"), Arm(POST, "before-last-weight"), Arm(POST, "H4"), Arm(POST, "H5"),
 )  # fmt: skip
+ARMS_OF_FEW_IMAGES = tuple(Arm(PRE, place, FEW_IMAGES) for place in ("", "P6", "H4", "H5"))
 
 
 def run_all(folder: Path, data: Path, part: int, parts: int) -> None:
@@ -74,10 +83,12 @@ def run_all(folder: Path, data: Path, part: int, parts: int) -> None:
     preprocessing = Preprocessing(3, (32, 32))
     with accelerated(RECIPE.mixed_precision, "cpu") as accelerator, repeatable(accelerator.device):
         everything = load(source, preprocessing, replace(RECIPE, test_images=None), training=True)
-        shown = load(source, preprocessing, RECIPE, training=True)
-        scoring = scoring_of(shown.task, shown.num_classes, shown.ignore_index)
-        setting = Setting(shown, scoring, RECIPE, accelerator)
-        wanted = [(seed, arm) for seed in range(RECIPE.seeds) for arm in ARMS]
+        wanted = [(seed, arm) for arms in (ARMS, ARMS_OF_FEW_IMAGES) for seed in range(RECIPE.seeds) for arm in arms]
+        settings = {}
+        for recipe in (RECIPE, FEW_IMAGES):
+            shown = load(source, preprocessing, recipe, training=True)
+            scoring = scoring_of(shown.task, shown.num_classes, shown.ignore_index)
+            settings[recipe.train_images] = Setting(shown, scoring, recipe, accelerator)
         for number, (seed, arm) in enumerate(wanted):
             if number % parts != part or any(row["arm"] == str(arm) and row["seed"] == seed for row in rows(folder)):
                 continue
@@ -85,6 +96,7 @@ def run_all(folder: Path, data: Path, part: int, parts: int) -> None:
             seed_all(seed)
             model = model_zoo.create(f"zoo:{arm.model}", dropout_at=arm.place or ()).model
             model = model.to(memory_format=torch.channels_last)  # a tenth faster
+            setting = settings[arm.recipe.train_images]
             run = train(model, str(arm), seed, setting, advance=lambda: None)
             _, metrics = test(model, replace(setting, data=everything))
             row = {
@@ -111,9 +123,17 @@ def main() -> None:
     run.add_argument("--data", type=Path, required=True)
     run.add_argument("--part", type=int, default=0)
     run.add_argument("--parts", type=int, default=1)
+    write = commands.add_parser("write")
+    write.add_argument("folder", type=Path, nargs="?")
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    run_all(arguments.folder, arguments.data, arguments.part, arguments.parts)
+    if arguments.command == "run":
+        torch.set_num_threads(1)
+        run_all(arguments.folder, arguments.data, arguments.part, arguments.parts)
+    else:
+        import dropout_places_tables
+
+        found = None if arguments.folder is None else list(rows(arguments.folder))
+        dropout_places_tables.write(found)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ def measure(quick: bool) -> list[Table]:
     tables = [head_noise(quick)]
     if not quick:
         tables.append(changed_predictions())
-    return [*tables, branch_shift(quick)]
+    return [*tables, branch_shift(quick), *post_activation_shifts(quick)]
 
 
 def head_noise(quick: bool) -> Table:
@@ -205,6 +205,75 @@ def seen_by_norms(block: nn.Module, x: torch.Tensor) -> dict[str, torch.Tensor]:
 
 def _variance(x: torch.Tensor) -> torch.Tensor:
     return x.var((0, 2, 3))
+
+
+POST_ACTIVATION = {
+    "none": (),
+    "end of the branch": "end-of-branch",
+    "before the last weight": "before-last-weight",
+    "after the sum": "after-sum",
+}
+
+
+def post_activation_shifts(quick: bool) -> list[Table]:
+    """Variance at test time over that in training, of what norms and the head of a ResNet v1 read.
+
+    Every block has its dropout. At test time norms use what they kept of training, so that a shift goes on from block
+    to block, as it does in use.
+    """
+    depth, count, seeds = (3, 256, 1) if quick else (8, 1000, 5)
+    images, classes = digits(count, 32)
+    tables = []
+    for state in ("fresh",) if quick else ("fresh", "trained one epoch with its dropout"):
+        table = Table(
+            f"Variance at test time over that in training, drop rate 0.2 in all {depth} blocks; ResNet v1, MNIST, "
+            f"{state}, seeds: {seeds}"
+        )
+        for where, place in POST_ACTIVATION.items():
+            ratios: dict[str, list[float]] = {}
+            for seed in range(seeds):
+                torch.manual_seed(seed)
+                options = {"depths": (depth,), "widths": (16,), "in_chans": 1, "dropout_at": place}
+                model = model_zoo.create("zoo:dropout_resnet", **options).model
+                if state != "fresh":
+                    train(model, torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9), images, classes)
+                for reader, ratio in test_over_training(model, images).items():
+                    ratios.setdefault(reader, []).append(ratio)
+            table.add(dropout=where, **{reader: estimate(found, ratio=True) for reader, found in ratios.items()})
+        tables.append(table)
+    return tables
+
+
+@torch.no_grad()
+def test_over_training(model: nn.Module, images: torch.Tensor) -> dict[str, float]:
+    """By reader, the geometric mean over its channels; norms keep the average of all batches first."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.reset_running_stats()
+            module.momentum = None
+    model.train()
+    batches = images.split(125)
+    for _ in range(2):
+        for batch in batches:
+            model(batch)
+    first, last = model.blocks[0], model.blocks[-1]
+    readers = {
+        "norm 1 of the first block": first.norm1, "norm 2 of the first block": first.norm2,
+        "norm 1 of the last block": last.norm1, "norm 2 of the last block": last.norm2, "head": model.pool,
+    }  # fmt: skip
+    variances: dict[bool, dict[str, torch.Tensor]] = {}
+    for training in (True, False):
+        heard: dict[str, list[torch.Tensor]] = {reader: [] for reader in readers}
+        with ExitStack() as hooks:
+            for reader, module in readers.items():
+                hooks.enter_context(listening(module, heard[reader], to_input=True))
+            model.train(training)
+            for batch in batches:
+                model(batch)
+        variances[training] = {reader: _variance(torch.cat(found)) for reader, found in heard.items()}
+    return {
+        reader: float((variances[False][reader] / variances[True][reader]).log().mean().exp()) for reader in readers
+    }
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
