@@ -43,7 +43,7 @@ def tables(name: str, folder: Path) -> list[dict[str, dict[str, Any]]]:
 
 
 def test_dropout(tmp_path: Path) -> None:
-    heads, branches = tables("dropout", tmp_path)
+    heads, branches, after_last_norm = tables("dropout", tmp_path)
     for cells in heads.values():
         assert cells["measured"] == pytest.approx(cells["law of this map"], rel=0.1)
         assert cells["measured"] > 5
@@ -51,6 +51,12 @@ def test_dropout(tmp_path: Path) -> None:
     assert branches["before conv 2"][inner] == 1 == branches["where the library puts it"][inner]
     assert branches["where the library puts it"][behind] == pytest.approx(branches["before conv 2"][behind], rel=0.05)
     assert branches["before conv 1"][inner] > 1.5 * branches["before conv 2"][behind] > 1.5
+    end, before, trunk = (
+        after_last_norm[place] for place in ("end of the branch", "before the last weight", "after the sum")
+    )
+    assert end["norm 2 of the first block"] == pytest.approx(1, abs=0.01)
+    assert before["norm 2 of the first block"] < 0.9
+    assert end["head"] > before["head"] > trunk["head"]
 
 
 def test_scale_equalizer(tmp_path: Path) -> None:
