@@ -34,10 +34,10 @@ from torch import nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
 import rewriter
-from passes import Dropout, StochasticPooling
-from rewriter.guard import collector_paused, random_state_kept
-from rewriter.skeleton import meta_twin, skeleton
+from rewriter.model.guard import collector_paused, random_state_kept
+from rewriter.passes import Dropout, StochasticPooling
 from rewriter.tracing.recorder import Recorder
+from rewriter.tracing.skeleton import meta_twin, skeleton
 
 MODELS = (
     "test_vit", "mobilenetv3_small_100", "efficientnet_b0", "densenet121", "regnety_016", "resnet50",
@@ -139,7 +139,7 @@ def measure_depths(rounds: int, seconds: float) -> tuple[list[dict[str, Any]], l
 
 MEMORY = """
 import sys, timm, torch, rewriter
-from passes import Dropout, StochasticPooling
+from rewriter.passes import Dropout, StochasticPooling
 PASSES = [Dropout(p=0.1, head_p=0), StochasticPooling()]
 def megabytes(field):
     with open("/proc/self/status") as status:

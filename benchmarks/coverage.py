@@ -18,7 +18,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import model_zoo
+from rewriter import zoo
 
 ROOT = Path(__file__).parent.parent
 FAMILIES: dict[str, str] = json.loads((ROOT / "tests" / "data" / "timm_families.json").read_text())
@@ -27,7 +27,7 @@ TRANSFORMERS = ("tu-vit_tiny_patch16_224", "tu-vit_small_patch16_224", "tu-deit3
 """DPT reads the tokens of a vision transformer."""
 ARCHITECTURES = [
     f"{name}-{encoder}"
-    for name in model_zoo.names("smp:*")
+    for name in zoo.names("smp:*")
     if "-" not in name
     for encoder in (TRANSFORMERS if name == "smp:dpt" else ENCODERS)
 ]

@@ -18,7 +18,7 @@ from measuring import Step, interleave, markdown
 from torch import nn
 
 import rewriter
-from rewriter.memory import PeakMemory
+from rewriter.reporting.memory import PeakMemory
 
 RATE = 0.2
 

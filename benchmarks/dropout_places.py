@@ -20,14 +20,14 @@ from typing import Any
 
 import torch
 
-import model_zoo
+from rewriter import zoo
 from rewriter.comparison.loading import Preprocessing, load
 from rewriter.comparison.place import accelerated, repeatable
 from rewriter.comparison.recipe import Recipe
 from rewriter.comparison.scoring import scoring_of
 from rewriter.comparison.training import Setting, test, train
 from rewriter.data import open_source
-from rewriter.guard import seed_all
+from rewriter.model.guard import seed_all
 
 RECIPE = Recipe(
     seeds=6, epochs=12, batch_size=125, train_images=5000, test_images=500, optimizer="sgd", lr=0.2, weight_decay=5e-4,
@@ -94,7 +94,7 @@ def run_all(folder: Path, data: Path, part: int, parts: int) -> None:
                 continue
             began = time.process_time()
             seed_all(seed)
-            model = model_zoo.create(f"zoo:{arm.model}", dropout_at=arm.place or ()).model
+            model = zoo.create(f"zoo:{arm.model}", dropout_at=arm.place or ()).model
             model = model.to(memory_format=torch.channels_last)  # a tenth faster
             setting = settings[arm.recipe.train_images]
             run = train(model, str(arm), seed, setting, advance=lambda: None)

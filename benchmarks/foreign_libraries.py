@@ -162,10 +162,10 @@ def _of_zoo(prefix: str) -> Callable[[], Iterator[tuple[str, Build]]]:
     """Models of a library that this project knows: those that its sweep does not cover, too."""
 
     def models() -> Iterator[tuple[str, Build]]:
-        import model_zoo
+        from rewriter import zoo
 
-        for name in model_zoo.names(f"{prefix}:*", check=False):
-            yield name.partition(":")[2], lambda name=name: model_zoo.create(name)
+        for name in zoo.names(f"{prefix}:*", check=False):
+            yield name.partition(":")[2], lambda name=name: zoo.create(name)
 
     return models
 

@@ -19,7 +19,7 @@ from compile_time import MODELS
 from rich.progress import track
 
 import rewriter
-from rewriter.plan_making import make_plan
+from rewriter.planning.make import make_plan
 
 WHOLE = 30e6
 """Parameters up to which a whole rewrite is timed: above, verifying takes minutes on one thread."""

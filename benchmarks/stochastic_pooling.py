@@ -22,8 +22,8 @@ from rich.table import Table
 from torch import nn
 
 import rewriter
-from passes import StochasticPooling
-from passes.stochastic_pooling import StochasticAdaptiveAvgPool2d, StochasticAvgPool2d
+from rewriter.passes import StochasticPooling
+from rewriter.passes.stochastic_pooling import StochasticAdaptiveAvgPool2d, StochasticAvgPool2d
 
 
 class GatheringPool(nn.Module):

@@ -1,7 +1,7 @@
 """Names → models: ``resnet18``, ``timm:resnet18``, ``torchvision:resnet18``, ``smp:unet-resnet18``, ``zoo:uperhead``,
 ``hf:ViTForImageClassification``, ``diffusers:UNet2DModel``.
 
-    entry = model_zoo.create("resnet18", drop_rate=0.2)
+    entry = rewriter.zoo.create("resnet18", drop_rate=0.2)
     entry.model, entry.input_size        # a timm ResNet, (3, 224, 224)
 
 Nothing is downloaded unless ``pretrained=True`` (or the library's own option for weights) asks for it.
@@ -12,8 +12,8 @@ from __future__ import annotations
 import fnmatch
 from typing import Any
 
-from model_zoo import diffusers_models, hf_models, smp_models, timm_models, torchvision_models, zoo_models
-from model_zoo.entry import CreationError, Entry, MissingLibrary, ModelZooError, Source, UnknownModel, nearest
+from rewriter.zoo import diffusers_models, hf_models, smp_models, timm_models, torchvision_models, zoo_models
+from rewriter.zoo.entry import CreationError, Entry, MissingLibrary, ModelZooError, Source, UnknownModel, nearest
 
 SOURCES: dict[str, Source] = {
     "timm": timm_models.SOURCE,
@@ -127,3 +127,9 @@ __all__ = [
     "data_options", "names",
     "nearest", "quick_options",
 ]  # fmt: skip
+
+if __name__ != "rewriter.zoo":  # `import model_zoo` in a checkout gives the installed part of that name
+    import sys
+    from importlib import import_module
+
+    sys.modules[__name__] = import_module("rewriter.zoo")

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
-from model_zoo.entry import CreationError, Entry, Source, build, require, unknown
+from rewriter.zoo.entry import CreationError, Entry, Source, build, require, unknown
 
 _BATCH = 2
 """Batch norm in training needs more than one value per channel."""

@@ -117,4 +117,4 @@ def nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
     near = difflib.get_close_matches(name, list(known), n=5, cutoff=0.5)
     if near:
         return f"did you mean {', '.join(prefix + match for match in near)}?"
-    return "no name is near; model_zoo.names() lists all of them"
+    return "no name is near; rewriter.zoo.names() lists all of them"

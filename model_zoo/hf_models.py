@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from model_zoo.entry import CreationError, Entry, InputSize, Source, build, require, unknown
+from rewriter.zoo.entry import CreationError, Entry, InputSize, Source, build, require, unknown
 
 _TASKS = ("IMAGE_CLASSIFICATION", "SEMANTIC_SEGMENTATION", "DEPTH_ESTIMATION", "OBJECT_DETECTION")
 """Tasks whose auto mappings are read."""

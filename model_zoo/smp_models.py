@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from model_zoo.entry import CreationError, Entry, Source, build, require, unknown
+from rewriter.zoo.entry import CreationError, Entry, Source, build, require, unknown
 
 _SIDE = 224
 

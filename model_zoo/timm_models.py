@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from model_zoo import packaged_weights
-from model_zoo.entry import CreationError, Entry, InputSize, Source, build, require, unknown
+from rewriter.zoo import packaged_weights
+from rewriter.zoo.entry import CreationError, Entry, InputSize, Source, build, require, unknown
 
 
 def _create(name: str, local: str, pretrained: bool, kwargs: dict[str, Any]) -> Entry:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from model_zoo import torchvision_inputs
-from model_zoo.entry import Entry, InputSize, Source, build, require, unknown
+from rewriter.zoo import torchvision_inputs
+from rewriter.zoo.entry import Entry, InputSize, Source, build, require, unknown
 
 _SEGMENTATION_SIDE = 224
 """Segmentation models take any size; the 520 of their weights only makes a trial run slow."""

@@ -1,4 +1,4 @@
-"""Models of :mod:`model_zoo.zoo`: ``zoo:uperhead``, ``zoo:psphead-convnext_tiny``, ``zoo:preact_resnet18``."""
+"""Models of :mod:`rewriter.zoo.zoo`: ``zoo:uperhead``, ``zoo:psphead-convnext_tiny``, ``zoo:preact_resnet18``."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any
 
 from torch import nn
 
-from model_zoo.entry import CreationError, Entry, InputSize, MissingLibrary, Source, build, require, unknown
-from model_zoo.zoo.aspp import ASPPHead, SepASPPHead
-from model_zoo.zoo.blocks import DecodeHead
-from model_zoo.zoo.dropout_places import DropoutResNet, PostActivationBlock
-from model_zoo.zoo.fcn import FCNHead
-from model_zoo.zoo.preact_resnet import PreActResNet
-from model_zoo.zoo.psp import PSPHead
-from model_zoo.zoo.segmenter import Segmenter
-from model_zoo.zoo.uper import UPerHead
+from rewriter.zoo.entry import CreationError, Entry, InputSize, MissingLibrary, Source, build, require, unknown
+from rewriter.zoo.zoo.aspp import ASPPHead, SepASPPHead
+from rewriter.zoo.zoo.blocks import DecodeHead
+from rewriter.zoo.zoo.dropout_places import DropoutResNet, PostActivationBlock
+from rewriter.zoo.zoo.fcn import FCNHead
+from rewriter.zoo.zoo.preact_resnet import PreActResNet
+from rewriter.zoo.zoo.psp import PSPHead
+from rewriter.zoo.zoo.segmenter import Segmenter
+from rewriter.zoo.zoo.uper import UPerHead
 
 HEADS: dict[str, Callable[..., DecodeHead]] = {
     cls.__name__.lower(): cls for cls in (UPerHead, PSPHead, ASPPHead, SepASPPHead, FCNHead)

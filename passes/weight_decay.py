@@ -27,7 +27,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from rewriter.analysis.gammas import Category, Gamma, Position, find_gammas
-from rewriter.guideline import Advice, Pass, Skipped
+from rewriter.guideline.base import Advice, Pass, Skipped
 from rewriter.reasons import Reason
 from rewriter.tracing.trace import Trace
 

@@ -8,23 +8,15 @@ from typing import Any
 from torch import fx, nn
 
 from rewriter.argument_checks import checked_flag
-from rewriter.copying import copy_model
 from rewriter.edit.classes import carries_edit, is_generated
 from rewriter.edit.edits import AddModule, take_back
 from rewriter.edit.held_methods import wrapped_edit
 from rewriter.errors import ModelError, UndoError
-from rewriter.guard import check_model
-from rewriter.layers import is_layer
-from rewriter.plan_applying import apply_plan
-from rewriter.plan_file import check_same_plan, is_rewritten_by, plan_of_file
-from rewriter.plan_making import make_plan
-from rewriter.plan_mark import MARK, has_mark, remove_mark, warn_of_changed_output
-from rewriter.planning import Plan
-from rewriter.record import Report, is_folded, make_report, records_of, rewritten_parts, set_records
-from rewriter.remembered_inputs import inputs_to_run_on
-from rewriter.tracing.trace import Trace, trace_candidates
-from rewriter.whole_state import whole_state_dict
-from rewriter.wrappers import (
+from rewriter.layers.registry import is_layer
+from rewriter.model.copying import copy_model
+from rewriter.model.guard import check_model
+from rewriter.model.whole_state import whole_state_dict
+from rewriter.model.wrappers import (
     inside,
     is_flattened,
     looked_through,
@@ -32,6 +24,16 @@ from rewriter.wrappers import (
     path_of_key,
     trained_copies,
 )
+from rewriter.planning.agreement import check_same_plan
+from rewriter.planning.apply import apply_plan
+from rewriter.planning.make import make_plan
+from rewriter.planning.mark import MARK, has_mark, remove_mark, warn_of_changed_output
+from rewriter.planning.plan import Plan
+from rewriter.planning.plan_file import is_rewritten_by, plan_of_file
+from rewriter.planning.record import is_folded, records_of, rewritten_parts, set_records
+from rewriter.planning.remembered_inputs import inputs_to_run_on
+from rewriter.planning.report import Report, make_report
+from rewriter.tracing.trace import Trace, trace_candidates
 
 
 def rewrite(

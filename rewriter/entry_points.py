@@ -1,18 +1,15 @@
 """What installed packages register: passes, and sources of models.
 
-Our own have to work, and an error says why they do not: mostly a folder of the same name that Python finds first. What
-another package registers and is broken is left out with a warning, so that it breaks nothing but itself.
+Our own have to work, and an error says why they do not. What another package registers and is broken is left out with
+a warning, so that it breaks nothing but itself.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
-import sys
 import warnings
 from collections.abc import Iterator
 from importlib.metadata import EntryPoint
-from pathlib import Path
 from typing import Any
 
 from rewriter.errors import InstallationError, RewriterWarning
@@ -24,8 +21,6 @@ MODEL_GROUP = "rewriter.models"
 """Entry points that make models: ``create(name, **kwargs)`` returns an object with ``.model``, or raises ValueError."""
 
 _OWN = "rewriter"
-_HOME = Path(__file__).resolve().parent.parent
-"""The folder that this package lies in, and the others of this distribution beside it."""
 
 _told: set[EntryPoint] = set()
 
@@ -47,8 +42,6 @@ def load(entry: EntryPoint) -> Any:
     Raises:
         InstallationError: it cannot be imported; the cause is its error.
     """
-    if is_own(entry):
-        check_not_hidden(entry.module.partition(".")[0])
     try:
         return entry.load()
     except (Exception, SystemExit) as error:  # whatever a module does when it is imported
@@ -83,35 +76,6 @@ def leave_out(entry: EntryPoint, error: InstallationError) -> None:
 def described(entry: EntryPoint) -> str:
     """The entry point and its package, for messages."""
     return f"{entry.group} entry point {entry.name!r} ({entry.value}) of {_distribution(entry) or 'an unknown package'}"
-
-
-def check_not_hidden(package: str) -> None:
-    """Refuse a folder or file of the user's that Python finds instead of our ``package``; it is not imported.
-
-    Raises:
-        InstallationError: naming what was found and the remedy.
-    """
-    expected = _HOME / package
-    found = _place(package)
-    if found is None:
-        raise InstallationError(f"the package {package!r} of rewriter is missing ({expected}). Install rewriter again.")
-    if found.resolve() != expected:
-        raise InstallationError(
-            f"`import {package}` finds {found}, which hides the package of that name that rewriter brings "
-            f"({expected}). Rename {found}, or keep {found.parent} off Python's path: run in another folder, or with "
-            "python -P."
-        )
-
-
-def _place(package: str) -> Path | None:
-    """The folder (or the file, if it is a single one) that ``import`` finds; None if there is none."""
-    module = sys.modules.get(package)
-    places: list[str | None] = []
-    if module is not None:
-        places = [*getattr(module, "__path__", ()), getattr(module, "__file__", None)]
-    elif (spec := importlib.util.find_spec(package)) is not None:
-        places = [*(spec.submodule_search_locations or ()), spec.origin]
-    return next((Path(place) for place in places if place), None)
 
 
 def _distribution(entry: EntryPoint) -> str:

@@ -8,15 +8,15 @@ import torch
 from torch import nn
 
 from rewriter.api import plan, undo
-from rewriter.contents import tensors_held
-from rewriter.copying import copy_model
 from rewriter.edit.classes import ClassEdit, MethodEdit, class_name, derive, re_emittable_methods, readable_sources
-from rewriter.guard import random_state_kept
-from rewriter.inputs import Inputs, candidate_inputs
-from rewriter.plan_applying import apply_plan
-from rewriter.plan_mark import nothing_said
-from rewriter.record import records_of
-from rewriter.state import state_kept
+from rewriter.model.contents import tensors_held
+from rewriter.model.copying import copy_model
+from rewriter.model.guard import random_state_kept
+from rewriter.model.state import state_kept
+from rewriter.planning.apply import apply_plan
+from rewriter.planning.mark import nothing_said
+from rewriter.planning.record import records_of
+from rewriter.tracing.inputs import Inputs, candidate_inputs
 from rewriter.tracing.written import written_parameters
 
 

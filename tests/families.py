@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import rewriter
-from rewriter.inputs import Inputs
+from rewriter.tracing.inputs import Inputs
 
 FAMILIES: dict[str, str] = json.loads((Path(__file__).parent / "data" / "timm_families.json").read_text())
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from rewriter.iterators import is_iterator
+from rewriter.model.iterators import is_iterator
 
 GENERATOR = torch.Generator().manual_seed(3)
 """A generator beside the classes, as scripts keep it."""

@@ -17,12 +17,12 @@ def run_ranks(script: str, folder: Path, ranks: int = 2) -> list[list[str]]:
         import timm, torch
         from torch import nn
         import torch.distributed as dist
-        import rewriter, rewriter.ranks
-        from passes import GroupCount
+        import rewriter, rewriter.planning.ranks
+        from rewriter.passes import GroupCount
         from rewriter.errors import RewriterError
 
         rank, FOLDER = int(sys.argv[1]), Path(sys.argv[2])
-        rewriter.ranks.PATIENCE = datetime.timedelta(seconds=6)
+        rewriter.planning.ranks.PATIENCE = datetime.timedelta(seconds=6)
         torch.set_num_threads(1)
         dist.init_process_group("gloo", init_method=f"file://{FOLDER}/store", rank=rank, world_size=int(sys.argv[3]))
         torch.manual_seed(rank)

@@ -20,8 +20,9 @@ from hypothesis import given, settings
 from torch import nn
 
 import rewriter
-from passes import AtrousRates
-from passes.atrous_rates.rule import (
+from rewriter.errors import InputError, SelectorError
+from rewriter.passes import AtrousRates
+from rewriter.passes.atrous_rates.rule import (
     best_reach,
     coverage,
     energy_times_reach,
@@ -30,7 +31,6 @@ from passes.atrous_rates.rule import (
     largest_rate,
     share_inside,
 )
-from rewriter.errors import InputError, SelectorError
 from rewriter.reasons import TECHNICAL, Reason
 from rewriter.testing import check_contract
 

@@ -15,7 +15,7 @@ from torch import nn
 
 import rewriter
 from rewriter.errors import InputError, ModelError, PlanError, SelectorError, StorageError, TraceError
-from rewriter.guideline import Pass
+from rewriter.guideline.base import Pass
 
 
 class Net(Base):

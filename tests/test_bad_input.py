@@ -19,7 +19,6 @@ from timm.models.densenet import DenseNet
 from torch import nn
 
 import rewriter
-from passes import Dropout
 from rewriter import (
     ContractError,
     InputError,
@@ -29,13 +28,14 @@ from rewriter import (
     SelectorError,
     TraceError,
     UndoError,
-    plan_applying,
 )
 from rewriter.edit import edits as edits_module
 from rewriter.edit.edits import AddBehaviour, AddModule, SetAttribute
-from rewriter.guideline import Contract, Pass, Site, Skipped
-from rewriter.layers import register_layer
-from rewriter.manager import installed_passes
+from rewriter.guideline.base import Contract, Pass, Site, Skipped
+from rewriter.guideline.registry import installed_passes
+from rewriter.layers.registry import register_layer
+from rewriter.passes import Dropout
+from rewriter.planning import verify
 from rewriter.tracing.trace import Trace
 
 VERBS: dict[str, Callable[[Any], Any]] = {
@@ -586,8 +586,8 @@ def test_an_interrupt_while_verifying_restores_the_model(monkeypatch: pytest.Mon
             raise KeyboardInterrupt
         return real(*arguments, **options)
 
-    real = plan_applying.observe
-    monkeypatch.setattr(plan_applying, "observe", observe)
+    real = verify.observe
+    monkeypatch.setattr(verify, "observe", observe)
     with pytest.raises(KeyboardInterrupt):
         plan.apply(model, inplace=True)
     assert_unchanged(model, before)

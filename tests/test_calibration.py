@@ -21,9 +21,9 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import rewriter
-from rewriter.copying import copy_model
-from rewriter.layers import calibrated_layers
-from rewriter.moments import Moments, moments_of
+from rewriter.constants.moments import Moments, moments_of
+from rewriter.layers.registry import calibrated_layers
+from rewriter.model.copying import copy_model
 
 pytestmark = pytest.mark.slow
 

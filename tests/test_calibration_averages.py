@@ -16,8 +16,8 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 import rewriter
-from rewriter.copying import copy_model
-from rewriter.layers import calibrated_layers
+from rewriter.layers.registry import calibrated_layers
+from rewriter.model.copying import copy_model
 
 pytestmark = pytest.mark.slow
 

@@ -19,7 +19,7 @@ from helpers import assert_unchanged, image, output, snapshot
 from torch import nn
 
 import rewriter
-from rewriter.layers import CalibratedLayer
+from rewriter.layers.registry import CalibratedLayer
 
 Load = Callable[[str], ModuleType]
 

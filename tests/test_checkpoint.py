@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 import rewriter
-from rewriter.checkpoint import check_weights, classes_and_channels, read_checkpoint
+from rewriter.storage.checkpoint import check_weights, classes_and_channels, read_checkpoint
 
 State = dict[str, torch.Tensor]
 

@@ -15,7 +15,7 @@ from helpers import image
 from torch import nn
 
 import rewriter
-from rewriter.planning import fingerprint, named_fingerprint
+from rewriter.planning.structure import fingerprint, named_fingerprint
 
 SCRIPT = """
 import sys

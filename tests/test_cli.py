@@ -20,7 +20,7 @@ from helpers import interruptible
 from typer.testing import CliRunner, Result
 
 import rewriter
-from rewriter import cli
+from rewriter.cli import application as cli
 
 pytestmark = pytest.mark.slow
 
@@ -32,7 +32,7 @@ def run(*arguments: str) -> Result:
 
 
 def run_process(*arguments: str, **settings: Any) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", "from rewriter.cli import main; main()", *arguments]
+    command = [sys.executable, "-c", "from rewriter.cli.application import main; main()", *arguments]
     return subprocess.run(command, capture_output=True, text=True, **settings)
 
 
@@ -206,23 +206,23 @@ class TestRewrite:
 
     def test_pretrained_structure(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """The name is kept in the recipe only where it builds the structure without the weights."""
-        import model_zoo
+        from rewriter import zoo
 
-        create = model_zoo.create
+        create = zoo.create
 
-        def without_download(name: str, *, pretrained: bool = False, **kwargs: Any) -> model_zoo.Entry:
+        def without_download(name: str, *, pretrained: bool = False, **kwargs: Any) -> zoo.Entry:
             return create(name, **kwargs)
 
-        monkeypatch.setattr(model_zoo, "create", without_download)
+        monkeypatch.setattr(zoo, "create", without_download)
         done = run("rewrite", *SMALL, "--pretrained", "-o", str(tmp_path / "same"), "--no-verify")
         assert done.exit_code == 0, done.stderr
         assert rewriter.load(tmp_path / "same") is not None
 
-        def other_structure(name: str, *, pretrained: bool = False, **kwargs: Any) -> model_zoo.Entry:
+        def other_structure(name: str, *, pretrained: bool = False, **kwargs: Any) -> zoo.Entry:
             entry = create(name, **(kwargs | {"depth": 2} if pretrained else kwargs))
             return dataclasses.replace(entry, options=kwargs)
 
-        monkeypatch.setattr(model_zoo, "create", other_structure)
+        monkeypatch.setattr(zoo, "create", other_structure)
         done = run("rewrite", *SMALL, "--pretrained", "-o", str(tmp_path / "other"), "--no-verify")
         assert done.exit_code == 0, done.stderr
         assert "original)" in done.stdout
@@ -277,10 +277,10 @@ class TestErrors:
     def test_checkpoint_made_with_other_options(
         self, name: str, options: dict[str, int], told: str, tmp_path: Path
     ) -> None:
-        import model_zoo
+        from rewriter import zoo
 
         path = tmp_path / "weights.pt"
-        torch.save(model_zoo.create(name, **options).model.state_dict(), path)
+        torch.save(zoo.create(name, **options).model.state_dict(), path)
         done = run("plan", name, "--checkpoint", str(path))
         assert done.exit_code == 1 and done.stderr.endswith(f". They fit a model made with {told}\n")
         assert run("plan", name, "--checkpoint", str(path), *told.split()).exit_code == 0
@@ -295,10 +295,10 @@ class TestErrors:
     def test_checkpoint_of_1000_classes_for_another_number(
         self, name: str, options: tuple[str, ...], told: str, tmp_path: Path
     ) -> None:
-        import model_zoo
+        from rewriter import zoo
 
         own = {"aux_loss": True} if "fcn" in name else {}
-        state = model_zoo.create(name, num_classes=1000, **own).model.state_dict()
+        state = zoo.create(name, num_classes=1000, **own).model.state_dict()
         torch.save(state, tmp_path / "weights.pt")
         out = tmp_path / "out"
         common = ("--checkpoint", str(tmp_path / "weights.pt"), "--input-size", "64", "--no-verify")
@@ -334,15 +334,15 @@ class TestErrors:
         assert done.stdout == "" and done.stderr
 
     def test_libraries_that_print_do_not_spoil_json(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        import model_zoo
+        from rewriter import zoo
 
-        create = model_zoo.create
+        create = zoo.create
 
-        def talkative(*arguments: Any, **settings: Any) -> model_zoo.Entry:
+        def talkative(*arguments: Any, **settings: Any) -> zoo.Entry:
             print("welcome")
             return create(*arguments, **settings)
 
-        monkeypatch.setattr(model_zoo, "create", talkative)
+        monkeypatch.setattr(zoo, "create", talkative)
         done = run("plan", *SMALL, "--json")
         json.loads(done.stdout)
         assert "welcome" in done.stderr
@@ -360,7 +360,7 @@ class TestErrors:
         code = (
             "import safetensors.torch as s, time\n"
             "s.save_file = lambda *a, **k: (print('now', flush=True), time.sleep(60))\n"
-            "from rewriter.cli import main\nmain()"
+            "from rewriter.cli.application import main\nmain()"
         )
         command = [sys.executable, "-c", code, "rewrite", *SMALL, "--no-verify", "-o", "out"]
         with subprocess.Popen(interruptible(command), stdout=subprocess.PIPE, text=True, cwd=tmp_path) as process:
@@ -383,7 +383,7 @@ class TestMain:
 
     @pytest.mark.parametrize("library", ["typer", "rich", "timm"])
     def test_core_only_install(self, library: str) -> None:
-        code = f"import sys; sys.modules[{library!r}] = None; from rewriter.cli import main; main()"
+        code = f"import sys; sys.modules[{library!r}] = None; from rewriter.cli.application import main; main()"
         done = subprocess.run([sys.executable, "-c", code, "passes"], capture_output=True, text=True)
         assert done.returncode == 1
         assert 'pip install "rewriter[cli]"' in done.stderr and library in done.stderr and done.stdout == ""
@@ -393,7 +393,7 @@ class TestMain:
 @pytest.mark.parametrize("buffered", ["", "1"])
 @pytest.mark.parametrize("arguments", [("passes",), ("--help",), ("plan", "nosuchmodel", "--json")], ids=" ".join)
 def test_output_that_cannot_be_written_is_one_line_and_an_exit_code(arguments: tuple[str, ...], buffered: str) -> None:
-    code = "from rewriter.cli import main; main()"
+    code = "from rewriter.cli.application import main; main()"
     command = [sys.executable, "-c", code, *arguments]
     environment = os.environ | {"PYTHONUNBUFFERED": buffered}
     with open("/dev/full", "w") as full:
@@ -406,7 +406,7 @@ def test_output_that_cannot_be_written_is_one_line_and_an_exit_code(arguments: t
 
 
 def test_a_reader_that_goes_away_is_told_nothing() -> None:
-    command = [sys.executable, "-c", "from rewriter.cli import main; main()", "passes"]
+    command = [sys.executable, "-c", "from rewriter.cli.application import main; main()", "passes"]
     reading, writing = os.pipe()
     os.close(reading)
     done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True)
@@ -415,7 +415,7 @@ def test_a_reader_that_goes_away_is_told_nothing() -> None:
 
 
 def test_errors_do_not_go_to_standard_output_where_there_is_no_other() -> None:
-    code = "from rewriter.cli import main; main()"
+    code = "from rewriter.cli.application import main; main()"
     command = ["sh", "-c", 'exec "$@" 2>&-', "sh", sys.executable, "-c", code, "plan", "nosuchmodel"]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     assert (done.returncode, done.stdout) == (1, "")

@@ -20,7 +20,8 @@ import torch
 from helpers import interruptible
 from typer.testing import CliRunner, Result
 
-from rewriter import cli, cli_model
+from rewriter.cli import application as cli
+from rewriter.cli import model as cli_model
 from rewriter.comparison.result import Comparison
 from rewriter.comparison.training import train
 
@@ -39,7 +40,7 @@ def run(*arguments: str) -> Result:
 
 
 def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-c", "from rewriter.cli import main; main()", *arguments]
+    return [sys.executable, "-c", "from rewriter.cli.application import main; main()", *arguments]
 
 
 def interrupt(*arguments: Any, **options: Any) -> Any:
@@ -188,7 +189,7 @@ def test_fine_tuning_from_a_checkpoint_of_other_classes(tmp_path: Path) -> None:
 def test_fine_tuning_from_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read = []
     once = cli_model.read_checkpoint
-    monkeypatch.setattr("rewriter.cli_model.read_checkpoint", lambda file: read.append(file) or once(file))
+    monkeypatch.setattr("rewriter.cli.model.read_checkpoint", lambda file: read.append(file) or once(file))
     torch.manual_seed(3)
     path = tmp_path / "weights.safetensors"
     model = timm.create_model("test_resnet", in_chans=3, num_classes=10)
@@ -347,7 +348,7 @@ def test_a_rewrite_that_weights_decide_about_is_the_same_each_time() -> None:
 
 def test_progress_bar_shows_the_time_left() -> None:
     code = (
-        "import time\nfrom rewriter.progress import progress_bar\n"
+        "import time\nfrom rewriter.reporting.progress import progress_bar\n"
         "with progress_bar('training 4 runs', 8) as advance:\n"
         "    for _ in range(8):\n        time.sleep(0.15); advance()\n"
     )

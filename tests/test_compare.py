@@ -18,15 +18,15 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-import model_zoo
 import rewriter
-from passes import Dropout
+from rewriter import zoo
 from rewriter.comparison.equivalence import equivalence
 from rewriter.comparison.result import Comparison
 from rewriter.comparison.scoring import Scoring
 from rewriter.comparison.verdict import Outcome
 from rewriter.data.source import Task
 from rewriter.errors import ComparisonError, DataError, ModelError
+from rewriter.passes import Dropout
 
 pytestmark = pytest.mark.slow
 
@@ -128,7 +128,7 @@ class TestEquivalence:
 class TestOtherModels:
     def test_torchvision_segmentation(self) -> None:
         def make() -> nn.Module:
-            return model_zoo.create("torchvision:lraspp_mobilenet_v3_large", num_classes=3).model
+            return zoo.create("torchvision:lraspp_mobilenet_v3_large", num_classes=3).model
 
         options = {"batch_size": 2, "train_images": 2, "test_images": 2, "levels": ["equivalence", "training"]}
         found = compare(make, same, "mri-seg", input_size=(3, 64, 64), **options)

@@ -29,13 +29,14 @@ from torchmetrics import MeanSquaredError
 from torchmetrics.classification import MulticlassAccuracy, MultilabelAccuracy
 
 import rewriter
-from passes import Dropout
 from rewriter.comparison import training
-from rewriter.comparison.result import Comparison, Training
+from rewriter.comparison.data import Training
+from rewriter.comparison.result import Comparison
 from rewriter.comparison.run_file import RunFile
 from rewriter.comparison.verdict import Outcome
 from rewriter.errors import ComparisonError, DataError
-from rewriter.layers import calibrated_layers
+from rewriter.layers.registry import calibrated_layers
+from rewriter.passes import Dropout
 
 pytestmark = pytest.mark.slow
 

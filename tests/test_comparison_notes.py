@@ -15,7 +15,6 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import rewriter
-from passes import Dropout
 from rewriter.comparison.idle import why_idle
 from rewriter.comparison.loading import Data, of_user
 from rewriter.comparison.notes import notes_of
@@ -23,6 +22,7 @@ from rewriter.comparison.result import Comparison
 from rewriter.comparison.subject import Subject
 from rewriter.comparison.verdict import Outcome
 from rewriter.errors import ComparisonError, ReportError
+from rewriter.passes import Dropout
 
 pytestmark = pytest.mark.slow
 

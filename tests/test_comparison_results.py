@@ -26,13 +26,14 @@ from torch import nn
 from torch.nn import functional as F
 
 import rewriter
-from passes import Dropout
+from rewriter.comparison.data import Equivalence, ImageRow, Trained, Training
 from rewriter.comparison.plots import figures, save_plots
 from rewriter.comparison.reports import write_reports
-from rewriter.comparison.result import Comparison, Equivalence, ImageRow, Trained, Training
+from rewriter.comparison.result import Comparison
 from rewriter.comparison.run import AFTER, ARMS, BEFORE, Epoch, Run
 from rewriter.comparison.verdict import Outcome
 from rewriter.errors import ComparisonError
+from rewriter.passes import Dropout
 
 pytestmark = pytest.mark.slow
 

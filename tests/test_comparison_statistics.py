@@ -11,7 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from rewriter.comparison.result import Training
+from rewriter.comparison.data import Training
 from rewriter.comparison.run import AFTER, BEFORE, Epoch, Run
 from rewriter.comparison.statistics import (
     Interval,

@@ -19,8 +19,8 @@ from torch.overrides import TorchFunctionMode
 from typer.testing import CliRunner
 
 import rewriter
-from passes import GroupCount
-from rewriter import cli
+from rewriter.cli import application as cli
+from rewriter.passes import GroupCount
 
 FIXTURES = Path(__file__).parent / "fixtures" / "version_0_1_0"
 OUTPUTS: dict[str, Any] = json.loads((FIXTURES / "outputs.json").read_text(encoding="utf-8"))

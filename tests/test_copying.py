@@ -19,8 +19,8 @@ from odd_models import described
 from torch import nn
 
 import rewriter
-from rewriter.copying import copy_model
-from rewriter.skeleton import meta_twin, skeleton
+from rewriter.model.copying import copy_model
+from rewriter.tracing.skeleton import meta_twin, skeleton
 
 
 class Head(nn.Module):

@@ -16,10 +16,10 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 import rewriter
-from passes import Dropout
 from rewriter.analysis.heads import find_heads
 from rewriter.analysis.residual import find_branches
-from rewriter.guard import collector_paused
+from rewriter.model.guard import collector_paused
+from rewriter.passes import Dropout
 
 pytestmark = pytest.mark.slow
 

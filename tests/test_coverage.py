@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-import model_zoo
 import rewriter
-from passes import AtrousRates, Dropout, GroupCount, ScaleEqualizer, StochasticPooling, WeightDecay
+from rewriter import zoo
+from rewriter.passes import AtrousRates, Dropout, GroupCount, ScaleEqualizer, StochasticPooling, WeightDecay
 
 PASSES = [
     AtrousRates(),
@@ -30,7 +30,7 @@ FLOORS: dict[str, dict[str, int]] = json.loads((Path(__file__).parent / "data" /
 @pytest.mark.parametrize("name", FLOORS)
 def test_no_fewer_sites_than_before(name: str) -> None:
     with torch.device("meta"):
-        entry = model_zoo.create(name, **model_zoo.quick_options(name))
+        entry = zoo.create(name, **zoo.quick_options(name))
     examples = {"example_inputs": entry.example_inputs} if entry.example_inputs else {"input_size": entry.input_size}
     plan = rewriter.plan(entry.model, PASSES, **examples)
     for pass_name, floor in FLOORS[name].items():

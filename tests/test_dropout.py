@@ -14,7 +14,7 @@ import torchvision
 from torch import nn
 
 import rewriter
-from passes import Dropout
+from rewriter.passes import Dropout
 from rewriter.reasons import Reason
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import rewriter
-from passes import Dropout
+from rewriter.passes import Dropout
 from rewriter.reasons import Reason
 
 X = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))

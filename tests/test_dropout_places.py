@@ -12,19 +12,19 @@ import torch.nn.functional as F
 import torchvision
 from torch import nn
 
-import model_zoo
 import rewriter
-from passes.dropout import Dropout
-from passes.dropout.layers import Bypassed
+from rewriter import zoo
 from rewriter.analysis.carrying import holds_attention_weights
 from rewriter.analysis.dropouts import is_stochastic_depth
 from rewriter.analysis.residual import find_branches
+from rewriter.passes.dropout import Dropout
+from rewriter.passes.dropout.layers import Bypassed
 from rewriter.reasons import Reason
 from rewriter.tracing.kinds import Kind
 
 
 def of_zoo(name: str, **options: Any) -> nn.Module:
-    return model_zoo.create(f"zoo:{name}", depths=(1, 1, 1), **options).model
+    return zoo.create(f"zoo:{name}", depths=(1, 1, 1), **options).model
 
 
 def trained(model: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:

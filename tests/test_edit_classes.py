@@ -22,7 +22,6 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 import rewriter
-from passes import Dropout
 from rewriter.edit.classes import (
     ClassEdit,
     MethodEdit,
@@ -35,6 +34,7 @@ from rewriter.edit.classes import (
 from rewriter.edit.operations import Operation, Remove, Wrap
 from rewriter.edit.source import FunctionSource, Span, read_source
 from rewriter.errors import PlanError
+from rewriter.passes import Dropout
 
 Load = Callable[[str], ModuleType]
 

@@ -12,8 +12,8 @@ from helpers import image, output
 from torch import nn
 
 import rewriter
-from passes.stochastic_pooling import StochasticPooling
 from rewriter import Reason
+from rewriter.passes.stochastic_pooling import StochasticPooling
 
 
 class Net(nn.Module):

@@ -14,8 +14,8 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 import rewriter
-from passes import Dropout, StochasticPooling
-from passes.stochastic_pooling.layers import SampledPositions
+from rewriter.passes import Dropout, StochasticPooling
+from rewriter.passes.stochastic_pooling.layers import SampledPositions
 from rewriter.reasons import Reason
 from rewriter.testing import check_contract
 

@@ -15,8 +15,8 @@ import pytest
 import timm
 
 import rewriter
-from rewriter import cli
-from rewriter.cli_encoding import write_what_can_be_encoded
+from rewriter.cli import application as cli
+from rewriter.cli.encoding import write_what_can_be_encoded
 
 pytestmark = pytest.mark.slow
 

@@ -14,7 +14,7 @@ from helpers import image, output
 from torch import nn
 
 import rewriter
-from passes import Dropout
+from rewriter.passes import Dropout
 
 INSERTED = Dropout(p=0.1, head_p=0)
 

@@ -12,10 +12,10 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 import rewriter
-from passes import Dropout, StochasticPooling
-from rewriter.inputs import Inputs, tensors_in
-from rewriter.skeleton import meta_twin, skeleton
+from rewriter.passes import Dropout, StochasticPooling
 from rewriter.testing import behaviour, check_contract, differences, null_rewrite
+from rewriter.tracing.inputs import Inputs, tensors_in
+from rewriter.tracing.skeleton import meta_twin, skeleton
 
 
 @pytest.mark.sweep("family", FAMILIES)

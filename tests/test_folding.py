@@ -14,13 +14,13 @@ import transformers
 from helpers import assert_unchanged, image, snapshot, timm_model
 from torch import nn
 
-import model_zoo
 import rewriter
-from passes import ScaleEqualizer
-from rewriter import folding
-from rewriter.copying import copy_model
-from rewriter.inputs import tensors_in
-from rewriter.layers import calibrated_layers
+from rewriter import zoo
+from rewriter.constants import folding
+from rewriter.layers.registry import calibrated_layers
+from rewriter.model.copying import copy_model
+from rewriter.passes import ScaleEqualizer
+from rewriter.tracing.inputs import tensors_in
 
 pytestmark = pytest.mark.slow
 
@@ -54,8 +54,8 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "smp pspnet": (lambda: smp.PSPNet("resnet18", encoder_weights=None), 1),
     "smp upernet": (lambda: smp.UPerNet("resnet18", encoder_weights=None), 2),  # 3x3, padded
     "hugging face segformer": (small_segformer, 1),
-    "zoo uperhead": (lambda: model_zoo.create("zoo:uperhead-resnet18", channels=16).model, 2),
-    "zoo sepaspphead": (lambda: model_zoo.create("zoo:sepaspphead-resnet18", channels=16).model, 2),
+    "zoo uperhead": (lambda: zoo.create("zoo:uperhead-resnet18", channels=16).model, 2),
+    "zoo sepaspphead": (lambda: zoo.create("zoo:sepaspphead-resnet18", channels=16).model, 2),
 }
 
 
@@ -282,7 +282,7 @@ class TestRefusals:
     def test_nothing_that_would_change_the_output_is_folded(self, model: nn.Module, monkeypatch: Any) -> None:
         rewriter.calibrate(model, [image(16)], progress=False)
         before = snapshot(copy_model(model).eval())
-        monkeypatch.setattr("rewriter.folding.TOLERANCE", 0.0)
+        monkeypatch.setattr("rewriter.constants.folding.TOLERANCE", 0.0)
         result = rewriter.fold(copy_model(model), inplace=True)
         assert "not folded: scale_equalizer: folding would change an output by" in str(rewriter.report(result))
         after = snapshot(result)
@@ -298,7 +298,7 @@ class TestRefusals:
         def interrupted(*_: Any) -> str:
             raise KeyboardInterrupt
 
-        monkeypatch.setattr("rewriter.folding._change", interrupted)
+        monkeypatch.setattr("rewriter.constants.folding._change", interrupted)
         with pytest.raises(KeyboardInterrupt):
             rewriter.fold(model, inplace=True)
         assert_unchanged(model, before)

@@ -13,9 +13,9 @@ import pytest
 import torch
 from helpers import assert_golden
 
-import model_zoo
 import rewriter
-from passes import AtrousRates, Dropout, GroupCount, ScaleEqualizer, StochasticPooling, WeightDecay
+from rewriter import zoo
+from rewriter.passes import AtrousRates, Dropout, GroupCount, ScaleEqualizer, StochasticPooling, WeightDecay
 
 DROPS = {"drop_rate": 0.2, "drop_path_rate": 0.1}
 
@@ -105,6 +105,6 @@ CASES = {
 def test_plan_reads_as_written_down(case: str) -> None:
     name, options, passes = CASES[case]
     with torch.device("meta"):
-        model = model_zoo.create(name, **options).model
+        model = zoo.create(name, **options).model
     plan = rewriter.plan(model, passes, input_size=224)
     assert_golden(case, f"{plan}\n\n{plan.diff(model)}")

@@ -17,17 +17,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-import model_zoo
 import rewriter
-from passes import GroupCount
-from passes.group_count import GroupChoice, GroupNormFunction, gains
-from passes.group_count.measuring import expected_gains, measured_gains
-from passes.group_count.rules import TIE, channels_per_group, isometry, nearest, nearest_to_present, slack
-from rewriter import testing
+from rewriter import testing, zoo
 from rewriter.analysis.activations import ActivationMoments, activation_moments
 from rewriter.analysis.chains import find_group_norms
+from rewriter.analysis.trained_weights import carries_trained_weights
 from rewriter.errors import SelectorError
-from rewriter.freshness import carries_trained_weights
+from rewriter.passes import GroupCount
+from rewriter.passes.group_count import GroupChoice, GroupNormFunction, gains
+from rewriter.passes.group_count.measuring import expected_gains, measured_gains
+from rewriter.passes.group_count.rules import TIE, channels_per_group, isometry, nearest, nearest_to_present, slack
 from rewriter.reasons import Reason
 
 pytestmark = pytest.mark.slow
@@ -456,7 +455,7 @@ class TestExpectedGains:
         plans = []
         for seed in (0, 1):
             torch.manual_seed(seed)
-            entry = model_zoo.create("torchvision:fcos_resnet50_fpn", min_size=64, max_size=64)
+            entry = zoo.create("torchvision:fcos_resnet50_fpn", min_size=64, max_size=64)
             plans.append(rewriter.plan(entry.model, GroupCount(), example_inputs=entry.example_inputs))
         assert plans[0].sites == plans[1].sites and plans[0].skipped == plans[1].skipped
         details = [skip.detail for skip in plans[0].skipped if skip.reason is Reason.ALREADY_DONE]
@@ -508,7 +507,7 @@ def test_the_time_embedding_counts_in_the_moments() -> None:
 @pytest.mark.parametrize("name", ["fcos_resnet50_fpn", "retinanet_resnet50_fpn_v2"])
 def test_heads_that_are_called_on_every_level_get_one_number_each(name: str) -> None:
     torch.manual_seed(0)
-    entry = model_zoo.create(f"torchvision:{name}", min_size=64, max_size=64)
+    entry = zoo.create(f"torchvision:{name}", min_size=64, max_size=64)
     plan = rewriter.plan(entry.model, MEASURED, example_inputs=entry.example_inputs)
     norms = {path for path, module in entry.model.named_modules() if isinstance(module, nn.GroupNorm)}
     done = {skip.path for skip in plan.skipped if skip.reason is Reason.ALREADY_DONE}

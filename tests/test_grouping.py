@@ -8,7 +8,7 @@ import re
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rewriter.grouping import joined_groups
+from rewriter.text import joined_groups
 
 NUMBERS = st.integers(0, 12)
 PATHS = st.lists(

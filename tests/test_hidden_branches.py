@@ -14,9 +14,9 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import rewriter
-from passes import Dropout
 from rewriter import Reason
 from rewriter.edit.edits import EditMethod
+from rewriter.passes import Dropout
 
 
 class Base(nn.Module):

@@ -18,8 +18,8 @@ from torch import nn
 import rewriter
 from rewriter import Reason
 from rewriter.edit.edits import AddBehaviour, AddModule, SetAttribute
-from rewriter.guideline import Contract, Pass, Site
-from rewriter.layers import register_layer
+from rewriter.guideline.base import Contract, Pass, Site
+from rewriter.layers.registry import register_layer
 from rewriter.tracing.trace import Trace
 
 

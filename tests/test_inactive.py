@@ -12,7 +12,7 @@ from helpers import timm_model
 from torch import nn
 
 import rewriter
-from passes import Dropout, StochasticPooling
+from rewriter.passes import Dropout, StochasticPooling
 
 
 def test_a_default_vit_has_nothing_applied() -> None:

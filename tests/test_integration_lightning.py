@@ -16,8 +16,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import rewriter
 from rewriter.errors import ModelError, PlanError, PlanMismatchError, RewriterError
-from rewriter.layers import calibrated_layers
-from rewriter.record import records_of
+from rewriter.layers.registry import calibrated_layers
+from rewriter.planning.record import records_of
 
 lightning = pytest.importorskip("lightning", reason="needs the extra trainers")
 from rewriter.integrations.lightning import RewriterCallback, RewriterMixin  # noqa: E402

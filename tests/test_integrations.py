@@ -15,7 +15,7 @@ import torchvision
 from torch import nn
 
 import rewriter
-from passes import Dropout
+from rewriter.passes import Dropout
 
 pytestmark = pytest.mark.slow
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import rewriter
-from passes import Dropout, ScaleEqualizer, StochasticPooling
+from rewriter.passes import Dropout, ScaleEqualizer, StochasticPooling
 from rewriter.reasons import Reason
 
 X = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))

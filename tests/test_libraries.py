@@ -13,7 +13,7 @@ import transformers
 from torch import nn
 
 import rewriter
-from passes import Dropout
+from rewriter.passes import Dropout
 from rewriter.testing import check_contract
 
 pytestmark = pytest.mark.slow

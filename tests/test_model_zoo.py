@@ -9,16 +9,16 @@ from typing import Any
 import pytest
 import torch
 
-import model_zoo
+from rewriter import zoo
 
 pytestmark = pytest.mark.slow
 
 _TV_VIT = "torchvision.models.vision_transformer.VisionTransformer"
 
 
-def on_meta(name: str, **kwargs: Any) -> model_zoo.Entry:
+def on_meta(name: str, **kwargs: Any) -> zoo.Entry:
     with torch.device("meta"):
-        return model_zoo.create(name, **kwargs)
+        return zoo.create(name, **kwargs)
 
 
 @pytest.mark.parametrize(
@@ -65,13 +65,13 @@ def test_options_decide_about_inputs() -> None:
 
 def test_quick_options_keep_the_structure() -> None:
     name = "torchvision:fasterrcnn_mobilenet_v3_large_320_fpn"
-    options = model_zoo.quick_options(name)
+    options = zoo.quick_options(name)
     plain, quick = on_meta(name).model, on_meta(name, **options).model
     assert quick.transform.min_size == (64,) != plain.transform.min_size
     assert str(list(quick.backbone.modules())) == str(list(plain.backbone.modules()))
     assert list(quick.state_dict()) == list(plain.state_dict())
     for other in ("torchvision:ssd300_vgg16", "torchvision:resnet18", "resnet18", "smp:unet", "a:b:c", "no:where"):
-        assert model_zoo.quick_options(other) == {}
+        assert zoo.quick_options(other) == {}
 
 
 def test_options_reach_the_constructor() -> None:
@@ -86,7 +86,7 @@ def test_nothing_is_downloaded_unasked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", refuse)
     for name in ("torchvision:fasterrcnn_resnet50_fpn", "torchvision:fcn_resnet50", "torchvision:resnet18"):
         on_meta(name)
-    with pytest.raises(model_zoo.CreationError, match="download"):
+    with pytest.raises(zoo.CreationError, match="download"):
         on_meta("torchvision:resnet18", pretrained=True)
 
 
@@ -100,12 +100,12 @@ def test_nothing_is_downloaded_unasked(monkeypatch: pytest.MonkeyPatch) -> None:
         ("alexnet", "torchvision:alexnet"),
         ("nowhere:resnet18", "smp:NAME"),
         ("timm:hf-hub:somebody/model", "timm:NAME"),
-        ("", "model_zoo.names()"),
-        ("@@@@", "model_zoo.names()"),
+        ("", "rewriter.zoo.names()"),
+        ("@@@@", "rewriter.zoo.names()"),
     ],
 )
 def test_unknown_name(name: str, words: str) -> None:
-    with pytest.raises(model_zoo.UnknownModel) as caught:
+    with pytest.raises(zoo.UnknownModel) as caught:
         on_meta(name)
     assert words in str(caught.value)
     assert isinstance(caught.value, ValueError)
@@ -113,7 +113,7 @@ def test_unknown_name(name: str, words: str) -> None:
 
 @pytest.mark.parametrize("name", ["resnet18", "torchvision:resnet18"])
 def test_refused_option(name: str) -> None:
-    with pytest.raises(model_zoo.CreationError, match=r"cannot be created with no_such=1: .*no_such"):
+    with pytest.raises(zoo.CreationError, match=r"cannot be created with no_such=1: .*no_such"):
         on_meta(name, no_such=1)
 
 
@@ -126,28 +126,28 @@ def test_missing_library(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(library: str) -> None:
         raise ModuleNotFoundError(f"No module named {library!r}", name=library.split(".")[0])
 
-    monkeypatch.setattr("model_zoo.entry.importlib.import_module", missing)
-    with pytest.raises(model_zoo.MissingLibrary, match='is not installed; install it with: pip install "'):
-        model_zoo.create(name)
+    monkeypatch.setattr("rewriter.zoo.entry.importlib.import_module", missing)
+    with pytest.raises(zoo.MissingLibrary, match='is not installed; install it with: pip install "'):
+        zoo.create(name)
     torch_alone = ("zoo:preact_resnet", "zoo:dropout_")
-    assert all(name.startswith(torch_alone) for name in model_zoo.names())
+    assert all(name.startswith(torch_alone) for name in zoo.names())
 
 
 def test_broken_library(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(library: str) -> None:
         raise ModuleNotFoundError("No module named 'inside'", name="inside")
 
-    monkeypatch.setattr("model_zoo.entry.importlib.import_module", broken)
-    with pytest.raises(model_zoo.MissingLibrary, match="timm cannot be imported: No module named 'inside'"):
-        model_zoo.create("resnet18")
+    monkeypatch.setattr("rewriter.zoo.entry.importlib.import_module", broken)
+    with pytest.raises(zoo.MissingLibrary, match="timm cannot be imported: No module named 'inside'"):
+        zoo.create("resnet18")
 
 
 def test_names() -> None:
-    found = model_zoo.names("resnet18*")
+    found = zoo.names("resnet18*")
     assert {"resnet18", "resnet18d", "torchvision:resnet18"} <= set(found)
-    assert all(name.startswith("torchvision:") for name in model_zoo.names("torchvision:*"))
-    assert "resnet18" in model_zoo.names("timm:resnet*")
-    assert model_zoo.names("no such name") == []
+    assert all(name.startswith("torchvision:") for name in zoo.names("torchvision:*"))
+    assert "resnet18" in zoo.names("timm:resnet*")
+    assert zoo.names("no such name") == []
     assert all(on_meta(name).name == name for name in found)
 
 
@@ -155,12 +155,12 @@ def test_smp() -> None:
     pytest.importorskip("segmentation_models_pytorch")
     assert type(on_meta("smp:unet-resnet18").model).__name__ == "Unet"
     assert on_meta("smp:fpn-resnet18", in_channels=1, classes=4).input_size == (1, 224, 224)
-    assert {"smp:unet", "smp:unet-resnet18"} <= set(model_zoo.names("smp:unet*"))
-    with pytest.raises(model_zoo.UnknownModel, match="smp:unet"):
+    assert {"smp:unet", "smp:unet-resnet18"} <= set(zoo.names("smp:unet*"))
+    with pytest.raises(zoo.UnknownModel, match="smp:unet"):
         on_meta("smp:unett")
-    with pytest.raises(model_zoo.UnknownModel, match="smp:unet-resnet18"):
+    with pytest.raises(zoo.UnknownModel, match="smp:unet-resnet18"):
         on_meta("smp:unet-resnett18")
-    with pytest.raises(model_zoo.CreationError, match="classes"):
+    with pytest.raises(zoo.CreationError, match="classes"):
         on_meta("smp:unet-resnet18", clases=4)
 
 
@@ -170,16 +170,16 @@ LIBRARIES = ("diffusers", "segmentation_models_pytorch", "timm", "torchvision", 
 def test_imports_what_is_needed() -> None:
     """Neither the compiler nor passes; of the libraries those that a name is about, and what they import."""
     code = f"""
-import contextlib, sys, model_zoo
+import contextlib, sys; from rewriter import zoo as model_zoo
 def show():
     print(sorted({{name.split('.')[0] for name in sys.modules}} & {{'rewriter', 'passes', *{LIBRARIES}}}))
 show()
-model_zoo.names('hf:*', check=False)
+zoo.names('hf:*', check=False)
 show()
-with contextlib.suppress(model_zoo.UnknownModel):
-    model_zoo.create('hf:nothing')
+with contextlib.suppress(zoo.UnknownModel):
+    zoo.create('hf:nothing')
 show()
-model_zoo.names('zoo:preact*')
+zoo.names('zoo:preact*')
 show()
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -188,6 +188,6 @@ show()
 
 
 def test_any_timm_model_may_be_an_encoder_of_smp_by_its_exact_name() -> None:
-    assert model_zoo.names("smp:dpt-tu-vit_tiny_patch16_224") == ["smp:dpt-tu-vit_tiny_patch16_224"]
+    assert zoo.names("smp:dpt-tu-vit_tiny_patch16_224") == ["smp:dpt-tu-vit_tiny_patch16_224"]
     for unknown in ("smp:dpt-tu-vit_tiny", "smp:dpd-tu-vit_tiny_patch16_224", "smp:dpt-tu-vit_*"):
-        assert model_zoo.names(unknown) == []
+        assert zoo.names(unknown) == []

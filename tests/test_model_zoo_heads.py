@@ -9,20 +9,20 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-import model_zoo
 import rewriter
-from model_zoo.zoo.preact_resnet import PreActResNet
+from rewriter import zoo
 from rewriter.testing import check_contract
+from rewriter.zoo.zoo.preact_resnet import PreActResNet
 
 pytestmark = pytest.mark.slow
 
 
-def on_meta(name: str, **options: Any) -> model_zoo.Entry:
+def on_meta(name: str, **options: Any) -> zoo.Entry:
     with torch.device("meta"):
-        return model_zoo.create(name, **options)
+        return zoo.create(name, **options)
 
 
-def of_head(entry: model_zoo.Entry, function: Any) -> list[Any]:
+def of_head(entry: zoo.Entry, function: Any) -> list[Any]:
     """Calls of ``function`` in the decode head, in order."""
     graph = rewriter.trace(entry.model, input_size=entry.input_size).graph
     calls = graph.find_nodes(op="call_function", target=function)
@@ -108,14 +108,14 @@ def test_levels(name: str, options: dict[str, Any], channels: list[int], strides
 def test_passes_keep_their_contract(name: str) -> None:
     torch.manual_seed(0)
     options = {} if "preact" in name else {"channels": 16, "img_size": 64}
-    entry = model_zoo.create(name, **options)
+    entry = zoo.create(name, **options)
     rewritten = check_contract(entry.model, ["dropout", "stochastic-pooling"], input_size=entry.input_size)
     assert rewriter.report(rewritten).applied
 
 
 def test_pre_activation_resnets() -> None:
     """Weighted layers as the name says, and an identity that nothing follows but the next block's sum."""
-    for name in model_zoo.names("zoo:preact*"):
+    for name in zoo.names("zoo:preact*"):
         entry = on_meta(name)
         convolutions = [m for m in entry.model.modules() if isinstance(m, nn.Conv2d)]
         shortcuts = [path for path, _ in entry.model.named_modules() if path.endswith("shortcut")]
@@ -132,19 +132,19 @@ def test_pre_activation_resnets() -> None:
 @pytest.mark.parametrize(
     ("name", "options", "error", "words"),
     [
-        ("zoo:uperhed", {}, model_zoo.UnknownModel, "zoo:uperhead"),
-        ("zoo:uperhead-resnt18", {}, model_zoo.UnknownModel, "zoo:uperhead-resnet18"),
-        ("zoo:uperhead", {"no_such": 1}, model_zoo.CreationError, "no_such"),
-        ("zoo:preact_resnet18", {"no_such": 1}, model_zoo.CreationError, "no_such"),
-        ("zoo:preact_resnet18", {"pretrained": True}, model_zoo.CreationError, "no pretrained weights"),
-        ("zoo:fcnhead", {"input_transform": "sum"}, model_zoo.CreationError, "resize_concat"),
+        ("zoo:uperhed", {}, zoo.UnknownModel, "zoo:uperhead"),
+        ("zoo:uperhead-resnt18", {}, zoo.UnknownModel, "zoo:uperhead-resnet18"),
+        ("zoo:uperhead", {"no_such": 1}, zoo.CreationError, "no_such"),
+        ("zoo:preact_resnet18", {"no_such": 1}, zoo.CreationError, "no_such"),
+        ("zoo:preact_resnet18", {"pretrained": True}, zoo.CreationError, "no pretrained weights"),
+        ("zoo:fcnhead", {"input_transform": "sum"}, zoo.CreationError, "resize_concat"),
         (
             "zoo:fcnhead",
             {"num_convs": 0, "concat_input": False, "channels": 64},
-            model_zoo.CreationError,
+            zoo.CreationError,
             "channels must be 512",
         ),
-        ("zoo:psphead-vgg11", {"output_stride": 8}, model_zoo.CreationError, "output_stride=8"),
+        ("zoo:psphead-vgg11", {"output_stride": 8}, zoo.CreationError, "output_stride=8"),
     ],
 )
 def test_errors(name: str, options: dict[str, Any], error: type[Exception], words: str) -> None:

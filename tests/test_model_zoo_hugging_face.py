@@ -10,9 +10,9 @@ import torch
 import transformers
 from typer.testing import CliRunner
 
-import model_zoo
 import rewriter
-from rewriter import cli
+from rewriter import zoo
+from rewriter.cli import application as cli
 from rewriter.sweep.check import check
 from rewriter.sweep.request import Request
 
@@ -25,9 +25,9 @@ TINY_VIT: dict[str, Any] = {
 TINY_UNET: dict[str, Any] = {"block_out_channels": (8, 8, 8, 8), "norm_num_groups": 4, "attention_head_dim": 4}
 
 
-def on_meta(name: str, **options: Any) -> model_zoo.Entry:
+def on_meta(name: str, **options: Any) -> zoo.Entry:
     with torch.device("meta"):
-        return model_zoo.create(name, **options)
+        return zoo.create(name, **options)
 
 
 def flat(text: str) -> str:
@@ -82,27 +82,27 @@ def test_options_decide_about_inputs() -> None:
 
 def test_names() -> None:
     """From the libraries' own lists; what cannot be built as it comes is left out."""
-    every = model_zoo.names("hf:*", check=False)
+    every = zoo.names("hf:*", check=False)
     assert {"hf:ViTForImageClassification", "hf:DetrForObjectDetection", "hf:DPTForDepthEstimation"} <= set(every)
     assert len(every) > 60 and all(name.startswith("hf:") for name in every)
     assert "hf:PerceiverForImageClassificationFourier" in every, "its default configuration contradicts itself"
-    assert model_zoo.names("hf:Perceiver*Fourier") == model_zoo.names("hf:ImageGPT*") == []
-    assert model_zoo.names("hf:ViTFor*") == model_zoo.names("ViTFor*") == ["hf:ViTForImageClassification"]
-    assert {"diffusers:UNet2DModel", "diffusers:VQModel"} <= set(model_zoo.names("diffusers:*", check=False))
-    assert "diffusers:FluxTransformer2DModel" not in model_zoo.names("diffusers:*", check=False)
-    assert model_zoo.names("diffusers:UNet?DModel") == ["diffusers:UNet2DModel"], "the default UNet1DModel does not run"
+    assert zoo.names("hf:Perceiver*Fourier") == zoo.names("hf:ImageGPT*") == []
+    assert zoo.names("hf:ViTFor*") == zoo.names("ViTFor*") == ["hf:ViTForImageClassification"]
+    assert {"diffusers:UNet2DModel", "diffusers:VQModel"} <= set(zoo.names("diffusers:*", check=False))
+    assert "diffusers:FluxTransformer2DModel" not in zoo.names("diffusers:*", check=False)
+    assert zoo.names("diffusers:UNet?DModel") == ["diffusers:UNet2DModel"], "the default UNet1DModel does not run"
 
 
 @pytest.mark.parametrize(
     ("name", "options", "error", "words"),
     [
-        ("hf:ViTForImageClasification", {}, model_zoo.UnknownModel, "hf:ViTForImageClassification"),
-        ("hf:ViTForImageClassification", {"no_such": 1}, model_zoo.CreationError, "no option 'no_such'; its options: "),
-        ("hf:ViTForImageClassification", {"pretrained": True}, model_zoo.CreationError, "hub id"),
-        ("hf:ViTForImageClassification", {"patch_size": 0}, model_zoo.CreationError, "patch_size=0"),
-        ("diffusers:UNet2D", {}, model_zoo.UnknownModel, "diffusers:UNet2DModel"),
-        ("diffusers:UNet2DModel", {"no_such": 1}, model_zoo.CreationError, "no option 'no_such'; its options: "),
-        ("diffusers:UNet2DModel", {"pretrained": True}, model_zoo.CreationError, "without weights"),
+        ("hf:ViTForImageClasification", {}, zoo.UnknownModel, "hf:ViTForImageClassification"),
+        ("hf:ViTForImageClassification", {"no_such": 1}, zoo.CreationError, "no option 'no_such'; its options: "),
+        ("hf:ViTForImageClassification", {"pretrained": True}, zoo.CreationError, "hub id"),
+        ("hf:ViTForImageClassification", {"patch_size": 0}, zoo.CreationError, "patch_size=0"),
+        ("diffusers:UNet2D", {}, zoo.UnknownModel, "diffusers:UNet2DModel"),
+        ("diffusers:UNet2DModel", {"no_such": 1}, zoo.CreationError, "no option 'no_such'; its options: "),
+        ("diffusers:UNet2DModel", {"pretrained": True}, zoo.CreationError, "without weights"),
     ],
 )
 def test_errors(name: str, options: dict[str, Any], error: type[Exception], words: str) -> None:
@@ -115,14 +115,14 @@ def test_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = transformers.ViTForImageClassification(transformers.ViTConfig(**TINY_VIT))
     model.save_pretrained(tmp_path / "somebody" / "vit")
     monkeypatch.chdir(tmp_path)
-    entry = model_zoo.create("hf:somebody/vit")
+    entry = zoo.create("hf:somebody/vit")
     assert entry.input_size == (3, 32, 32) and entry.model.config.hidden_size == 32
     assert not torch.equal(entry.model.classifier.weight, model.classifier.weight)
-    pretrained = model_zoo.create("hf:somebody/vit", pretrained=True, hidden_dropout_prob=0.3).model
+    pretrained = zoo.create("hf:somebody/vit", pretrained=True, hidden_dropout_prob=0.3).model
     assert torch.equal(pretrained.classifier.weight, model.classifier.weight)
     assert pretrained.config.hidden_dropout_prob == 0.3
-    with pytest.raises(model_zoo.CreationError, match="no option 'no_such'"):
-        model_zoo.create("hf:somebody/vit", pretrained=True, no_such=1)
+    with pytest.raises(zoo.CreationError, match="no option 'no_such'"):
+        zoo.create("hf:somebody/vit", pretrained=True, no_such=1)
 
 
 def test_hub_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,8 +130,8 @@ def test_hub_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError("We couldn't connect")
 
     monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", refuse)
-    with pytest.raises(model_zoo.CreationError, match=r"needs the network: OSError: We couldn't connect"):
-        model_zoo.create("hf:somebody/vit")
+    with pytest.raises(zoo.CreationError, match=r"needs the network: OSError: We couldn't connect"):
+        zoo.create("hf:somebody/vit")
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,9 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 import rewriter
-from passes import WeightDecay
 from rewriter.errors import ModelError, OptimizerError
-from rewriter.grouped_parameters import load_by_name
+from rewriter.optimizer.grouped_parameters import load_by_name
+from rewriter.passes import WeightDecay
 
 
 def vit(**options: Any) -> nn.Module:
@@ -34,7 +34,7 @@ def untraced(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> None:
         pytest.fail("the model was recorded once more")
 
-    monkeypatch.setattr("rewriter.optimizer_groups.trace_candidates", refuse)
+    monkeypatch.setattr("rewriter.optimizer.groups.trace_candidates", refuse)
 
 
 class TestRecorded:

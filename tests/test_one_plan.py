@@ -12,7 +12,7 @@ from families import FAMILIES, FEW_BLOCKS, create
 from torch import nn
 
 import rewriter
-from passes import AtrousRates, Dropout, GroupCount, ScaleEqualizer, StochasticPooling, WeightDecay
+from rewriter.passes import AtrousRates, Dropout, GroupCount, ScaleEqualizer, StochasticPooling, WeightDecay
 
 PASSES = [AtrousRates(), Dropout(p=0.1), GroupCount(), ScaleEqualizer(), StochasticPooling(squeeze=True), WeightDecay()]
 

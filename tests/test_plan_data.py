@@ -19,7 +19,6 @@ from hypothesis import strategies as st
 from torch import nn
 
 import rewriter
-from passes import Dropout
 from rewriter.edit.classes import original_class
 from rewriter.edit.edits import (
     AddBehaviour,
@@ -32,7 +31,8 @@ from rewriter.edit.edits import (
 )
 from rewriter.edit.operations import Move, Remove, Wrap
 from rewriter.edit.source import Span
-from rewriter.planning import fingerprint
+from rewriter.passes import Dropout
+from rewriter.planning.structure import fingerprint
 from rewriter.reasons import Reason
 
 SUBJECTS: dict[str, Any] = {

@@ -14,8 +14,8 @@ from ranks import run_ranks
 from torch import nn
 
 import rewriter
-from passes import Dropout, GroupCount
 from rewriter.errors import PlanError, StorageError
+from rewriter.passes import Dropout, GroupCount
 
 MEASURED = GroupCount(rule="measured-isometry")  # another plan for every seed
 SIZE = {"input_size": 64}
@@ -282,7 +282,7 @@ class TestRanks:
     def test_a_comparison_rewrites_in_each_process_as_its_own_seeds_need_it(self, tmp_path: Path) -> None:
         found = run_ranks(
             """
-            with rewriter.ranks.on_its_own():
+            with rewriter.planning.ranks.on_its_own():
                 for _ in range(rank + 1):
                     found = rewriter.rewrite(model, MEASURED, **SIZE)
             print(numbers(found))

@@ -16,12 +16,12 @@ from helpers import assert_unchanged, snapshot
 from timm.utils import ModelEmaV3
 from torch import nn
 
-import model_zoo
 import rewriter
-from passes import GroupCount
-from passes.group_count.rules import channels_per_group, nearest
+from rewriter import zoo
 from rewriter.errors import ModelError, PlanMismatchError, RewriterError, RewriterWarning
-from rewriter.plan_mark import MARK, has_mark
+from rewriter.passes import GroupCount
+from rewriter.passes.group_count.rules import channels_per_group, nearest
+from rewriter.planning.mark import MARK, has_mark
 
 X = torch.randn(2, 3, 64, 64)
 
@@ -62,7 +62,7 @@ class TestTheMark:
         assert mark(other) == mark(rewritten(16))  # whatever found them, and at whatever size
 
     def test_dilations_and_numbers_written_in_the_code(self, import_text: Any) -> None:
-        entry = model_zoo.create("smp:deeplabv3-resnet18", encoder_weights=None)
+        entry = zoo.create("smp:deeplabv3-resnet18", encoder_weights=None)
         assert has_mark(rewriter.rewrite(entry.model, "atrous-rates", input_size=128, preserve="nothing"))
         text = (
             "import torch\nimport torch.nn.functional as F\nfrom torch import nn\n\n"
@@ -102,7 +102,7 @@ class TestTheMark:
         assert undone._state_dict_pre_hooks == original()._state_dict_pre_hooks
 
     def test_calibrated_equalizers_are_named_as_well(self, quiet: None) -> None:
-        entry = model_zoo.create("smp:fpn-resnet18", encoder_weights=None)
+        entry = zoo.create("smp:fpn-resnet18", encoder_weights=None)
         model = rewriter.rewrite(entry.model, {"scale-equalizer": {"additive": True}}, input_size=64)
         rewriter.original_state_dict(model)
         rewriter.calibrate(model, [torch.randn(4, 3, 64, 64)], progress=False)

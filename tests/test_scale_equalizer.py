@@ -14,10 +14,10 @@ import transformers
 from helpers import assert_unchanged, image, snapshot, timm_model
 from torch import nn
 
-import model_zoo
 import rewriter
-from passes import ScaleEqualizer
-from rewriter.layers import calibrated_layers
+from rewriter import zoo
+from rewriter.layers.registry import calibrated_layers
+from rewriter.passes import ScaleEqualizer
 from rewriter.reasons import Reason
 from rewriter.testing import check_contract
 
@@ -34,15 +34,15 @@ def hugging_face(name: str, **options: Any) -> nn.Module:
     return cls(cls.config_class(**options))
 
 
-def zoo(name: str, **options: Any) -> nn.Module:
-    return model_zoo.create(f"zoo:{name}", channels=16, **options).model
+def of_zoo(name: str, **options: Any) -> nn.Module:
+    return zoo.create(f"zoo:{name}", channels=16, **options).model
 
 
 FOUND: dict[str, tuple[Callable[[], nn.Module], dict[str, int], dict[str, int]]] = {
     # concatenations and sums that are found, by the number of their maps
-    "torchvision:deeplabv3_resnet50": (lambda: model_zoo.create("torchvision:deeplabv3_resnet50").model, {"5": 1}, {}),
+    "torchvision:deeplabv3_resnet50": (lambda: zoo.create("torchvision:deeplabv3_resnet50").model, {"5": 1}, {}),
     "torchvision:deeplabv3_mobilenet_v3_large": (
-        lambda: model_zoo.create("torchvision:deeplabv3_mobilenet_v3_large").model,
+        lambda: zoo.create("torchvision:deeplabv3_mobilenet_v3_large").model,
         {"5": 1},
         {},
     ),
@@ -56,13 +56,13 @@ FOUND: dict[str, tuple[Callable[[], nn.Module], dict[str, int], dict[str, int]]]
     "hf:segformer": (lambda: hugging_face("SegformerForSemanticSegmentation"), {"4": 1}, {}),
     "hf:upernet": (lambda: hugging_face("UperNetForSemanticSegmentation"), {"5": 1, "4": 1}, {"2": 3}),
     "hf:dpt": (lambda: hugging_face("DPTForSemanticSegmentation"), {}, {"2": 3}),
-    "zoo:uperhead": (lambda: zoo("uperhead-resnet18"), {"5": 1, "4": 1}, {"2": 3}),
-    "zoo:psphead": (lambda: zoo("psphead-resnet18"), {"5": 1}, {}),
-    "zoo:aspphead": (lambda: zoo("aspphead-resnet18"), {"5": 1}, {}),
-    "zoo:sepaspphead": (lambda: zoo("sepaspphead-resnet18"), {"5": 1, "2": 1}, {}),
-    "zoo:fcnhead": (lambda: zoo("fcnhead-resnet18"), {}, {}),
+    "zoo:uperhead": (lambda: of_zoo("uperhead-resnet18"), {"5": 1, "4": 1}, {"2": 3}),
+    "zoo:psphead": (lambda: of_zoo("psphead-resnet18"), {"5": 1}, {}),
+    "zoo:aspphead": (lambda: of_zoo("aspphead-resnet18"), {"5": 1}, {}),
+    "zoo:sepaspphead": (lambda: of_zoo("sepaspphead-resnet18"), {"5": 1, "2": 1}, {}),
+    "zoo:fcnhead": (lambda: of_zoo("fcnhead-resnet18"), {}, {}),
     "zoo:fcnhead, resize_concat": (
-        lambda: zoo(
+        lambda: of_zoo(
             "fcnhead-hrnet_w18_small", input_transform="resize_concat", concat_input=False, feature_location=""
         ),
         {"4": 1},
@@ -99,7 +99,7 @@ def counted(findings: Any, form: str) -> dict[str, int]:
 @pytest.mark.parametrize("name", ["resnet50", "densenet121", "hrnet_w18_small", "torchvision:fcn_resnet50", "smp:unet"])
 def test_what_has_no_fusion_of_upsampled_maps_is_not_even_mentioned(name: str) -> None:
     with torch.device("meta"):
-        model = model_zoo.create(name).model
+        model = zoo.create(name).model
     plan = rewriter.plan(model, ScaleEqualizer(additive=True), input_size=224)
     assert not plan.sites and not plan.skipped
 

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import rewriter
-from passes.stochastic_pooling import layers
+from rewriter.passes.stochastic_pooling import layers
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.* is deprecated", "ignore:.*TorchScript:DeprecationWarning")
 

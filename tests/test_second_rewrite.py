@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import rewriter
-from passes import Dropout, StochasticPooling
 from rewriter import Reason
+from rewriter.passes import Dropout, StochasticPooling
 
 
 def pooled(x: torch.Tensor, flat: bool = True) -> torch.Tensor:

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 import rewriter
-from passes import Dropout
 from rewriter.edit.classes import is_generated
+from rewriter.passes import Dropout
+from rewriter.planning.selection import select, selector_texts
 from rewriter.reasons import Reason
-from rewriter.selection import select, selector_texts
 
 MODEL = timm_model("test_vit", drop_rate=0.1, proj_drop_rate=0.1)
 PATHS = [path for path, _ in MODEL.named_modules()]

@@ -15,7 +15,7 @@ from helpers import Allocations, assert_unchanged, image, snapshot, timm_model
 from torch import nn
 
 import rewriter
-from rewriter.skeleton import meta_twin, skeleton
+from rewriter.tracing.skeleton import meta_twin, skeleton
 
 Pair = collections.namedtuple("Pair", "left right")
 

@@ -11,9 +11,9 @@ from odd_models import HABITS, Odd, described, odd_model, surroundings
 from torch import nn
 
 import rewriter
-from rewriter.inputs import candidate_inputs
-from rewriter.state import state_kept
+from rewriter.model.state import state_kept
 from rewriter.testing import behaviour
+from rewriter.tracing.inputs import candidate_inputs
 
 READERS = {
     "plan": lambda model: rewriter.plan(model, input_size=12),

@@ -16,7 +16,7 @@ from helpers import assert_unchanged, image, output, positions_read, snapshot, t
 from torch import nn
 
 import rewriter
-from passes import Dropout, StochasticPooling
+from rewriter.passes import Dropout, StochasticPooling
 from rewriter.reasons import Reason
 from rewriter.testing import check_contract
 

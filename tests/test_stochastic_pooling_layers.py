@@ -16,15 +16,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from passes.stochastic_pooling import (
+from rewriter.passes.stochastic_pooling import (
     StochasticAdaptiveAvgPool1d,
     StochasticAdaptiveAvgPool2d,
     StochasticAvgPool1d,
     StochasticAvgPool2d,
     StochasticMean,
 )
-from passes.stochastic_pooling.layers import StochasticFunction
-from passes.stochastic_pooling.sampling import kept_count
+from rewriter.passes.stochastic_pooling.layers import StochasticFunction
+from rewriter.passes.stochastic_pooling.sampling import kept_count
 
 pytestmark = pytest.mark.slow
 

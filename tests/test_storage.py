@@ -18,8 +18,8 @@ import torch
 from torch import nn
 
 import rewriter
-from rewriter import storage
-from rewriter.record import records_of
+from rewriter.planning.record import records_of
+from rewriter.storage import directory as storage
 
 RECIPE = {"model": "test_vit", "kwargs": {"proj_drop_rate": 0.1, "img_size": (64, 64)}}
 
@@ -279,7 +279,7 @@ class TestSaveRefuses:
             rewriter.save(nn.Linear(1, 1), tmp_path / "saved", recipe=recipe)
 
     @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError("disk full")])
-    @pytest.mark.parametrize("step", ["safetensors.torch.save_file", "rewriter.storage._put_in_place"])
+    @pytest.mark.parametrize("step", ["safetensors.torch.save_file", "rewriter.storage.directory._put_in_place"])
     def test_interrupted(
         self, saved: Path, monkeypatch: pytest.MonkeyPatch, step: str, error: type[BaseException]
     ) -> None:

@@ -19,12 +19,12 @@ import torch
 from helpers import interruptible
 from typer.testing import CliRunner, Result
 
-import model_zoo
 import rewriter
-from passes import Dropout
-from rewriter import Contract, cli, sweep
+from rewriter import Contract, sweep, zoo
+from rewriter.cli import application as cli
 from rewriter.edit.edits import SetAttribute
-from rewriter.guideline import Pass, Site
+from rewriter.guideline.base import Pass, Site
+from rewriter.passes import Dropout
 from rewriter.sweep.check import check
 from rewriter.sweep.request import Request
 from rewriter.sweep.results import SweepFile
@@ -76,7 +76,7 @@ class TestRows:
     def test_agrees_with_plan(self, swept: tuple[Result, Path]) -> None:
         for row in json.loads(swept[0].stdout)["rows"]:
             with torch.device("meta"):
-                entry = model_zoo.create(row["name"])
+                entry = zoo.create(row["name"])
             made = rewriter.plan(entry.model, [Dropout(p=0.1)], input_size=entry.input_size)
             assert row["parameters"] == sum(p.numel() for p in entry.model.parameters())
             assert row["class_name"].endswith(type(entry.model).__name__)
@@ -145,7 +145,7 @@ class TestRows:
         assert (row.status, row.undo) == (Status.FAILED, Held.NOT) and "outputs" in str(row.error)
 
     def test_broken_contract(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("rewriter.manager.installed_passes", lambda: {"stuck": Stuck})
+        monkeypatch.setattr("rewriter.guideline.registry.installed_passes", lambda: {"stuck": Stuck})
         row = check("resnet10t", Request.of(["stuck"], "auto", {}, True))
         assert (row.status, row.verified) == (Status.FAILED, Held.NOT)
         assert "ContractError: pass stuck broke its contract" in str(row.error)
@@ -258,7 +258,7 @@ class TestWorkers:
     @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
     def test_interrupt(self, tmp_path: Path) -> None:
         """Ctrl-C leaves whole lines and no worker."""
-        code = "from rewriter.cli import main; main()"
+        code = "from rewriter.cli.application import main; main()"
         command = [sys.executable, "-c", code, "sweep", "test_*", "resnet*", "-j", "2", "-o", "rows.jsonl"]
         output = tmp_path / "rows.jsonl"
         with subprocess.Popen(interruptible(command), cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import re
 import subprocess
 import sys
 import warnings
@@ -15,18 +17,21 @@ import timm
 from torch import nn
 from typer.testing import CliRunner
 
-import passes
 import rewriter
-from rewriter import cli, entry_points, layers
+from rewriter import entry_points, renamed
+from rewriter.cli import application as cli
 from rewriter.errors import InstallationError, PlanError, SelectorError, StorageError
-from rewriter.layers import layer_class, register_layer
-from rewriter.manager import installed_passes, resolve_passes
+from rewriter.guideline.registry import installed_passes, resolve_passes
+from rewriter.layers import registry as layers
+from rewriter.layers.registry import layer_class, register_layer
+from rewriter.passes import Dropout
 
 CORE = ["atrous-rates", "dropout", "group-count", "scale-equalizer", "stochastic-pooling", "weight-decay"]
 GOOD = """
 from dataclasses import dataclass
 from typing import ClassVar
 import rewriter
+from rewriter import renamed
 
 @dataclass(frozen=True)
 class Good(rewriter.Pass):
@@ -88,7 +93,7 @@ TEXTS = {
     "lost": "import a_library_that_nobody_has\n",
     "leaves": "import sys\nsys.exit(3)\n",
     "torn": "def (\n",
-    "thief": "from torch import nn\nfrom rewriter.layers import register_layer\n"
+    "thief": "from torch import nn\nfrom rewriter.layers.registry import register_layer\n"
     "@register_layer('dropout/moved')\nclass Mine(nn.Dropout):\n    pass\n",
 }
 BROKEN = {
@@ -158,8 +163,8 @@ class TestPasses:
         assert [name for name, _ in found[0].passes] == CORE and str(found[0])
         (message,) = messages
         assert "'ours'" in message and "third_party" in message and words in message
-        assert installed_passes()["dropout"] is passes.Dropout
-        assert layer_class("dropout/moved").__module__ == "passes.dropout.layers"
+        assert installed_passes()["dropout"] is Dropout
+        assert layer_class("dropout/moved").__module__ == "rewriter.passes.dropout.layers"
         assert not warned(lambda: layer_class("group-count/function"))[1]
 
     @pytest.mark.parametrize(("value", "words"), BROKEN.items(), ids=list(BROKEN))
@@ -276,64 +281,72 @@ class TestModelSources:
         assert "rewriter.models entry point 'aaa'" in str(caught[0].message) and "third_party" in str(caught[0].message)
 
 
-HIDES = {"a package": "passes/__init__.py", "a folder": "passes/resnet.py", "a file": "passes.py"}
+class TestFoldersOfTheUsersWithOurNames:
+    """The guidelines and the models lie in ``rewriter``, so that a folder of the user's hides none of them."""
+
+    CODE = """
+import warnings; warnings.simplefilter("error", DeprecationWarning)
+import rewriter, passes, model_zoo
+from rewriter.guideline.registry import installed_passes
+print(sorted(installed_passes()), passes.MINE, model_zoo.MINE)
+"""
+
+    @pytest.mark.parametrize("form", ["{}/__init__.py", "{}.py"])
+    def test_both_are_found(self, form: str, tmp_path: Path) -> None:
+        for name in ("passes", "model_zoo"):
+            file = tmp_path / form.format(name)
+            file.parent.mkdir(exist_ok=True)
+            file.write_text(f"MINE = {name!r}\n")
+        done = subprocess.run([sys.executable, "-c", self.CODE], cwd=tmp_path, capture_output=True, text=True)
+        assert done.stdout.strip() == f"{sorted(installed_passes())} passes model_zoo", done.stderr
+
+    def test_a_command_runs_there(self, tmp_path: Path) -> None:
+        for name in ("passes", "model_zoo"):
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "__init__.py").write_text("raise AssertionError('imported')\n")
+        command = [sys.executable, "-m", "rewriter", "plan", "test_resnet", "--json"]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["sites"]
 
 
-class TestFoldersThatHideOurs:
-    def run(self, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([sys.executable, *arguments], cwd=folder, capture_output=True, text=True)
+class TestOldNames:
+    """What was imported, pickled or registered by an old place is the same object at the new one."""
 
-    @pytest.mark.parametrize("file", HIDES.values(), ids=list(HIDES))
-    def test_found_first_it_is_named_and_not_imported(
-        self, file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        place = tmp_path / file
-        place.parent.mkdir(exist_ok=True)
-        place.write_text("raise AssertionError('imported')\n")
-        monkeypatch.syspath_prepend(tmp_path)
-        for name in [name for name in sys.modules if name.partition(".")[0] == "passes"]:
-            monkeypatch.delitem(sys.modules, name)
-        if (
-            file == "passes/resnet.py"
-        ):  # a folder without __init__.py is found where ours is found by an editable install
-            ours = [path for path in sys.path if (Path(path or ".").resolve() / "passes" / "dropout").is_dir()]
-            for path in ours:
-                monkeypatch.setattr(sys, "path", [other for other in sys.path if other != path])
-        installed_passes.cache_clear()
-        try:
-            for act in (installed_passes, lambda: rewriter.plan(timm.create_model("test_resnet"), "dropout")):
-                with pytest.raises(InstallationError) as caught:
-                    act()
-                hidden_by = str(tmp_path / file.partition("/")[0])
-                assert hidden_by in str(caught.value) and f"Rename {hidden_by}" in str(caught.value)
-        finally:
-            installed_passes.cache_clear()
+    @pytest.mark.parametrize("name", [f"rewriter.{old}" for old in renamed.MOVED] + ["passes.dropout.layers"])
+    def test_a_module_is_the_one_that_was_moved(self, name: str) -> None:
+        now = importlib.import_module(renamed.new_name(name) or "")
+        spec = now.__spec__
+        sys.modules.pop(name, None)
+        with pytest.warns(DeprecationWarning, match=f"{re.escape(name)} is {re.escape(now.__name__)} now"):
+            assert importlib.import_module(name) is now
+        assert now.__spec__ is spec and now.__name__ != name
 
-    @pytest.mark.slow
-    def test_a_command_says_so_in_one_line(self, tmp_path: Path) -> None:
-        (tmp_path / "passes").mkdir()
-        (tmp_path / "passes" / "__init__.py").write_text("print('imported')\n")
-        done = self.run(tmp_path, "-m", "rewriter", "plan", "test_resnet", "--json")
-        assert done.returncode == 1 and "Traceback" not in done.stderr
-        assert json.loads(done.stdout)["error"]["type"] == "InstallationError"
-        assert str(tmp_path / "passes") in done.stderr and "Rename" in done.stderr and done.stderr.count("\n") == 1
+    @pytest.mark.parametrize(
+        ("room", "name"),
+        [
+            ("planning", "Plan"),
+            ("guideline", "Pass"),
+            ("layers", "register_layer"),
+            ("storage", "save"),
+            ("cli", "main"),
+        ],
+    )
+    def test_a_room_with_the_name_of_a_module_has_its_names(self, room: str, name: str) -> None:
+        package = importlib.import_module(f"rewriter.{room}")
+        with pytest.warns(DeprecationWarning):
+            found = getattr(package, name)
+        assert found is getattr(sys.modules[found.__module__], name)
+        assert not hasattr(package, "no_such_name")
 
-    @pytest.mark.parametrize("command", [("plan", "test_resnet"), ("compare",), ("sweep", "test_*")])
-    def test_so_does_one_that_needs_models(
-        self, command: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        (tmp_path / "model_zoo").mkdir()
-        (tmp_path / "model_zoo" / "__init__.py").write_text("raise AssertionError('imported')\n")
-        monkeypatch.syspath_prepend(tmp_path)
-        for name in [name for name in sys.modules if name.partition(".")[0] == "model_zoo"]:
-            monkeypatch.delitem(sys.modules, name)
-        done = CliRunner().invoke(cli.application(), list(command))
-        assert done.exit_code == 1 and f"Rename {tmp_path / 'model_zoo'}" in done.stderr
-        assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
-
-    @pytest.mark.slow
-    def test_one_that_is_not_found_first_hides_nothing(self, tmp_path: Path) -> None:
-        (tmp_path / "passes").mkdir()
-        (tmp_path / "passes" / "__init__.py").write_text("")
-        done = self.run(tmp_path, "-P", "-m", "rewriter", "passes", "--json")
-        assert done.returncode == 0 and [item["name"] for item in json.loads(done.stdout)] == CORE
+    @pytest.mark.parametrize("first", ["passes", "rewriter"])
+    def test_a_folder_of_the_checkout_is_the_part_of_the_same_name(self, first: str) -> None:
+        code = f"""
+import {first}, sys
+import passes.dropout.layers, passes, rewriter.passes.dropout.layers, model_zoo.zoo, rewriter.zoo.zoo
+assert passes is rewriter.passes and model_zoo is rewriter.zoo and model_zoo.zoo is rewriter.zoo.zoo
+assert sys.modules["passes.dropout.layers"] is rewriter.passes.dropout.layers
+"""
+        command = [sys.executable, "-W", "ignore", "-c", code]
+        done = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr

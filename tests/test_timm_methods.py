@@ -15,8 +15,8 @@ from test_families import saved_bytes
 from torch import nn
 
 import rewriter
-from passes import Dropout
-from rewriter.inputs import Inputs
+from rewriter.passes import Dropout
+from rewriter.tracing.inputs import Inputs
 
 pytestmark = pytest.mark.slow
 

@@ -16,11 +16,11 @@ from helpers import timm_model
 from torch import fx, nn
 from typer.testing import CliRunner
 
-import model_zoo
 import rewriter
-from passes import WeightDecay
-from rewriter import cli
+from rewriter import zoo
 from rewriter.analysis.gammas import Category, find_gammas
+from rewriter.cli import application as cli
+from rewriter.passes import WeightDecay
 from rewriter.reasons import Reason
 
 LAST, OTHER, SHORTCUT, MAIN = "branch_last", "branch_other", "shortcut", "main"
@@ -28,7 +28,7 @@ LAST, OTHER, SHORTCUT, MAIN = "branch_last", "branch_other", "shortcut", "main"
 
 def on_meta(name: str, **options: Any) -> nn.Module:
     with torch.device("meta"):
-        return model_zoo.create(name, **options).model
+        return zoo.create(name, **options).model
 
 
 def classes(model: nn.Module, **inputs: Any) -> dict[str, set[str]]:

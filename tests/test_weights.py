@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import rewriter
-from rewriter.record import records_of
+from rewriter.planning.record import records_of
 
 Use = Callable[[torch.Tensor, nn.Parameter], torch.Tensor]
 

@@ -18,7 +18,7 @@ from torch.nn.utils import parametrizations, parametrize
 
 import rewriter
 from rewriter.edit.classes import is_generated
-from rewriter.wrappers import inside, named_modules_inside
+from rewriter.model.wrappers import inside, named_modules_inside
 
 REFUSED = (rewriter.plan, rewriter.rewrite, rewriter.fold, lambda model: rewriter.calibrate(model, image()))
 

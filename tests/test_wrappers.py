@@ -20,7 +20,7 @@ from torch.optim.swa_utils import AveragedModel
 
 import rewriter
 from rewriter.edit.classes import is_generated
-from rewriter.wrappers import inside, named_modules_inside
+from rewriter.model.wrappers import inside, named_modules_inside
 
 
 def vit() -> nn.Module:

@@ -22,8 +22,8 @@ import torch
 from torch import nn
 
 import rewriter
-from rewriter.layers import calibrated_layers
-from rewriter.wrappers import inside, named_modules_inside, parameter_names_inside
+from rewriter.layers.registry import calibrated_layers
+from rewriter.model.wrappers import inside, named_modules_inside, parameter_names_inside
 
 PAGE = Path(__file__).parent.parent / "docs" / "trainers.md"
 RIGHT, UNSUPPORTED = "right", "not with any model"
@@ -179,7 +179,7 @@ def calibrate(situation: Situation) -> None:
 
 
 def constants(model: nn.Module) -> list[Any]:
-    from rewriter.layers import CalibratedLayer
+    from rewriter.layers.registry import CalibratedLayer
 
     return [module.constants() for _, module in named_modules_inside(model) if isinstance(module, CalibratedLayer)]
 

@@ -14,13 +14,13 @@ import torch
 from shared import Table, digits, estimate, listening, photographs, run, train
 from torch import nn
 
-import model_zoo
 import rewriter
-from passes import Dropout
-from rewriter.freshness import carries_trained_weights
+from rewriter import zoo
+from rewriter.analysis.trained_weights import carries_trained_weights
+from rewriter.passes import Dropout
 
 HEADS: dict[str, Callable[[], nn.Module]] = {
-    "tf_efficientnet_lite0, trained": lambda: model_zoo.create("tf_efficientnet_lite0", pretrained=True).model,
+    "tf_efficientnet_lite0, trained": lambda: zoo.create("tf_efficientnet_lite0", pretrained=True).model,
     "resnet18, fresh": lambda: timm.create_model("resnet18"),
 }
 
@@ -144,7 +144,7 @@ def branch_shift(quick: bool) -> Table:
     seeds = 1 if quick else 3
     for seed in range(seeds):
         torch.manual_seed(seed)
-        model = model_zoo.create("zoo:preact_resnet110", depths=depths, in_chans=1).model
+        model = zoo.create("zoo:preact_resnet110", depths=depths, in_chans=1).model
         for state in ("fresh",) if quick else ("fresh", "trained"):
             if state == "trained":
                 train(model, torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9), images, classes)
@@ -234,7 +234,7 @@ def post_activation_shifts(quick: bool) -> list[Table]:
             for seed in range(seeds):
                 torch.manual_seed(seed)
                 options = {"depths": (depth,), "widths": (16,), "in_chans": 1, "dropout_at": place}
-                model = model_zoo.create("zoo:dropout_resnet", **options).model
+                model = zoo.create("zoo:dropout_resnet", **options).model
                 if state != "fresh":
                     train(model, torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9), images, classes)
                 for reader, ratio in test_over_training(model, images).items():

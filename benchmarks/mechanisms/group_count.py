@@ -16,8 +16,8 @@ from shared import Table, estimate, listening, photographs, run
 from torch import nn
 
 import rewriter
-from passes import GroupCount
 from rewriter.analysis.chains import GroupNormCall, find_group_norms
+from rewriter.passes import GroupCount
 
 
 def _unet() -> nn.Module:

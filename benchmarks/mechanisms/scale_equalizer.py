@@ -15,8 +15,8 @@ import torch
 from shared import Estimate, Table, brain_slices, estimate, listening, run
 from torch import nn
 
-import model_zoo
 import rewriter
+from rewriter import zoo
 from rewriter.analysis.fusions import Fusion, find_fusions
 
 CLASSES = 3
@@ -24,8 +24,8 @@ CLASSES = 3
 
 def _head_on_trained_backbone(head: str) -> nn.Module:
     """A fresh head of the zoo on a backbone with the weights of ImageNet."""
-    model = model_zoo.create(f"zoo:{head}-tf_efficientnet_lite0", num_classes=CLASSES).model
-    trained = model_zoo.create("tf_efficientnet_lite0", pretrained=True).model.state_dict()
+    model = zoo.create(f"zoo:{head}-tf_efficientnet_lite0", num_classes=CLASSES).model
+    trained = zoo.create("tf_efficientnet_lite0", pretrained=True).model.state_dict()
     model.backbone.load_state_dict({name: trained[name] for name in model.backbone.state_dict()})
     return model
 

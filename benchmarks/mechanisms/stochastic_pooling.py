@@ -12,11 +12,11 @@ import torch
 from shared import Table, estimate, listening, photographs, run
 from torch import nn
 
-import model_zoo
 import rewriter
-from passes import StochasticPooling
-from passes.stochastic_pooling import StochasticAvgPool2d
-from passes.stochastic_pooling.layers import Sampling
+from rewriter import zoo
+from rewriter.passes import StochasticPooling
+from rewriter.passes.stochastic_pooling import StochasticAvgPool2d
+from rewriter.passes.stochastic_pooling.layers import Sampling
 
 KEEP_PROB = 0.5
 SCALES = ("sqrt", "none")
@@ -25,7 +25,7 @@ SCALES = ("sqrt", "none")
 def measure(quick: bool) -> list[Table]:
     count, draws = (4, 50) if quick else (20, 400)
     images, classes = photographs(224, count)
-    trained = model_zoo.create("tf_efficientnet_lite0", pretrained=True).model.eval()
+    trained = zoo.create("tf_efficientnet_lite0", pretrained=True).model.eval()
     return [moments(feature_maps(trained, images), draws), logits(trained, images, classes, draws)]
 
 

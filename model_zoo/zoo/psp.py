@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from model_zoo.zoo.blocks import ConvBlock, DecodeHead, resize_like
+from rewriter.zoo.zoo.blocks import ConvBlock, DecodeHead, resize_like
 
 
 class PyramidPooling(nn.Module):

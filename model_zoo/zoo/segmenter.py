@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from model_zoo.zoo.blocks import resize_like
+from rewriter.zoo.zoo.blocks import resize_like
 
 
 class Segmenter(nn.Module):

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from model_zoo.zoo.blocks import ConvBlock, DecodeHead, resize_like
-from model_zoo.zoo.psp import PyramidPooling
+from rewriter.zoo.zoo.blocks import ConvBlock, DecodeHead, resize_like
+from rewriter.zoo.zoo.psp import PyramidPooling
 
 
 class UPerHead(DecodeHead):

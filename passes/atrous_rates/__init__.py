@@ -23,9 +23,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from passes.atrous_rates.rule import RateRule, coverage
-from passes.atrous_rates.sites import find_sites
-from rewriter.guideline import Contract, Pass, Site, Skipped
+from rewriter.guideline.base import Contract, Pass, Site, Skipped
+from rewriter.passes.atrous_rates.rule import RateRule, coverage
+from rewriter.passes.atrous_rates.sites import find_sites
 from rewriter.tracing.trace import Trace
 
 __all__ = ["AtrousRates", "RateRule"]

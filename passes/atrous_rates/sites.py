@@ -8,15 +8,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
-from passes.atrous_rates.rule import SMALLEST_RATE, RateRule, field_of_view, fitted, largest_rate, share_inside
 from rewriter.analysis.aspp import AtrousConv, AtrousPyramid, find_pyramids
 from rewriter.edit.edits import SetAttribute, apply_edits
 from rewriter.edit.placement import placement
 from rewriter.errors import SelectorError, TraceError
-from rewriter.guideline import Site, Skipped
+from rewriter.guideline.base import Site, Skipped
+from rewriter.passes.atrous_rates.rule import SMALLEST_RATE, RateRule, field_of_view, fitted, largest_rate, share_inside
 from rewriter.reasons import Reason, Refused
-from rewriter.skeleton import meta_twin, skeleton
 from rewriter.tracing.kinds import Kind
+from rewriter.tracing.skeleton import meta_twin, skeleton
 from rewriter.tracing.trace import Recording, Trace, trace_model
 
 PATTERN = "atrous spatial pyramid pooling"

@@ -28,11 +28,11 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from passes.dropout.branches import find_in_branches
-from passes.dropout.drops import KEPT_ON_ATTENTION, Drops
-from passes.dropout.heads import find_in_heads
 from rewriter.analysis.naming import path_of
-from rewriter.guideline import Contract, Pass, Site, Skipped
+from rewriter.guideline.base import Contract, Pass, Site, Skipped
+from rewriter.passes.dropout.branches import find_in_branches
+from rewriter.passes.dropout.drops import KEPT_ON_ATTENTION, Drops
+from rewriter.passes.dropout.heads import find_in_heads
 from rewriter.reasons import Reason
 from rewriter.tracing.trace import Trace
 

@@ -6,14 +6,14 @@ from collections.abc import Iterator
 
 from torch import fx
 
-from passes.dropout.drops import BECOMES_RANDOM, KEPT_ON_ATTENTION, NO_LONGER_DROPPED, Drops
-from passes.dropout.places import BeforeWeight, EndOfBranch, Place
-from passes.dropout.trunk import WORST, find_on_trunk
 from rewriter.analysis.naming import name_of, names_apart, path_of
 from rewriter.analysis.residual import Branch, find_branches
 from rewriter.analysis.weights import has_weight
 from rewriter.edit.edits import Edit
-from rewriter.guideline import Rate, Site, Skipped
+from rewriter.guideline.base import Rate, Site, Skipped
+from rewriter.passes.dropout.drops import BECOMES_RANDOM, KEPT_ON_ATTENTION, NO_LONGER_DROPPED, Drops
+from rewriter.passes.dropout.places import BeforeWeight, EndOfBranch, Place
+from rewriter.passes.dropout.trunk import WORST, find_on_trunk
 from rewriter.reasons import Reason, Refused
 from rewriter.tracing.frames import Owner
 from rewriter.tracing.kinds import Kind

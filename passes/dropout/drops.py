@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 from torch import fx, nn
 
-from passes.dropout.layers import Bypassed
 from rewriter.analysis.carrying import holds_attention_weights
 from rewriter.analysis.dropouts import Mask, always_on, drop_rate, mask_of
 from rewriter.analysis.interference import interference
@@ -15,7 +14,8 @@ from rewriter.analysis.weights import has_weight
 from rewriter.edit.conditions import refuse_unless_always
 from rewriter.edit.edits import AddBehaviour, AddModule, Edit, SetAttribute
 from rewriter.edit.placement import placement
-from rewriter.guideline import Rate, Skipped
+from rewriter.guideline.base import Rate, Skipped
+from rewriter.passes.dropout.layers import Bypassed
 from rewriter.reasons import Reason, Refused
 from rewriter.tracing.kinds import Kind
 from rewriter.tracing.trace import Trace

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from torch import fx
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from passes.dropout.drops import BECOMES_RANDOM, NO_LONGER_DROPPED, Drops
 from rewriter.analysis.heads import Head, find_heads, missing_heads, noise_claim
 from rewriter.analysis.naming import name_of, names_apart, path_of
 from rewriter.analysis.residual import Branch, find_branches
-from rewriter.guideline import Site, Skipped
+from rewriter.guideline.base import Site, Skipped
+from rewriter.passes.dropout.drops import BECOMES_RANDOM, NO_LONGER_DROPPED, Drops
 from rewriter.reasons import Reason, Refused
 from rewriter.tracing.kinds import Kind, function_name
 

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from rewriter.layers import register_layer
-from rewriter.scripting import NotScripted
+from rewriter.layers.registry import register_layer
+from rewriter.layers.scripting import NotScripted
 
 register_layer("dropout/dropout")(nn.Dropout)
 

@@ -6,12 +6,12 @@ from typing import Protocol
 
 from torch import fx
 
-from passes.dropout.drops import Drops
 from rewriter.analysis.dropouts import is_stochastic_depth
 from rewriter.analysis.naming import name_of
 from rewriter.analysis.residual import Branch
 from rewriter.analysis.weights import PASS_THROUGH
 from rewriter.edit.edits import Edit
+from rewriter.passes.dropout.drops import Drops
 from rewriter.tracing.kinds import Kind
 
 

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 
 from torch import fx
 
-from passes.dropout.drops import Drops
 from rewriter.analysis.naming import path_of
 from rewriter.analysis.residual import Branch
 from rewriter.analysis.weights import PASS_THROUGH
-from rewriter.guideline import Skipped
+from rewriter.guideline.base import Skipped
+from rewriter.passes.dropout.drops import Drops
 from rewriter.reasons import Reason
 from rewriter.tracing.kinds import Kind
 

@@ -22,9 +22,10 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from passes.group_count.layers import GroupNormFunction
-from passes.group_count.norms import Choosing, find_in_norms
-from passes.group_count.rules import (
+from rewriter.guideline.base import Contract, Pass, Site, Skipped
+from rewriter.passes.group_count.layers import GroupNormFunction
+from rewriter.passes.group_count.norms import Choosing, find_in_norms
+from rewriter.passes.group_count.rules import (
     GroupChoice,
     Rule,
     channels_per_group,
@@ -33,7 +34,6 @@ from passes.group_count.rules import (
     nearest_to_present,
     slack,
 )
-from rewriter.guideline import Contract, Pass, Site, Skipped
 from rewriter.tracing.trace import Trace
 
 __all__ = ["GroupChoice", "GroupCount", "GroupNormFunction", "Rule"]

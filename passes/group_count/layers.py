@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from rewriter.layers import register_layer
+from rewriter.layers.registry import register_layer
 from rewriter.tracing.kinds import Kind
 
 

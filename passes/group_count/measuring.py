@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import fx
 
-from passes.group_count import gains
-from passes.group_count.draws import drawn_inputs, drawn_values, single_precision_on_cpu
 from rewriter.analysis.activations import activation_moments
 from rewriter.analysis.chains import Chain, GroupNormCall, find_group_norms
 from rewriter.analysis.parameter_roles import find_roles
 from rewriter.errors import TraceError
+from rewriter.passes.group_count import gains
+from rewriter.passes.group_count.draws import drawn_inputs, drawn_values, single_precision_on_cpu
 from rewriter.tracing.kinds import Kind, function_name
 from rewriter.tracing.trace import Trace
 from rewriter.tracing.values import run_on_values, run_with

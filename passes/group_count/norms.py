@@ -8,19 +8,19 @@ from dataclasses import dataclass, replace
 
 from torch import fx
 
-from passes.group_count import gains
-from passes.group_count.measuring import draws_of, expected_gains, measured_gains
-from passes.group_count.rules import TIE, Distance, GroupChoice, Rule
 from rewriter.analysis.activations import activation_before, activation_moments
 from rewriter.analysis.chains import Chain, GroupNormCall, find_group_norms
-from rewriter.analysis.dataflow import Dataflow
 from rewriter.analysis.naming import path_of
 from rewriter.analysis.weights import PASS_THROUGH
 from rewriter.edit.edits import AddModule, Edit, SetAttribute
 from rewriter.edit.placement import placement
 from rewriter.errors import SelectorError, TraceError
-from rewriter.guideline import Site, Skipped
+from rewriter.guideline.base import Site, Skipped
+from rewriter.passes.group_count import gains
+from rewriter.passes.group_count.measuring import draws_of, expected_gains, measured_gains
+from rewriter.passes.group_count.rules import TIE, Distance, GroupChoice, Rule
 from rewriter.reasons import Reason, Refused
+from rewriter.tracing.dataflow import Dataflow
 from rewriter.tracing.kinds import Kind
 from rewriter.tracing.trace import Trace
 from rewriter.tracing.values import has_values

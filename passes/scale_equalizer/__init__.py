@@ -27,13 +27,13 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from passes.scale_equalizer.layers import Equalizer
 from rewriter.analysis.fusions import Fusion, find_fusions
 from rewriter.analysis.interference import interference
 from rewriter.analysis.naming import name_of
 from rewriter.edit.edits import AddModule, Edit
 from rewriter.edit.placement import Placement, placement
-from rewriter.guideline import Contract, Pass, Site, Skipped
+from rewriter.guideline.base import Contract, Pass, Site, Skipped
+from rewriter.passes.scale_equalizer.layers import Equalizer
 from rewriter.reasons import Reason, Refused
 from rewriter.tracing.trace import Trace
 

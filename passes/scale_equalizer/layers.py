@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from rewriter.layers import CalibratedLayer, register_layer
-from rewriter.scripting import NotScripted
+from rewriter.layers.registry import CalibratedLayer, register_layer
+from rewriter.layers.scripting import NotScripted
 
 _IDENTITY = {"mean": 0.0, "inverse_std": 1.0}
 

@@ -26,7 +26,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from passes.stochastic_pooling.layers import (
+from rewriter.guideline.base import Contract, Pass, Site, Skipped
+from rewriter.passes.stochastic_pooling.layers import (
     StochasticAdaptiveAvgPool1d,
     StochasticAdaptiveAvgPool2d,
     StochasticAvgPool1d,
@@ -35,8 +36,7 @@ from passes.stochastic_pooling.layers import (
     checked_keep_prob,
     checked_scale,
 )
-from passes.stochastic_pooling.pools import find_in_pools
-from rewriter.guideline import Contract, Pass, Site, Skipped
+from rewriter.passes.stochastic_pooling.pools import find_in_pools
 from rewriter.tracing.trace import Trace
 
 __all__ = [

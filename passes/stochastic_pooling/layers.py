@@ -18,10 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from passes.stochastic_pooling.sampling import SCALES, bins, pool_regions, pool_sequence, pool_windows, windows
 from rewriter.analysis.windows import per_dim
-from rewriter.layers import register_layer
-from rewriter.scripting import FORWARD_OF_BASE, NotScripted
+from rewriter.layers.registry import register_layer
+from rewriter.layers.scripting import FORWARD_OF_BASE, NotScripted
+from rewriter.passes.stochastic_pooling.sampling import SCALES, bins, pool_regions, pool_sequence, pool_windows, windows
 from rewriter.tracing.kinds import Kind
 
 

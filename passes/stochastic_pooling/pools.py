@@ -8,8 +8,6 @@ from typing import Any
 
 from torch import fx, nn
 
-from passes.stochastic_pooling.layers import SampledPositions, Sampling
-from passes.stochastic_pooling.sampling import kept_count
 from rewriter.analysis.dropouts import drop_rate
 from rewriter.analysis.heads import find_heads, missing_heads, noise_claim
 from rewriter.analysis.interference import interference
@@ -20,7 +18,9 @@ from rewriter.analysis.weights import PASS_THROUGH
 from rewriter.edit.edits import AddBehaviour, Edit
 from rewriter.edit.held_methods import follows_its_module
 from rewriter.edit.placement import placement
-from rewriter.guideline import Rate, Site, Skipped
+from rewriter.guideline.base import Rate, Site, Skipped
+from rewriter.passes.stochastic_pooling.layers import SampledPositions, Sampling
+from rewriter.passes.stochastic_pooling.sampling import kept_count
 from rewriter.reasons import Reason, Refused
 from rewriter.tracing.kinds import Kind, has_own_forward
 from rewriter.tracing.trace import Trace

@@ -1,0 +1,1 @@
+"""What several passes look for on the graph."""

@@ -10,9 +10,9 @@ from typing import Any, TypeAlias
 import torch
 from torch import fx, nn
 
-from rewriter.analysis.dataflow import Dataflow
-from rewriter.skeleton import skeleton
+from rewriter.tracing.dataflow import Dataflow
 from rewriter.tracing.kinds import Kind
+from rewriter.tracing.skeleton import skeleton
 
 _POINTS, _REACH = 4096, 8.0
 INITIAL_SLOPE = 0.25

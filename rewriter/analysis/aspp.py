@@ -14,7 +14,7 @@ from torch import fx, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from rewriter.analysis.arguments import argument
-from rewriter.analysis.dataflow import Dataflow, once
+from rewriter.tracing.dataflow import Dataflow, once
 from rewriter.tracing.kinds import Kind, function_name
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from torch import fx, nn
 
 from rewriter.analysis.arguments import argument
-from rewriter.analysis.dataflow import Dataflow
 from rewriter.analysis.layout import elements
 from rewriter.analysis.weights import PASS_THROUGH, has_weight
+from rewriter.tracing.dataflow import Dataflow
 from rewriter.tracing.kinds import Kind, function_name
 
 

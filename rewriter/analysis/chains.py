@@ -15,8 +15,8 @@ from torch.nn.modules.conv import _ConvNd
 
 from rewriter.analysis.activations import activation_after
 from rewriter.analysis.arguments import argument
-from rewriter.analysis.dataflow import Dataflow, once
 from rewriter.analysis.naming import name_of
+from rewriter.tracing.dataflow import Dataflow, once
 from rewriter.tracing.kinds import Kind, function_name
 
 

@@ -9,8 +9,8 @@ from typing import Any
 from torch import fx, nn
 
 from rewriter.analysis.arguments import argument
-from rewriter.analysis.dataflow import Dataflow, once
-from rewriter.layers import is_layer
+from rewriter.layers.registry import is_layer
+from rewriter.tracing.dataflow import Dataflow, once
 from rewriter.tracing.kinds import Kind, forward_owner, function_name, has_own_forward
 from rewriter.tracing.trace import Trace
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from torch import fx, nn
 
 from rewriter.analysis.arguments import argument
-from rewriter.analysis.dataflow import Dataflow, once
 from rewriter.analysis.layout import followed
 from rewriter.analysis.residual import find_branches
 from rewriter.analysis.sums import summed_stack
 from rewriter.analysis.weights import has_weight, is_pointwise
+from rewriter.tracing.dataflow import Dataflow, once
 from rewriter.tracing.kinds import Kind, function_name
 
 _SAME_POSITION = frozenset({Kind.ACTIVATION, Kind.DROPOUT, Kind.IDENTITY, Kind.VIEW})

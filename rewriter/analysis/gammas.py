@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from torch import fx, nn
 
 from rewriter.analysis.carrying import carried, carrying, handed_on
-from rewriter.analysis.dataflow import Dataflow, once
 from rewriter.analysis.naming import path_of
 from rewriter.analysis.norms import Norm, find_norms, parameter_role
 from rewriter.analysis.residual import Branch, find_branches, find_long_skips
 from rewriter.analysis.weights import PASS_THROUGH, find_features
+from rewriter.tracing.dataflow import Dataflow, once
 from rewriter.tracing.kinds import Kind, is_norm
 from rewriter.tracing.trace import Trace
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from torch import fx, nn
 
-from rewriter.analysis.dataflow import Dataflow, once
 from rewriter.analysis.layout import channel_dimension
 from rewriter.analysis.weights import has_weight
 from rewriter.analysis.windows import covers_map
 from rewriter.reasons import Reason
+from rewriter.tracing.dataflow import Dataflow, once
 from rewriter.tracing.kinds import Kind
 
 

@@ -21,10 +21,10 @@ import networkx as nx
 from torch import fx, nn
 
 from rewriter.analysis import saved_tensors
-from rewriter.analysis.dataflow import Dataflow, once
 from rewriter.analysis.naming import name_of, path_of
-from rewriter.hooks import is_of, libraries_of
+from rewriter.model.hooks import is_of, libraries_of
 from rewriter.reasons import Reason, Refused
+from rewriter.tracing.dataflow import Dataflow, once
 from rewriter.tracing.kinds import Kind
 from rewriter.tracing.trace import Recording, Trace
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import torch
 from torch import fx, nn
 
-from rewriter.analysis.dataflow import Dataflow
+from rewriter.tracing.dataflow import Dataflow
 from rewriter.tracing.kinds import Kind, function_name
 
 _SECOND = frozenset({Kind.CONV, Kind.AVG_POOL, Kind.MAX_POOL, Kind.INTERPOLATE})

@@ -14,8 +14,8 @@ import torch
 from torch import fx, nn
 
 from rewriter.analysis.arguments import argument
-from rewriter.analysis.dataflow import Dataflow, once
 from rewriter.analysis.weights import PASS_THROUGH, constants_behind, has_weight
+from rewriter.tracing.dataflow import Dataflow, once
 from rewriter.tracing.kinds import Kind, function_name
 
 

@@ -13,9 +13,9 @@ from collections.abc import Iterable, Iterator
 from torch import fx, nn
 
 from rewriter.analysis.arguments import argument
-from rewriter.analysis.dataflow import Dataflow, once
 from rewriter.analysis.gammas import canonical_names
 from rewriter.analysis.norms import find_norms, parameter_role
+from rewriter.tracing.dataflow import Dataflow, once
 from rewriter.tracing.kinds import Kind, function_name, module_kind
 from rewriter.tracing.trace import Trace
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 from torch import fx, nn
 
-from rewriter.analysis.dataflow import Dataflow, once
 from rewriter.analysis.heads import find_heads, first_step, pooled_dims
 from rewriter.analysis.norms import find_norms
 from rewriter.analysis.residual import find_branches
 from rewriter.analysis.weights import has_weight
 from rewriter.analysis.windows import covers_map, per_dim, pooling_arguments, spatial_dims_of
+from rewriter.tracing.dataflow import Dataflow, once
 from rewriter.tracing.kinds import Kind
 
 

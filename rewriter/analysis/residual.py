@@ -15,12 +15,12 @@ from functools import cached_property
 from torch import fx, nn
 
 from rewriter.analysis.carrying import carried, gated, only_weighs
-from rewriter.analysis.dataflow import Dataflow, once
 from rewriter.analysis.norms import find_norms
 from rewriter.analysis.resolution import enlarges, spans_levels
 from rewriter.analysis.sums import addends
 from rewriter.analysis.ways import Way, way_between
 from rewriter.analysis.weights import PASS_THROUGH, find_features, has_weight
+from rewriter.tracing.dataflow import Dataflow, once
 from rewriter.tracing.kinds import Kind
 
 

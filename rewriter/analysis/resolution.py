@@ -8,7 +8,7 @@ from torch import fx, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
 from rewriter.analysis.carrying import carried
-from rewriter.analysis.dataflow import Dataflow
+from rewriter.tracing.dataflow import Dataflow
 from rewriter.tracing.kinds import Kind, function_name
 
 

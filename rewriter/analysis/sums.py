@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import fx
 
-from rewriter.analysis.dataflow import Dataflow
 from rewriter.analysis.layout import elements
 from rewriter.analysis.weights import has_weight
+from rewriter.tracing.dataflow import Dataflow
 from rewriter.tracing.kinds import Kind, function_name
 
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from rewriter.analysis.dataflow import Dataflow
 from rewriter.analysis.weights import PASS_THROUGH, has_weight
+from rewriter.tracing.dataflow import Dataflow
 from rewriter.tracing.kinds import Kind
 
 

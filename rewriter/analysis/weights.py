@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from torch import fx, nn
 
-from rewriter.analysis.dataflow import WEIGHT_KINDS, Dataflow, once
+from rewriter.tracing.dataflow import WEIGHT_KINDS, Dataflow, once
 from rewriter.tracing.kinds import Kind
 
 PASS_THROUGH = frozenset({Kind.VIEW, Kind.IDENTITY, Kind.SELECT})

@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from rewriter.analysis.trained_weights import carries_trained_weights
 from rewriter.api import rewrite, trace
+from rewriter.comparison.data import Equivalence, Trained, Training
 from rewriter.comparison.equivalence import equivalence, trained
 from rewriter.comparison.experiment import run_all
 from rewriter.comparison.fitting import fitted
@@ -24,19 +26,18 @@ from rewriter.comparison.question import described, question_of, versions
 from rewriter.comparison.randomness import batches
 from rewriter.comparison.recipe import Recipe, resolve_recipe
 from rewriter.comparison.reports import write_reports
-from rewriter.comparison.result import Comparison, Equivalence, Trained, Training
+from rewriter.comparison.result import Comparison
 from rewriter.comparison.scoring import Loss, Scoring, scoring_of
 from rewriter.comparison.subject import Change, Make, Subject, alone, changes, name_of, passes_of
 from rewriter.comparison.training import Setting, check_optimizer
-from rewriter.copying import copy_model
 from rewriter.data.source import Source, Task
 from rewriter.errors import ComparisonError, DataError, InputError
-from rewriter.freshness import carries_trained_weights
-from rewriter.guard import random_state_kept, seed_all
-from rewriter.layers import calibrated_layers
-from rewriter.ranks import on_its_own
-from rewriter.record import records_of
-from rewriter.remembered_inputs import inputs_of_rewrite
+from rewriter.layers.registry import calibrated_layers
+from rewriter.model.copying import copy_model
+from rewriter.model.guard import random_state_kept, seed_all
+from rewriter.planning.ranks import on_its_own
+from rewriter.planning.record import records_of
+from rewriter.planning.remembered_inputs import inputs_of_rewrite
 
 EQUIVALENCE, TRAINED, TRAINING = LEVELS = ("equivalence", "trained", "training")
 INSTALL = 'pip install "rewriter[compare]"'

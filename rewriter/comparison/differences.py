@@ -23,7 +23,8 @@ from rewriter.comparison.units import Unit
 from rewriter.comparison.verdict import Pair, difference_of, failure, pairs, unit_of
 
 if TYPE_CHECKING:
-    from rewriter.comparison.result import Comparison, Training
+    from rewriter.comparison.data import Training
+    from rewriter.comparison.result import Comparison
 
 _LEAST_IMAGES = 5
 """The axis reaches at least so many test images to either side: less would make noise look like a result."""

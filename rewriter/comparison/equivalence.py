@@ -10,16 +10,16 @@ from typing import Any
 import torch
 from torch import nn
 
+from rewriter.comparison.data import Equivalence, ImageRow, Trained
 from rewriter.comparison.fitting import in_type_of
 from rewriter.comparison.loading import Data, pair_of
 from rewriter.comparison.randomness import batches
-from rewriter.comparison.result import Equivalence, ImageRow, Trained
 from rewriter.comparison.scoring import Scoring, computed, tensor_of
-from rewriter.contents import tensors_held
 from rewriter.data.source import Task
 from rewriter.errors import ComparisonError, DataError
-from rewriter.guard import random_state_kept, seed_all
-from rewriter.state import state_kept
+from rewriter.model.contents import tensors_held
+from rewriter.model.guard import random_state_kept, seed_all
+from rewriter.model.state import state_kept
 
 _DISTURBANCE = 0.02
 """Standard deviation of what is added to weights to see what is behind those that are zero."""

@@ -11,10 +11,11 @@ from rewriter.comparison.libraries import library
 from rewriter.comparison.run import AFTER, BEFORE
 from rewriter.comparison.units import small
 from rewriter.comparison.verdict import final_values, unit_of, worth_of_image
-from rewriter.grouping import counted
+from rewriter.text import counted
 
 if TYPE_CHECKING:
-    from rewriter.comparison.result import Comparison, Training
+    from rewriter.comparison.data import Training
+    from rewriter.comparison.result import Comparison
 
 # of the palette of Okabe and Ito, which people with any colour vision tell apart
 COLOURS = {BEFORE: "#0072B2", AFTER: "#D55E00"}

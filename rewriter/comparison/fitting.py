@@ -13,8 +13,8 @@ from rewriter.comparison.run import ARMS
 from rewriter.comparison.scoring import Scoring, logits_of
 from rewriter.data.source import Task
 from rewriter.errors import ComparisonError, DataError
-from rewriter.guard import random_state_kept
-from rewriter.state import state_kept
+from rewriter.model.guard import random_state_kept
+from rewriter.model.state import state_kept
 
 
 def fitted(

@@ -11,8 +11,8 @@ from rewriter.comparison.equivalence import same_in_training
 from rewriter.comparison.loading import Data, first_batch
 from rewriter.comparison.subject import passes_of
 from rewriter.comparison.training import OptimizerFactory, decays_by_place
-from rewriter.layers import calibrated_layers
-from rewriter.record import records_of
+from rewriter.layers.registry import calibrated_layers
+from rewriter.planning.record import records_of
 
 _IMAGES = 8
 

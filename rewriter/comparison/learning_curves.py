@@ -20,7 +20,8 @@ from rewriter.comparison.units import Unit
 from rewriter.comparison.verdict import final_value, pairs, unit_of, value
 
 if TYPE_CHECKING:
-    from rewriter.comparison.result import Comparison, Training
+    from rewriter.comparison.data import Training
+    from rewriter.comparison.result import Comparison
 
 # "after" is drawn on "before", which stays visible around it
 _LINES: dict[str, dict[str, Any]] = {

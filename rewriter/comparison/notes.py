@@ -10,7 +10,7 @@ from rewriter.comparison.idle import same_optimizer
 from rewriter.comparison.loading import YOUR_DATA, Data
 from rewriter.comparison.subject import Subject, passes_of, same_weights
 from rewriter.comparison.training import OptimizerFactory, decays_by_place
-from rewriter.remembered_inputs import inputs_of_rewrite
+from rewriter.planning.remembered_inputs import inputs_of_rewrite
 
 
 def notes_of(

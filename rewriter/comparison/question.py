@@ -13,14 +13,15 @@ from typing import Any
 import torch
 from torch import nn
 
-import rewriter
 from rewriter.comparison.loading import Data, first_batch
 from rewriter.comparison.recipe import Recipe
 from rewriter.comparison.scoring import Scoring
 from rewriter.comparison.subject import changes, name_of
-from rewriter.inputs import tensors_in
-from rewriter.planning import named_fingerprint
-from rewriter.record import records_of
+from rewriter.planning.codec import to_text
+from rewriter.planning.record import records_of
+from rewriter.planning.structure import named_fingerprint
+from rewriter.tracing.inputs import tensors_in
+from rewriter.version import __version__
 
 _VERSIONED = ("torch", "timm", "torchvision", "accelerate", "torchmetrics", "numpy")
 
@@ -44,7 +45,7 @@ def question_of(
     return {
         "models": {
             "model": name_of(before), "structure": named_fingerprint(before), "change": "; ".join(changes(after)),
-            "plans": _digest("".join(record.plan.to_json() for record in records_of(after)).encode()),
+            "plans": _digest("".join(to_text(record.plan) for record in records_of(after)).encode()),
             "modules": _digest(f"{before!r}{after!r}".encode()),
             "initial weights": _digest_of_weights(before), "weights of after": _digest_of_weights(after),
         },
@@ -60,7 +61,7 @@ def question_of(
 
 def versions() -> dict[str, str]:
     """Of the libraries that the numbers depend on."""
-    return {"rewriter": rewriter.__version__} | {name: importlib.metadata.version(name) for name in _VERSIONED}
+    return {"rewriter": __version__} | {name: importlib.metadata.version(name) for name in _VERSIONED}
 
 
 def checksum(values: Iterable[Any], start: int = 0) -> int:

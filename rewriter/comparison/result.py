@@ -7,11 +7,11 @@ import dataclasses
 import io
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
+from rewriter.comparison.data import ComparisonData, ImageRow
 from rewriter.comparison.plain import decode, encode
-from rewriter.comparison.run import Run
 from rewriter.comparison.sections import sections
 from rewriter.comparison.tables import markdown, plain_text
 from rewriter.comparison.verdict import Outcome, Verdict, judge
@@ -26,94 +26,7 @@ _TIMING = ("images_per_second", "peak_megabytes", "seconds")
 
 
 @dataclass(frozen=True)
-class Equivalence:
-    """The eval outputs of one rewritten model beside those of the original, on the same images.
-
-    Attributes:
-        name: the pass that was applied alone, or ``"all"``.
-        images: how many images both models saw.
-        identical: whether all outputs are equal bit for bit; None where the original, run twice, differs from itself.
-        max_difference: largest |difference| of two outputs.
-        relative_difference: the same as part of the largest |output| of the original.
-        spread: largest |difference| of the original's outputs from its own in a second run.
-        agreement: part of the images (segmentation: pixels) with the same prediction, in [0, 1]; None where the output
-            has no classes.
-        not_finite: for how many images the outputs of the original, and of the rewritten model, are not all finite.
-    """
-
-    name: str
-    images: int
-    identical: bool | None
-    max_difference: float
-    relative_difference: float
-    spread: float
-    agreement: float | None
-    not_finite: tuple[int, ...] = (0, 0)
-
-
-@dataclass(frozen=True)
-class ImageRow:
-    """One test image: what both models say about it.
-
-    Attributes:
-        index: its place in the test images.
-        target: its class; None for segmentation and multi-label.
-        before: the original's first prediction; None for segmentation and multi-label.
-        after: the rewritten model's first prediction, likewise.
-        max_difference: largest |difference| of the two models' outputs.
-        agreement: part of the predictions that are the same (1 or 0 for classification, pixels for segmentation).
-    """
-
-    index: int
-    target: int | None
-    before: int | None
-    after: int | None
-    max_difference: float
-    agreement: float
-
-
-@dataclass(frozen=True)
-class Trained:
-    """Metrics of a model with the weights that it has, before and after, on the same test images.
-
-    Attributes:
-        before: metric by name, the one that is judged first.
-        after: likewise.
-        rows: one an image, in order.
-        as_created: whether the weights are those that the constructor drew, so that the metrics are those of chance.
-    """
-
-    before: dict[str, float]
-    after: dict[str, float]
-    rows: tuple[ImageRow, ...]
-    as_created: bool = False
-
-
-@dataclass(frozen=True)
-class Training:
-    """Both arms trained under one recipe with the same seeds.
-
-    Attributes:
-        metric: name of the metric that is judged.
-        higher_is_better: its direction.
-        seeds: that were asked for.
-        runs: finished and stopped ones, in order of seed and arm; some may be missing after an interrupt.
-        recipe: how they were trained, as plain data: the fields that had an effect, and what was the user's own.
-        environment: versions, device, number of threads and processes.
-        test_images: how many there are; None if that is not known.
-    """
-
-    metric: str
-    higher_is_better: bool
-    seeds: tuple[int, ...]
-    runs: tuple[Run, ...]
-    recipe: dict[str, Any] = field(default_factory=dict)
-    environment: dict[str, Any] = field(default_factory=dict)
-    test_images: int | None = None
-
-
-@dataclass(frozen=True)
-class Comparison:
+class Comparison(ComparisonData):
     """Before and after, at up to three levels. ``print`` shows the verdict first, then what it rests on.
 
     Text and verdict need scipy once there are runs; without it they raise a :class:`~rewriter.ComparisonError`.
@@ -128,14 +41,6 @@ class Comparison:
         notes: what the reader has to know (what was left out, and why).
     """
 
-    model: str
-    change: tuple[str, ...]
-    data: str
-    equivalence: tuple[Equivalence, ...] = ()
-    trained: Trained | None = None
-    training: Training | None = None
-    notes: tuple[str, ...] = ()
-
     @property
     def verdict(self) -> Verdict:
         """Whether the rewrite helped in training; if nothing was trained undecided, with what else was found."""
@@ -144,14 +49,14 @@ class Comparison:
         return judge(self.training)
 
     def __str__(self) -> str:
-        return plain_text(sections(self))
+        return plain_text(sections(self, self.verdict))
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
         printer.text(str(self))  # what a notebook shows
 
     def to_markdown(self) -> str:
         """What ``print`` shows, as Markdown."""
-        return markdown(sections(self))
+        return markdown(sections(self, self.verdict))
 
     def to_json(self, *, timing: bool = True) -> str:
         """The comparison as JSON text, with its verdict.

@@ -10,7 +10,7 @@ from rewriter.comparison.files import make_directory
 from rewriter.comparison.plain import decode, encode
 from rewriter.comparison.run import Run
 from rewriter.errors import ComparisonError
-from rewriter.result_file import ResultFile
+from rewriter.reporting.result_file import ResultFile
 
 NAME = "runs.jsonl"
 

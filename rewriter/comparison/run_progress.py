@@ -10,8 +10,8 @@ from pathlib import Path
 from rewriter.comparison.run import Run
 from rewriter.comparison.training import Setting
 from rewriter.errors import ComparisonError
-from rewriter.grouping import counted
-from rewriter.progress import has_bar, progress_bar
+from rewriter.reporting.progress import has_bar, progress_bar
+from rewriter.text import counted
 
 
 class Interrupted(KeyboardInterrupt):

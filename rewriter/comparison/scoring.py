@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from rewriter.copying import copy_model
 from rewriter.data.source import Task
 from rewriter.errors import ComparisonError, DataError
+from rewriter.model.copying import copy_model
 
 Loss = Callable[[Any, Any], torch.Tensor]
 

@@ -5,19 +5,26 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from rewriter.comparison.data import ComparisonData, Equivalence, ImageRow, Trained, Training
 from rewriter.comparison.run import AFTER, ARMS, BEFORE, Run
 from rewriter.comparison.statistics import Difference, discordance_p_value, mean_interval
 from rewriter.comparison.tables import Section, Table
 from rewriter.comparison.units import Unit, percentage, small
-from rewriter.comparison.verdict import TEST_LOSS, difference_of, failure, final_value, final_values, pairs, unit_of
+from rewriter.comparison.verdict import (
+    TEST_LOSS,
+    Verdict,
+    difference_of,
+    failure,
+    final_value,
+    final_values,
+    pairs,
+    unit_of,
+)
 from rewriter.comparison.without_training import ALL
 from rewriter.errors import listed
-from rewriter.grouping import counted
-
-if TYPE_CHECKING:
-    from rewriter.comparison.result import Comparison, Equivalence, ImageRow, Trained, Training
+from rewriter.text import counted
 
 _SHOWN_IMAGES = 5
 _FEWEST_RATIOS = 3
@@ -26,13 +33,13 @@ _LEAST_SECONDS = 10
 _NONE = "–"
 
 
-def sections(comparison: Comparison) -> list[Section]:
+def sections(comparison: ComparisonData, verdict: Verdict) -> list[Section]:
     """Everything that ``print`` and Markdown show.
 
     Raises:
         ComparisonError: scipy is needed and not installed.
     """
-    made = [_head(comparison)]
+    made = [_head(comparison, verdict)]
     if comparison.equivalence:
         made.append(_equivalence(comparison.equivalence))
     if comparison.trained is not None:
@@ -42,9 +49,9 @@ def sections(comparison: Comparison) -> list[Section]:
     return made
 
 
-def _head(comparison: Comparison) -> Section:
+def _head(comparison: ComparisonData, verdict: Verdict) -> Section:
     blocks: list[str | tuple[str, ...] | Table] = [
-        f"verdict: {comparison.verdict.sentence}",
+        f"verdict: {verdict.sentence}",
         f"data: {comparison.data}",
     ]
     if comparison.change:

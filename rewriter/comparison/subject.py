@@ -10,14 +10,15 @@ import torch
 from torch import nn
 
 from rewriter.api import original_state_dict
-from rewriter.copying import WITHOUT, copy_model
 from rewriter.edit.classes import class_name, original_class
 from rewriter.errors import ComparisonError, RewriterError
-from rewriter.grouping import counted
-from rewriter.guard import check_model, random_state_kept, seed_all
-from rewriter.plan_mark import nothing_said
-from rewriter.planning import Plan
-from rewriter.record import records_of
+from rewriter.model.copying import WITHOUT, copy_model
+from rewriter.model.guard import check_model, random_state_kept, seed_all
+from rewriter.planning.apply import apply_plan
+from rewriter.planning.data import PlanData
+from rewriter.planning.mark import nothing_said
+from rewriter.planning.record import records_of
+from rewriter.text import counted
 
 Make = Callable[[], nn.Module]
 Change = Callable[[nn.Module], nn.Module]
@@ -70,7 +71,7 @@ class Subject:
             )
         after = copy_model(before, WITHOUT)
         for plan in plans:
-            plan.apply(after, inplace=True, verify=False)
+            apply_plan(plan, after, inplace=True, verify=False)
         return before, after
 
     @property
@@ -117,7 +118,7 @@ def alone(before: nn.Module, after: nn.Module) -> dict[str, nn.Module]:
     if len(records) != 1 or len(names) < 2:  # of several rewrites the later ones do not fit the original
         return {}
     plan = records[0].plan
-    return {name: _only(plan, name).apply(before, verify=False) for name in names}
+    return {name: apply_plan(_only(plan, name), before, verify=False) for name in names}
 
 
 def passes_of(model: nn.Module) -> list[str]:
@@ -125,7 +126,7 @@ def passes_of(model: nn.Module) -> list[str]:
     return list(dict.fromkeys(site.pass_name for record in records_of(model) for site in record.plan.sites))
 
 
-def _only(plan: Plan, name: str) -> Plan:
+def _only(plan: PlanData, name: str) -> PlanData:
     return replace(plan, sites=tuple(site for site in plan.sites if site.pass_name == name))
 
 

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from rewriter.calibration import calibrate
 from rewriter.comparison.fitting import in_type_of
 from rewriter.comparison.loading import Data, pair_of
 from rewriter.comparison.question import checksum
@@ -22,13 +21,14 @@ from rewriter.comparison.randomness import batches, seed_of_model
 from rewriter.comparison.recipe import Recipe
 from rewriter.comparison.run import Epoch, Run
 from rewriter.comparison.scoring import Scoring, computed
+from rewriter.constants.calibration import calibrate
 from rewriter.data.source import Task
 from rewriter.errors import ComparisonError, DataError
-from rewriter.guard import random_state_kept, seed_all
-from rewriter.layers import calibrated_layers
-from rewriter.memory import PeakMemory
-from rewriter.optimizer_groups import param_groups
-from rewriter.record import records_of
+from rewriter.layers.registry import calibrated_layers
+from rewriter.model.guard import random_state_kept, seed_all
+from rewriter.optimizer.groups import param_groups
+from rewriter.planning.record import records_of
+from rewriter.reporting.memory import PeakMemory
 
 _TOO_FEW = "Expected more than 1 value per channel"
 """What torch's batch norms say of a batch of one image whose map has one position."""

@@ -6,15 +6,12 @@ import enum
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
+from rewriter.comparison.data import Training
 from rewriter.comparison.run import AFTER, BEFORE, Epoch, Run
 from rewriter.comparison.statistics import LEVEL, Difference, Interval, mean_interval, paired_difference
 from rewriter.comparison.units import Unit
-from rewriter.grouping import counted
-
-if TYPE_CHECKING:
-    from rewriter.comparison.result import Training
+from rewriter.text import counted
 
 TEST_LOSS = "test_loss"
 """Name of the loss where a metric is asked for."""

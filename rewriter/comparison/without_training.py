@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
+from rewriter.comparison.data import Equivalence, Trained
 from rewriter.comparison.units import Unit, small
 from rewriter.errors import listed
-from rewriter.grouping import counted
-
-if TYPE_CHECKING:
-    from rewriter.comparison.result import Equivalence, Trained
+from rewriter.text import counted
 
 ALL = "all"
 """Name of the row for all passes together."""

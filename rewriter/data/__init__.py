@@ -15,7 +15,7 @@ from rewriter.data.checks import check, check_trainable
 from rewriter.data.registry import Description, Registered, Request
 from rewriter.data.source import Examples, Source, Task
 from rewriter.errors import DataError
-from rewriter.manager import suggest
+from rewriter.guideline.registry import suggest
 
 
 def open_source(name: str, *, root: Path | str | None = None, download: bool = False) -> Source:

@@ -17,7 +17,7 @@ from rewriter.data.packages import require
 from rewriter.data.registry import Description, Registered, Request
 from rewriter.data.source import Examples, Source, Task
 from rewriter.errors import DataError
-from rewriter.manager import suggest
+from rewriter.guideline.registry import suggest
 
 TORCHVISION = Description(
     name="torchvision:NAME",

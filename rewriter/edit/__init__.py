@@ -1,0 +1,1 @@
+"""Edits of a model, and from a place in the graph to an edit."""

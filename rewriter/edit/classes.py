@@ -23,8 +23,8 @@ from rewriter.edit.operations import Adopt, CallMethod, Operation, edited_text
 from rewriter.edit.placing import Placing, place, remembered
 from rewriter.edit.subclass import make_subclass, ordinary_init
 from rewriter.errors import PlanError, SourceError
-from rewriter.layers import layer_class
-from rewriter.scripting import forward_of_base
+from rewriter.layers.registry import layer_class
+from rewriter.layers.scripting import forward_of_base
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ from rewriter.edit.held_methods import rebind, replaced_by_class, restored_with_
 from rewriter.edit.operations import Adopt, CallMethod, Move, Operation, Redirect, Remove, Wrap
 from rewriter.edit.source import Span
 from rewriter.errors import PlanError, RewriterError
-from rewriter.layers import layer_class
-from rewriter.wrappers import module_inside
+from rewriter.layers.registry import layer_class
+from rewriter.model.wrappers import module_inside
 
 
 @dataclass(frozen=True)

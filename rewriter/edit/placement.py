@@ -15,7 +15,6 @@ from typing import Any, TypeVar, cast
 from torch import fx
 
 from rewriter.analysis.arguments import argument_index
-from rewriter.analysis.dataflow import Dataflow, once
 from rewriter.analysis.interference import interference
 from rewriter.edit.edits import AddBehaviour, AddModule, Edit
 from rewriter.edit.expression import Expression, expression_at, outside_the_class
@@ -37,6 +36,7 @@ from rewriter.edit.positions import Position, positions
 from rewriter.edit.source import read_source
 from rewriter.errors import SourceError
 from rewriter.reasons import Reason, Refused
+from rewriter.tracing.dataflow import Dataflow, once
 from rewriter.tracing.kinds import is_in_place
 from rewriter.tracing.trace import Trace
 

@@ -9,9 +9,9 @@ from accelerate import Accelerator
 from torch import nn
 
 from rewriter.errors import PlanMismatchError
-from rewriter.planning import Plan
-from rewriter.pretrained import plans_of
-from rewriter.wrappers import looked_through
+from rewriter.model.wrappers import looked_through
+from rewriter.planning.plan import Plan
+from rewriter.storage.pretrained import plans_of
 
 
 class RegisteredPlan:

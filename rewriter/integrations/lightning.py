@@ -10,11 +10,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
 from rewriter.api import rewrite, undo
-from rewriter.calibration import calibrate
+from rewriter.constants.calibration import calibrate
 from rewriter.errors import ModelError, PlanError, RewriterError, RewriterWarning
-from rewriter.plan_file import check_passes, is_rewritten_by, plan_of_text, rewritten_by
-from rewriter.record import Record, records_of
-from rewriter.wrappers import looked_through
+from rewriter.model.wrappers import looked_through
+from rewriter.planning.codec import to_text
+from rewriter.planning.plan_file import check_passes, is_rewritten_by, plan_of_text, rewritten_by
+from rewriter.planning.record import Record, records_of
 
 KEY = "rewriter"
 """Under which a checkpoint holds the plan, and the name of the attribute of the model that it is of."""
@@ -118,7 +119,7 @@ def _keep_plan(module: LightningModule, part: str, checkpoint: dict[str, Any]) -
     """In place of a LightningModule's ``on_save_checkpoint``."""
     records = records_of(looked_through(_part_of(module, part)))
     if records:
-        checkpoint[KEY] = {"part": part, "plan": records[-1].plan.to_json()}
+        checkpoint[KEY] = {"part": part, "plan": to_text(records[-1].plan)}
     type(module).on_save_checkpoint(module, checkpoint)
 
 

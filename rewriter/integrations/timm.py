@@ -18,12 +18,13 @@ from torch import nn
 
 from rewriter.api import rewrite
 from rewriter.errors import OptimizerError, PlanError, RewriterError, StorageError
-from rewriter.grouped_parameters import ParamGroups
-from rewriter.optimizer_groups import param_groups
-from rewriter.plan_file import check_passes, plan_of_text, rewritten_by
-from rewriter.planning import Plan
-from rewriter.record import records_of
-from rewriter.wrappers import looked_through
+from rewriter.model.wrappers import looked_through
+from rewriter.optimizer.grouped_parameters import ParamGroups
+from rewriter.optimizer.groups import param_groups
+from rewriter.planning.codec import to_text
+from rewriter.planning.plan import Plan
+from rewriter.planning.plan_file import check_passes, plan_of_text, rewritten_by
+from rewriter.planning.record import records_of
 
 
 class CheckpointHook:
@@ -66,7 +67,7 @@ class CheckpointHook:
             rewritten = rewritten_by(model, plan.to_json(), holder)
         else:
             rewritten = rewrite(model, passes, **options)
-        self._args.rewrite_plan = records_of(rewritten)[-1].plan.to_json()
+        self._args.rewrite_plan = to_text(records_of(rewritten)[-1].plan)
         return rewritten
 
 

@@ -9,9 +9,9 @@ import torch
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from rewriter.edit.classes import original_class
-from rewriter.optimizer_groups import param_groups
-from rewriter.pretrained import from_pretrained, plans_of, write_plans
-from rewriter.wrappers import looked_through
+from rewriter.model.wrappers import looked_through
+from rewriter.optimizer.groups import param_groups
+from rewriter.storage.pretrained import from_pretrained, plans_of, write_plans
 
 
 class RewriterCallback(TrainerCallback):  # type: ignore[misc]

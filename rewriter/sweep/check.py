@@ -13,21 +13,22 @@ from typing import Any
 import torch
 from torch import nn
 
-import model_zoo
+from rewriter import zoo
 from rewriter.api import undo
 from rewriter.edit.classes import class_name, original_class
 from rewriter.errors import ContractError, TraceError
-from rewriter.inputs import Inputs, candidate_inputs
-from rewriter.memory import PeakMemory
-from rewriter.plan_applying import apply_plan
-from rewriter.plan_making import make_plan
-from rewriter.plan_mark import nothing_said
-from rewriter.planning import Plan
-from rewriter.record import Verdict, records_of
-from rewriter.state import state_kept
+from rewriter.model.state import state_kept
+from rewriter.planning.apply import apply_plan
+from rewriter.planning.checks import Checked, Verification
+from rewriter.planning.make import make_plan
+from rewriter.planning.mark import nothing_said
+from rewriter.planning.plan import Plan
+from rewriter.planning.record import records_of
+from rewriter.reporting.memory import PeakMemory
 from rewriter.sweep.request import Request
 from rewriter.sweep.row import Held, Row, Status, one_line
 from rewriter.testing import behaviour, differences
+from rewriter.tracing.inputs import Inputs, candidate_inputs
 from rewriter.tracing.trace import Trace, trace_model
 from rewriter.tracing.written import written_parameters
 
@@ -86,22 +87,22 @@ class _Check:
     def _add(self, name: str, seconds: float) -> None:
         self.row.milliseconds[name] = self.row.milliseconds.get(name, 0.0) + 1000 * seconds
 
-    def _create(self, meta: bool) -> model_zoo.Entry:
-        options = model_zoo.quick_options(self.row.name) | self.request.model_kwargs
+    def _create(self, meta: bool) -> zoo.Entry:
+        options = zoo.quick_options(self.row.name) | self.request.model_kwargs
         with self._step("create"):
             if meta:
                 try:
                     with torch.device("meta"):
-                        entry = model_zoo.create(self.row.name, **options)
+                        entry = zoo.create(self.row.name, **options)
                     self.row.weights = "meta"
                     return entry
-                except model_zoo.CreationError:
+                except zoo.CreationError:
                     pass  # some constructors need values
-            entry = model_zoo.create(self.row.name, **options)
+            entry = zoo.create(self.row.name, **options)
             self.row.weights = "real"
             return entry
 
-    def _plan(self, entry: model_zoo.Entry) -> tuple[Plan, Trace | None]:
+    def _plan(self, entry: zoo.Entry) -> tuple[Plan, Trace | None]:
         given: dict[str, Any] = {"input_size": entry.input_size}
         if entry.example_inputs is not None:
             given = {"example_inputs": entry.example_inputs}
@@ -120,7 +121,7 @@ class _Check:
             }  # fmt: skip
         return made, traced
 
-    def _inputs(self, entry: model_zoo.Entry, traced: Trace) -> Inputs:
+    def _inputs(self, entry: zoo.Entry, traced: Trace) -> Inputs:
         """What to run the model itself on: no memory on meta, small images on real weights."""
         if self.row.weights == "meta":
             return traced.inputs.map(lambda tensor: tensor.to("meta"))
@@ -146,13 +147,13 @@ class _Check:
         self._add("verify", record.seconds["verify"])
         for name, found in self.row.passes.items():
             found["applied"] = sum(site.pass_name == name for site in record.plan.sites)
-        self._judge(record.verdict or Verdict(), meta)
+        self._judge(record.verdict or Verification(), meta)
 
-    def _judge(self, verdict: Verdict, meta: bool) -> None:
+    def _judge(self, verification: Verification, meta: bool) -> None:
         words = {True: Held.HELD, False: Held.NOT, None: Held.NOT_DECIDABLE}
-        checks = [(name, words[held], one_line(detail)) for name, held, detail in verdict.checks]
+        checks = [(check.name, words[check.held], one_line(check.detail)) for check in verification.checks]
         # tensors without values are equal whatever the rewrite did
-        self.row.checks = [item for item in checks if not (meta and item[0] == "eval output")]
+        self.row.checks = [item for item in checks if not (meta and item[0] == Checked.EVAL_OUTPUT)]
         found = {held for _, held, _ in self.row.checks}
         undecided = not found or Held.NOT_DECIDABLE in found
         self.row.verified = Held.NOT if Held.NOT in found else Held.NOT_DECIDABLE if undecided else Held.HELD

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import rewriter
 from rewriter.errors import SweepError
-from rewriter.manager import resolve_passes
+from rewriter.guideline.registry import resolve_passes
+from rewriter.version import __version__
 
 _LIBRARIES = ("torch", "timm", "torchvision", "segmentation_models_pytorch", "transformers", "diffusers")
 
@@ -80,7 +80,7 @@ class Request:
 
 def versions() -> dict[str, str]:
     """Versions of everything that a finding depends on; libraries that are not installed are ``"none"``."""
-    found = {"rewriter": rewriter.__version__}
+    found = {"rewriter": __version__}
     for name in _LIBRARIES:
         try:
             found[name] = importlib.metadata.version(name)

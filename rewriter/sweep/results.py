@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rewriter.errors import SweepError
-from rewriter.result_file import ResultFile
+from rewriter.reporting.result_file import ResultFile
 from rewriter.sweep.request import Request, versions
 from rewriter.sweep.row import Row
 

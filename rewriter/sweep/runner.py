@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rewriter.entry_points import check_not_hidden
 from rewriter.errors import SweepError
 from rewriter.sweep.pool import COMMAND, Pool
 from rewriter.sweep.request import Request, versions
@@ -63,25 +62,23 @@ def select(patterns: Sequence[str], shard: tuple[int, int] = (1, 1)) -> list[str
     """Names of models, each once, in a stable order.
 
     Args:
-        patterns: globs as :func:`model_zoo.names` takes them.
+        patterns: globs as :func:`zoo.names` takes them.
         shard: ``(i, n)``: of every ``n`` names the ``i``-th, counted from 1.
 
     Raises:
         SweepError: a pattern matches nothing, or there is no such shard.
-        InstallationError: a folder of the user's hides ``model_zoo``.
     """
-    check_not_hidden("model_zoo")
-    import model_zoo
+    from rewriter import zoo
 
     index, count = shard
     if not 1 <= index <= count:
         raise SweepError(f"shard: expected i/n with 1 <= i <= n, found {index}/{count}")
     names: dict[str, None] = {}
     for pattern in patterns:
-        found = model_zoo.names(pattern)
+        found = zoo.names(pattern)
         if not found:
-            known = model_zoo.names(check=False)
-            raise SweepError(f"no model matches {pattern!r}; {model_zoo.nearest(pattern, known)}")
+            known = zoo.names(check=False)
+            raise SweepError(f"no model matches {pattern!r}; {zoo.nearest(pattern, known)}")
         names.update(dict.fromkeys(found))
     return list(names)[index - 1 :: count]
 
@@ -105,7 +102,7 @@ def run(
     """Ask the same of every model; one that fails, dies or hangs costs its own row only.
 
     Args:
-        names: names of models, as :func:`model_zoo.create` takes them.
+        names: names of models, as :func:`zoo.create` takes them.
         passes, preserve: as in :func:`rewriter.plan`.
         model_kwargs: options of the models' constructors.
         numerics: compare numbers on real weights instead of structure on meta tensors.

@@ -45,12 +45,12 @@ def serve(check: Callable[[str, Request], Row]) -> None:
 
 def main() -> None:
     """Serve the real check."""
-    import model_zoo
+    from rewriter import zoo
     from rewriter.sweep.check import check
 
     def check_after_imports(name: str, request: Request) -> Row:
         """The library is imported first, so that no model's memory and time count it."""
-        model_zoo.names(name if ":" in name else f"timm:{name}", check=False)
+        zoo.names(name if ":" in name else f"timm:{name}", check=False)
         return check(name, request)
 
     serve(check_after_imports)

@@ -14,22 +14,22 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from rewriter import hooks
-from rewriter.analysis.dataflow import Dataflow
 from rewriter.errors import TraceError
-from rewriter.guard import collector_paused, random_state_seeded
-from rewriter.inputs import Inputs
-from rewriter.skeleton import meta_twin, skeleton
-from rewriter.state import state_kept
-from rewriter.surroundings import surroundings_kept
+from rewriter.model import hooks
+from rewriter.model.guard import collector_paused, random_state_seeded
+from rewriter.model.state import state_kept
+from rewriter.model.surroundings import surroundings_kept
 from rewriter.tracing.caches import forget_meta_tensors
+from rewriter.tracing.dataflow import Dataflow
 from rewriter.tracing.drawing import draw
+from rewriter.tracing.inputs import Inputs
 from rewriter.tracing.kinds import Kind
 from rewriter.tracing.known_values import KnownValues
 from rewriter.tracing.made_in_forward import made_in_forward
 from rewriter.tracing.memory import storage_of
 from rewriter.tracing.module_call import ModuleCall
 from rewriter.tracing.recorder import ForbiddenTensor, Recorder
+from rewriter.tracing.skeleton import meta_twin, skeleton
 
 
 @dataclass(eq=False)

@@ -10,12 +10,12 @@ from torch import fx, nn
 from torch.overrides import TorchFunctionMode
 
 from rewriter.errors import RewriterError, TraceError
-from rewriter.guard import random_state_seeded
-from rewriter.hooks import between_hooks
-from rewriter.inputs import Inputs, tensors_in
-from rewriter.skeleton import skeleton
-from rewriter.surroundings import surroundings_kept
+from rewriter.model.guard import random_state_seeded
+from rewriter.model.hooks import between_hooks
+from rewriter.model.surroundings import surroundings_kept
+from rewriter.tracing.inputs import Inputs, tensors_in
 from rewriter.tracing.kinds import Kind, function_kind, module_kind
+from rewriter.tracing.skeleton import skeleton
 from rewriter.tracing.trace import Trace
 
 Watch = Callable[[fx.Node, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]

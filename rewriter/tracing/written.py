@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from rewriter.guard import random_state_kept
-from rewriter.inputs import Inputs
-from rewriter.skeleton import meta_twin, skeleton
-from rewriter.surroundings import surroundings_kept
+from rewriter.model.guard import random_state_kept
+from rewriter.model.surroundings import surroundings_kept
+from rewriter.tracing.inputs import Inputs
 from rewriter.tracing.shapes import PredictedCalls
+from rewriter.tracing.skeleton import meta_twin, skeleton
 
 
 def written_parameters(model: nn.Module, inputs: Inputs) -> list[nn.Parameter]:

@@ -1,0 +1,136 @@
+"""What the commands share: options and their parsing, how errors are told, where output goes."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import enum
+import json
+import os
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+from rewriter.errors import RewriterError, SelectorError
+from rewriter.guideline.base import Pass
+from rewriter.guideline.registry import resolve_passes
+
+try:
+    import typer
+    from rich.console import Console
+    from rich.table import Table
+except ImportError:  # installed without the extra; rewriter.cli.application.main() says so
+    if not TYPE_CHECKING:
+        typer = None
+
+
+def option(*arguments: Any, **settings: Any) -> Any:
+    return typer.Option(*arguments, **settings) if typer else None
+
+
+def argument(**settings: Any) -> Any:
+    return typer.Argument(**settings) if typer else None
+
+
+class Preserve(enum.StrEnum):
+    """What a rewrite holds back; see :func:`rewriter.rewrite`."""
+
+    AUTO = "auto"
+    EVAL = "eval"
+    NOTHING = "nothing"
+
+
+MODEL_KWARGS = Annotated[
+    list[str] | None,
+    option("--model-kwargs", "-k", metavar="OPTION=VALUE", help="Option of the model's constructor; repeatable."),
+]
+PASS = Annotated[
+    list[str] | None,
+    option("--pass", metavar="PASS", help="dropout, or dropout:p=0.1,head_p=0.2; repeatable. All if not given."),
+]
+PRESERVE = Annotated[
+    Preserve, option("--preserve", help="auto: trained weights keep their eval output; eval: always; nothing: never.")
+]
+JSON = Annotated[bool, option("--json", help="One JSON document on stdout, nothing else.")]
+
+
+_BOOLEANS = {"true": "True", "false": "False"}
+"""As people write them on a command line."""
+
+
+def assignments(texts: Sequence[str], option: str) -> dict[str, Any]:
+    """``["a=1", "b=x,c=(1,2)"]`` as ``{"a": 1, "b": "x", "c": (1, 2)}``."""
+    values: dict[str, Any] = {}
+    for text in texts:
+        for part in re.split(r"[,\s]\s*(?=[A-Za-z_]\w*\s*=)", text.strip()):
+            name, equals, value = (piece.strip() for piece in part.partition("="))
+            if not equals or not name.isidentifier() or not value:
+                raise typer.BadParameter(f"{option}: expected OPTION=VALUE, found {part!r}")
+            try:
+                values[name] = ast.literal_eval(_BOOLEANS.get(value.lower(), value))
+            except (ValueError, SyntaxError):
+                values[name] = value
+    return values
+
+
+def parsed_pass(text: str) -> dict[str, Any]:
+    name, colon, options = text.partition(":")
+    return {name.strip(): assignments([options], "--pass") if colon else {}}
+
+
+def resolved_passes(passes: list[dict[str, Any]] | None) -> list[Pass] | None:
+    if passes is None:
+        return None
+    try:
+        return resolve_passes(passes)
+    except (TypeError, ValueError) as error:
+        if isinstance(error, RewriterError):
+            raise
+        raise SelectorError(str(error)) from error
+
+
+@contextlib.contextmanager
+def errors_reported(as_json: bool) -> Iterator[None]:
+    """A refusal becomes one line on stderr and exit code 1; an interrupt exit code 130."""
+    refusals: tuple[type[Exception], ...] = (RewriterError,)
+    try:
+        from rewriter import zoo
+
+        refusals = (RewriterError, zoo.ModelZooError)
+        yield
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+    except refusals as error:
+        message = " ".join(str(error).split())
+        if as_json and int(os.environ.get("RANK", 0)) == 0:  # of several processes one reports
+            print(json.dumps({"error": {"type": type(error).__name__, "message": message}}, indent=2))
+        print(f"error: {message}", file=sys.stderr)
+        raise typer.Exit(1) from None
+
+
+@contextlib.contextmanager
+def stdout_kept_clean(as_json: bool) -> Iterator[None]:
+    """Libraries that print do so on stderr."""
+    with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+        yield
+
+
+@contextlib.contextmanager
+def output_console() -> Iterator[Console]:
+    """Where to show things; what goes to a pipe or a file has no blanks at the ends of lines."""
+    console = Console(highlight=False, markup=False, emoji=False)
+    if console.is_terminal:
+        yield console
+        return
+    with console.capture() as captured:
+        yield console
+    print("\n".join(line.rstrip() for line in captured.get().splitlines()))
+
+
+def two_columns() -> Table:
+    """Two columns, the first for names; as wide as needed."""
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(style="cyan", no_wrap=True)
+    table.add_column(overflow="fold")
+    return table

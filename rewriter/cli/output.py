@@ -1,0 +1,177 @@
+"""What the commands of one model print on a terminal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from rewriter.cli.options import two_columns
+from rewriter.edit.classes import class_name, original_class
+from rewriter.planning.data import PlanData
+from rewriter.planning.diff import diff_of
+from rewriter.planning.record import Record
+from rewriter.planning.render import INACTIVE_REMEDY, order_of
+from rewriter.text import counted, group
+from rewriter.tracing.inputs import BATCH
+
+try:
+    from rich.console import Console
+    from rich.padding import Padding
+    from rich.syntax import Syntax
+    from rich.text import Text
+except ImportError:  # installed without the extra; rewriter.cli.application.main() says so
+    if not TYPE_CHECKING:
+        Console = None
+
+
+def show_pass(console: Console, item: dict[str, Any]) -> None:
+    """One pass: what it does, its options, and where the rule comes from."""
+    console.print(Text(item["name"], "bold"))
+    table = two_columns()
+    table.add_row("what", item["summary"])
+    for number, taken in enumerate(item["options"]):
+        table.add_row("" if number else "options", f"{taken['name']}: {taken['type']} = {taken['default']!r}")
+    table.add_row("preserves", item["preserves"] or "nothing")
+    if item["after"]:
+        table.add_row("after", ", ".join(item["after"]))
+    table.add_row("paper", item["paper"])
+    console.print(Padding(table, (0, 0, 0, 2)))
+
+
+def show_model(
+    console: Console, name: str, model: nn.Module, options: str, weights: str, inputs: str, made: PlanData
+) -> None:
+    """The model, how it was made and traced, and what was asked for."""
+    numbers = sum(parameter.numel() for parameter in model.parameters())
+    console.print(Text(name, "bold"))
+    table = two_columns()
+    table.add_row("class", f"{class_name(original_class(type(model)))}{options}")
+    table.add_row("weights", f"{_millions(numbers)} parameters, {weights}")
+    table.add_row("traced", f"in training and in evaluation mode, on {inputs}")
+    table.add_row("passes", order_of(made))
+    for selector in ("only", "skip"):
+        if made.request.get(selector):
+            table.add_row(selector, ", ".join(made.request[selector]))
+    for note in made.notes:
+        table.add_row("note", Text(note, "yellow"))
+    console.print(Padding(table, (0, 0, 0, 2)))
+
+
+def described_inputs(arguments: dict[str, Any]) -> str:
+    """What a model is run on, in words."""
+    examples = arguments["example_inputs"]
+    if examples is not None:
+        if isinstance(examples, dict):
+            return ", ".join(f"{name} {_shape(value)}" for name, value in examples.items())
+        return ", ".join(_shape(value) for value in examples)
+    size = arguments["input_size"]
+    return " x ".join(map(str, (BATCH, *size))) if size else "an input of the model's own size"
+
+
+def _shape(value: Any) -> str:
+    """``2 x 3 x 8 x 64 x 64``, or ``2 of (3 x 64 x 64)`` for a list, or the names of a target's parts."""
+    if isinstance(value, torch.Tensor):
+        return " x ".join(map(str, value.shape))
+    if isinstance(value, dict):
+        return ", ".join(value)
+    return f"{len(value)} of ({_shape(value[0])})"
+
+
+def show_sites(console: Console, made: PlanData, *, done: bool) -> None:
+    """What each pass edits, or says without editing."""
+    waiting = f", {len(made.inactive)} of them without effect at their rate" if made.inactive else ""
+    _heading(console, f"{'edited' if done else 'to edit'}: {counted(len(made.sites), 'place')}{waiting}")
+    for name, _ in made.passes:
+        sites, _, advice = made.findings(name)
+        if sites or advice:
+            _indented(console, Text(name, "cyan"), 2)
+        for paths, site in group(sites):
+            mark = ("~ ", "yellow") if site.inactive else ("+ ", "green")
+            _indented(console, Text.assemble(mark, (paths, "bold"), f"  {site.pattern}"), 4)
+            _indented(console, Text(site.action), 8)
+            _indented(console, Text(f"because {site.reason}"), 8)
+            if site.rate_at:
+                no_effect = f"; no effect until it is another, {INACTIVE_REMEDY}" if site.inactive else ""
+                _indented(console, Text(f"setting: {site.rate_at}{no_effect}"), 8)
+        if advice:
+            _indented(console, Text("nothing is edited; it says:"), 4)
+        for paths, item in group(advice):
+            _indented(console, Text.assemble(("* ", "cyan"), (paths, "bold"), f"  {item.pattern}: {item.advice}"), 4)
+            _indented(console, Text(f"because {item.reason}"), 8)
+    if made.idle:
+        _indented(console, Text(f"nothing found by {', '.join(made.idle)}", "dim"), 2)
+
+
+def show_skipped(console: Console, made: PlanData) -> None:
+    """What was left alone, by reason."""
+    if not made.skipped:
+        return
+    _heading(console, f"left alone: {counted(len(made.skipped), 'place')}")
+    for reason in dict.fromkeys(skip.reason for skip in made.skipped):
+        alike = [skip for skip in made.skipped if skip.reason == reason]
+        _indented(console, Text.assemble(("- ", "yellow"), f"{reason}: {len(alike)}"), 2)
+        for paths, skip in group(alike):
+            _indented(console, Text.assemble((paths, "bold"), f"  {skip.pattern} ({skip.pass_name})"), 6)
+            if skip.detail:
+                _indented(console, Text(skip.detail), 10)
+
+
+def show_diff(console: Console, made: PlanData, model: nn.Module) -> None:
+    """How the source of methods changes."""
+    text = diff_of(made, model).rstrip()
+    if text:
+        _heading(console, "change of source")
+        syntax = Syntax("", "diff", theme="ansi_dark", background_color="default")
+        highlighted = syntax.highlight(text)
+        highlighted.rstrip()
+        console.print(highlighted, soft_wrap=True)
+
+
+def show_verdict(console: Console, record: Record) -> None:
+    """What was verified."""
+    if record.verdict is None:
+        why = "not verified" if record.plan.sites else "nothing to verify: the model is unchanged"
+        _heading(console, why)
+        return
+    _heading(console, "verified on this model")
+    words = {True: Text("holds", "green"), False: Text("BROKEN", "bold red"), None: Text("not decidable", "yellow")}
+    table = two_columns()
+    table.add_column()
+    for check in record.verdict.checks:
+        table.add_row(check.name, words[check.held], check.detail)
+    console.print(Padding(table, (0, 0, 0, 2)))
+
+
+def show_seconds(console: Console, seconds: dict[str, float]) -> None:
+    """How long each step took."""
+    steps = ", ".join(f"{step} {1000 * value:.0f} ms" for step, value in seconds.items())
+    console.print()
+    console.print(Text(f"time: {steps}", "dim"))
+
+
+def show_saved(console: Console, output: Path, *, rebuilds: bool, name: str) -> None:
+    """Where the model was written, and how it is loaded."""
+    console.print()
+    console.print(Text(f"written to {output}; to load it:", "bold"))
+    if rebuilds:
+        call = f'rewriter.load("{output.as_posix()}")'
+    else:
+        call = f'rewriter.load("{output.as_posix()}", original)  # a fresh {name}: its weights decided its structure'
+    console.print(Text(f"\n    import rewriter\n    model = {call}"), soft_wrap=True)
+
+
+def _heading(console: Console, text: str) -> None:
+    console.print()
+    console.print(Text(text, "bold"))
+
+
+def _indented(console: Console, text: Text, columns: int) -> None:
+    text.overflow = "fold"
+    console.print(Padding(text, (0, 0, 0, columns)))
+
+
+def _millions(number: int) -> str:
+    return f"{number / 1e6:.1f} M" if number >= 1e6 else f"{number:,}"

@@ -1,0 +1,1 @@
+"""Constants of the data for layers of passes: measured, and folded into weights."""

@@ -1,0 +1,150 @@
+"""Which passes there are, which were asked for, and in which order they come."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import inspect
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import MISSING, fields
+from importlib.metadata import EntryPoint
+from typing import Any
+
+import networkx as nx
+
+from rewriter.entry_points import PASS_GROUP, described, entry_points, leave_out, load
+from rewriter.errors import InstallationError, SelectorError
+from rewriter.guideline.base import Contract, Pass
+
+_BROKEN: dict[str, InstallationError] = {}
+"""Of the passes of other packages that are left out, why, by the name of the entry point."""
+
+
+@functools.lru_cache(maxsize=1)
+def installed_passes() -> dict[str, type[Pass]]:
+    """Every pass that an installed package registers in the entry-point group ``rewriter.passes``, by name.
+
+    One of another package that is broken, or has the name of another pass, is left out with a warning.
+
+    Raises:
+        InstallationError: a pass of ours cannot be imported.
+    """
+    found: dict[str, type[Pass]] = {}
+    _BROKEN.clear()
+    for entry in entry_points(PASS_GROUP):
+        try:
+            cls = _checked(load(entry), entry, found)
+        except InstallationError as error:
+            leave_out(entry, error)
+            _BROKEN.setdefault(entry.name, error)
+        else:
+            found[cls.name] = cls
+    return dict(sorted(found.items()))
+
+
+def _checked(registered: Any, entry: EntryPoint, found: Mapping[str, type[Pass]]) -> type[Pass]:
+    """What an entry point gave, if it is a pass whose name is free."""
+    problem = _problem(registered)
+    if problem is None and found.get(registered.name, registered) is not registered:
+        other = found[registered.name]
+        problem = f"the name {registered.name!r} is taken by {other.__module__}.{other.__qualname__}"
+    if problem is not None:
+        raise InstallationError(f"{described(entry)}: {problem}. Mend or uninstall that package.")
+    return registered  # type: ignore[no-any-return]
+
+
+def _problem(cls: Any) -> str | None:
+    """What makes an object no pass."""
+    if not (isinstance(cls, type) and issubclass(cls, Pass)):
+        return f"expected a subclass of rewriter.Pass, found {cls!r}"
+    if inspect.isabstract(cls):
+        return f"{cls.__qualname__} does not define {', '.join(sorted(cls.__abstractmethods__))}"
+    texts = [name for name in ("name", "summary", "paper") if not isinstance(getattr(cls, name, None), str)]
+    if texts or not cls.name:
+        return f"{cls.__qualname__} has no text as its {', '.join(texts) or 'name'}"
+    if not isinstance(cls.contract, Contract):
+        return f"{cls.__qualname__}.contract: expected a rewriter.Contract, found {cls.contract!r}"
+    if not isinstance(cls.after, tuple) or not all(isinstance(name, str) for name in cls.after):
+        return f"{cls.__qualname__}.after: expected a tuple of names of passes, found {cls.after!r}"
+    return None
+
+
+def resolve_passes(passes: Any) -> list[Pass]:
+    """The passes asked for, ordered by the constraints they declare.
+
+    Args:
+        passes: None for all installed passes whose options have defaults, or a sequence of names, instances and
+            one-key dicts ``{"dropout": {"p": 0.1}}``; one of these alone is taken as a sequence of one.
+
+    Raises:
+        SelectorError: an unknown pass or option, or one pass asked for twice.
+        InstallationError: a pass that was left out, because its package is broken; the cause is its error.
+    """
+    if passes is None:
+        passes = tuple(name for name, cls in installed_passes().items() if not _needs_options(cls))
+    elif isinstance(passes, (str, Pass, Mapping, type)):
+        passes = (passes,)
+    if not isinstance(passes, Sequence):
+        raise SelectorError(f"passes: expected a sequence of passes, found {type(passes).__name__}")
+    resolved = [_resolve(item) for item in passes]
+    names = [item.name for item in resolved]
+    for name in names:
+        if names.count(name) > 1:
+            raise SelectorError(f"pass {name!r} is asked for {names.count(name)} times; give it once, with its options")
+    return _ordered(resolved)
+
+
+def _needs_options(cls: type[Pass]) -> bool:
+    return any(f.init and f.default is MISSING and f.default_factory is MISSING for f in fields(cls))
+
+
+def _resolve(item: Any) -> Pass:
+    if isinstance(item, Pass):
+        return item
+    if isinstance(item, type) and issubclass(item, Pass):
+        if inspect.isabstract(item):
+            missing = ", ".join(sorted(item.__abstractmethods__))
+            raise SelectorError(f"{item.__name__} is no pass yet: it does not define {missing}; give a class that does")
+        try:
+            return item()
+        except TypeError as error:
+            raise SelectorError(f"{item.__name__} cannot be made without options: {error}; give an instance") from error
+    name: Any = item
+    options: Any = {}
+    if isinstance(item, Mapping) and len(item) == 1:
+        name, options = next(iter(item.items()))
+    if not isinstance(name, str) or not isinstance(options, Mapping):
+        raise SelectorError(f"not a pass: {item!r}; give a name, an instance, or a dict {{name: {{option: value}}}}")
+    known = installed_passes()
+    if name not in known and name in _BROKEN:
+        raise InstallationError(str(_BROKEN[name])) from _BROKEN[name].__cause__
+    if name not in known:
+        raise SelectorError(f"unknown pass {name!r}; {suggest(name, known)}")
+    accepted = [f.name for f in fields(known[name])]
+    for option in options:
+        if option not in accepted:
+            raise SelectorError(f"pass {name!r} has no option {option!r}; its options: {', '.join(accepted)}")
+    try:
+        return known[name](**options)
+    except (TypeError, ValueError) as error:
+        raise SelectorError(f"pass {name!r}: {error}") from error
+
+
+def _ordered(passes: list[Pass]) -> list[Pass]:
+    """By declared constraints; among those that are free, by name, so that the caller's order does not matter."""
+    by_name = {item.name: item for item in passes}
+    graph = nx.DiGraph()
+    graph.add_nodes_from(by_name)
+    graph.add_edges_from((before, item.name) for item in passes for before in item.after if before in by_name)
+    try:
+        return [by_name[name] for name in nx.lexicographical_topological_sort(graph)]
+    except nx.NetworkXUnfeasible as error:
+        circle = " → ".join(before for before, _ in nx.find_cycle(graph))
+        raise SelectorError(f"each of these passes has to come after another: {circle}; leave one out") from error
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """``did you mean …?`` with near names, or the whole list if none is near."""
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=5, cutoff=0.5)
+    return f"did you mean {', '.join(map(repr, near))}?" if near else f"known: {', '.join(known[:20])}"

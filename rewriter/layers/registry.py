@@ -1,0 +1,135 @@
+"""Layers and behaviours that passes put into models, known by name.
+
+A plan, a saved directory and a pickle name a layer; only layers registered here, by an installed pass, can be named.
+So loading any of them never imports or runs anything that the file chooses.
+"""
+
+from __future__ import annotations
+
+import abc
+import functools
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from torch import nn
+
+from rewriter.entry_points import PASS_GROUP, entry_points, is_own, loaded
+from rewriter.errors import InstallationError, PlanError
+from rewriter.layers.measured import MeasuredConstants
+from rewriter.model.wrappers import named_modules_inside
+
+_LAYERS: dict[str, type[nn.Module]] = {}
+
+Layer = TypeVar("Layer", bound=type[nn.Module])
+
+
+class CalibratedLayer(nn.Module, abc.ABC):
+    """Base of layers that subtract and divide by constants of the data, one pair for each tensor that they take.
+
+    The constants are buffers.
+
+    The forward takes one tensor or a sequence of tensors. The layer is the identity until :func:`rewriter.calibrate`
+    has measured the constants; :func:`rewriter.fold` moves them into the weights that follow.
+
+    Attributes:
+        operands: how many tensors the forward takes.
+        absorbed: after folding, for each tensor the padding to apply (as ``torch.nn.functional.pad`` takes it) and the
+            value to pad with; None before.
+        measured: what the last calibration measured; copies know of later ones.
+    """
+
+    operands: int
+    absorbed: list[tuple[list[int], float]] | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.measured = MeasuredConstants()
+
+    @property
+    @abc.abstractmethod
+    def calibrated(self) -> bool:
+        """Whether it is more than the identity."""
+
+    @abc.abstractmethod
+    def constants(self) -> list[tuple[float, float]]:
+        """For each tensor, what is subtracted and what it is then multiplied by."""
+
+    @abc.abstractmethod
+    def set_constants(self, constants: Sequence[tuple[float, float]]) -> None:
+        """Change what :meth:`constants` gives."""
+
+    def train(self, mode: bool = True) -> CalibratedLayer:
+        """As any module; a copy that was made before its original was calibrated says so when it is evaluated.
+
+        Here and not in the forward, which is traced, compiled and exported.
+        """
+        super().train(mode)
+        if not mode and self.absorbed is None and not any(buffer.is_meta for buffer in self.buffers()):
+            self.measured.warn_if_missed(self.constants)
+        return self
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        own = {"measured": MeasuredConstants(), **state}  # pickles of earlier versions lack it
+        super().__setstate__(own)  # type: ignore[no-untyped-call]
+
+
+def calibrated_layers(model: nn.Module) -> dict[str, CalibratedLayer]:
+    """The layers of ``model`` that have to be calibrated, by path."""
+    return {path: module for path, module in named_modules_inside(model) if isinstance(module, CalibratedLayer)}
+
+
+def register_layer(name: str) -> Callable[[Layer], Layer]:
+    """Class decorator: make a layer known as ``name`` (``"pass-name/layer-name"``).
+
+    Raises:
+        InstallationError: another class is known by that name, or the name belongs to a pass of ours.
+    """
+    module = str(sys._getframe(1).f_globals.get("__name__", ""))
+
+    def register(cls: Layer) -> Layer:
+        known = _LAYERS.get(name)
+        if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise InstallationError(
+                f"the layer name {name!r} is taken by {known.__module__}.{known.__qualname__}; "
+                f"name {cls.__module__}.{cls.__qualname__} after a pass of its own"
+            )
+        pass_name, package = name.partition("/")[0], module.partition(".")[0]
+        if _own_packages().get(pass_name, package) != package:
+            raise InstallationError(
+                f"the layer name {name!r}, which {module} registers, belongs to the pass {pass_name!r} of rewriter; "
+                f"name the layer after a pass of {package}"
+            )
+        _LAYERS[name] = cls
+        return cls
+
+    return register
+
+
+def is_layer(cls: type) -> bool:
+    """Whether a pass registered this class, itself and not a base of it."""
+    return cls in _LAYERS.values()
+
+
+@functools.cache
+def _own_packages() -> dict[str, str]:
+    """The top-level package of each pass of ours, which alone may name layers after it."""
+    return {entry.name: entry.module.partition(".")[0] for entry in entry_points(PASS_GROUP) if is_own(entry)}
+
+
+def layer_class(name: str) -> type[nn.Module]:
+    """The layer registered as ``name``.
+
+    Raises:
+        PlanError: no installed pass registers such a layer.
+        InstallationError: our own passes cannot be imported.
+    """
+    if name not in _LAYERS:  # in a fresh process the passes have not been imported yet
+        for _ in loaded(PASS_GROUP):
+            pass
+    if name not in _LAYERS:
+        raise PlanError(
+            f"no installed pass provides the layer {name!r} (known: {', '.join(sorted(_LAYERS)) or 'none'}). "
+            "Install the package whose pass made this plan."
+        )
+    return _LAYERS[name]

@@ -1,0 +1,201 @@
+"""Which objects can be rewritten, and what to tell the owner of one that cannot."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import random
+import sys
+import threading
+import types
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
+from torch.optim.swa_utils import AveragedModel
+
+from rewriter.errors import ModelError
+from rewriter.model.whole_state import is_offloaded
+
+_ORDER = (
+    "Rewrite first, then compile and wrap. Build the optimizer last, for fully_shard replaces parameters: on "
+    "rewriter.param_groups(model)."
+)
+
+_FLAT = "_flat_param"
+"""The parameter into which FSDP's first form puts those of the module inside, without use_orig_params=True."""
+
+
+def check_model(model: Any, *, may_be_wrapped: bool = False, may_be_offloaded: bool = False) -> None:
+    """Refuse what is not a plain, initialised ``nn.Module``.
+
+    Args:
+        model: what was given as a model.
+        may_be_wrapped: whether ``model.compile()`` in place and activation checkpointing, which change nothing that is
+            asked for, are no reason to refuse it.
+        may_be_offloaded: whether the model need not run, so that its values may be elsewhere.
+
+    Raises:
+        ModelError: with the way to unwrap, and when in a script to rewrite.
+    """
+    if isinstance(model, type) and issubclass(model, nn.Module):
+        raise ModelError(f"expected a model, found the class {model.__name__}; call it first: {model.__name__}(...)")
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"expected a torch.nn.Module, found {type(model).__name__}")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ModelError(f"the model is a {type(model).__name__}: its Python code is gone. Rewrite, then script it.")
+    of_classes: dict[type, str | None] = {}
+    for path, module in model.named_modules():
+        where = f"module {path!r}" if path else "the model"
+        name = type(module).__name__
+        if isinstance(module, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
+            raise ModelError(f"{where} is wrapped in {name}; give its .module instead. {_ORDER}")
+        if hasattr(module, "_orig_mod"):
+            raise ModelError(f"{where} was compiled by torch.compile(); give its ._orig_mod instead. {_ORDER}")
+        if isinstance(module, AveragedModel) and not path:
+            raise ModelError(f"{where} is wrapped in {name}; give its .module instead. {_ORDER}")
+        if "_checkpoint_wrapped_module" in module._modules and not may_be_wrapped:
+            raise ModelError(f"{where} is wrapped in {name} for activation checkpointing. {_ORDER}")
+        if getattr(module, "_compiled_call_impl", None) is not None and not may_be_wrapped:
+            raise ModelError(f"{where} was compiled in place by .compile(). {_ORDER}")
+        if (compiled := _compiled_method(module, of_classes)) is not None:
+            raise ModelError(
+                f"{where}: {compiled}() of {name} was compiled by torch.compile, so that its Python code does not run "
+                f"as it is written. Take torch.compile off the class and compile the rewritten model. {_ORDER}"
+            )
+        if _is_fsdp(module) or _FLAT in module._parameters:
+            groups = " Groups that were made before FSDP(model, use_orig_params=True) hold after it." * may_be_wrapped
+            raise ModelError(f"{where} is sharded by FSDP, its parameters are not whole. {_ORDER}{groups}")
+        if is_offloaded(module) and not may_be_offloaded:
+            raise ModelError(
+                f"{where} was offloaded by accelerate, its weights are elsewhere between calls. Rewrite first, then "
+                "offload; accelerate.hooks.remove_hook_from_submodules(model) brings them back"
+            )
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ModelError(f"{where} is a {name}: its Python code is gone. Rewrite, then script it.")
+        for tensor_name, tensor in (*module._parameters.items(), *module._buffers.items()):
+            if is_lazy(tensor):
+                raise ModelError(
+                    f"{where}: {tensor_name!r} of the lazy {name} is not initialised yet. "
+                    "Run the model once on an input, then rewrite."
+                )
+
+
+def random_state() -> tuple[Any, ...]:
+    """The states of torch's, Python's and numpy's generators; of GPUs if they are in use."""
+    numpy = sys.modules.get("numpy")
+    cuda_used = torch.cuda.is_available() and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    devices = torch.cuda.get_rng_state_all() if cuda_used else None
+    return torch.get_rng_state(), random.getstate(), numpy.random.get_state() if numpy else None, devices
+
+
+def seed_everything(seed: int) -> None:
+    """Seed torch's, Python's and numpy's generators."""
+    torch.manual_seed(seed)
+    random.seed(seed)
+    if (numpy := sys.modules.get("numpy")) is not None:
+        numpy.random.seed(seed)
+
+
+def set_random_state(state: tuple[Any, ...]) -> None:
+    """Put back what :func:`random_state` gave."""
+    torch.set_rng_state(state[0])
+    random.setstate(state[1])
+    if state[2] is not None:
+        sys.modules["numpy"].random.set_state(state[2])
+    if state[3] is not None:
+        torch.cuda.set_rng_state_all(state[3])
+
+
+def seed_all(seed: int) -> None:
+    """Seed Python, numpy and torch; not a GPU that is not in use, whose state could not be put back."""
+    _seed_what_is_kept(seed)
+    if not torch.cuda.is_available() or torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.manual_seed(seed)  # of other devices, too
+
+
+def _seed_what_is_kept(seed: int) -> None:
+    """Seed the generators whose state :func:`random_state` is."""
+    random.seed(seed)
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.manual_seed_all(seed)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(seed % 2**32)
+
+
+@contextlib.contextmanager
+def random_state_kept() -> Iterator[None]:
+    """Leave torch's, Python's and numpy's generators as they were."""
+    state = random_state()
+    try:
+        yield
+    finally:
+        set_random_state(state)
+
+
+@contextlib.contextmanager
+def random_state_seeded(seed: int) -> Iterator[None]:
+    """As :func:`random_state_kept`, but the generators begin with ``seed``.
+
+    Several threads may do this at a time: the last that leaves puts back what the first one found.
+    """
+    with _SEEDING:
+        _found_before_seeding.append(_found_before_seeding[0] if _found_before_seeding else random_state())
+        _seed_what_is_kept(seed)
+    try:
+        yield
+    finally:
+        with _SEEDING:
+            state = _found_before_seeding.pop()
+            if not _found_before_seeding:
+                set_random_state(state)
+
+
+_SEEDING = threading.Lock()
+_found_before_seeding: list[Any] = []
+
+
+@contextlib.contextmanager
+def collector_paused() -> Iterator[None]:
+    """Without Python's cyclic garbage collector.
+
+    What a trace makes is alive until the plan is made, and every full collection would walk through all that the
+    process holds, a tenth of a second with torch imported, to find nothing.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+_COMPILED = "_torchdynamo_orig_callable"
+"""What torch.compile notes on the function that it makes of a function."""
+
+
+def _compiled_method(module: nn.Module, of_classes: dict[type, str | None]) -> str | None:
+    """The name of a method that is a compiled function, of the object or of its class; None if there is none."""
+    cls = type(module)
+    if cls not in of_classes:
+        bases = cls.__mro__[: cls.__mro__.index(nn.Module)]
+        of_classes[cls] = next((n for base in bases for n, value in vars(base).items() if _is_compiled(value)), None)
+    own = (name for name, value in vars(module).items() if name != "_compiled_call_impl" and _is_compiled(value))
+    return next(own, of_classes[cls])
+
+
+def _is_compiled(value: Any) -> bool:
+    if type(value) in weakref.ProxyTypes:  # what it refers to may be gone
+        return False
+    function = getattr(value, "__func__", value)
+    found = function.__dict__ if isinstance(function, types.FunctionType) else {}
+    return _COMPILED in found and not found.get("_torchdynamo_disable")
+
+
+def _is_fsdp(module: nn.Module) -> bool:
+    return any(cls.__module__.startswith("torch.distributed.fsdp") for cls in type(module).__mro__)

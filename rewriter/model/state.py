@@ -1,0 +1,44 @@
+"""A model's state, kept while it is run: nothing of what its forward writes, replaces, adds or draws stays."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import nn
+
+from rewriter.model.mutable_state import MutableState
+from rewriter.model.surroundings import surroundings_kept
+
+
+@contextlib.contextmanager
+def state_kept(model: nn.Module, parameters: Sequence[nn.Parameter] = ()) -> Iterator[None]:
+    """Afterwards the model holds what it held, and all that holds what it did.
+
+    That is: which parameters, buffers, modules, hooks and plain attributes every module has; the values of buffers,
+    of other tensors in attributes, and of the ``parameters`` given; gradients and modes; lists, dicts, sets and objects
+    in attributes; the state of random generators among them; attributes of the model's classes and globals beside them.
+    """
+    state = MutableState()
+    gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
+    for parameter in parameters:
+        state.note_values(parameter)
+    for parameter, _ in gradients:
+        state.note_place(parameter)
+    state.note(model)
+    for parameter, _ in gradients:
+        parameter.grad = None
+    try:
+        with surroundings_kept(model):
+            yield
+    finally:
+        state.restore()
+        for parameter, gradient in gradients:
+            parameter.grad = gradient
+
+
+def saved_tensors(model: nn.Module) -> dict[str, torch.Size | None]:
+    """Shapes of what the model's state dict holds; None for extra state that is no tensor."""
+    state = model.state_dict(keep_vars=True)
+    return {key: value.shape if isinstance(value, torch.Tensor) else None for key, value in state.items()}

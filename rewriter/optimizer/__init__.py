@@ -1,0 +1,1 @@
+"""Which parameters should decay, and whether an optimizer holds those of this model."""

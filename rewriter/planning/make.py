@@ -1,0 +1,180 @@
+"""From a model and a request to a plan whose every edit is known to be in force."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from rewriter.analysis.trained_weights import carries_trained_weights
+from rewriter.edit.classes import class_name, original_class
+from rewriter.errors import ModelError, SelectorError
+from rewriter.guideline.base import Advice, Finding, Pass, Site, Skipped
+from rewriter.guideline.registry import resolve_passes
+from rewriter.model.adapters import refuse_adapters, refuse_mixed_precision
+from rewriter.model.guard import check_model, collector_paused
+from rewriter.planning.hidden_branches import on_every_way
+from rewriter.planning.in_force import Recorded, not_in_force, places_left
+from rewriter.planning.left_out import left_out
+from rewriter.planning.parameter_kinds import find_kinds
+from rewriter.planning.plan import Plan
+from rewriter.planning.record import is_folded, records_in_force
+from rewriter.planning.remembered_inputs import inputs_to_run_on
+from rewriter.planning.selection import Selection, as_sequence, select, selector_texts
+from rewriter.planning.structure import fingerprint
+from rewriter.reasons import Reason
+from rewriter.tracing.input_description import describe_inputs
+from rewriter.tracing.trace import Trace, trace_candidates
+
+_PRESERVE = ("auto", "eval", "nothing")
+
+
+@collector_paused()
+def make_plan(
+    model: nn.Module,
+    passes: Any,
+    *,
+    example_inputs: Any = None,
+    input_size: Any = None,
+    only: Any = None,
+    skip: Any = None,
+    preserve: str = "auto",
+) -> tuple[Plan, Trace | None, dict[str, float]]:
+    """The plan, the trace that it was made from (None without passes) and the seconds that each step took.
+
+    Raises:
+        RewriterError: as :func:`rewriter.plan`.
+    """
+    check_model(model)
+    refuse_adapters(model)
+    refuse_mixed_precision(model)
+    if is_folded(model):
+        raise ModelError("the model was folded for export; rewrite the model that it was folded from")
+    if not isinstance(preserve, str) or preserve not in _PRESERVE:
+        raise SelectorError(f"preserve: expected one of {', '.join(map(repr, _PRESERVE))}, found {preserve!r}")
+    resolved = resolve_passes(passes)
+    only, skip = (None if selectors is None else as_sequence(selectors) for selectors in (only, skip))
+    selection = select(model, only, skip)
+    changing = {item.name for item in resolved if not item.contract.eval_output}
+    trained = preserve == "auto" and bool(changing) and carries_trained_weights(model)
+    held_back = changing if preserve == "eval" or (trained and passes is None) else set()
+    seconds: dict[str, float] = {}
+    started = time.perf_counter()
+    traced = trace_candidates(model, inputs_to_run_on(model, example_inputs, input_size)) if resolved else None
+    seconds["trace"] = time.perf_counter() - started
+    started = time.perf_counter()
+    found = [finding for item in resolved for finding in item.find(traced)] if traced is not None else []
+    seconds["plan"] = time.perf_counter() - started
+    started = time.perf_counter()
+    if traced is not None:
+        found = on_every_way(found, traced, resolved)
+    findings = _in_force(found, _Deciding(model, selection, held_back), traced, resolved)
+    seconds["record again"] = time.perf_counter() - started
+    notes = _notes_on_preserving(findings, changing if trained else set(), preserve)
+    if traced is not None and traced.backend != "meta":
+        why = traced.notes[-1].split(": ", 1)[-1].split(" mode: ", 1)[-1].partition(" The input came from")[0]
+        notes.append(f"traced on {traced.backend} tensors, for on tensors without values the model does not run: {why}")
+    request = {
+        "input": traced.inputs.origin if traced else "none",
+        "input_size": list(traced.inputs.image_size) if traced and traced.inputs.image_size else None,
+        "arguments": describe_inputs(traced.inputs, model) if traced else None,
+        "only": selector_texts(only),
+        "skip": selector_texts(skip),
+        "preserve": preserve,
+    }
+    made = Plan(
+        class_name(original_class(type(model))),
+        fingerprint(model),
+        tuple((item.name, item.options()) for item in resolved),
+        tuple(item for item in findings if isinstance(item, Site)),
+        tuple(item for item in findings if isinstance(item, Skipped)),
+        tuple(item for item in findings if isinstance(item, Advice)),
+        tuple(notes),
+        request,
+        {item.name: item.contract for item in resolved},
+        find_kinds(traced) if traced else {},
+    )
+    return made, traced, seconds
+
+
+@dataclass(frozen=True)
+class _Deciding:
+    """What decides about a finding besides its pass.
+
+    Attributes:
+        model: the model, for the claims of its earlier rewrites.
+        selection: where edits may be made.
+        held_back: passes that are held back.
+        left_out: sites that are not in force, by identity, as what is skipped.
+    """
+
+    model: nn.Module
+    selection: Selection
+    held_back: set[str]
+    left_out: dict[int, Skipped] = field(default_factory=dict)
+
+    def of(self, found: Sequence[Finding]) -> list[Finding]:
+        claims = {site.claim: site for record in records_in_force(self.model) for site in record.plan.sites}
+        return [self._of(finding, claims) for finding in found]
+
+    def _of(self, found: Finding, claims: dict[str, Site]) -> Finding:
+        allows = self.selection.allows
+        if isinstance(found, Advice) and not allows(found.path):
+            return Skipped(found.pass_name, found.path, found.pattern, Reason.FILTERED, f"{found.advice}: not selected")
+        if not isinstance(found, Site):
+            return found
+        if found.pass_name in self.held_back:
+            detail = f"{found.action}: would change the eval output"
+            return Skipped(found.pass_name, found.path, found.pattern, Reason.HELD_BACK, detail)
+        if not all(map(allows, {found.path, *(edit.path for edit in found.edits)})):
+            return Skipped(found.pass_name, found.path, found.pattern, Reason.FILTERED, f"{found.action}: not selected")
+        if id(found) in self.left_out:
+            return self.left_out[id(found)]
+        first = claims.setdefault(found.claim, found) if found.claim else found
+        if first.pass_name != found.pass_name:
+            detail = f"{first.pass_name} acts here ({first.action}); one kind of noise at one pooling"
+            return Skipped(found.pass_name, found.path, found.pattern, Reason.CLAIMED, detail)
+        return found
+
+
+def _in_force(
+    found: Sequence[Finding], deciding: _Deciding, traced: Trace | None, passes: Sequence[Pass]
+) -> list[Finding]:
+    """What is decided about everything found, after sites that are not in force have made room for others."""
+    while True:
+        decided = deciding.of(found)
+        sites = [finding for finding in decided if isinstance(finding, Site)]
+        if traced is None or not sites:
+            return decided
+        recorded = Recorded(
+            traced.model,
+            traced.inputs,
+            passes,
+            traced.backend,
+            measured=traced.measured,
+            planning=True,
+            modes_alike=traced.modes_alike,
+            left=places_left(finding for finding in decided if isinstance(finding, Skipped)),
+        )
+        failing = not_in_force(sites, recorded)
+        if not failing:
+            return decided
+        deciding.left_out.update(left_out(sites, failing))
+
+
+def _notes_on_preserving(findings: Sequence[Finding], changing: set[str], preserve: str) -> list[str]:
+    """What was held back, or changes trained weights' output because it was asked for by name."""
+    skipped = [finding for finding in findings if isinstance(finding, Skipped)]
+    held = dict.fromkeys(skip.pass_name for skip in skipped if skip.reason is Reason.HELD_BACK)
+    if held:
+        why = "preserve='eval'" if preserve == "eval" else "the model carries trained weights"
+        how = "preserve='nothing' applies them"
+        if preserve == "auto":
+            how += ", and naming a pass applies it (where only the backbone is pretrained); a training that goes on"
+            how += " gives its plan, plan_file="
+        return [f"held back: {', '.join(held)}, because {why}; {how}"]
+    named = dict.fromkeys(f.pass_name for f in findings if isinstance(f, Site) and f.pass_name in changing)
+    return [f"{', '.join(named)} changes the output of trained weights, as asked for by name"] if named else []

@@ -1,0 +1,194 @@
+"""The mark that tells a checkpoint of a rewritten model from the original's, where keys and shapes do not.
+
+Another number of groups or another dilation has no key of its own: the weights of one network load into the other
+without a word, and compute something else. So a model with such edits carries one buffer more at its root, the digest
+of these edits. What has keys of its own (the constants of an equalizer) is not in it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from rewriter.edit.edits import Edit, EditMethod, edit_to_data
+from rewriter.errors import ModelError, PlanMismatchError, RewriterWarning, listed
+from rewriter.guideline.base import Site
+from rewriter.layers.registry import calibrated_layers
+from rewriter.model.whole_state import whole_tensor
+from rewriter.planning.record import Record, records_of
+
+MARK = "rewriter_plan"
+"""The name of the buffer."""
+
+_BYTES = 16
+_REGISTRIES = ("_load_state_dict_pre_hooks", "_state_dict_pre_hooks")
+
+
+def changing_sites(records: Sequence[Record]) -> list[Site]:
+    """The sites of passes that change the output in evaluation mode."""
+    return [
+        site
+        for record in records
+        for site in record.plan.sites
+        if (contract := record.plan.contracts.get(site.pass_name)) is not None and not contract.eval_output
+    ]
+
+
+def check_room(model: nn.Module) -> None:
+    """Refuse a model that has an attribute of the mark's name for something else.
+
+    Raises:
+        ModelError: it has.
+    """
+    if hasattr(model, MARK) and not has_mark(model):
+        raise ModelError(f"{type(model).__name__} has an attribute {MARK!r} of its own, where the mark of edits goes")
+
+
+def has_mark(model: nn.Module) -> bool:
+    """Whether ``model`` carries the mark."""
+    return any(isinstance(_inner(hook), _Loading) for hook in model._load_state_dict_pre_hooks.values())
+
+
+def place_mark(model: nn.Module) -> None:
+    """Give ``model`` the mark of the edits that it has; none, if all of them keep the output."""
+    sites = changing_sites(records_of(model))
+    if not sites:
+        remove_mark(model)
+        return
+    _remove_hooks(model)
+    digest = _digest([edit for site in sites for edit in site.edits])
+    if MARK not in model._buffers:
+        device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
+        model.register_buffer(MARK, torch.empty(_BYTES, dtype=torch.uint8, device=device))
+    told = listed(_told(sites))
+    model._register_load_state_dict_pre_hook(_Loading(digest, told), with_module=True)  # type: ignore[no-untyped-call]
+    saving = _Saving(digest)
+    model.register_state_dict_pre_hook(saving)  # type: ignore[no-untyped-call]
+    saving(model)
+
+
+def remove_mark(model: nn.Module) -> None:
+    """Take the mark away, if there is one."""
+    if has_mark(model):
+        _remove_hooks(model)
+        model._buffers.pop(MARK, None)
+        model._non_persistent_buffers_set.discard(MARK)
+
+
+def warn_of_changed_output(model: nn.Module, what: str) -> None:
+    """Say that the weights that are handed back were trained in another function than the original computes."""
+    told = _told(changing_sites(records_of(model)))
+    layers = calibrated_layers(model).items()
+    told += [f"{path}: calibrated" for path, layer in layers if layer.calibrated and layer.absorbed is None]
+    if told:
+        warnings.warn(
+            f"{what} gives weights for the original, which computes something else with them: edits that change the "
+            f"output are in force ({listed(told)}). Weights trained with them belong with the rewritten model.",
+            RewriterWarning,
+            stacklevel=3,
+        )
+
+
+@contextlib.contextmanager
+def nothing_said() -> Iterator[None]:
+    """Without :func:`warn_of_changed_output`, where nobody is handed the weights."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RewriterWarning)
+        yield
+
+
+def _told(sites: Sequence[Site]) -> list[str]:
+    return [f"{site.path or 'the root'}: {site.action.partition(',')[0]}" for site in sites]
+
+
+class _Saving:
+    """Before a state dict is made: the buffer holds the digest, also after ``to_empty`` or an average of buffers."""
+
+    def __init__(self, digest: bytes) -> None:
+        self.digest = digest
+
+    def __call__(self, module: nn.Module, *_: Any) -> None:
+        buffer = module._buffers.get(MARK)
+        if buffer is not None and not buffer.is_meta:
+            with torch.no_grad():
+                buffer.copy_(_tensor(self.digest))
+
+
+class _Loading:
+    """Before a state dict is loaded: is it of a model with these edits?"""
+
+    def __init__(self, digest: bytes, told: str) -> None:
+        self.digest, self.told = digest, told
+
+    def __call__(self, module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+        key = f"{prefix}{MARK}"
+        found = state.get(key)
+        valued = found is not None and not getattr(found, "is_meta", False)
+        same = valued and _bytes(found) == self.digest
+        if valued and not same:
+            problem = "is of a model with other edits, or of the same edits at other places"
+            if _is_strict():
+                raise PlanMismatchError(self._message(module, problem))
+            self._warn(module, problem)
+        elif found is None and any(other.startswith(prefix) for other in state):
+            self._warn(module, "carries no mark of a plan: it is the original's, or its format drops the mark")
+        if MARK not in module._buffers:  # a copy that took only what a graph names
+            state.pop(key, None)
+        elif not same:
+            state[key] = _tensor(self.digest)
+
+    def _message(self, module: nn.Module, problem: str) -> str:
+        return (
+            f"the state dict {problem}. This {type(module).__name__} has edits that change its output: {self.told}. "
+            "Rewrite a fresh original with the plan of the training that the weights come from "
+            "(rewriter.rewrite(model, plan_file=...), or rewriter.Plan.apply), and load them into that."
+        )
+
+    def _warn(self, module: nn.Module, problem: str) -> None:
+        warnings.warn(self._message(module, problem), RewriterWarning, stacklevel=2)
+
+
+def _is_strict() -> bool:
+    """Whether the ``load_state_dict`` that runs was called with ``strict=True``: torch tells its hooks True always."""
+    frame = sys._getframe(1)
+    while frame is not None and frame.f_code is not nn.Module.load_state_dict.__code__:
+        frame = frame.f_back  # type: ignore[assignment]
+    return frame is None or bool(frame.f_locals.get("strict", True))
+
+
+def _tensor(digest: bytes) -> torch.Tensor:
+    return torch.tensor(list(digest), dtype=torch.uint8, device="cpu")
+
+
+def _bytes(mark: Any) -> bytes:
+    return bytes(whole_tensor(mark).detach().cpu().reshape(-1).tolist()) if isinstance(mark, torch.Tensor) else b""
+
+
+def _digest(edits: Sequence[Edit]) -> bytes:
+    """Of what the edits change, not of where it is written in the source."""
+    told = []
+    for edit in edits:
+        data = edit_to_data(edit)
+        if isinstance(edit, EditMethod):
+            data = {"kind": data["kind"], "path": data["path"], "method": data["method"]}
+        told.append(json.dumps(data, sort_keys=True))
+    return hashlib.sha256("\n".join(sorted(told)).encode()).digest()[:_BYTES]
+
+
+def _inner(hook: Any) -> Any:
+    return getattr(hook, "hook", hook)
+
+
+def _remove_hooks(model: nn.Module) -> None:
+    for name in _REGISTRIES:
+        hooks = getattr(model, name)
+        for key in [key for key, hook in hooks.items() if isinstance(_inner(hook), (_Loading, _Saving))]:
+            del hooks[key]

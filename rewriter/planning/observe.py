@@ -1,0 +1,164 @@
+"""What a model does, as far as the contracts of passes speak of it.
+
+The model is run with its own weights, in evaluation mode and, with a backward pass, in training mode. Parameters,
+buffers, gradients, modes and random numbers are afterwards as they were.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from rewriter.errors import listed
+from rewriter.model.contents import Content, Unseen, contents, is_unseen, tensors_held
+from rewriter.model.guard import random_state_kept, seed_everything
+from rewriter.model.state import saved_tensors, state_kept
+from rewriter.tracing.inputs import Inputs
+from rewriter.tracing.written import written_parameters
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What one model did: its eval outputs, the parameters that got a gradient, and its state.
+
+    ``spread`` is by how much the outputs differ from run to run.
+    """
+
+    outputs: list[Content]
+    spread: float
+    with_gradient: frozenset[str]
+    train_error: str
+    state: dict[str, torch.Size | None]
+
+
+def observe(model: nn.Module, inputs: Inputs, *, training: bool = True) -> Observation:
+    """Run ``model`` and note what the contracts speak of: in both modes, or in evaluation mode only."""
+    with state_kept(model, written_parameters(model, inputs)), random_state_kept():
+        seed_everything(0)
+        model.eval()
+        with torch.no_grad():
+            outputs = [_kept(content) for content in contents(model(*inputs.args, **inputs.kwargs))]
+            spread = 0.0
+            if _may_vary(outputs):
+                seed_everything(0)  # dropouts that stay on in evaluation mode draw the same again
+                spread = _drift(outputs, list(contents(model(*inputs.args, **inputs.kwargs))))
+        with_gradient, train_error = _train(model, inputs) if training else (frozenset[str](), "")
+    return Observation(outputs, spread, with_gradient, train_error, saved_tensors(model))
+
+
+def drift_between(first: Observation, second: Observation) -> float:
+    """By how much the outputs of two observations of one model differ: 0 if nothing outlives a run of it."""
+    return _drift(first.outputs, second.outputs)
+
+
+def _drift(first: list[Content], second: list[Content]) -> float:
+    return largest_difference(first, second)[0] if _structure(first) == _structure(second) else math.inf
+
+
+def _train(model: nn.Module, inputs: Inputs) -> tuple[frozenset[str], str]:
+    """Parameters that a backward pass reaches, or why training does not run."""
+    try:
+        model.train()
+        with torch.enable_grad():
+            result = model(*inputs.args, **inputs.kwargs)
+            scalars = [_dense(t).abs().float().mean() for t in tensors_held(result) if t.requires_grad]
+            if not scalars:
+                return frozenset(), "no output requires a gradient"
+            torch.stack(scalars).sum().backward()  # type: ignore[no-untyped-call]
+    except Exception as error:
+        return frozenset(), f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    finally:
+        reached = frozenset(name for name, p in model.named_parameters() if p.grad is not None)
+        for parameter in model.parameters():
+            parameter.grad = None
+    return reached, ""
+
+
+def _may_vary(outputs: list[Content]) -> bool:
+    tensors = (content.value for content in outputs if isinstance(content.value, torch.Tensor))
+    return any(tensor.device.type not in ("cpu", "meta") for tensor in tensors)
+
+
+def _kept(content: Content) -> Content:
+    """A tensor as it is now: later runs may write to it."""
+    value = content.value
+    return replace(content, value=value.detach().clone()) if isinstance(value, torch.Tensor) else content
+
+
+def judge_outputs(before: Observation, after: Observation) -> tuple[bool | None, str]:
+    """Whether outputs of one structure are equal bit for bit, and what was seen; None if that cannot be said."""
+    if not any(content.comparable for content in before.outputs):
+        on_meta = any(isinstance(content.value, torch.Tensor) for content in before.outputs)
+        why = "tensors on meta have no values" if on_meta else "the output holds no tensor and no number"
+        return None, f"nothing to compare: {why}"
+    difference, where = largest_difference(before.outputs, after.outputs)
+    if difference == 0:
+        unseen = [f"output{c.path} ({c.kind})" for c in before.outputs if is_unseen(c.value)]
+        cut_off = any(isinstance(content.value, Unseen) for content in before.outputs)
+        remark = "; not everything was compared" if cut_off else ""
+        return True, f"bit-identical{remark}; not looked into: {listed(unseen)}" if unseen else "bit-identical"
+    if before.spread != 0:
+        detail = f"the model itself varies by {before.spread:.3g} from run to run, the change is {difference:.3g}"
+        return None, detail
+    return False, f"max |difference| {difference:.3g} at output{where}"
+
+
+def largest_difference(first: list[Content], second: list[Content]) -> tuple[float, str]:
+    """The largest difference and where it is; 0 only if all are equal bit for bit (NaN equals NaN)."""
+    worst, where = 0.0, ""
+    for a, b in zip(first, second, strict=True):
+        found = _difference(a.value, b.value)
+        if found > worst:
+            worst, where = found, a.path
+    return worst, where
+
+
+def _difference(a: Any, b: Any) -> float:
+    if isinstance(a, (str, numbers.Number)):
+        return 0.0 if _same_number(a, b) else math.inf
+    if not isinstance(a, torch.Tensor) or a is b or a.is_meta:
+        return 0.0
+    a, b = (torch.view_as_real(t.resolve_conj()) if t.is_complex() else t for t in (_dense(a), _dense(b)))
+    if a.shape != b.shape:
+        return math.inf
+    if torch.equal(a, b):
+        return 0.0
+    if a.is_floating_point() and bool((a.isnan() == b.isnan()).all()):
+        return float((a.double() - b.double()).abs().nan_to_num(0.0).max())
+    return math.inf
+
+
+def _same_number(a: Any, b: Any) -> bool:
+    try:
+        return bool(a == b or (a != a and b != b))
+    except Exception:  # a number that refuses to be compared, as a signalling NaN of Decimal does
+        return repr(a) == repr(b)
+
+
+def _dense(tensor: torch.Tensor) -> torch.Tensor:
+    """Of sparse, quantized and nested tensors the numbers in them."""
+    if tensor.is_nested:
+        return torch.cat([part.flatten() for part in tensor.unbind()])
+    if tensor.is_quantized:
+        return tensor.dequantize()
+    return tensor if tensor.layout is torch.strided else tensor.to_dense()
+
+
+def _structure(outputs: list[Content]) -> list[tuple[str, str]]:
+    return [(content.path, content.kind) for content in outputs]
+
+
+def other_structure(before: list[Content], after: list[Content]) -> str:
+    """Where two outputs are built differently, in words; empty if they are not."""
+    old, new = _structure(before), _structure(after)
+    if old == new:
+        return ""
+    if len(old) != len(new):
+        return f"{len(old)} values → {len(new)} values"
+    path, kind, other_path, other = next((*a, *b) for a, b in zip(old, new, strict=True) if a != b)
+    return f"output{path}: {kind} → {other}" if path == other_path else f"output{path} → output{other_path}"

@@ -1,0 +1,90 @@
+"""A plan: every edit known, explained and printed before it is made. A plan is data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from rewriter.planning.agreement import check_same_plan
+from rewriter.planning.apply import apply_plan
+from rewriter.planning.codec import from_text, to_text
+from rewriter.planning.data import PlanData
+from rewriter.planning.diff import diff_of
+from rewriter.planning.render import order_of, text_of
+from rewriter.planning.structure import check_fits, has_structure_of
+
+
+@dataclass(frozen=True)
+class Plan(PlanData):
+    """Sites and edits for one structure of model.
+
+    Attributes:
+        model: class of the model, and ``structure`` a fingerprint of its tree of modules; weights do not matter.
+        passes: names and options of the passes, in their order.
+        sites: where they apply, with the edits.
+        skipped: where they nearly do, with the reason.
+        advice: what they say about places without editing them.
+        notes: what else the user should know, the most important first.
+        request: how the plan was asked for (``input``, ``only``, ``skip``, ``preserve``).
+        contracts: what each pass promises to preserve.
+        parameters: what each parameter is to the model, by name, see :mod:`rewriter.planning.parameter_kinds`.
+    """
+
+    def apply(
+        self, model: nn.Module, inplace: bool = False, verify: bool = True, *, all_ranks: bool = True
+    ) -> nn.Module:
+        """Carry the plan out on ``model``, or on a copy of it, and check the passes' contracts.
+
+        Args:
+            model, inplace, verify: as for :func:`rewriter.rewrite`.
+            all_ranks: where ``torch.distributed`` is initialised, False for a plan that this process alone applies.
+
+        Raises:
+            PlanError: the plan was made for another model.
+            ContractError: a contract does not hold; the model is as it was.
+            RewriterError: another process has another plan, or does not call.
+        """
+        check_same_plan(self, all_ranks=all_ranks)
+        return apply_plan(self, model, inplace=inplace, verify=verify)
+
+    def check_fits(self, model: nn.Module) -> None:
+        """Refuse a model of another structure.
+
+        Raises:
+            PlanError: naming the first module that differs.
+        """
+        check_fits(self, model)
+
+    def has_structure_of(self, model: nn.Module) -> bool:
+        """Whether ``model`` has the tree of modules that the plan was made for."""
+        return has_structure_of(self, model)
+
+    def diff(self, model: nn.Module) -> str:
+        """The change of source, method by method, as a unified diff; methods with the same change are shown once."""
+        return diff_of(self, model)
+
+    def to_json(self) -> str:
+        """The plan as JSON text."""
+        return to_text(self)
+
+    @staticmethod
+    def from_json(text: str) -> Plan:
+        """The plan that :meth:`to_json` wrote. Nothing in the text is executed or imported.
+
+        Raises:
+            PlanError: the text is not a plan, or of another format.
+        """
+        return from_text(Plan, text)
+
+    @property
+    def order(self) -> str:
+        """The passes with the options that were given, in the order that they come in."""
+        return order_of(self)
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        printer.text(str(self))  # what a notebook shows
+
+    def __str__(self) -> str:
+        return text_of(self)

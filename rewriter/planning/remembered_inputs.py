@@ -1,0 +1,54 @@
+"""What a plan, or the latest rewrite of a model, was made on: made up once more from its shapes and types."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+from torch import nn
+
+from rewriter.errors import InputError
+from rewriter.planning.data import PlanData
+from rewriter.planning.record import records_of
+from rewriter.tracing.input_description import described_inputs
+from rewriter.tracing.inputs import Inputs, candidate_inputs
+from rewriter.tracing.trace import trace_candidates
+
+
+def inputs_of_plan(made: PlanData, model: nn.Module, *, meta: bool = False) -> Inputs | None:
+    """Arguments like those that ``made`` was planned on; None if it does not say (the user's own, not plain data).
+
+    With ``meta`` they have no values.
+    """
+    origin = str(made.request.get("input", ""))
+    if made.request.get("arguments") is not None:
+        return described_inputs(made.request["arguments"], model, origin, meta=meta)
+    size = made.request.get("input_size")
+    if size is None and origin in ("example_inputs", "none"):
+        return None
+    try:  # a plan of version 0.1.0 names the size only
+        return trace_candidates(model, candidate_inputs(model, None, tuple(size) if size is not None else None)).inputs
+    except InputError:
+        return None
+
+
+def inputs_of_rewrite(model: nn.Module) -> Inputs | None:
+    """What the latest rewrite of ``model`` was planned on; None if it was not rewritten, or no rewrite says."""
+    found = (inputs_of_plan(record.plan, model) for record in reversed(records_of(model)))
+    return next((inputs for inputs in found if inputs is not None), None)
+
+
+def inputs_to_run_on(model: nn.Module, example_inputs: Any = None, input_size: Any = None) -> list[Inputs]:
+    """What the caller gives; else what the model was rewritten for, and then what its configuration says.
+
+    The likeliest first, as :func:`rewriter.tracing.inputs.candidate_inputs` gives them.
+
+    Raises:
+        InputError: there is none of these.
+    """
+    if example_inputs is None and input_size is None and (remembered := inputs_of_rewrite(model)) is not None:
+        configured: list[Inputs] = []
+        with contextlib.suppress(InputError):  # the model may have been given another size since
+            configured = [inputs for inputs in candidate_inputs(model) if inputs.image_size != remembered.image_size]
+        return [remembered, *configured]
+    return candidate_inputs(model, example_inputs, input_size)

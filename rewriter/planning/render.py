@@ -1,0 +1,70 @@
+"""A plan as text."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+from rewriter.edit.edits import AddBehaviour
+from rewriter.guideline.base import Site
+from rewriter.guideline.registry import installed_passes
+from rewriter.planning.data import PlanData
+from rewriter.text import counted, group
+
+INACTIVE_REMEDY = "as the model's own setting or with dropout:p=0.2"
+"""How a site without effect is switched on."""
+
+
+def text_of(plan: PlanData) -> str:
+    """What every pass would do, and why; what is left alone, and why."""
+    lines = [f"plan for {plan.model.rsplit('.', 1)[-1]}: {order_of(plan)}"]
+    lines += [f"  note: {note}" for note in plan.notes]
+    if plan.idle:
+        lines.append(f"nothing found by {', '.join(plan.idle)}")
+    for name, _ in plan.passes:
+        if name in plan.idle:
+            continue
+        sites, skipped, advice = plan.findings(name)
+        given = f", {counted(len(advice), 'place')} advised on" if advice else ""
+        off = sum(site.inactive for site in sites)
+        idle = f", {off} inactive" if off else ""
+        lines.append(f"{name}: {counted(len(sites) - off, 'site')}{idle}, {len(skipped)} skipped{given}")
+        for paths, site in group(sites):
+            lines.append(f"  {'~' if site.inactive else '+'} {paths}: {site.pattern}")
+            lines.append(f"      {site.action}")
+            lines.append(f"      because {site.reason}")
+            if site.rate_at:
+                no_effect = f"; no effect until it is another, {INACTIVE_REMEDY}" if site.inactive else ""
+                lines.append(f"      setting: {site.rate_at}{no_effect}")
+            own = _own_classes(site)
+            if own:
+                lines.append(f"      class of its own: {own}")
+        for paths, skip in group(skipped):
+            lines.append(f"  - {paths}: {skip.pattern} [{skip.reason}]")
+            lines.append(f"      {skip.detail}")
+        for paths, advised in group(advice):
+            lines.append(f"  * {paths}: {advised.pattern}: {advised.advice}")
+            lines.append(f"      because {advised.reason}")
+    return "\n".join(lines)
+
+
+def order_of(plan: PlanData) -> str:
+    """The passes with the options that were given, in the order that they come in."""
+    return " → ".join(_with_options(*item) for item in plan.passes) or "no passes"
+
+
+def _own_classes(site: Site) -> str:
+    """The modules, named from the site, that get a class of their own without a change of source."""
+    paths = [edit.path for edit in site.edits if isinstance(edit, AddBehaviour)]
+    names = (path.rpartition(".")[2] if path == site.path else path.removeprefix(f"{site.path}.") for path in paths)
+    return ", ".join(path if name.isdigit() else name for path, name in zip(paths, names, strict=True))
+
+
+def _with_options(name: str, options: dict[str, Any]) -> str:
+    """The pass with the options that are not its defaults."""
+    cls = installed_passes().get(name)
+    defaults = {field.name: field.default for field in fields(cls)} if cls is not None else {}
+    given = ", ".join(
+        f"{key}={value}" for key, value in options.items() if key not in defaults or value != defaults[key]
+    )
+    return f"{name} ({given})" if given else name

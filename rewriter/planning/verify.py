@@ -1,0 +1,168 @@
+"""Check on the model itself that a rewrite kept what its passes promise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from torch import nn
+
+from rewriter.edit.edits import apply_edits, take_back
+from rewriter.errors import ContractError, InputError
+from rewriter.guideline.base import Contract
+from rewriter.model.guard import random_state_kept
+from rewriter.planning.checks import Check, Checked, Verification
+from rewriter.planning.data import PlanData
+from rewriter.planning.observe import Observation, drift_between, judge_outputs, observe, other_structure
+from rewriter.tracing.inputs import Inputs
+
+_MOST_RUNS = 3
+"""How often an original is run again to see whether it does the same: what alternates comes back after two."""
+
+
+class Verifier:
+    """The checks of one plan on one model, which is observed before it is edited.
+
+    Where some passes change the eval output, the others are applied by themselves first: their promise is checked all
+    the same.
+
+    Args:
+        plan: the plan.
+        model: the model that is going to be edited; it is as it was afterwards.
+        inputs: what it is run on.
+
+    Raises:
+        InputError: the model does not run on them.
+        ContractError: the passes that keep the eval output, applied by themselves, do not.
+    """
+
+    def __init__(self, plan: PlanData, model: nn.Module, inputs: Inputs) -> None:
+        self._plan, self._model, self._inputs = plan, model, inputs
+        self._passes = list(dict.fromkeys(site.pass_name for site in plan.sites))
+        try:
+            self._before = observe(model, inputs)
+        except Exception as error:
+            raise InputError(
+                f"{type(model).__name__} does not run on the {inputs.origin} it is to be verified on: "
+                f"{type(error).__name__}: {error}. Give an input that it runs on, or verify=False."
+            ) from error
+        self._preserving = self._judge_those_that_preserve()
+
+    def judge(self) -> Verification:
+        """Whether the model, now edited, keeps the contracts of all passes."""
+        return self._judge(self._passes)
+
+    def excuse(self, verification: Verification) -> Verification:
+        """``verification`` without blame for what the original, as which the model is again, does not keep either.
+
+        Raises:
+            ContractError: something else did not hold; the pass is named, found by applying each alone.
+        """
+        excused = self._without_own(verification, self._passes)
+        if excused.failed:
+            raise self._broken(excused.failed)
+        return excused
+
+    def whole(self, verification: Verification) -> Verification:
+        """``verification`` and what was checked of passes by themselves."""
+        return Verification((*verification.checks[:1], *self._preserving, *verification.checks[1:]))
+
+    def _judge(self, passes: Sequence[str], *, training: bool = True) -> Verification:
+        """Whether the model as it is keeps the contracts of ``passes``; one that does not run keeps none."""
+        before, contracts = self._before, self._contracts(passes)
+        try:
+            after = observe(self._model, self._inputs, training=training)
+        except Exception as error:
+            return Verification((Check(Checked.EVAL_MODE, False, f"{type(error).__name__}: {error}"),))
+        found = compare(before, after, contracts)
+        if any(check.what is Checked.EVAL_OUTPUT for check in found.failed):
+            # it may count its calls where nothing can put that back
+            drift = drift_between(after, observe(self._model, self._inputs, training=False))
+            found = compare(replace(before, spread=max(before.spread, drift)), after, contracts)
+        return found
+
+    def _judge_alone(self, passes: Sequence[str], *, training: bool = True) -> Verification:
+        """Whether ``passes`` keep their contracts by themselves; the model is as it was afterwards."""
+        edits = [edit for site in self._plan.sites if site.pass_name in passes for edit in site.edits]
+        with random_state_kept():
+            applied = apply_edits(self._model, edits)
+        try:
+            return self._judge(passes, training=training)
+        finally:
+            take_back(self._model, applied)
+
+    def _judge_those_that_preserve(self) -> tuple[Check, ...]:
+        """Where some passes change the eval output: the check that the others, by themselves, do not."""
+        contracts = zip(self._passes, self._contracts(self._passes), strict=True)
+        alone = [name for name, contract in contracts if contract.eval_output]
+        if not alone or alone == self._passes:
+            return ()
+        found = self._judge_alone(alone, training=False)
+        if found.failed:
+            found = self._without_own(found, alone)
+        check = next((check for check in found.checks if check.what is Checked.EVAL_OUTPUT), found.checks[0])
+        if check.held is False:
+            raise self._broken((check,))
+        return (Check(Checked.EVAL_OUTPUT, check.held, check.detail, tuple(alone)),)
+
+    def _without_own(self, verification: Verification, passes: Sequence[str]) -> Verification:
+        """``verification`` without blame for what the original model, run again, does not keep either.
+
+        A generator that it holds goes on with every run, and nothing can put that back.
+        """
+        failed, own = {check.what for check in verification.failed}, dict[Checked, str]()
+        for _ in range(_MOST_RUNS):
+            try:
+                again = compare(self._before, observe(self._model, self._inputs), self._contracts(passes))
+            except Exception as error:
+                own = dict.fromkeys(failed, f"it does not run any more, {type(error).__name__}: {error}")
+            else:
+                own.update((check.what, check.detail) for check in again.failed)
+            if failed <= set(own):
+                break
+        said = "the model itself does not do the same in each run"
+        return Verification(
+            tuple(
+                replace(check, held=None, detail=f"{said}: {own[check.what]}")
+                if check.held is False and check.what in own
+                else check
+                for check in verification.checks
+            )
+        )
+
+    def _broken(self, failed: Sequence[Check]) -> ContractError:
+        culprits = [name for name in self._passes if self._judge_alone([name]).failed]
+        what = "; ".join(f"{check.what}: {check.detail}" for check in failed)
+        return ContractError(
+            f"pass {', '.join(culprits or self._passes)} broke its contract ({what}). "
+            "The model is as it was; leave the pass out with passes=, or the place with skip=."
+        )
+
+    def _contracts(self, passes: Sequence[str]) -> list[Contract]:
+        return [self._plan.contracts.get(name, Contract()) for name in passes]
+
+
+def compare(before: Observation, after: Observation, contracts: Sequence[Contract]) -> Verification:
+    """Whether ``after`` keeps ``contracts``."""
+    checks: list[Check] = []
+    changed = other_structure(before.outputs, after.outputs)
+    checks.append(Check(Checked.OUTPUT_STRUCTURE, not changed, changed))
+    if all(contract.eval_output for contract in contracts) and not changed:
+        checks.append(Check(Checked.EVAL_OUTPUT, *judge_outputs(before, after)))
+    if all(contract.state_dict for contract in contracts):
+        lost = [key for key, shape in before.state.items() if key not in after.state or after.state[key] != shape]
+        buffers = any(contract.adds_buffers for contract in contracts)
+        added = [key for key in after.state if key not in before.state and not buffers]
+        detail = f"changed: {', '.join((lost + added)[:5])}" if lost or added else f"{len(before.state)} tensors"
+        checks.append(Check(Checked.STATE_DICT, not lost and not added, detail))
+    if before.train_error:
+        why = f"the original does not train on this input: {before.train_error}"
+        checks.append(Check(Checked.TRAINING, None, why))
+    elif after.train_error:
+        checks.append(Check(Checked.TRAINING, False, after.train_error))
+    elif all(contract.gradients for contract in contracts):
+        lost_gradients = sorted(before.with_gradient - after.with_gradient)
+        none_for = f"none for {', '.join(lost_gradients[:5])}"
+        detail = none_for if lost_gradients else f"{len(after.with_gradient)} parameters still get one"
+        checks.append(Check(Checked.GRADIENTS, not lost_gradients, detail))
+    return Verification(tuple(checks))

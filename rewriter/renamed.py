@@ -1,0 +1,123 @@
+"""Modules that were moved: for one release their old names give the same module objects.
+
+Deep imports (``from rewriter.calibration import calibrate``), pickles and third-party passes name modules by their old
+place. Each old name is found here, imported from where it is now, and warned of. Only what nobody else provides is
+taken: a folder ``passes`` of the user's own stays theirs.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.abc
+import importlib.machinery
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import Any
+
+MOVED = {
+    "adapters": "model", "contents": "model", "copier": "model", "copy_rules": "model", "copying": "model",
+    "generators": "model", "guard": "model", "hooks": "model", "iterators": "model", "mutable_state": "model",
+    "reach": "model", "resources": "model", "state": "model", "surroundings": "model", "whole_state": "model",
+    "wrappers": "model", "input_description": "tracing", "inputs": "tracing", "skeleton": "tracing",
+    "analysis.dataflow": "tracing.dataflow", "freshness": "analysis.trained_weights", "measured": "layers",
+    "scripting": "layers", "manager": "guideline.registry", "plan_making": "planning.make",
+    "plan_applying": "planning.apply", "plan_file": "planning", "plan_mark": "planning.mark",
+    "verification": "planning.verify", "record": "planning", "selection": "planning", "in_force": "planning",
+    "hidden_branches": "planning", "effects": "planning", "ranks": "planning", "parameter_kinds": "planning",
+    "remembered_inputs": "planning", "calibration": "constants", "folding": "constants", "batches": "constants",
+    "moments": "constants", "optimizer_groups": "optimizer.groups", "grouped_parameters": "optimizer",
+    "optimizer_check": "optimizer.check", "savable": "storage", "original_recipe": "storage", "pretrained": "storage",
+    "checkpoint": "storage", "extra_state": "storage", "settings": "storage", "progress": "reporting",
+    "memory": "reporting", "result_file": "reporting", "cli_compare": "cli.compare", "cli_encoding": "cli.encoding",
+    "cli_model": "cli.model", "cli_options": "cli.options", "cli_output": "cli.output", "cli_stdout": "cli.stdout",
+    "cli_sweep": "cli.sweep", "grouping": "text",
+}  # fmt: skip
+"""Old names below ``rewriter`` → the room that has the module now, or its new name."""
+
+FOLDERS = {"passes": "rewriter.passes", "model_zoo": "rewriter.zoo"}
+"""Folders of a checkout, which are installed as parts of ``rewriter``."""
+
+
+def new_name(name: str) -> str | None:
+    """Where the module that was called ``name`` is now; None if it was not moved."""
+    first, _, rest = name.partition(".")
+    if first in FOLDERS:
+        return f"{FOLDERS[first]}.{rest}".rstrip(".") if not rest or _is_ours(sys.modules.get(first)) else None
+    place = MOVED.get(rest) if first == "rewriter" else None
+    if place is None:
+        return None
+    inside = place in _ROOMS and "." not in rest and place != "text"
+    return f"rewriter.{place}.{rest}" if inside else f"rewriter.{place}"
+
+
+_ROOMS = frozenset(place for place in MOVED.values() if "." not in place)
+
+
+def forward(package: str, module: str) -> Callable[[str], Any]:
+    """The ``__getattr__`` of a room that has the name of an old module: its names are those of ``module``."""
+
+    def get(name: str) -> Any:
+        if not name.startswith("__"):
+            try:
+                found = getattr(importlib.import_module(module), name)
+            except AttributeError:
+                pass
+            else:
+                _warn(f"{package}.{name}", f"{module}.{name}")
+                return found
+        raise AttributeError(f"module {package!r} has no attribute {name!r}")
+
+    return get
+
+
+def install() -> None:
+    """Find modules by their old names from now on."""
+    if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _Finder())
+
+
+class _Finder(importlib.abc.MetaPathFinder):
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        found = new_name(name)
+        if found is None or (name in FOLDERS and _is_of_somebody_else(name)):
+            return None
+        return importlib.machinery.ModuleSpec(name, _Alias(found), is_package=name in FOLDERS)
+
+
+class _Alias(importlib.abc.Loader):
+    """Gives the module of another name, and leaves everything that it says of itself as it is."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType:
+        _warn(spec.name, self._name)
+        module = importlib.import_module(self._name)
+        self._spec = module.__spec__
+        return module
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__spec__ = self._spec
+
+
+def _is_of_somebody_else(folder: str) -> bool:
+    spec = importlib.machinery.PathFinder.find_spec(folder)
+    return spec is not None and not _same_file(spec.origin, folder)
+
+
+def _is_ours(module: ModuleType | None) -> bool:
+    return module is not None and _same_file(getattr(module, "__file__", None), module.__name__.rpartition(".")[2])
+
+
+def _same_file(file: str | None, folder: str) -> bool:
+    ours = os.path.join(os.path.dirname(__file__), FOLDERS.get(folder, "").rpartition(".")[2] or folder, "__init__.py")
+    return file is not None and os.path.realpath(file) == os.path.realpath(ours)
+
+
+def _warn(old: str, new: str) -> None:
+    warnings.warn(f"{old} is {new} now; the old name goes with the next release", DeprecationWarning, stacklevel=2)

@@ -1,0 +1,1 @@
+"""What long work needs: a progress bar, results kept as they come, peak memory."""

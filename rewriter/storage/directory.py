@@ -1,0 +1,360 @@
+"""A rewritten model in a directory, and back: plans and settings as JSON, weights as safetensors. No code is stored.
+
+A directory holds
+
+- ``recipe.json``: how the original is made, settings that weights do not hold, extra state of modules, and checksums,
+- ``plan.json``: the plans, oldest first,
+- ``report.json``: what was done and verified,
+- ``model.safetensors``: the weights; names that share one tensor are listed in its metadata.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import json
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import nn
+
+from rewriter.argument_checks import checked_path
+from rewriter.edit.classes import class_name, is_called, original_class
+from rewriter.errors import PlanError, StorageError, listed
+from rewriter.model.copying import WITHOUT, copy_model
+from rewriter.model.guard import check_model
+from rewriter.model.whole_state import whole_state_dict
+from rewriter.model.wrappers import looked_through, module_inside
+from rewriter.planning.checks import Check, Verification
+from rewriter.planning.codec import to_data
+from rewriter.planning.data import PlanData
+from rewriter.planning.mark import MARK, has_mark
+from rewriter.planning.plan import Plan
+from rewriter.planning.plan_file import plan_files_in
+from rewriter.planning.record import Record, records_in_force, records_of, rewritten_parts, set_records
+from rewriter.planning.report import make_report
+from rewriter.storage.checkpoint import check_weights, read_safetensors
+from rewriter.storage.extra_state import extra_state_to_store, stored_extra_state
+from rewriter.storage.original_recipe import checked_recipe, original_of
+from rewriter.storage.savable import check_savable
+from rewriter.storage.settings import restore_settings, restore_types, settings_of
+
+FORMAT = 2
+"""Version of the directory's form."""
+
+RECIPE, PLAN, REPORT, WEIGHTS = "recipe.json", "plan.json", "report.json", "model.safetensors"
+_FILES = (RECIPE, PLAN, REPORT, WEIGHTS)
+_VERSIONED = (
+    "rewriter", "torch", "timm", "torchvision", "segmentation-models-pytorch", "transformers", "diffusers",
+)  # fmt: skip
+
+
+def save(model: nn.Module, directory: str | Path, *, recipe: Mapping[str, Any] | None = None) -> None:
+    """Write a rewritten model to ``directory``: all of it, or nothing.
+
+    Args:
+        model: the model, in any mode, on any device; of a wrapped or compiled one it is the model inside.
+        directory: a new or empty directory, or one that was saved before: that one is replaced.
+        recipe: how the original is made: ``{"model": "resnet18", "kwargs": {"drop_rate": 0.2}}``, with a name that
+            ``rewriter.zoo.create`` knows. Without it, :func:`load` needs a fresh original.
+
+    Raises:
+        ModelError: what was given is no model, or one that is sharded or holds wrapped parts.
+        StorageError: the directory holds something else or cannot be written, or the model cannot be stored.
+    """
+    outer, model = model, looked_through(model)
+    check_savable(outer, model)
+    target = check_target(directory)
+    name, options = checked_recipe(recipe or {})
+    tensors, shared = _tensors_to_store(whole_state_dict(model))
+    extra = extra_state_to_store(model)
+    in_force = [(path, record) for path, part in rewritten_parts(model) for record in records_in_force(part)]
+    records = [record for _, record in in_force]
+    contents = {
+        PLAN: json.dumps([to_data(record.plan) for record in records], indent=2),
+        REPORT: make_report(model).to_json(),
+    }
+    partial = target.parent / f".{target.name}.{uuid.uuid4().hex[:12]}.partial"
+    try:
+        partial.mkdir(parents=True)
+        for path in plan_files_in(target, besides=_FILES):
+            shutil.copy2(path, partial)
+        for file, text in contents.items():
+            (partial / file).write_text(text, encoding="utf-8")
+        safetensors.torch.save_file(tensors, str(partial / WEIGHTS), metadata=shared)
+        (partial / WEIGHTS).chmod((partial / PLAN).stat().st_mode)  # it is written for its owner only
+        description = {
+            "format": FORMAT,
+            "model": name,
+            "kwargs": options,
+            "class": class_name(original_class(type(model))),
+            "versions": _versions(),
+            "rewrites": [_request(record.plan) for record in records],
+            "parts": [path for path, _ in in_force],
+            **settings_of(model),
+            "extra_state": extra,
+            "sha256": {file: _sha256(partial / file) for file in (PLAN, REPORT, WEIGHTS)},
+        }
+        (partial / RECIPE).write_text(json.dumps(description, indent=2), encoding="utf-8")
+        _put_in_place(partial, target)
+    except (OSError, safetensors.SafetensorError, ValueError, RuntimeError) as error:
+        raise StorageError(f"{target} cannot be written: {type(error).__name__}: {error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def load(directory: str | Path, model: nn.Module | None = None) -> nn.Module:
+    """The model that :func:`save` wrote: same structure, weights, drop rates and mode. It is on the CPU, or where
+    ``model`` is.
+
+    Args:
+        directory: what was given to :func:`save`.
+        model: a fresh original, made as the saved model's original was. It stays as it is; a copy is returned. None
+            makes the original from the name in the recipe.
+
+    Raises:
+        StorageError: a file is missing, damaged or of another format, no original can be made, or the weights do not
+            fit it.
+        PlanError: the plans were made for another model.
+        ModelError: ``model`` is no model, or one that is wrapped or compiled.
+    """
+    source = checked_path("directory", directory)
+    recipe = _read_recipe(source)
+    plans = _read_plans(source)
+    state = _read_weights(source / WEIGHTS)
+    if model is None:
+        target = original_of(recipe, source)
+    else:
+        check_model(model)
+        if rewritten_parts(model):
+            raise StorageError("the model given was already rewritten; give a fresh original, or rewriter.undo(model)")
+        target = copy_model(model, WITHOUT)
+    if any(tensor.is_meta for tensor in (*target.parameters(), *target.buffers())):
+        raise StorageError("the model given has tensors on the meta device; create it on the device it shall run on")
+    versions = _version_note(recipe)
+    parts = recipe.get("parts", [""] * len(plans))
+    if not isinstance(parts, list) or len(parts) != len(plans):
+        raise StorageError(f"{source / RECIPE} is damaged: 'parts' does not name a part for each plan")
+    for path, plan in zip(parts, plans, strict=True):
+        try:
+            plan.apply(_part_of(target, path, source), inplace=True, verify=False, all_ranks=False)
+        except PlanError as error:
+            raise PlanError(f"{error}{versions}") from error
+    found = original_class(type(target))
+    if not is_called(found, recipe["class"]):
+        here = class_name(found)
+        raise StorageError(f"{source} holds a {recipe['class']}, found a {here}; give a fresh original of that class")
+    with _damage(source / RECIPE):
+        extra = stored_extra_state(recipe.get("extra_state", {}))
+    for path, part in rewritten_parts(target):
+        if has_mark(part):  # directories of earlier versions have none, and their plans are here
+            state[f"{path}.{MARK}".lstrip(".")] = part.state_dict()[MARK]
+    check_weights(target, {**state, **extra}, f"the weights in {source}", versions)
+    with _damage(source / RECIPE):
+        restore_types(target, state, recipe)
+        with torch.no_grad():
+            target.load_state_dict({**state, **extra}, strict=True)
+        _check_loaded(target, state, source)
+        restore_settings(target, recipe)
+    _restore_verdicts(target, source)
+    return target
+
+
+def check_target(directory: str | Path) -> Path:
+    """The absolute path of a directory that may be written.
+
+    Raises:
+        StorageError: there is something that :func:`save` did not write.
+    """
+    target = checked_path("directory", directory).resolve()
+    if not target.exists():
+        return target
+    if not target.is_dir():
+        raise StorageError(f"{target} is a file; give a directory")
+    others = plan_files_in(target, besides=_FILES)
+    foreign = sorted(path.name for path in target.iterdir() if path.name not in _FILES and path not in others)
+    if foreign:
+        raise StorageError(f"{target} is not empty and was not written by rewriter.save ({', '.join(foreign[:5])})")
+    if any(path not in others for path in target.iterdir()):
+        try:
+            _read_json(target / RECIPE)["format"]
+        except (StorageError, KeyError, TypeError) as error:
+            raise StorageError(
+                f"{target} is not empty and was not written by rewriter.save; remove it first"
+            ) from error
+    return target
+
+
+def _tensors_to_store(state: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Each tensor once, contiguous, and the further names of those that have more than one."""
+    tensors: dict[str, torch.Tensor] = {}
+    shared: dict[str, str] = {}
+    known: dict[Any, str] = {}
+    for key, tensor in state.items():
+        if not isinstance(tensor, torch.Tensor):
+            continue  # extra state, which the recipe holds
+        if tensor.is_meta:
+            raise StorageError(f"{key} is on the meta device: it has no values to store")
+        tensor = tensor.detach()
+        if tensor.layout is not torch.strided or tensor.is_quantized or type(tensor) is not torch.Tensor:
+            raise StorageError(
+                f"{key} is a {type(tensor).__name__} ({tensor.layout}); only plain tensors can be stored: save the "
+                "model before its tensors are quantized or wrapped, and do that again to what rewriter.load gives"
+            )
+        identity = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+        if tensor.numel() and identity in known:
+            shared[key] = known[identity]
+            continue
+        known[identity] = key
+        tensors[key] = tensor.cpu().contiguous()
+    storages: set[int] = set()
+    for key, tensor in tensors.items():  # safetensors refuses different views of one memory
+        if tensor.untyped_storage().data_ptr() in storages:
+            tensors[key] = tensor.clone()
+        storages.add(tensor.untyped_storage().data_ptr())
+    return tensors, shared
+
+
+def _part_of(model: nn.Module, path: Any, source: Path) -> nn.Module:
+    """What a plan was made for: ``model`` itself, or a part of it, as in a LightningModule."""
+    part = module_inside(model, path) if isinstance(path, str) else None
+    if part is None:
+        raise StorageError(f"{source} has a plan for {path!r}, which this {type(model).__name__} does not have")
+    return part
+
+
+def _restore_verdicts(model: nn.Module, source: Path) -> None:
+    """Put back what was verified and how long it took, so that the report of a loaded model is the one it had."""
+    with _damage(source / REPORT):
+        entries = _read_json(source / REPORT)
+        parts = [(part, record) for _, part in rewritten_parts(model) for record in records_of(part)]
+        told: dict[nn.Module, list[Record]] = {part: [] for part, _ in parts}
+        for (part, record), entry in zip(parts, entries, strict=True):
+            checks = entry["verified"]
+            verdict = None if checks is None else Verification(tuple(map(Check.from_data, checks)))
+            seconds = {str(step): float(value) / 1000 for step, value in entry["milliseconds"].items()}
+            told[part].append(replace(record, verdict=verdict, seconds=seconds))
+        for part, records in told.items():
+            set_records(part, tuple(records))
+
+
+def _check_loaded(model: nn.Module, state: Mapping[str, torch.Tensor], source: Path) -> None:
+    """Every key has its own value: wrong where the original ties weights that were saved untied, or casts them."""
+    found = model.state_dict()
+    wrong = [key for key, value in state.items() if not _same_bits(found[key], value)]
+    if wrong:
+        raise StorageError(
+            f"{source}: the weights loaded differ from those saved: {listed(wrong)}. "
+            "The original given ties or converts weights in another way."
+        )
+
+
+def _read_recipe(source: Path) -> dict[str, Any]:
+    if not source.is_dir():
+        raise StorageError(f"{source}: no such directory")
+    missing = [file for file in _FILES if not (source / file).is_file()]
+    if missing:
+        raise StorageError(f"{source} is incomplete: {', '.join(missing)} is missing")
+    recipe = _read_json(source / RECIPE)
+    if not isinstance(recipe, dict) or recipe.get("format") != FORMAT:
+        found = recipe.get("format") if isinstance(recipe, dict) else type(recipe).__name__
+        raise StorageError(f"{source / RECIPE}: expected format {FORMAT}, found {found!r}; save the model again")
+    shape = {
+        "kwargs": dict, "class": str, "versions": dict, "rates": dict, "options": dict, "training": bool,
+        "in_other_mode": list, "frozen": list, "memory_order": dict, "types": dict, "sha256": dict,
+    }  # fmt: skip
+    for key, kind in shape.items():
+        if not isinstance(recipe.get(key), kind):
+            raise StorageError(f"{source / RECIPE} is damaged: {key!r} is missing or not a {kind.__name__}")
+    if not isinstance(recipe.get("model"), (str, type(None))):
+        raise StorageError(f"{source / RECIPE} is damaged: 'model' is not a name")
+    for file in (PLAN, REPORT, WEIGHTS):
+        with _damage(source / file):
+            found = _sha256(source / file)
+        if recipe["sha256"].get(file) != found:
+            raise StorageError(f"{source / file} is damaged, or was changed after it was saved (checksum)")
+    return recipe
+
+
+def _read_plans(source: Path) -> list[Plan]:
+    with _damage(source / PLAN):
+        return [Plan.from_json(json.dumps(item)) for item in list(_read_json(source / PLAN))]
+
+
+def _read_weights(path: Path) -> dict[str, torch.Tensor]:
+    with _damage(path):
+        return read_safetensors(path)
+
+
+def _read_json(path: Path) -> Any:
+    with _damage(path):
+        return json.loads(path.read_text(encoding="utf-8"))
+
+
+@contextlib.contextmanager
+def _damage(path: Path) -> Iterator[None]:
+    """What goes wrong while a file is read or used is that file's damage."""
+    try:
+        yield
+    except (StorageError, PlanError):
+        raise
+    except FileNotFoundError as error:
+        raise StorageError(f"{path}: no such file") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, RecursionError) as error:
+        raise StorageError(f"{path} is damaged or cannot be read: {type(error).__name__}: {error}") from error
+    except safetensors.SafetensorError as error:
+        raise StorageError(f"{path} is damaged: {error}") from error
+
+
+def _put_in_place(partial: Path, target: Path) -> None:
+    """Rename, with what was there before put back if that fails."""
+    old = target.parent / f"{partial.name}.old"
+    try:
+        if target.exists():
+            target.rename(old)
+        partial.rename(target)
+    finally:
+        if old.exists() and not target.exists():
+            old.rename(target)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _request(plan: PlanData) -> dict[str, Any]:
+    return {"passes": [{name: options} for name, options in plan.passes], **plan.request}
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in _VERSIONED:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found
+
+
+def _version_note(recipe: Mapping[str, Any]) -> str:
+    """Which libraries have another version than when the model was saved: the likeliest reason for a misfit."""
+    here = _versions()
+    other = [f"{n} {v}, here {here.get(n, 'none')}" for n, v in recipe["versions"].items() if v != here.get(n)]
+    return f" (saved with {'; '.join(other)})" if other else ""
+
+
+def _same_bits(first: torch.Tensor, second: torch.Tensor) -> bool:
+    if first.dtype != second.dtype or first.shape != second.shape:
+        return False
+    first, second = first.detach().cpu(), second.detach().cpu()
+    if torch.equal(first, second):  # but for the sign of zero
+        return True
+    return torch.equal(first.reshape(-1).view(torch.uint8), second.reshape(-1).view(torch.uint8))  # NaN
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
