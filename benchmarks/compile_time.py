@@ -34,7 +34,8 @@ from torch import nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
 import rewriter
-from rewriter.model.guard import collector_paused, random_state_kept
+from rewriter.model.collector import collector_paused
+from rewriter.model.random_state import random_state_kept
 from rewriter.passes import Dropout, StochasticPooling
 from rewriter.tracing.recorder import Recorder
 from rewriter.tracing.skeleton import meta_twin, skeleton

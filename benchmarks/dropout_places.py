@@ -27,7 +27,7 @@ from rewriter.comparison.recipe import Recipe
 from rewriter.comparison.scoring import scoring_of
 from rewriter.comparison.training import Setting, test, train
 from rewriter.data import open_source
-from rewriter.model.guard import seed_all
+from rewriter.model.random_state import seed_all
 
 RECIPE = Recipe(
     seeds=6, epochs=12, batch_size=125, train_images=5000, test_images=500, optimizer="sgd", lr=0.2, weight_decay=5e-4,

@@ -1,6 +1,6 @@
 """``python -m rewriter`` is the command ``rewriter``, and ``torchrun -m rewriter`` the same in several processes."""
 
-from rewriter.cli.application import main
+from rewriter.cli.commands import main
 
 if __name__ == "__main__":
     main()

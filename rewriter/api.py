@@ -14,7 +14,7 @@ from rewriter.edit.held_methods import wrapped_edit
 from rewriter.errors import ModelError, UndoError
 from rewriter.layers.registry import is_layer
 from rewriter.model.copying import copy_model
-from rewriter.model.guard import check_model
+from rewriter.model.refusal import check_model
 from rewriter.model.whole_state import whole_state_dict
 from rewriter.model.wrappers import (
     inside,

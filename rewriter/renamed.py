@@ -19,13 +19,13 @@ from typing import Any
 
 MOVED = {
     "adapters": "model", "contents": "model", "copier": "model", "copy_rules": "model", "copying": "model",
-    "generators": "model", "guard": "model", "hooks": "model", "iterators": "model", "mutable_state": "model",
+    "generators": "model", "hooks": "model", "iterators": "model", "mutable_state": "model",
     "reach": "model", "resources": "model", "state": "model", "surroundings": "model", "whole_state": "model",
     "wrappers": "model", "input_description": "tracing", "inputs": "tracing", "skeleton": "tracing",
     "analysis.dataflow": "tracing.dataflow", "freshness": "analysis.trained_weights", "measured": "layers",
     "scripting": "layers", "manager": "guideline.registry", "plan_making": "planning.make",
     "plan_applying": "planning.apply", "plan_file": "planning", "plan_mark": "planning.mark",
-    "verification": "planning.verify", "record": "planning", "selection": "planning", "in_force": "planning",
+    "selection": "planning", "in_force": "planning",
     "hidden_branches": "planning", "effects": "planning", "ranks": "planning", "parameter_kinds": "planning",
     "remembered_inputs": "planning", "calibration": "constants", "folding": "constants", "batches": "constants",
     "moments": "constants", "optimizer_groups": "optimizer.groups", "grouped_parameters": "optimizer",
@@ -36,6 +36,13 @@ MOVED = {
     "cli_sweep": "cli.sweep", "grouping": "text",
 }  # fmt: skip
 """Old names below ``rewriter`` → the room that has the module now, or its new name."""
+
+DIVIDED = {
+    "guard": ("model.refusal", "model.random_state", "model.collector"),
+    "record": ("planning.record", "planning.report", "planning.checks", "planning.staleness"),
+    "verification": ("planning.verify", "planning.observe", "planning.checks"),
+}
+"""Old names of modules that are several now; the old one has the names of all."""
 
 FOLDERS = {"passes": "rewriter.passes", "model_zoo": "rewriter.zoo"}
 """Folders of a checkout, which are installed as parts of ``rewriter``."""
@@ -56,21 +63,21 @@ def new_name(name: str) -> str | None:
 _ROOMS = frozenset(place for place in MOVED.values() if "." not in place)
 
 
-def forward(package: str, module: str) -> Callable[[str], Any]:
-    """The ``__getattr__`` of a room that has the name of an old module: its names are those of ``module``."""
+def forward(package: str, *modules: str) -> Callable[[str], Any]:
+    """The ``__getattr__`` of a module that has the name of an old one: its names are those of ``modules``."""
 
     def get(name: str) -> Any:
-        if not name.startswith("__"):
-            try:
-                found = getattr(importlib.import_module(module), name)
-            except AttributeError:
-                pass
-            else:
+        for module in () if name.startswith("__") else modules:
+            found = getattr(importlib.import_module(module), name, _MISSING)
+            if found is not _MISSING:
                 _warn(f"{package}.{name}", f"{module}.{name}")
                 return found
         raise AttributeError(f"module {package!r} has no attribute {name!r}")
 
     return get
+
+
+_MISSING = object()
 
 
 def install() -> None:
@@ -83,6 +90,9 @@ class _Finder(importlib.abc.MetaPathFinder):
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
+        parts = DIVIDED.get(name.removeprefix("rewriter."))
+        if parts is not None and name.startswith("rewriter."):
+            return importlib.machinery.ModuleSpec(name, _Divided([f"rewriter.{part}" for part in parts]))
         found = new_name(name)
         if found is None or (name in FOLDERS and _is_of_somebody_else(name)):
             return None
@@ -103,6 +113,19 @@ class _Alias(importlib.abc.Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         module.__spec__ = self._spec
+
+
+class _Divided(importlib.abc.Loader):
+    """Makes a module with the names of several others."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._names = names
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> None:
+        return None
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__dict__["__getattr__"] = forward(module.__name__, *self._names)
 
 
 def _is_of_somebody_else(folder: str) -> bool:

@@ -11,7 +11,7 @@ from rewriter.api import plan, undo
 from rewriter.edit.classes import ClassEdit, MethodEdit, class_name, derive, re_emittable_methods, readable_sources
 from rewriter.model.contents import tensors_held
 from rewriter.model.copying import copy_model
-from rewriter.model.guard import random_state_kept
+from rewriter.model.random_state import random_state_kept
 from rewriter.model.state import state_kept
 from rewriter.planning.apply import apply_plan
 from rewriter.planning.mark import nothing_said

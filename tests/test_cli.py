@@ -20,7 +20,7 @@ from helpers import interruptible
 from typer.testing import CliRunner, Result
 
 import rewriter
-from rewriter.cli import application as cli
+from rewriter.cli import commands as cli
 
 pytestmark = pytest.mark.slow
 
@@ -32,7 +32,7 @@ def run(*arguments: str) -> Result:
 
 
 def run_process(*arguments: str, **settings: Any) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", "from rewriter.cli.application import main; main()", *arguments]
+    command = [sys.executable, "-c", "from rewriter.cli.commands import main; main()", *arguments]
     return subprocess.run(command, capture_output=True, text=True, **settings)
 
 
@@ -360,7 +360,7 @@ class TestErrors:
         code = (
             "import safetensors.torch as s, time\n"
             "s.save_file = lambda *a, **k: (print('now', flush=True), time.sleep(60))\n"
-            "from rewriter.cli.application import main\nmain()"
+            "from rewriter.cli.commands import main\nmain()"
         )
         command = [sys.executable, "-c", code, "rewrite", *SMALL, "--no-verify", "-o", "out"]
         with subprocess.Popen(interruptible(command), stdout=subprocess.PIPE, text=True, cwd=tmp_path) as process:
@@ -383,7 +383,7 @@ class TestMain:
 
     @pytest.mark.parametrize("library", ["typer", "rich", "timm"])
     def test_core_only_install(self, library: str) -> None:
-        code = f"import sys; sys.modules[{library!r}] = None; from rewriter.cli.application import main; main()"
+        code = f"import sys; sys.modules[{library!r}] = None; from rewriter.cli.commands import main; main()"
         done = subprocess.run([sys.executable, "-c", code, "passes"], capture_output=True, text=True)
         assert done.returncode == 1
         assert 'pip install "rewriter[cli]"' in done.stderr and library in done.stderr and done.stdout == ""
@@ -393,7 +393,7 @@ class TestMain:
 @pytest.mark.parametrize("buffered", ["", "1"])
 @pytest.mark.parametrize("arguments", [("passes",), ("--help",), ("plan", "nosuchmodel", "--json")], ids=" ".join)
 def test_output_that_cannot_be_written_is_one_line_and_an_exit_code(arguments: tuple[str, ...], buffered: str) -> None:
-    code = "from rewriter.cli.application import main; main()"
+    code = "from rewriter.cli.commands import main; main()"
     command = [sys.executable, "-c", code, *arguments]
     environment = os.environ | {"PYTHONUNBUFFERED": buffered}
     with open("/dev/full", "w") as full:
@@ -406,7 +406,7 @@ def test_output_that_cannot_be_written_is_one_line_and_an_exit_code(arguments: t
 
 
 def test_a_reader_that_goes_away_is_told_nothing() -> None:
-    command = [sys.executable, "-c", "from rewriter.cli.application import main; main()", "passes"]
+    command = [sys.executable, "-c", "from rewriter.cli.commands import main; main()", "passes"]
     reading, writing = os.pipe()
     os.close(reading)
     done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True)
@@ -415,7 +415,7 @@ def test_a_reader_that_goes_away_is_told_nothing() -> None:
 
 
 def test_errors_do_not_go_to_standard_output_where_there_is_no_other() -> None:
-    code = "from rewriter.cli.application import main; main()"
+    code = "from rewriter.cli.commands import main; main()"
     command = ["sh", "-c", 'exec "$@" 2>&-', "sh", sys.executable, "-c", code, "plan", "nosuchmodel"]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     assert (done.returncode, done.stdout) == (1, "")

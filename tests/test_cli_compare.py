@@ -20,7 +20,7 @@ import torch
 from helpers import interruptible
 from typer.testing import CliRunner, Result
 
-from rewriter.cli import application as cli
+from rewriter.cli import commands as cli
 from rewriter.cli import model as cli_model
 from rewriter.comparison.result import Comparison
 from rewriter.comparison.training import train
@@ -40,7 +40,7 @@ def run(*arguments: str) -> Result:
 
 
 def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-c", "from rewriter.cli.application import main; main()", *arguments]
+    return [sys.executable, "-c", "from rewriter.cli.commands import main; main()", *arguments]
 
 
 def interrupt(*arguments: Any, **options: Any) -> Any:

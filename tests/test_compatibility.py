@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from typer.testing import CliRunner
 
 import rewriter
-from rewriter.cli import application as cli
+from rewriter.cli import commands as cli
 from rewriter.passes import GroupCount
 
 FIXTURES = Path(__file__).parent / "fixtures" / "version_0_1_0"

@@ -18,7 +18,7 @@ from torch import nn
 import rewriter
 from rewriter.analysis.heads import find_heads
 from rewriter.analysis.residual import find_branches
-from rewriter.model.guard import collector_paused
+from rewriter.model.collector import collector_paused
 from rewriter.passes import Dropout
 
 pytestmark = pytest.mark.slow

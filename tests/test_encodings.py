@@ -15,7 +15,7 @@ import pytest
 import timm
 
 import rewriter
-from rewriter.cli import application as cli
+from rewriter.cli import commands as cli
 from rewriter.cli.encoding import write_what_can_be_encoded
 
 pytestmark = pytest.mark.slow

@@ -170,9 +170,12 @@ LIBRARIES = ("diffusers", "segmentation_models_pytorch", "timm", "torchvision", 
 def test_imports_what_is_needed() -> None:
     """Neither the compiler nor passes; of the libraries those that a name is about, and what they import."""
     code = f"""
-import contextlib, sys; from rewriter import zoo as model_zoo
+import contextlib, sys
+from rewriter import zoo
+OURS = ('rewriter.zoo', 'rewriter.renamed', 'rewriter.version')
 def show():
-    print(sorted({{name.split('.')[0] for name in sys.modules}} & {{'rewriter', 'passes', *{LIBRARIES}}}))
+    ours = {{name for name in sys.modules if name.startswith('rewriter.') and not name.startswith(OURS)}}
+    print(sorted(ours | {{name.split('.')[0] for name in sys.modules}} & {{*{LIBRARIES}}}))
 show()
 zoo.names('hf:*', check=False)
 show()

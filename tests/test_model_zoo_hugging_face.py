@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 import rewriter
 from rewriter import zoo
-from rewriter.cli import application as cli
+from rewriter.cli import commands as cli
 from rewriter.sweep.check import check
 from rewriter.sweep.request import Request
 

@@ -21,7 +21,7 @@ from typer.testing import CliRunner, Result
 
 import rewriter
 from rewriter import Contract, sweep, zoo
-from rewriter.cli import application as cli
+from rewriter.cli import commands as cli
 from rewriter.edit.edits import SetAttribute
 from rewriter.guideline.base import Pass, Site
 from rewriter.passes import Dropout
@@ -258,7 +258,7 @@ class TestWorkers:
     @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
     def test_interrupt(self, tmp_path: Path) -> None:
         """Ctrl-C leaves whole lines and no worker."""
-        code = "from rewriter.cli.application import main; main()"
+        code = "from rewriter.cli.commands import main; main()"
         command = [sys.executable, "-c", code, "sweep", "test_*", "resnet*", "-j", "2", "-o", "rows.jsonl"]
         output = tmp_path / "rows.jsonl"
         with subprocess.Popen(interruptible(command), cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 import rewriter
 from rewriter import entry_points, renamed
-from rewriter.cli import application as cli
+from rewriter.cli import commands as cli
 from rewriter.errors import InstallationError, PlanError, SelectorError, StorageError
 from rewriter.guideline.registry import installed_passes, resolve_passes
 from rewriter.layers import registry as layers
@@ -98,7 +98,7 @@ TEXTS = {
 }
 BROKEN = {
     # what is registered, and words of the reason
-    "typo:Broken": "AttributeError: module 'rewriter' has no attribute 'Pas'",
+    "typo:Broken": "AttributeError: No rewriter attribute Pas",
     "lost:Pass": "ModuleNotFoundError: No module named 'a_library_that_nobody_has'",
     "leaves:Pass": "SystemExit: 3",
     "torn:Pass": "SyntaxError",
@@ -111,8 +111,8 @@ BROKEN = {
     "good:Nameless": "has no text as its name, summary, paper",
     "good:Unpromising": "expected a rewriter.Contract",
     "good:AfterText": "expected a tuple of names",
-    "good:Fake": "the name 'dropout' is taken by passes.dropout.Dropout",
-    "thief:Mine": "the layer name 'dropout/moved' is taken by passes.dropout.layers.MovedDropout",
+    "good:Fake": "the name 'dropout' is taken by rewriter.passes.dropout.Dropout",
+    "thief:Mine": "the layer name 'dropout/moved' is taken by rewriter.passes.dropout.layers.MovedDropout",
 }
 
 Register = Callable[..., None]
@@ -315,6 +315,8 @@ class TestOldNames:
 
     @pytest.mark.parametrize("name", [f"rewriter.{old}" for old in renamed.MOVED] + ["passes.dropout.layers"])
     def test_a_module_is_the_one_that_was_moved(self, name: str) -> None:
+        if name.startswith("passes."):
+            importlib.import_module("passes")
         now = importlib.import_module(renamed.new_name(name) or "")
         spec = now.__spec__
         sys.modules.pop(name, None)
@@ -338,6 +340,22 @@ class TestOldNames:
             found = getattr(package, name)
         assert found is getattr(sys.modules[found.__module__], name)
         assert not hasattr(package, "no_such_name")
+
+    @pytest.mark.parametrize(
+        ("old", "names"),
+        {
+            "guard": ("check_model", "random_state_kept", "collector_paused"),
+            "record": ("Report", "Record", "Verdict", "make_report"),
+            "verification": ("observe", "compare"),
+        }.items(),
+    )
+    def test_a_module_that_was_divided_has_the_names_of_its_parts(self, old: str, names: tuple[str, ...]) -> None:
+        module = importlib.import_module(f"rewriter.{old}")
+        for name in names:
+            with pytest.warns(DeprecationWarning, match=rf"rewriter\.{old}\.{name} is rewriter\..*\.{name} now"):
+                found = getattr(module, name)
+            assert found.__module__ in {f"rewriter.{part}" for part in renamed.DIVIDED[old]}
+        assert not hasattr(module, "no_such_name")
 
     @pytest.mark.parametrize("first", ["passes", "rewriter"])
     def test_a_folder_of_the_checkout_is_the_part_of_the_same_name(self, first: str) -> None:

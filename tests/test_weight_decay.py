@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 import rewriter
 from rewriter import zoo
 from rewriter.analysis.gammas import Category, find_gammas
-from rewriter.cli import application as cli
+from rewriter.cli import commands as cli
 from rewriter.passes import WeightDecay
 from rewriter.reasons import Reason
 

@@ -2,4 +2,4 @@
 
 from rewriter.renamed import forward
 
-__getattr__ = forward(__name__, "rewriter.cli.main")
+__getattr__ = forward(__name__, "rewriter.cli.commands")

@@ -28,12 +28,12 @@ from rewriter.cli.options import (
 )
 from rewriter.data.source import Source
 from rewriter.errors import RewriterError
-from rewriter.model.guard import random_state_kept
+from rewriter.model.random_state import random_state_kept
 from rewriter.text import counted
 
 try:
     import typer
-except ImportError:  # installed without the extra; rewriter.cli.application.main() says so
+except ImportError:  # installed without the extra; rewriter.cli.commands.main() says so
     if not TYPE_CHECKING:
         typer = None
 
@@ -193,7 +193,7 @@ class _Made:
 
         Weights may decide about it (group-count measures gains), so these are the same whenever the command is given.
         """
-        from rewriter.model.guard import seed_all
+        from rewriter.model.random_state import seed_all
 
         wanted = self.wanted
         with random_state_kept():

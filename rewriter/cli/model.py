@@ -33,7 +33,7 @@ try:
     import typer
     from rich.console import Console
     from rich.text import Text
-except ImportError:  # installed without the extra; rewriter.cli.application.main() says so
+except ImportError:  # installed without the extra; rewriter.cli.commands.main() says so
     if not TYPE_CHECKING:
         typer = None
 

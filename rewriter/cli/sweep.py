@@ -37,7 +37,7 @@ try:
     from rich.padding import Padding
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
     from rich.text import Text
-except ImportError:  # installed without the extra; rewriter.cli.application.main() says so
+except ImportError:  # installed without the extra; rewriter.cli.commands.main() says so
     if not TYPE_CHECKING:
         typer = None
 

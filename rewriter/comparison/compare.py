@@ -34,7 +34,7 @@ from rewriter.data.source import Source, Task
 from rewriter.errors import ComparisonError, DataError, InputError
 from rewriter.layers.registry import calibrated_layers
 from rewriter.model.copying import copy_model
-from rewriter.model.guard import random_state_kept, seed_all
+from rewriter.model.random_state import random_state_kept, seed_all
 from rewriter.planning.ranks import on_its_own
 from rewriter.planning.record import records_of
 from rewriter.planning.remembered_inputs import inputs_of_rewrite

@@ -18,7 +18,7 @@ from rewriter.comparison.scoring import Scoring, computed, tensor_of
 from rewriter.data.source import Task
 from rewriter.errors import ComparisonError, DataError
 from rewriter.model.contents import tensors_held
-from rewriter.model.guard import random_state_kept, seed_all
+from rewriter.model.random_state import random_state_kept, seed_all
 from rewriter.model.state import state_kept
 
 _DISTURBANCE = 0.02

@@ -13,7 +13,7 @@ from rewriter.comparison.run import ARMS
 from rewriter.comparison.scoring import Scoring, logits_of
 from rewriter.data.source import Task
 from rewriter.errors import ComparisonError, DataError
-from rewriter.model.guard import random_state_kept
+from rewriter.model.random_state import random_state_kept
 from rewriter.model.state import state_kept
 
 

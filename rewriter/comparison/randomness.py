@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from rewriter.model.guard import random_state, random_state_kept, seed_all, set_random_state
+from rewriter.model.random_state import random_state, random_state_kept, seed_all, set_random_state
 
 _MODEL, _EPOCH = 0x5EED, 1_000_003
 _HOLDERS = ("dataset", "sampler", "batch_sampler", "data_source")

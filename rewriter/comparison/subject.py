@@ -13,7 +13,8 @@ from rewriter.api import original_state_dict
 from rewriter.edit.classes import class_name, original_class
 from rewriter.errors import ComparisonError, RewriterError
 from rewriter.model.copying import WITHOUT, copy_model
-from rewriter.model.guard import check_model, random_state_kept, seed_all
+from rewriter.model.random_state import random_state_kept, seed_all
+from rewriter.model.refusal import check_model
 from rewriter.planning.apply import apply_plan
 from rewriter.planning.data import PlanData
 from rewriter.planning.mark import nothing_said

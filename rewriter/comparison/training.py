@@ -25,7 +25,7 @@ from rewriter.constants.calibration import calibrate
 from rewriter.data.source import Task
 from rewriter.errors import ComparisonError, DataError
 from rewriter.layers.registry import calibrated_layers
-from rewriter.model.guard import random_state_kept, seed_all
+from rewriter.model.random_state import random_state_kept, seed_all
 from rewriter.optimizer.groups import param_groups
 from rewriter.planning.record import records_of
 from rewriter.reporting.memory import PeakMemory

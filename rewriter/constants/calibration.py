@@ -25,7 +25,8 @@ from rewriter.errors import CalibrationError, TraceError
 from rewriter.layers.measured import quiet
 from rewriter.layers.registry import CalibratedLayer, calibrated_layers
 from rewriter.model.adapters import refuse_adapters
-from rewriter.model.guard import check_model, random_state_kept
+from rewriter.model.random_state import random_state_kept
+from rewriter.model.refusal import check_model
 from rewriter.model.state import state_kept
 from rewriter.planning.ranks import check_same_weights, several_ranks
 from rewriter.planning.report import needs_no_calibration

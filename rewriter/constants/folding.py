@@ -26,7 +26,8 @@ from rewriter.layers.registry import CalibratedLayer, calibrated_layers
 from rewriter.model.adapters import refuse_adapters
 from rewriter.model.contents import tensors_held
 from rewriter.model.copying import copy_model
-from rewriter.model.guard import check_model, random_state_kept
+from rewriter.model.random_state import random_state_kept
+from rewriter.model.refusal import check_model
 from rewriter.model.state import state_kept
 from rewriter.planning.record import records_of, set_records
 from rewriter.planning.remembered_inputs import inputs_of_rewrite

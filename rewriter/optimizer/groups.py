@@ -18,7 +18,7 @@ from rewriter.analysis.parameter_roles import Role
 from rewriter.argument_checks import checked_flag
 from rewriter.errors import InputError, ModelError, OptimizerError, SelectorError, TraceError, listed
 from rewriter.guideline.registry import resolve_passes, suggest
-from rewriter.model.guard import check_model
+from rewriter.model.refusal import check_model
 from rewriter.model.whole_state import is_offloaded
 from rewriter.model.wrappers import looked_through, parameter_names_inside, paths_inside
 from rewriter.optimizer.grouped_parameters import Decision, ParamGroups, tensor_of

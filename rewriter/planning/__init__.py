@@ -2,4 +2,10 @@
 
 from rewriter.renamed import forward
 
-__getattr__ = forward(__name__, "rewriter.planning.plan")
+__getattr__ = forward(
+    __name__,
+    "rewriter.planning.plan",
+    "rewriter.planning.codec",
+    "rewriter.planning.structure",
+    "rewriter.planning.render",
+)

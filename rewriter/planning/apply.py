@@ -17,7 +17,8 @@ from rewriter.guideline.base import Pass
 from rewriter.guideline.registry import resolve_passes
 from rewriter.model.adapters import refuse_adapters, refuse_mixed_precision
 from rewriter.model.copying import copy_model
-from rewriter.model.guard import check_model, random_state_kept
+from rewriter.model.random_state import random_state_kept
+from rewriter.model.refusal import check_model
 from rewriter.planning.checks import Check, Checked, Verification
 from rewriter.planning.data import PlanData
 from rewriter.planning.in_force import Recorded, not_in_force, places_left

@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from rewriter.edit.edits import AddBehaviour, Edit, SetAttribute, find_module
 from rewriter.layers.registry import layer_class
-from rewriter.model.guard import random_state_kept
+from rewriter.model.random_state import random_state_kept
 from rewriter.tracing.kinds import function_name, has_own_forward
 from rewriter.tracing.skeleton import meta_twin, skeleton
 from rewriter.tracing.trace import Trace

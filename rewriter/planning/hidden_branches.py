@@ -25,7 +25,7 @@ from rewriter.edit.receivers import Receivers
 from rewriter.edit.source import code_span
 from rewriter.errors import RewriterError, SourceError
 from rewriter.guideline.base import Finding, Pass, Site, Skipped
-from rewriter.model.guard import random_state_kept
+from rewriter.model.random_state import random_state_kept
 from rewriter.planning.in_force import not_run
 from rewriter.reasons import TECHNICAL, Reason
 from rewriter.tracing.skeleton import shared_twin, skeleton

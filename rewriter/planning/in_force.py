@@ -28,7 +28,7 @@ from rewriter.edit.source import contains_code
 from rewriter.errors import PlanError, RewriterError, TraceError
 from rewriter.guideline.base import Pass, Site, Skipped
 from rewriter.layers.registry import layer_class
-from rewriter.model.guard import random_state_kept
+from rewriter.model.random_state import random_state_kept
 from rewriter.planning.effects import behaviours_watched, is_read
 from rewriter.reasons import Reason
 from rewriter.tracing.frames import Frame

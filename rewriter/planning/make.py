@@ -15,7 +15,8 @@ from rewriter.errors import ModelError, SelectorError
 from rewriter.guideline.base import Advice, Finding, Pass, Site, Skipped
 from rewriter.guideline.registry import resolve_passes
 from rewriter.model.adapters import refuse_adapters, refuse_mixed_precision
-from rewriter.model.guard import check_model, collector_paused
+from rewriter.model.collector import collector_paused
+from rewriter.model.refusal import check_model
 from rewriter.planning.hidden_branches import on_every_way
 from rewriter.planning.in_force import Recorded, not_in_force, places_left
 from rewriter.planning.left_out import left_out

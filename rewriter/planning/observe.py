@@ -16,7 +16,7 @@ from torch import nn
 
 from rewriter.errors import listed
 from rewriter.model.contents import Content, Unseen, contents, is_unseen, tensors_held
-from rewriter.model.guard import random_state_kept, seed_everything
+from rewriter.model.random_state import random_state_kept, seed_all
 from rewriter.model.state import saved_tensors, state_kept
 from rewriter.tracing.inputs import Inputs
 from rewriter.tracing.written import written_parameters
@@ -39,13 +39,13 @@ class Observation:
 def observe(model: nn.Module, inputs: Inputs, *, training: bool = True) -> Observation:
     """Run ``model`` and note what the contracts speak of: in both modes, or in evaluation mode only."""
     with state_kept(model, written_parameters(model, inputs)), random_state_kept():
-        seed_everything(0)
+        seed_all(0)
         model.eval()
         with torch.no_grad():
             outputs = [_kept(content) for content in contents(model(*inputs.args, **inputs.kwargs))]
             spread = 0.0
             if _may_vary(outputs):
-                seed_everything(0)  # dropouts that stay on in evaluation mode draw the same again
+                seed_all(0)  # dropouts that stay on in evaluation mode draw the same again
                 spread = _drift(outputs, list(contents(model(*inputs.args, **inputs.kwargs))))
         with_gradient, train_error = _train(model, inputs) if training else (frozenset[str](), "")
     return Observation(outputs, spread, with_gradient, train_error, saved_tensors(model))

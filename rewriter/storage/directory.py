@@ -30,7 +30,7 @@ from rewriter.argument_checks import checked_path
 from rewriter.edit.classes import class_name, is_called, original_class
 from rewriter.errors import PlanError, StorageError, listed
 from rewriter.model.copying import WITHOUT, copy_model
-from rewriter.model.guard import check_model
+from rewriter.model.refusal import check_model
 from rewriter.model.whole_state import whole_state_dict
 from rewriter.model.wrappers import looked_through, module_inside
 from rewriter.planning.checks import Check, Verification

@@ -11,7 +11,8 @@ from torch import nn
 
 from rewriter.entry_points import MODEL_GROUP, loaded
 from rewriter.errors import StorageError
-from rewriter.model.guard import check_model, random_state_kept
+from rewriter.model.random_state import random_state_kept
+from rewriter.model.refusal import check_model
 
 _WEIGHT_OPTIONS = (
     "pretrained", "weights", "weights_backbone", "encoder_weights", "checkpoint_path", "pretrained_cfg",

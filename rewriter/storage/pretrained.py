@@ -18,7 +18,7 @@ from torch import nn
 from rewriter.argument_checks import checked_path
 from rewriter.errors import PlanError, RewriterError, StorageError, listed
 from rewriter.model.copying import WITHOUT, copy_model
-from rewriter.model.guard import check_model
+from rewriter.model.refusal import check_model
 from rewriter.model.wrappers import looked_through
 from rewriter.planning.codec import to_data
 from rewriter.planning.plan import Plan

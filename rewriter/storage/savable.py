@@ -8,7 +8,7 @@ from torch.nn.utils import parametrize
 from rewriter.edit.classes import original_class
 from rewriter.edit.edits import AddModule
 from rewriter.errors import ModelError, StorageError
-from rewriter.model.guard import check_model
+from rewriter.model.refusal import check_model
 from rewriter.model.whole_state import is_sharded
 from rewriter.model.wrappers import holds_adapters, is_flattened, named_modules_inside
 from rewriter.planning.data import PlanData

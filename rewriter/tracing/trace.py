@@ -16,7 +16,8 @@ from torch import fx, nn
 
 from rewriter.errors import TraceError
 from rewriter.model import hooks
-from rewriter.model.guard import collector_paused, random_state_seeded
+from rewriter.model.collector import collector_paused
+from rewriter.model.random_state import random_state_seeded
 from rewriter.model.state import state_kept
 from rewriter.model.surroundings import surroundings_kept
 from rewriter.tracing.caches import forget_meta_tensors

@@ -10,8 +10,8 @@ from torch import fx, nn
 from torch.overrides import TorchFunctionMode
 
 from rewriter.errors import RewriterError, TraceError
-from rewriter.model.guard import random_state_seeded
 from rewriter.model.hooks import between_hooks
+from rewriter.model.random_state import random_state_seeded
 from rewriter.model.surroundings import surroundings_kept
 from rewriter.tracing.inputs import Inputs, tensors_in
 from rewriter.tracing.kinds import Kind, function_kind, module_kind

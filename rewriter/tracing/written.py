@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from rewriter.model.guard import random_state_kept
+from rewriter.model.random_state import random_state_kept
 from rewriter.model.surroundings import surroundings_kept
 from rewriter.tracing.inputs import Inputs
 from rewriter.tracing.shapes import PredictedCalls

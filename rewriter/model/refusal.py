@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import gc
-import random
-import sys
-import threading
 import types
 import weakref
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -82,97 +76,6 @@ def check_model(model: Any, *, may_be_wrapped: bool = False, may_be_offloaded: b
                     f"{where}: {tensor_name!r} of the lazy {name} is not initialised yet. "
                     "Run the model once on an input, then rewrite."
                 )
-
-
-def random_state() -> tuple[Any, ...]:
-    """The states of torch's, Python's and numpy's generators; of GPUs if they are in use."""
-    numpy = sys.modules.get("numpy")
-    cuda_used = torch.cuda.is_available() and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
-    devices = torch.cuda.get_rng_state_all() if cuda_used else None
-    return torch.get_rng_state(), random.getstate(), numpy.random.get_state() if numpy else None, devices
-
-
-def seed_everything(seed: int) -> None:
-    """Seed torch's, Python's and numpy's generators."""
-    torch.manual_seed(seed)
-    random.seed(seed)
-    if (numpy := sys.modules.get("numpy")) is not None:
-        numpy.random.seed(seed)
-
-
-def set_random_state(state: tuple[Any, ...]) -> None:
-    """Put back what :func:`random_state` gave."""
-    torch.set_rng_state(state[0])
-    random.setstate(state[1])
-    if state[2] is not None:
-        sys.modules["numpy"].random.set_state(state[2])
-    if state[3] is not None:
-        torch.cuda.set_rng_state_all(state[3])
-
-
-def seed_all(seed: int) -> None:
-    """Seed Python, numpy and torch; not a GPU that is not in use, whose state could not be put back."""
-    _seed_what_is_kept(seed)
-    if not torch.cuda.is_available() or torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        torch.manual_seed(seed)  # of other devices, too
-
-
-def _seed_what_is_kept(seed: int) -> None:
-    """Seed the generators whose state :func:`random_state` is."""
-    random.seed(seed)
-    torch.default_generator.manual_seed(seed)
-    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        torch.cuda.manual_seed_all(seed)
-    if "numpy" in sys.modules:
-        sys.modules["numpy"].random.seed(seed % 2**32)
-
-
-@contextlib.contextmanager
-def random_state_kept() -> Iterator[None]:
-    """Leave torch's, Python's and numpy's generators as they were."""
-    state = random_state()
-    try:
-        yield
-    finally:
-        set_random_state(state)
-
-
-@contextlib.contextmanager
-def random_state_seeded(seed: int) -> Iterator[None]:
-    """As :func:`random_state_kept`, but the generators begin with ``seed``.
-
-    Several threads may do this at a time: the last that leaves puts back what the first one found.
-    """
-    with _SEEDING:
-        _found_before_seeding.append(_found_before_seeding[0] if _found_before_seeding else random_state())
-        _seed_what_is_kept(seed)
-    try:
-        yield
-    finally:
-        with _SEEDING:
-            state = _found_before_seeding.pop()
-            if not _found_before_seeding:
-                set_random_state(state)
-
-
-_SEEDING = threading.Lock()
-_found_before_seeding: list[Any] = []
-
-
-@contextlib.contextmanager
-def collector_paused() -> Iterator[None]:
-    """Without Python's cyclic garbage collector.
-
-    What a trace makes is alive until the plan is made, and every full collection would walk through all that the
-    process holds, a tenth of a second with torch imported, to find nothing.
-    """
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 _COMPILED = "_torchdynamo_orig_callable"
