@@ -1,13 +1,8 @@
 """The guidelines, one folder or file each."""
 
-from rewriter.passes.atrous_rates import AtrousRates as AtrousRates
-from rewriter.passes.dropout import Dropout as Dropout
-from rewriter.passes.group_count import GroupCount as GroupCount
-from rewriter.passes.scale_equalizer import ScaleEqualizer as ScaleEqualizer
-from rewriter.passes.stochastic_pooling import StochasticPooling as StochasticPooling
-from rewriter.passes.weight_decay import WeightDecay as WeightDecay
+import lazy_loader
 
-__all__ = ["AtrousRates", "Dropout", "GroupCount", "ScaleEqualizer", "StochasticPooling", "WeightDecay"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
 if __name__ != "rewriter.passes":  # `import passes` in a checkout gives the installed part of that name
     import sys

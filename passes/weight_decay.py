@@ -25,11 +25,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from rewriter.analysis.gammas import Category, Gamma, Position, find_gammas
+from rewriter.analysis.gamma_positions import Category, Position
 from rewriter.guideline.base import Advice, Pass, Skipped
 from rewriter.reasons import Reason
-from rewriter.tracing.trace import Trace
+
+if TYPE_CHECKING:
+    from rewriter.analysis.gammas import Gamma
+    from rewriter.tracing.trace import Trace
 
 _GUIDELINE = {Category.BRANCH_LAST: True, Category.BRANCH_OTHER: True, Category.SHORTCUT: False, Category.MAIN: False}
 
@@ -96,6 +100,8 @@ class WeightDecay(Pass):
         return decays, f"as asked for ({gamma.position})" if given else _REASONS[gamma.position]
 
     def find(self, trace: Trace) -> Iterator[Advice | Skipped]:
+        from rewriter.analysis.gammas import find_gammas
+
         trainable = {name for name, parameter in trace.model.named_parameters() if parameter.requires_grad}
         for gamma in find_gammas(trace):
             if gamma.name is None:

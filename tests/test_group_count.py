@@ -24,9 +24,18 @@ from rewriter.analysis.chains import find_group_norms
 from rewriter.analysis.trained_weights import carries_trained_weights
 from rewriter.errors import SelectorError
 from rewriter.passes import GroupCount
-from rewriter.passes.group_count import GroupChoice, GroupNormFunction, gains
+from rewriter.passes.group_count import GroupChoice, gains
+from rewriter.passes.group_count.layers import GroupNormFunction
 from rewriter.passes.group_count.measuring import expected_gains, measured_gains
-from rewriter.passes.group_count.rules import TIE, channels_per_group, isometry, nearest, nearest_to_present, slack
+from rewriter.passes.group_count.rules import (
+    TIE,
+    channels_per_group,
+    divisors,
+    isometry,
+    nearest,
+    nearest_to_present,
+    slack,
+)
 from rewriter.reasons import Reason
 
 pytestmark = pytest.mark.slow
@@ -81,8 +90,8 @@ def test_measured_gain_is_that_of_a_backward_pass(layer: str, activation: type[n
     model = Chain(make(), channels, activation() if activation else None)
     x = F.relu(torch.randn(shape) + 0.5)
     (measured,) = all_measured(model, x).values()
-    assert set(measured) == set(gains.divisors(channels))
-    for groups in gains.divisors(channels):
+    assert set(measured) == set(divisors(channels))
+    for groups in divisors(channels):
         if channels // groups < 16 and layer == "linear":  # the inverse variance of few numbers has a heavy tail
             continue
         model.norm.num_groups = groups
@@ -97,7 +106,7 @@ def test_the_published_simulation_of_a_unit_relu_layer_holds() -> None:
     x = F.relu(torch.randn(2, 256, 24, 24))
     (measured,) = all_measured(model, x).values()
     closed = gains.closed_form(64, 24 * 24, RELU, RELU)
-    for groups in gains.divisors(64):
+    for groups in divisors(64):
         law = 1 / (1 - groups / (math.pi * 64))
         assert closed[groups] == pytest.approx(law * (1 - 2 / (64 / groups * 24 * 24)))
         model.norm.num_groups = groups
@@ -160,9 +169,9 @@ gain = st.one_of(st.floats(0.01, 100), st.sampled_from([0.0, math.inf]))
 
 @given(st.sampled_from([16, 48, 60, 64, 96, 210]), st.data())
 def test_a_choice_is_nearest_to_one_in_the_band_and_of_equals_the_largest_groups(channels: int, data: Any) -> None:
-    divisors = gains.divisors(channels)
-    values = dict(zip(divisors, data.draw(st.lists(gain, min_size=len(divisors), max_size=len(divisors))), strict=True))
-    band = tuple(sorted(data.draw(st.sets(st.sampled_from(divisors), min_size=1))))
+    numbers = divisors(channels)
+    values = dict(zip(numbers, data.draw(st.lists(gain, min_size=len(numbers), max_size=len(numbers))), strict=True))
+    band = tuple(sorted(data.draw(st.sets(st.sampled_from(numbers), min_size=1))))
     chosen = nearest(isometry)(GroupChoice(channels, channels, 1, 0.5, values, band))
     assert chosen in band
 
@@ -175,8 +184,8 @@ def test_a_choice_is_nearest_to_one_in_the_band_and_of_equals_the_largest_groups
 
 @given(st.sampled_from([16, 48, 60, 64, 96, 210]), st.integers(1, 64), st.data())
 def test_channels_per_group_are_as_near_as_the_band_allows(channels: int, size: int, data: Any) -> None:
-    divisors = gains.divisors(channels)
-    band = tuple(sorted(data.draw(st.sets(st.sampled_from(divisors), min_size=1))))
+    numbers = divisors(channels)
+    band = tuple(sorted(data.draw(st.sets(st.sampled_from(numbers), min_size=1))))
     chosen = nearest(channels_per_group(size))(GroupChoice(channels, channels, 1, 0.5, {}, band))
     distances = {groups: abs(math.log(channels / groups / size)) for groups in band}
     assert distances[chosen] <= min(distances.values()) + TIE
@@ -391,7 +400,7 @@ class TestExpectedGains:
                 nn.init.normal_(found.weight.weight)
             (of_draw,) = all_measured(found, torch.randn(shape)).values()
             drawn.append(of_draw)
-        for groups in gains.divisors(channels):
+        for groups in divisors(channels):
             if channels // groups >= 8:
                 law = math.sqrt(sum(of_draw[groups] ** 2 for of_draw in drawn) / len(drawn))
                 scale = 1.0 if layer != "weight norm" else expected[1] / drawn[0][1]  # its lengths are drawn otherwise
@@ -465,10 +474,10 @@ class TestExpectedGains:
 
 @given(st.sampled_from([16, 48, 60, 64, 96, 210]), st.floats(0, 0.5), st.data())
 def test_a_choice_changes_no_more_than_it_must(channels: int, tolerance: float, data: Any) -> None:
-    divisors = gains.divisors(channels)
-    values = dict(zip(divisors, data.draw(st.lists(gain, min_size=len(divisors), max_size=len(divisors))), strict=True))
-    band = tuple(sorted(data.draw(st.sets(st.sampled_from(divisors), min_size=1))))
-    present = data.draw(st.sampled_from(divisors))
+    numbers = divisors(channels)
+    values = dict(zip(numbers, data.draw(st.lists(gain, min_size=len(numbers), max_size=len(numbers))), strict=True))
+    band = tuple(sorted(data.draw(st.sets(st.sampled_from(numbers), min_size=1))))
+    present = data.draw(st.sampled_from(numbers))
     choice = GroupChoice(channels, channels, present, 0.5, values, band)
     chosen = nearest_to_present(isometry, tolerance)(choice)
     best = min(isometry(choice, groups) for groups in band)

@@ -18,7 +18,8 @@ from typer.testing import CliRunner
 
 import rewriter
 from rewriter import zoo
-from rewriter.analysis.gammas import Category, find_gammas
+from rewriter.analysis.gamma_positions import Category
+from rewriter.analysis.gammas import find_gammas
 from rewriter.cli import commands as cli
 from rewriter.passes import WeightDecay
 from rewriter.reasons import Reason

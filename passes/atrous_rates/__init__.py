@@ -22,11 +22,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from rewriter.guideline.base import Contract, Pass, Site, Skipped
 from rewriter.passes.atrous_rates.rule import RateRule, coverage
-from rewriter.passes.atrous_rates.sites import find_sites
-from rewriter.tracing.trace import Trace
+
+if TYPE_CHECKING:
+    from rewriter.tracing.trace import Trace
 
 __all__ = ["AtrousRates", "RateRule"]
 
@@ -55,4 +57,6 @@ class AtrousRates(Pass):
             )
 
     def find(self, trace: Trace) -> Iterator[Site | Skipped]:
+        from rewriter.passes.atrous_rates.sites import find_sites
+
         yield from find_sites(trace, self.name, self.rule if callable(self.rule) else coverage)

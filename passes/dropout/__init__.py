@@ -25,16 +25,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from torch import fx
-
-from rewriter.analysis.naming import path_of
 from rewriter.guideline.base import Contract, Pass, Site, Skipped
-from rewriter.passes.dropout.branches import find_in_branches
-from rewriter.passes.dropout.drops import KEPT_ON_ATTENTION, Drops
-from rewriter.passes.dropout.heads import find_in_heads
-from rewriter.reasons import Reason
-from rewriter.tracing.trace import Trace
+
+if TYPE_CHECKING:
+    from rewriter.tracing.trace import Trace
 
 
 @dataclass(frozen=True)
@@ -47,7 +43,7 @@ class Dropout(Pass):
         head_p: the same for heads; None takes ``p``, and 0 leaves them to stochastic pooling.
     """
 
-    name = Drops.name
+    name = "dropout"
     summary = "one dropout in a residual branch, after its last norm; in the head before pooling, not after"
     paper = "Kim et al., How to Use Dropout Correctly on Residual Networks with Batch Normalization, UAI 2023"
     contract = Contract(eval_output=True, state_dict=True, gradients=True)
@@ -62,14 +58,11 @@ class Dropout(Pass):
                 raise ValueError(f"dropout: {option} is a drop rate, expected 0 <= {option} < 1, found {rate!r}")
 
     def find(self, trace: Trace) -> Iterator[Site | Skipped]:
+        from rewriter.passes.dropout.branches import find_in_branches
+        from rewriter.passes.dropout.drops import Drops
+        from rewriter.passes.dropout.heads import find_in_heads
+
         drops = Drops(trace)
         yield from find_in_heads(drops, self.p if self.head_p is None else self.head_p)
         yield from find_in_branches(drops, self.p)
-        yield from dict.fromkeys(self._outside(drops, node) for node in drops.unclaimed())
-
-    def _outside(self, drops: Drops, node: fx.Node) -> Skipped:
-        if drops.on_attention(node):
-            return Skipped(self.name, path_of(node), "dropout", Reason.ATTENTION_DROPOUT, KEPT_ON_ATTENTION)
-        read = bool(drops.flow.users(node))
-        detail = "in no residual branch and no pooled head" if read else "nothing reads what it returns"
-        return Skipped(self.name, path_of(node), "dropout", Reason.OUTSIDE, detail)
+        yield from drops.outside()

@@ -52,6 +52,17 @@ class Drops:
         """Dropouts that belong to no place."""
         return [n for n in self._nodes if n not in self._claimed and not self.is_bypassed(n)]
 
+    def outside(self) -> list[Skipped]:
+        """Findings for dropouts that belong to no place, each once."""
+        return list(dict.fromkeys(map(self._outside, self.unclaimed())))
+
+    def _outside(self, node: fx.Node) -> Skipped:
+        if self.on_attention(node):
+            return Skipped(self.name, path_of(node), "dropout", Reason.ATTENTION_DROPOUT, KEPT_ON_ATTENTION)
+        read = bool(self.flow.users(node))
+        detail = "in no residual branch and no pooled head" if read else "nothing reads what it returns"
+        return Skipped(self.name, path_of(node), "dropout", Reason.OUTSIDE, detail)
+
     def module(self, node: fx.Node) -> nn.Module | None:
         """The dropout's module; None for a function call."""
         return self.model.get_submodule(str(node.target)) if node.op == "call_module" else None

@@ -21,11 +21,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from rewriter.guideline.base import Contract, Pass, Site, Skipped
-from rewriter.passes.group_count.layers import GroupNormFunction
-from rewriter.passes.group_count.norms import Choosing, find_in_norms
 from rewriter.passes.group_count.rules import (
+    Choosing,
     GroupChoice,
     Rule,
     channels_per_group,
@@ -34,9 +34,11 @@ from rewriter.passes.group_count.rules import (
     nearest_to_present,
     slack,
 )
-from rewriter.tracing.trace import Trace
 
-__all__ = ["GroupChoice", "GroupCount", "GroupNormFunction", "Rule"]
+if TYPE_CHECKING:
+    from rewriter.tracing.trace import Trace
+
+__all__ = ["GroupChoice", "GroupCount", "Rule"]
 
 _RULES = ("isometry", "measured-isometry", "channels-per-group")
 
@@ -87,6 +89,8 @@ class GroupCount(Pass):
         return self.rule == "measured-isometry"
 
     def find(self, trace: Trace) -> Iterator[Site | Skipped]:
+        from rewriter.passes.group_count.norms import find_in_norms
+
         yield from find_in_norms(trace, self.name, self._choosing())
 
     def _choosing(self) -> Choosing:

@@ -19,11 +19,7 @@ from collections.abc import Sequence
 import torch
 
 from rewriter.analysis.activations import ActivationMoments
-
-
-def divisors(channels: int) -> tuple[int, ...]:
-    """Every number of groups that ``channels`` can be divided into, from the fewest."""
-    return tuple(groups for groups in range(1, channels + 1) if channels % groups == 0)
+from rewriter.passes.group_count.rules import divisors
 
 
 def measured(y: torch.Tensor, energy: torch.Tensor, eps: float, activation: ActivationMoments) -> dict[int, float]:

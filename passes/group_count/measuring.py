@@ -15,6 +15,7 @@ from rewriter.analysis.parameter_roles import find_roles
 from rewriter.errors import TraceError
 from rewriter.passes.group_count import gains
 from rewriter.passes.group_count.draws import drawn_inputs, drawn_values, single_precision_on_cpu
+from rewriter.passes.group_count.rules import divisors
 from rewriter.tracing.kinds import Kind, function_name
 from rewriter.tracing.trace import Trace
 from rewriter.tracing.values import run_on_values, run_with
@@ -72,7 +73,7 @@ def _over_draws(trace: Trace, numbers: dict[Hashable, int], *, one_sample: bool)
 
 
 def _typical(channels: int) -> int:
-    return min(gains.divisors(channels), key=lambda groups: abs(math.log(channels / groups / CHANNELS_PER_GROUP)))
+    return min(divisors(channels), key=lambda groups: abs(math.log(channels / groups / CHANNELS_PER_GROUP)))
 
 
 def measured_gains(trace: Trace, decide: Decide) -> dict[Hashable, dict[int, float]]:

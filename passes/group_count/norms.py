@@ -18,7 +18,7 @@ from rewriter.errors import SelectorError, TraceError
 from rewriter.guideline.base import Site, Skipped
 from rewriter.passes.group_count import gains
 from rewriter.passes.group_count.measuring import draws_of, expected_gains, measured_gains
-from rewriter.passes.group_count.rules import TIE, Distance, GroupChoice, Rule
+from rewriter.passes.group_count.rules import Choosing, GroupChoice
 from rewriter.reasons import Reason, Refused
 from rewriter.tracing.dataflow import Dataflow
 from rewriter.tracing.kinds import Kind
@@ -26,35 +26,6 @@ from rewriter.tracing.trace import Trace
 from rewriter.tracing.values import has_values
 
 PATTERN = "weight → group norm"
-
-
-@dataclass(frozen=True)
-class Choosing:
-    """A rule, what plans say of it, and the band that it chooses from.
-
-    Attributes:
-        rule: chooses one of the divisors in the band.
-        why: what its choice is, in words.
-        distance: what it makes smallest; then plans say where the band kept it from a smaller one.
-        min_channels_per_group, min_groups: the band.
-        slack: differences of the distance that do not count.
-        on_values: whether gains are measured on the model's own values and inputs; else they are expected over draws.
-    """
-
-    rule: Rule
-    why: str
-    distance: Distance | None
-    min_channels_per_group: int
-    min_groups: int
-    slack: float = TIE
-    on_values: bool = False
-
-    def band(self, channels: int) -> tuple[int, ...]:
-        return tuple(
-            groups
-            for groups in gains.divisors(channels)
-            if groups >= self.min_groups and channels // groups >= self.min_channels_per_group
-        )
 
 
 @dataclass(frozen=True, eq=False)

@@ -83,3 +83,37 @@ def _as_near(choice: GroupChoice, distance: Distance, slack: float) -> list[int]
     distances = {groups: distance(choice, groups) for groups in choice.candidates}
     smallest = min(distances.values())
     return [groups for groups, found in distances.items() if found <= smallest + slack]
+
+
+@dataclass(frozen=True)
+class Choosing:
+    """A rule, what plans say of it, and the band that it chooses from.
+
+    Attributes:
+        rule: chooses one of the divisors in the band.
+        why: what its choice is, in words.
+        distance: what it makes smallest; then plans say where the band kept it from a smaller one.
+        min_channels_per_group, min_groups: the band.
+        slack: differences of the distance that do not count.
+        on_values: whether gains are measured on the model's own values and inputs; else they are expected over draws.
+    """
+
+    rule: Rule
+    why: str
+    distance: Distance | None
+    min_channels_per_group: int
+    min_groups: int
+    slack: float = TIE
+    on_values: bool = False
+
+    def band(self, channels: int) -> tuple[int, ...]:
+        return tuple(
+            groups
+            for groups in divisors(channels)
+            if groups >= self.min_groups and channels // groups >= self.min_channels_per_group
+        )
+
+
+def divisors(channels: int) -> tuple[int, ...]:
+    """Every number of groups that ``channels`` can be divided into, from the fewest."""
+    return tuple(groups for groups in range(1, channels + 1) if channels % groups == 0)

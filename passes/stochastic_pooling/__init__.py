@@ -25,24 +25,32 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from rewriter.guideline.base import Contract, Pass, Site, Skipped
-from rewriter.passes.stochastic_pooling.layers import (
-    StochasticAdaptiveAvgPool1d,
-    StochasticAdaptiveAvgPool2d,
-    StochasticAvgPool1d,
-    StochasticAvgPool2d,
-    StochasticMean,
-    checked_keep_prob,
-    checked_scale,
-)
-from rewriter.passes.stochastic_pooling.pools import find_in_pools
-from rewriter.tracing.trace import Trace
+from rewriter.passes.stochastic_pooling.options import checked_keep_prob, checked_scale
+
+if TYPE_CHECKING:
+    from rewriter.passes.stochastic_pooling.layers import StochasticAdaptiveAvgPool1d as StochasticAdaptiveAvgPool1d
+    from rewriter.passes.stochastic_pooling.layers import StochasticAdaptiveAvgPool2d as StochasticAdaptiveAvgPool2d
+    from rewriter.passes.stochastic_pooling.layers import StochasticAvgPool1d as StochasticAvgPool1d
+    from rewriter.passes.stochastic_pooling.layers import StochasticAvgPool2d as StochasticAvgPool2d
+    from rewriter.passes.stochastic_pooling.layers import StochasticMean as StochasticMean
+    from rewriter.tracing.trace import Trace
 
 __all__ = [
     "StochasticAdaptiveAvgPool1d", "StochasticAdaptiveAvgPool2d", "StochasticAvgPool1d", "StochasticAvgPool2d",
     "StochasticMean", "StochasticPooling",
 ]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    """The layers, which need torch; what the pass is can be told without it."""
+    if name in __all__:
+        from rewriter.passes.stochastic_pooling import layers
+
+        return getattr(layers, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 @dataclass(frozen=True)
@@ -72,4 +80,6 @@ class StochasticPooling(Pass):
             raise ValueError(f"squeeze: expected True or False, found {self.squeeze!r}")
 
     def find(self, trace: Trace) -> Iterator[Site | Skipped]:
+        from rewriter.passes.stochastic_pooling.pools import find_in_pools
+
         yield from find_in_pools(trace, self.name, self.keep_prob, self.scale, self.squeeze)

@@ -21,7 +21,8 @@ from torch import nn
 from rewriter.analysis.windows import per_dim
 from rewriter.layers.registry import register_layer
 from rewriter.layers.scripting import FORWARD_OF_BASE, NotScripted
-from rewriter.passes.stochastic_pooling.sampling import SCALES, bins, pool_regions, pool_sequence, pool_windows, windows
+from rewriter.passes.stochastic_pooling.options import checked_keep_prob, checked_scale
+from rewriter.passes.stochastic_pooling.sampling import bins, pool_regions, pool_sequence, pool_windows, windows
 from rewriter.tracing.kinds import Kind
 
 
@@ -67,28 +68,6 @@ class Sampling(NotScripted):
         described = f"keep_prob={self.keep_prob:g}, scale={self.scale}"
         before = super().extra_repr()
         return f"{before}, {described}" if before else described
-
-
-def checked_keep_prob(value: Any) -> float:
-    """``value`` as a share.
-
-    Raises:
-        ValueError: it is none.
-    """
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1:
-        raise ValueError(f"keep_prob is the share that is kept, expected 0 < keep_prob <= 1, found {value!r}")
-    return float(value)
-
-
-def checked_scale(value: Any) -> str:
-    """``value`` as a scale.
-
-    Raises:
-        ValueError: it is none.
-    """
-    if value not in SCALES:
-        raise ValueError(f"scale: expected one of {', '.join(map(repr, SCALES))}, found {value!r}")
-    return str(value)
 
 
 @register_layer("stochastic-pooling/adaptive")

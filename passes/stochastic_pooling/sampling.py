@@ -14,9 +14,6 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.nn.functional as F
 
-SCALES = ("sqrt", "none")
-"""``"sqrt"``: times the root of the share kept, as published; ``"none"``: the plain average of the subset."""
-
 
 def kept_count(elements: int, keep_prob: float) -> int:
     """How many of ``elements`` are kept: the nearest whole number, at least one."""

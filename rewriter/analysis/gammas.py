@@ -8,12 +8,12 @@ pre-activation block with a projection) is on the main path, and so is one behin
 
 from __future__ import annotations
 
-import enum
 from dataclasses import dataclass
 
 from torch import fx, nn
 
 from rewriter.analysis.carrying import carried, carrying, handed_on
+from rewriter.analysis.gamma_positions import Category, Position
 from rewriter.analysis.naming import path_of
 from rewriter.analysis.norms import Norm, find_norms, parameter_role
 from rewriter.analysis.residual import Branch, find_branches, find_long_skips
@@ -21,47 +21,6 @@ from rewriter.analysis.weights import PASS_THROUGH, find_features
 from rewriter.tracing.dataflow import Dataflow, once
 from rewriter.tracing.kinds import Kind, is_norm
 from rewriter.tracing.trace import Trace
-
-
-class Category(enum.StrEnum):
-    """The four kinds of place; the order is that in which disagreeing uses of one gamma are settled, first wins."""
-
-    MAIN = "main"
-    SHORTCUT = "shortcut"
-    BRANCH_OTHER = "branch_other"
-    BRANCH_LAST = "branch_last"
-
-
-class Position(enum.StrEnum):
-    """The place in words; each belongs to one category."""
-
-    LAST = "last norm of a residual branch"
-    INSIDE = "norm inside a residual branch"
-    GATE = "norm of a gate or of attention weights"
-    DENSE = "norm of a dense layer"
-    TRANSITION = "norm between dense blocks"
-    SHORTCUT = "norm on a shortcut"
-    MAIN = "norm on the main path"
-    CONSTANT = "norm of what no input reaches"
-    UNSEEN = "norm that did not run"
-
-    @property
-    def category(self) -> Category:
-        """The category that it belongs to."""
-        return _CATEGORIES[self]
-
-
-_CATEGORIES = {
-    Position.LAST: Category.BRANCH_LAST,
-    Position.INSIDE: Category.BRANCH_OTHER,
-    Position.GATE: Category.BRANCH_OTHER,
-    Position.DENSE: Category.BRANCH_OTHER,
-    Position.TRANSITION: Category.BRANCH_OTHER,
-    Position.SHORTCUT: Category.SHORTCUT,
-    Position.MAIN: Category.MAIN,
-    Position.CONSTANT: Category.MAIN,
-    Position.UNSEEN: Category.MAIN,
-}
 
 
 @dataclass(frozen=True)

@@ -8,17 +8,20 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import torch
+from typing import TYPE_CHECKING, Annotated
 
 import rewriter
-from rewriter.cli.model import CHECKPOINT, INPUT_SIZE, ONLY, PRETRAINED, SKIP, Wanted, Work
+from rewriter.cli.asked import Asked
 from rewriter.cli.options import (
+    CHECKPOINT,
+    INPUT_SIZE,
     JSON,
     MODEL_KWARGS,
+    ONLY,
     PASS,
     PRESERVE,
+    PRETRAINED,
+    SKIP,
     Preserve,
     argument,
     assignments,
@@ -26,9 +29,6 @@ from rewriter.cli.options import (
     option,
     stdout_kept_clean,
 )
-from rewriter.data.source import Source
-from rewriter.errors import RewriterError
-from rewriter.model.random_state import random_state_kept
 from rewriter.text import counted
 
 try:
@@ -38,9 +38,6 @@ except ImportError:  # installed without the extra; rewriter.cli.commands.main()
         typer = None
 
 _DEFAULT_MODEL, _DEFAULT_DATA, _LABELLED_PHOTOS = "tf_efficientnet_lite0", "mnist5k", "photos"
-_SMALL = 96
-"""Images up to this side are looked at in their own size, in place of the one that the model was made for."""
-_LEAST = 32
 
 
 class Level(enum.StrEnum):
@@ -113,7 +110,7 @@ def compare_command(
     Several processes (torchrun --nproc-per-node N) share the seeds.
     """
     pretrained = pretrained or name is None
-    wanted = Wanted(
+    asked = Asked(
         name or _DEFAULT_MODEL, model_kwargs, input_size, passes, only, skip, preserve, pretrained, checkpoint
     )
     fields = assignments(recipe or (), "--recipe")
@@ -121,13 +118,17 @@ def compare_command(
     data = data if data is not None else _LABELLED_PHOTOS if pretrained else _DEFAULT_DATA
     levels = [str(item) for item in level] if level else None
     with errors_reported(as_json), _interrupt_told(output, restart):
+        from rewriter.cli.comparing import Made, checked
+        from rewriter.cli.model import Wanted
+
         with stdout_kept_clean(as_json):
-            batch_size = _checked(wanted, data, str(budget), fields, device)
+            wanted = Wanted(asked)
+            batch_size = checked(wanted, data, str(budget), fields, device)
             source = rewriter.data.open_source(data, root=root, download=download)
             wanted.is_trained = Level.TRAINING in level if level else source.train is not None
             if wanted.is_trained:
                 rewriter.data.check_trainable(source, batch_size)
-            made = _Made(wanted, source)
+            made = Made(wanted, source)
             not_written = None
             try:
                 result = rewriter.compare(
@@ -146,88 +147,15 @@ def compare_command(
             raise typer.Exit(1)
 
 
-def _checked(wanted: Wanted, data: str, budget: str, fields: dict[str, Any], device: str | None) -> int:
-    """Tell what is wrong before data are read and models made, what is known soonest first; gives the batch size."""
-    from rewriter.comparison.place import check_device
-    from rewriter.comparison.recipe import resolve_recipe
-    from rewriter.comparison.training import check_optimizer
-
-    recipe = resolve_recipe(budget, fields)
-    wanted.check_files_and_passes()
-    rewriter.data.check_name(data)
-    if device is not None:
-        check_device(device)
-    check_optimizer(None, recipe)
-    wanted.check_model()
-    return recipe.batch_size
-
-
 def _is_first_process() -> bool:
     return int(os.environ.get("RANK", 0)) == 0
 
 
 def _leave_processes() -> None:
+    import torch
+
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
-
-
-class _Made:
-    """The model asked for, fitted to the data: as many classes, channels and pixels."""
-
-    def __init__(self, wanted: Wanted, source: Source) -> None:
-        from rewriter import zoo
-
-        self.wanted = wanted
-        trained = wanted.pretrained or wanted.checkpoint is not None
-        channels = 3 if trained else source.channels
-        options = zoo.data_options(wanted.name, source.num_classes, channels)
-        wanted.of_data = {name: value for name, value in options.items() if name not in wanted.model_kwargs}
-        self.size = wanted.size or self._size(None if trained else source.size)
-
-    def original(self) -> torch.nn.Module:
-        model: torch.nn.Module = self.wanted.create(Work(shown=False)).model  # a bar may be shown already
-        return model
-
-    def rewritten(self) -> torch.nn.Module:
-        """Of an original of its own: the plan is what counts, which is carried out for each seed.
-
-        Weights may decide about it (group-count measures gains), so these are the same whenever the command is given.
-        """
-        from rewriter.model.random_state import seed_all
-
-        wanted = self.wanted
-        with random_state_kept():
-            seed_all(0)
-            model = self.original()
-        return rewriter.rewrite(
-            model, wanted.resolved, input_size=self.size, only=wanted.only, skip=wanted.skip,
-            preserve=wanted.preserve.value, all_ranks=False,
-        )  # fmt: skip
-
-    def _size(self, images: tuple[int, int] | None) -> tuple[int, ...]:
-        """The size of small images if the model runs on it, made for it if need be; otherwise the model's own."""
-        entry = self.wanted.create(Work(), meta=True)
-        if images is not None and max(images) <= _SMALL:
-            side = max(_LEAST, *images)
-            for options in ({}, {"img_size": side}):
-                if self._runs(options, side):
-                    self.wanted.of_data |= options
-                    return side, side
-        if entry.input_size is None:
-            raise rewriter.InputError(f"{self.wanted.name} names no input size; give --input-size")
-        return tuple(entry.input_size)
-
-    def _runs(self, options: dict[str, Any], side: int) -> bool:
-        from rewriter import zoo
-
-        try:
-            with torch.device("meta"):
-                given = self.wanted.of_data | options | self.wanted.model_kwargs
-                model = zoo.create(self.wanted.name, **given).model
-            rewriter.trace(model, input_size=(side, side))
-        except (RewriterError, zoo.ModelZooError):
-            return False
-        return True
 
 
 @contextlib.contextmanager

@@ -1,58 +1,28 @@
-"""A model and a rewrite as asked for on the command line, for the commands that take one."""
+"""Makes the model that was asked for on the command line, for the commands that take one."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Any
 
 import torch
+from rich.console import Console
+from rich.text import Text
 from torch import nn
 
-from rewriter.cli.options import (
-    Preserve,
-    argument,
-    assignments,
-    option,
-    parsed_pass,
-    resolved_passes,
-)
+from rewriter.cli.asked import Asked
 from rewriter.cli.output import described_inputs, show_model
 from rewriter.errors import listed
 from rewriter.guideline.base import Pass
+from rewriter.guideline.registry import resolve_passes
 from rewriter.planning.data import PlanData
 from rewriter.planning.record import Record
 from rewriter.planning.structure import has_structure_of
 from rewriter.storage.checkpoint import check_weights, classes_and_channels, read_checkpoint
-
-try:
-    import typer
-    from rich.console import Console
-    from rich.text import Text
-except ImportError:  # installed without the extra; rewriter.cli.commands.main() says so
-    if not TYPE_CHECKING:
-        typer = None
-
-NAME = Annotated[
-    str,
-    argument(help="A timm name, or torchvision:NAME, smp:NAME, zoo:NAME, hf:CLASS, hf:ORG/NAME, diffusers:CLASS."),
-]
-INPUT_SIZE = Annotated[
-    str | None, option("--input-size", metavar="SIZE", help="224, 224,320 (height, width) or 3,224,320; no batch.")
-]
-ONLY = Annotated[
-    list[str] | None,
-    option("--only", metavar="WHERE", help="Edit only here: module path, glob or re:PATTERN; repeatable."),
-]
-SKIP = Annotated[list[str] | None, option("--skip", metavar="WHERE", help="Leave this alone; repeatable.")]
-PRETRAINED = Annotated[bool, option("--pretrained", help="Download the default weights.")]
-CHECKPOINT = Annotated[
-    Path | None, option("--checkpoint", metavar="FILE", help="Weights of the original: safetensors or torch.save.")
-]
 
 
 @dataclass
@@ -71,7 +41,7 @@ class Work:
 
 
 class Wanted:
-    """A model and a rewrite as asked for on the command line; wrong usage is refused here.
+    """A model as asked for on the command line, and what is to be done to it.
 
     Attributes:
         of_data: options of the model's constructor that the data set, not the user.
@@ -80,32 +50,12 @@ class Wanted:
         new_classifier: what is told of a classifier that was not loaded; empty if all weights were.
     """
 
-    def __init__(
-        self,
-        name: str,
-        model_kwargs: Sequence[str] | None,
-        input_size: str | None,
-        passes: Sequence[str] | None,
-        only: Sequence[str] | None,
-        skip: Sequence[str] | None,
-        preserve: Preserve,
-        pretrained: bool,
-        checkpoint: Path | None,
-    ) -> None:
-        self.name = name
-        self.model_kwargs = assignments(model_kwargs or (), "--model-kwargs")
-        self.size = _parsed_size(input_size)
-        self.passes = [parsed_pass(text) for text in passes] if passes else None
-        self.only, self.skip = only or None, skip or None
-        self.preserve = preserve
-        self.pretrained = pretrained
-        self.checkpoint = checkpoint
+    def __init__(self, asked: Asked) -> None:
+        self.name, self.model_kwargs, self.size = asked.name, asked.model_kwargs, asked.size
+        self.passes, self.only, self.skip, self.preserve = asked.passes, asked.only, asked.skip, asked.preserve
+        self.pretrained, self.checkpoint = asked.pretrained, asked.checkpoint
         self.of_data: dict[str, Any] = {}
         self.is_trained, self.new_classifier = True, ""
-        if "pretrained" in self.model_kwargs:
-            raise typer.BadParameter("--model-kwargs: pretrained is no option of the model; give --pretrained")
-        if pretrained and checkpoint is not None:
-            raise typer.BadParameter("give --pretrained or --checkpoint, not both")
 
     def create(self, work: Work, meta: bool = False) -> Any:
         """The model, with the weights asked for.
@@ -149,7 +99,7 @@ class Wanted:
     @functools.cached_property
     def resolved(self) -> list[Pass] | None:
         """The passes asked for; None for all."""
-        return resolved_passes(self.passes)
+        return None if self.passes is None else resolve_passes(self.passes)
 
     @functools.cached_property
     def weights(self) -> dict[str, torch.Tensor] | None:
@@ -226,13 +176,3 @@ class Wanted:
             if not has_structure_of(record.plan, again.model):
                 return None
         return {"model": self.name, "kwargs": dict(entry.options)}
-
-
-def _parsed_size(text: str | None) -> tuple[int, ...] | None:
-    if text is None:
-        return None
-    parts = [part.strip() for part in text.split(",")]
-    if not 1 <= len(parts) <= 3 or not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise typer.BadParameter(f"--input-size: expected 224, 224,320 or 3,224,320, found {text!r}")
-    numbers = tuple(int(part) for part in parts)
-    return numbers * 2 if len(numbers) == 1 else numbers

@@ -1,4 +1,8 @@
-"""What the commands share: options and their parsing, how errors are told, where output goes."""
+"""What the commands share: options and their parsing, how errors are told, where output goes.
+
+Nothing here imports torch, nor do the modules that say what the commands are: help, usage errors and completion are
+quick.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +14,8 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
-
-from rewriter.errors import RewriterError, SelectorError
-from rewriter.guideline.base import Pass
-from rewriter.guideline.registry import resolve_passes
 
 try:
     import typer
@@ -52,6 +53,22 @@ PASS = Annotated[
 PRESERVE = Annotated[
     Preserve, option("--preserve", help="auto: trained weights keep their eval output; eval: always; nothing: never.")
 ]
+NAME = Annotated[
+    str,
+    argument(help="A timm name, or torchvision:NAME, smp:NAME, zoo:NAME, hf:CLASS, hf:ORG/NAME, diffusers:CLASS."),
+]
+INPUT_SIZE = Annotated[
+    str | None, option("--input-size", metavar="SIZE", help="224, 224,320 (height, width) or 3,224,320; no batch.")
+]
+ONLY = Annotated[
+    list[str] | None,
+    option("--only", metavar="WHERE", help="Edit only here: module path, glob or re:PATTERN; repeatable."),
+]
+SKIP = Annotated[list[str] | None, option("--skip", metavar="WHERE", help="Leave this alone; repeatable.")]
+PRETRAINED = Annotated[bool, option("--pretrained", help="Download the default weights.")]
+CHECKPOINT = Annotated[
+    Path | None, option("--checkpoint", metavar="FILE", help="Weights of the original: safetensors or torch.save.")
+]
 JSON = Annotated[bool, option("--json", help="One JSON document on stdout, nothing else.")]
 
 
@@ -79,34 +96,28 @@ def parsed_pass(text: str) -> dict[str, Any]:
     return {name.strip(): assignments([options], "--pass") if colon else {}}
 
 
-def resolved_passes(passes: list[dict[str, Any]] | None) -> list[Pass] | None:
-    if passes is None:
-        return None
-    try:
-        return resolve_passes(passes)
-    except (TypeError, ValueError) as error:
-        if isinstance(error, RewriterError):
-            raise
-        raise SelectorError(str(error)) from error
-
-
 @contextlib.contextmanager
 def errors_reported(as_json: bool) -> Iterator[None]:
     """A refusal becomes one line on stderr and exit code 1; an interrupt exit code 130."""
-    refusals: tuple[type[Exception], ...] = (RewriterError,)
     try:
-        from rewriter import zoo
-
-        refusals = (RewriterError, zoo.ModelZooError)
         yield
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
-    except refusals as error:
+    except Exception as error:
+        if not _is_refusal(error):
+            raise
         message = " ".join(str(error).split())
         if as_json and int(os.environ.get("RANK", 0)) == 0:  # of several processes one reports
             print(json.dumps({"error": {"type": type(error).__name__, "message": message}}, indent=2))
         print(f"error: {message}", file=sys.stderr)
         raise typer.Exit(1) from None
+
+
+def _is_refusal(error: Exception) -> bool:
+    from rewriter.errors import RewriterError
+    from rewriter.zoo import ModelZooError
+
+    return isinstance(error, (RewriterError, ModelZooError))
 
 
 @contextlib.contextmanager
@@ -134,3 +145,13 @@ def two_columns() -> Table:
     table.add_column(style="cyan", no_wrap=True)
     table.add_column(overflow="fold")
     return table
+
+
+def parsed_size(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    parts = [part.strip() for part in text.split(",")]
+    if not 1 <= len(parts) <= 3 or not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise typer.BadParameter(f"--input-size: expected 224, 224,320 or 3,224,320, found {text!r}")
+    numbers = tuple(int(part) for part in parts)
+    return numbers * 2 if len(numbers) == 1 else numbers

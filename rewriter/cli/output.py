@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from rich.console import Console
+from rich.padding import Padding
+from rich.syntax import Syntax
+from rich.text import Text
 from torch import nn
 
 from rewriter.cli.options import two_columns
@@ -16,29 +20,6 @@ from rewriter.planning.record import Record
 from rewriter.planning.render import INACTIVE_REMEDY, order_of
 from rewriter.text import counted, group
 from rewriter.tracing.inputs import BATCH
-
-try:
-    from rich.console import Console
-    from rich.padding import Padding
-    from rich.syntax import Syntax
-    from rich.text import Text
-except ImportError:  # installed without the extra; rewriter.cli.commands.main() says so
-    if not TYPE_CHECKING:
-        Console = None
-
-
-def show_pass(console: Console, item: dict[str, Any]) -> None:
-    """One pass: what it does, its options, and where the rule comes from."""
-    console.print(Text(item["name"], "bold"))
-    table = two_columns()
-    table.add_row("what", item["summary"])
-    for number, taken in enumerate(item["options"]):
-        table.add_row("" if number else "options", f"{taken['name']}: {taken['type']} = {taken['default']!r}")
-    table.add_row("preserves", item["preserves"] or "nothing")
-    if item["after"]:
-        table.add_row("after", ", ".join(item["after"]))
-    table.add_row("paper", item["paper"])
-    console.print(Padding(table, (0, 0, 0, 2)))
 
 
 def show_model(

@@ -22,7 +22,6 @@ from rewriter.cli.options import (
     option,
     output_console,
     parsed_pass,
-    resolved_passes,
     stdout_kept_clean,
     two_columns,
 )
@@ -83,9 +82,10 @@ def sweep_command(
     options = assignments(model_kwargs or (), "--model-kwargs")
     with errors_reported(as_json):
         from rewriter import sweep
+        from rewriter.guideline.registry import resolve_passes
 
         with stdout_kept_clean(as_json):
-            resolved = resolved_passes(asked)
+            resolved = None if asked is None else resolve_passes(asked)
             _check_writable(markdown)
             names = sweep.select(patterns, part)
             with _progress(names, output) as (on_start, on_row):

@@ -6,14 +6,15 @@ import abc
 import operator
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
-from torch import nn
-
-from rewriter.edit.edits import Edit
-from rewriter.model.wrappers import module_inside
 from rewriter.reasons import Reason
-from rewriter.tracing.trace import Trace
+
+if TYPE_CHECKING:  # what a pass is can be told without torch
+    from torch import nn
+
+    from rewriter.edit.edits import Edit
+    from rewriter.tracing.trace import Trace
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,8 @@ class Rate:
 
     def now(self, model: nn.Module) -> float:
         """What it is in ``model`` at this moment; as planned, where the module or the attribute is gone."""
+        from rewriter.model.wrappers import module_inside
+
         try:
             return float(operator.attrgetter(self.name)(module_inside(model, self.path))) if self.name else self.value
         except (AttributeError, TypeError, ValueError):

@@ -10,8 +10,6 @@ from dataclasses import MISSING, fields
 from importlib.metadata import EntryPoint
 from typing import Any
 
-import networkx as nx
-
 from rewriter.entry_points import PASS_GROUP, described, entry_points, leave_out, load
 from rewriter.errors import InstallationError, SelectorError
 from rewriter.guideline.base import Contract, Pass
@@ -132,6 +130,8 @@ def _resolve(item: Any) -> Pass:
 
 def _ordered(passes: list[Pass]) -> list[Pass]:
     """By declared constraints; among those that are free, by name, so that the caller's order does not matter."""
+    import networkx as nx
+
     by_name = {item.name: item for item in passes}
     graph = nx.DiGraph()
     graph.add_nodes_from(by_name)

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from rewriter.analysis.gammas import Category, Gamma, Position, canonical_names, find_gammas
+from rewriter.analysis.gamma_positions import Category, Position
+from rewriter.analysis.gammas import Gamma, canonical_names, find_gammas
 from rewriter.analysis.norms import parameter_role
 from rewriter.analysis.parameter_roles import Role, find_roles, find_unknown_readers
 from rewriter.model.wrappers import paths_inside

@@ -1,0 +1,8 @@
+from .atrous_rates import AtrousRates as AtrousRates
+from .dropout import Dropout as Dropout
+from .group_count import GroupCount as GroupCount
+from .scale_equalizer import ScaleEqualizer as ScaleEqualizer
+from .stochastic_pooling import StochasticPooling as StochasticPooling
+from .weight_decay import WeightDecay as WeightDecay
+
+__all__ = ["AtrousRates", "Dropout", "GroupCount", "ScaleEqualizer", "StochasticPooling", "WeightDecay"]

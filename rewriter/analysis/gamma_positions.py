@@ -1,0 +1,46 @@
+"""Where a gamma can act, in words, and the four categories that weight decay tells apart."""
+
+from __future__ import annotations
+
+import enum
+
+
+class Category(enum.StrEnum):
+    """The four kinds of place; the order is that in which disagreeing uses of one gamma are settled, first wins."""
+
+    MAIN = "main"
+    SHORTCUT = "shortcut"
+    BRANCH_OTHER = "branch_other"
+    BRANCH_LAST = "branch_last"
+
+
+class Position(enum.StrEnum):
+    """The place in words; each belongs to one category."""
+
+    LAST = "last norm of a residual branch"
+    INSIDE = "norm inside a residual branch"
+    GATE = "norm of a gate or of attention weights"
+    DENSE = "norm of a dense layer"
+    TRANSITION = "norm between dense blocks"
+    SHORTCUT = "norm on a shortcut"
+    MAIN = "norm on the main path"
+    CONSTANT = "norm of what no input reaches"
+    UNSEEN = "norm that did not run"
+
+    @property
+    def category(self) -> Category:
+        """The category that it belongs to."""
+        return _CATEGORIES[self]
+
+
+_CATEGORIES = {
+    Position.LAST: Category.BRANCH_LAST,
+    Position.INSIDE: Category.BRANCH_OTHER,
+    Position.GATE: Category.BRANCH_OTHER,
+    Position.DENSE: Category.BRANCH_OTHER,
+    Position.TRANSITION: Category.BRANCH_OTHER,
+    Position.SHORTCUT: Category.SHORTCUT,
+    Position.MAIN: Category.MAIN,
+    Position.CONSTANT: Category.MAIN,
+    Position.UNSEEN: Category.MAIN,
+}
