@@ -28,8 +28,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rewriter.analysis.gamma_positions import Category, Position
-from rewriter.guideline.base import Advice, Pass, Skipped
-from rewriter.reasons import Reason
+from rewriter.authoring import Pass, Place, Reason, Recommendation, Refused
 
 if TYPE_CHECKING:
     from rewriter.analysis.gammas import Gamma
@@ -73,6 +72,8 @@ class WeightDecay(Pass):
     )
     after = ("atrous-rates", "dropout", "group-count", "scale-equalizer", "stochastic-pooling")
 
+    default = True
+
     gamma: str | Mapping[str, bool] = "guideline"
 
     def __post_init__(self) -> None:
@@ -90,7 +91,7 @@ class WeightDecay(Pass):
                 f"or False, found {self.gamma!r}"
             )
 
-    def decide(self, gamma: Gamma) -> tuple[bool, str]:
+    def policy(self, gamma: Gamma) -> tuple[bool, str]:
         """Whether ``gamma`` decays, and why."""
         if isinstance(self.gamma, str):
             decays, given = _POLICIES[self.gamma][gamma.category], self.gamma != "guideline"
@@ -99,17 +100,19 @@ class WeightDecay(Pass):
             given = gamma.category in self.gamma
         return decays, f"as asked for ({gamma.position})" if given else _REASONS[gamma.position]
 
-    def find(self, trace: Trace) -> Iterator[Advice | Skipped]:
+    def candidates(self, trace: Trace) -> Iterator[Place[Gamma]]:
         from rewriter.analysis.gammas import find_gammas
 
         trainable = {name for name, parameter in trace.model.named_parameters() if parameter.requires_grad}
         for gamma in find_gammas(trace):
-            if gamma.name is None:
-                detail = "the norm has no gamma that could be trained"
-                yield Skipped(self.name, gamma.path, gamma.position, Reason.NO_GAMMA, detail)
-            elif gamma.name not in trainable:
-                yield Skipped(self.name, gamma.path, gamma.position, Reason.FROZEN, "its gamma is frozen")
-            else:
-                decays, reason = self.decide(gamma)
-                advice = "decay" if decays else "no decay"
-                yield Advice(self.name, gamma.path, f"{gamma.category}, {gamma.position}", advice, reason)
+            trained = gamma.name in trainable
+            yield Place(trace, gamma.path, f"{gamma.category}, {gamma.position}" if trained else gamma.position, gamma)
+
+    def decide(self, place: Place[Gamma]) -> Recommendation:
+        gamma = place.subject
+        if gamma.name is None:
+            raise Refused(Reason.NO_GAMMA, "the norm has no gamma that could be trained")
+        if place.pattern == gamma.position:
+            raise Refused(Reason.FROZEN, "its gamma is frozen")
+        decays, reason = self.policy(gamma)
+        return Recommendation("decay" if decays else "no decay", reason)

@@ -36,6 +36,10 @@ class SelectorError(RewriterError, ValueError):
     """An ``only``/``skip`` selector, a pass name or a pass option matched nothing."""
 
 
+class PassError(RewriterError, RuntimeError):
+    """A pass raised an error of its own, or returned what no pass may; the message names it."""
+
+
 class SourceError(RewriterError, RuntimeError):
     """A method's source is missing, or is not the code that is running, so it cannot be edited."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import re
 
 
 class Reason(enum.StrEnum):
@@ -82,10 +83,36 @@ TECHNICAL = frozenset(
 """The guideline applies, but the code there cannot be edited: what users should hear of without asking."""
 
 
-class Refused(Exception):
-    """An edit that cannot be made, with the reason; passes turn it into a skipped site."""
+_NAMESPACED = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*/[a-z0-9]+(-[a-z0-9]+)*")
 
-    def __init__(self, reason: Reason, detail: str) -> None:
+
+def reason_of(text: str) -> Reason | str:
+    """A reason by its text: one of :class:`Reason`, or a pass's own, ``"pass-name/reason"``.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if _NAMESPACED.fullmatch(text):
+        return text
+    try:
+        return Reason(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is no reason: expected one of rewriter.Reason, or 'pass-name/reason'") from None
+
+
+class Refused(Exception):
+    """A place that is left alone, with the reason.
+
+    Args:
+        reason: one of :class:`Reason`, or a pass's own, ``"pass-name/reason"``.
+        detail: the particulars, in a sentence.
+        path: of the module that it is about, if that is not the module of the place.
+        pattern: what was recognised there, if that is not what the place is.
+    """
+
+    def __init__(
+        self, reason: Reason | str, detail: str, *, path: str | None = None, pattern: str | None = None
+    ) -> None:
         super().__init__(detail)
-        self.reason = reason
-        self.detail = detail
+        self.reason = reason_of(reason)
+        self.detail, self.path, self.pattern = detail, path, pattern

@@ -25,6 +25,7 @@ from rewriter.guideline.registry import installed_passes, resolve_passes
 from rewriter.layers import registry as layers
 from rewriter.layers.registry import layer_class, register_layer
 from rewriter.passes import Dropout
+from rewriter.passes.dropout.layers import MovedDropout
 
 CORE = ["atrous-rates", "dropout", "group-count", "scale-equalizer", "stochastic-pooling", "weight-decay"]
 GOOD = """
@@ -112,7 +113,7 @@ BROKEN = {
     "good:Unpromising": "expected a rewriter.Contract",
     "good:AfterText": "expected a tuple of names",
     "good:Fake": "the name 'dropout' is taken by rewriter.passes.dropout.Dropout",
-    "thief:Mine": "the layer name 'dropout/moved' is taken by rewriter.passes.dropout.layers.MovedDropout",
+    "thief:Mine": f"the layer name 'dropout/moved' is taken by {MovedDropout.__module__}.MovedDropout",
 }
 
 Register = Callable[..., None]

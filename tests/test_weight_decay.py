@@ -403,7 +403,7 @@ def test_policies() -> None:
     gammas = find_gammas(trace)
 
     def decided(gamma: Any) -> dict[str, bool]:
-        return {g.category: WeightDecay(gamma).decide(g)[0] for g in gammas}
+        return {g.category: WeightDecay(gamma).policy(g)[0] for g in gammas}
 
     assert decided("guideline") == {LAST: True, OTHER: True, SHORTCUT: False, MAIN: False}
     assert set(decided("exclude-all").values()) == {False}

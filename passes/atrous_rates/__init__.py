@@ -24,10 +24,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rewriter.guideline.base import Contract, Pass, Site, Skipped
+from rewriter.authoring import Change, Contract, Pass, Place
 from rewriter.passes.atrous_rates.rule import RateRule, coverage
 
 if TYPE_CHECKING:
+    from rewriter.analysis.aspp import AtrousPyramid
     from rewriter.tracing.trace import Trace
 
 __all__ = ["AtrousRates", "RateRule"]
@@ -46,6 +47,7 @@ class AtrousRates(Pass):
     summary = "dilations of atrous spatial pyramid pooling that fit the map at the training resolution"
     paper = "Kim et al., Resolution-Aware Design of Atrous Rates for Semantic Segmentation Networks, arXiv:2307.14179"
     contract = Contract(eval_output=False, state_dict=True, gradients=True)
+    default = True
 
     rule: str | RateRule = "coverage"
 
@@ -56,7 +58,12 @@ class AtrousRates(Pass):
                 f"(map_side, number_of_rates, kernel_size) -> dilations, found {self.rule!r}"
             )
 
-    def find(self, trace: Trace) -> Iterator[Site | Skipped]:
-        from rewriter.passes.atrous_rates.sites import find_sites
+    def candidates(self, trace: Trace) -> Iterator[Place[list[AtrousPyramid]]]:
+        from rewriter.passes.atrous_rates.sites import pyramids
 
-        yield from find_sites(trace, self.name, self.rule if callable(self.rule) else coverage)
+        return pyramids(trace)
+
+    def decide(self, place: Place[list[AtrousPyramid]]) -> Change:
+        from rewriter.passes.atrous_rates.sites import dilate
+
+        return dilate(place, self.rule if callable(self.rule) else coverage)

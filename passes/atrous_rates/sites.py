@@ -9,10 +9,9 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from rewriter.analysis.aspp import AtrousConv, AtrousPyramid, find_pyramids
+from rewriter.authoring import Change, Place
 from rewriter.edit.edits import SetAttribute, apply_edits
-from rewriter.edit.placement import placement
 from rewriter.errors import SelectorError, TraceError
-from rewriter.guideline.base import Site, Skipped
 from rewriter.passes.atrous_rates.rule import SMALLEST_RATE, RateRule, field_of_view, fitted, largest_rate, share_inside
 from rewriter.reasons import Reason, Refused
 from rewriter.tracing.kinds import Kind
@@ -22,21 +21,23 @@ from rewriter.tracing.trace import Recording, Trace, trace_model
 PATTERN = "atrous spatial pyramid pooling"
 
 
-def find_sites(trace: Trace, name: str, rule: RateRule) -> Iterator[Site | Skipped]:
-    """A site or a reason for every group of parallel atrous convolutions; calls of the same modules are one group."""
+def pyramids(trace: Trace) -> Iterator[Place[list[AtrousPyramid]]]:
+    """Every group of parallel atrous convolutions; calls of the same modules are one place."""
     groups: dict[object, list[AtrousPyramid]] = {}
     for pyramid in find_pyramids(trace.train.dataflow, trace.model):
         key = tuple(conv.path or conv.node for conv in pyramid.convs)
         groups.setdefault(key, []).append(pyramid)
     for calls in groups.values():
-        path = calls[0].join.meta["owner"].path
-        try:
-            yield _decide(trace, name, path, calls, rule)
-        except Refused as refused:
-            yield Skipped(name, path, PATTERN, refused.reason, refused.detail)
+        yield Place(trace, calls[0].join, PATTERN, calls, path=calls[0].join.meta["owner"].path)
 
 
-def _decide(trace: Trace, name: str, path: str, calls: list[AtrousPyramid], rule: RateRule) -> Site:
+def dilate(place: Place[list[AtrousPyramid]], rule: RateRule) -> Change:
+    """Give the convolutions of a pyramid the dilations that ``rule`` says.
+
+    Raises:
+        Refused: they have these already, or cannot be given others.
+    """
+    trace, calls = place.trace, place.subject
     _refuse_other_forms(calls[0])
     kernel = calls[0].convs[0].kernel[0]
     sizes = [tuple(pyramid.source.meta["shape"][-2:]) for pyramid in calls]
@@ -55,7 +56,9 @@ def _decide(trace: Trace, name: str, path: str, calls: list[AtrousPyramid], rule
         raise Refused(Reason.SHARED_MODULE, f"the same convolutions read maps of different sizes: {_listed(sizes)}")
     if rates == present:
         raise Refused(Reason.ALREADY_DONE, f"dilations are {_listed(rates)} {on_map}")
-    edits = _edits(trace, calls, dict(zip(present, rates, strict=True)))
+    edits = _edits(place, dict(zip(present, rates, strict=True)))
+    for edit in edits:
+        place.edit.set(edit.path, edit.name, edit.value)
     inside = [round(100 * share_inside(size, some, kernel)) for some in (present, rates)]
     reason = (
         f"field of view {field_of_view(present, kernel)} → {field_of_view(rates, kernel)} cells of the map, "
@@ -64,7 +67,7 @@ def _decide(trace: Trace, name: str, path: str, calls: list[AtrousPyramid], rule
     attributes = " and ".join(dict.fromkeys(edit.name for edit in edits))
     where = f"{attributes} of {_listed(dict.fromkeys(edit.path for edit in edits))}"
     action = f"set dilations {_listed(present)} to {_listed(rates)} {on_map}"
-    return Site(name, path, PATTERN, action, reason, tuple(edits), where)
+    return Change(action, reason, where)
 
 
 def _resolution(trace: Trace) -> str:
@@ -104,17 +107,18 @@ def _rates(rule: RateRule, side: int, number: int, kernel: int) -> list[int]:
     return fitted(rates, largest_rate(side, kernel))
 
 
-def _edits(trace: Trace, calls: list[AtrousPyramid], new: Mapping[int, int]) -> list[SetAttribute]:
+def _edits(place: Place[list[AtrousPyramid]], new: Mapping[int, int]) -> list[SetAttribute]:
     """Edits that give each convolution the dilation that ``new`` has for its present one.
 
     Raises:
         Refused: a convolution is no module, is used elsewhere too, or its padding does not follow the dilation.
     """
-    convs = list(dict.fromkeys(conv for pyramid in calls for conv in pyramid.convs))
+    trace = place.trace
+    convs = list(dict.fromkeys(conv for pyramid in place.subject for conv in pyramid.convs))
     edits: list[SetAttribute] = []
     for conv in convs:
         module = _module(trace, conv)
-        if placement(trace.train.dataflow, trace).calls_of(str(conv.path)) > _uses(module, convs, trace):
+        if place.edit.calls_of(str(conv.path)) > _uses(module, convs, trace):
             raise Refused(Reason.SHARED_MODULE, f"module {conv.path!r} is called elsewhere too")
         if module.padding_mode != "zeros":
             raise Refused(

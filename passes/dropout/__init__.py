@@ -27,9 +27,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rewriter.guideline.base import Contract, Pass, Site, Skipped
+from rewriter.authoring import Contract, Outcome, Pass, Place
 
 if TYPE_CHECKING:
+    from rewriter.passes.dropout.assignment import Subject
     from rewriter.tracing.trace import Trace
 
 
@@ -47,6 +48,8 @@ class Dropout(Pass):
     summary = "one dropout in a residual branch, after its last norm; in the head before pooling, not after"
     paper = "Kim et al., How to Use Dropout Correctly on Residual Networks with Batch Normalization, UAI 2023"
     contract = Contract(eval_output=True, state_dict=True, gradients=True)
+    layers = ("rewriter.passes.dropout.layers",)
+    default = True
 
     p: float | None = None
     head_p: float | None = None
@@ -57,12 +60,11 @@ class Dropout(Pass):
             if rate is not None and not (isinstance(rate, (int, float)) and 0 <= rate < 1):
                 raise ValueError(f"dropout: {option} is a drop rate, expected 0 <= {option} < 1, found {rate!r}")
 
-    def find(self, trace: Trace) -> Iterator[Site | Skipped]:
-        from rewriter.passes.dropout.branches import find_in_branches
-        from rewriter.passes.dropout.drops import Drops
-        from rewriter.passes.dropout.heads import find_in_heads
+    def candidates(self, trace: Trace) -> Iterator[Place[Subject]]:
+        from rewriter.passes.dropout.assignment import find_places
 
-        drops = Drops(trace)
-        yield from find_in_heads(drops, self.p if self.head_p is None else self.head_p)
-        yield from find_in_branches(drops, self.p)
-        yield from drops.outside()
+        return find_places(trace)
+
+    def decide(self, place: Place[Subject]) -> Iterator[Outcome]:
+        in_head = place.pattern == "head" and self.head_p is not None
+        return place.subject.decide(place, self.head_p if in_head else self.p)

@@ -3,150 +3,175 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
 from torch import fx
 
-from rewriter.analysis.naming import name_of, names_apart, path_of
+from rewriter.analysis.naming import name_of, names_apart
 from rewriter.analysis.residual import Branch, find_branches
-from rewriter.analysis.weights import has_weight
-from rewriter.edit.edits import Edit
-from rewriter.guideline.base import Rate, Site, Skipped
+from rewriter.authoring import Change, Outcome, Place, Reason, Refused, path_of
 from rewriter.passes.dropout.drops import BECOMES_RANDOM, KEPT_ON_ATTENTION, NO_LONGER_DROPPED, Drops
-from rewriter.passes.dropout.places import BeforeWeight, EndOfBranch, Place
-from rewriter.passes.dropout.trunk import WORST, find_on_trunk
-from rewriter.reasons import Reason, Refused
+from rewriter.passes.dropout.moves import Moves
+from rewriter.passes.dropout.places import BeforeWeight, CompliantPlace, EndOfBranch
+from rewriter.passes.dropout.trunk import WORST, left_on_trunk
 from rewriter.tracing.frames import Owner
 from rewriter.tracing.kinds import Kind
 
 
-def find_in_branches(drops: Drops, p: float | None) -> Iterator[Site | Skipped]:
-    """A site or a reason for every branch with a weight. A dropout belongs to the innermost branch around it."""
-    flow = drops.flow
-    branches = [b for b in find_branches(flow, drops.model) if any(has_weight(node, flow) for node in b.nodes)]
-    on_trunk = find_on_trunk(drops, branches)
-    findings = {
-        b: list(_Rule(drops, b, p, on_trunk.of(b)).apply()) for b in sorted(branches, key=lambda b: len(b.nodes))
-    }
-    for branch in branches:
-        yield from findings[branch]
-    yield from on_trunk.left(drops)
+@dataclass(frozen=True, eq=False)
+class InBranch:
+    """A residual branch or dense layer with a weight.
 
+    Attributes:
+        drops: the dropouts of the model.
+        branch: the branch.
+        dropouts: those that belong to it, in the order they ran.
+        on_trunk: of these, those on the trunk beside it.
+    """
 
-class _Rule:
-    def __init__(self, drops: Drops, branch: Branch, p: float | None, on_trunk: list[fx.Node]) -> None:
-        self.drops, self.branch, self.p, self.on_trunk = drops, branch, p, on_trunk
-        self.pattern = "residual branch" if branch.form == "residual" else "dense layer"
-        self.path = branch.join.meta["owner"].path if branch.form == "residual" else _dense_path(branch)
+    drops: Drops
+    branch: Branch
+    dropouts: list[fx.Node]
+    on_trunk: list[fx.Node]
 
-    def apply(self) -> Iterator[Site | Skipped]:
-        claimed = self.drops.claim(self.branch.nodes)
-        for node in claimed:
+    @property
+    def pattern(self) -> str:
+        return "residual branch" if self.branch.form == "residual" else "dense layer"
+
+    @property
+    def path(self) -> str:
+        """The module that the branch belongs to."""
+        return self.branch.join.meta["owner"].path if self.branch.form == "residual" else _dense_path(self.branch)
+
+    def decide(self, place: Place[Any], p: float | None) -> Iterator[Outcome]:
+        """One dropout at the compliant place, and why each other is left, if it is.
+
+        Raises:
+            Refused: there is no such place, or no edit that makes it so.
+        """
+        for node in self.dropouts:
             if self.drops.on_attention(node):
-                yield self._skipped(Reason.ATTENTION_DROPOUT, KEPT_ON_ATTENTION, path_of(node))
-        dropouts = [node for node in claimed if not self.drops.on_attention(node)]
-        dropouts += self.drops.claim(set(self.on_trunk))
-        left = self.drops.left_as_it_is(dropouts, self.pattern)
+                yield Refused(Reason.ATTENTION_DROPOUT, KEPT_ON_ATTENTION, path=path_of(node))
+        dropouts = [node for node in self.dropouts if not self.drops.on_attention(node)]
+        left = list(self.drops.left_as_it_is(dropouts))
         yield from left
-        place = self._place()
-        if left and not isinstance(place, Skipped):
+        try:
+            compliant = self._compliant_place()
+        except Refused as refused:
+            why = f"{self.pattern} {self.path or '(root)'} has no place for it: {refused.detail}"
+            yield refused
+            yield from (left_on_trunk(node, why) for node in self.on_trunk)
             return
-        if isinstance(place, Skipped):
-            yield place
-            yield from self._left_on_trunk(
-                f"{self.pattern} {self.path or '(root)'} has no place for it: {place.detail}"
-            )
+        if left:
             return
         try:
-            yield self._decide(dropouts, place)
+            yield _Rule(self, place, compliant, p).change(dropouts)
         except Refused as refused:
-            yield self._skipped(refused.reason, refused.detail)
-            yield from self._left_on_trunk(refused.detail)
+            yield refused
+            yield from (left_on_trunk(node, refused.detail) for node in self.on_trunk)
 
-    def _left_on_trunk(self, why: str) -> Iterator[Skipped]:
-        for node in self.on_trunk:
-            yield Skipped(self.drops.name, path_of(node), "trunk", Reason.ON_TRUNK, f"{WORST}. It is left here: {why}")
+    def _compliant_place(self) -> CompliantPlace:
+        """Where the one dropout of the branch belongs.
 
-    def _place(self) -> Place | Skipped:
+        Raises:
+            Refused: nowhere.
+        """
         end, branch = self.branch.end, self.branch
         if end.norms and branch.form == "residual":
             return EndOfBranch(branch)
         if end.norms:
             norm = name_of(end.norms[0])
-            return self._skipped(
+            raise Refused(
                 Reason.POST_ACTIVATION,
                 f"the last norm ({norm}) comes after the last weight; the next one reads the layer",
             )
         if end.weight is None:
             detail = f"paths merge after the last weight, at {name_of(end.stopped_at)}"
-            return self._skipped(Reason.NO_SINGLE_LAST_WEIGHT, detail)
+            raise Refused(Reason.NO_SINGLE_LAST_WEIGHT, detail)
         if not branch.norms_before_last_weight:
-            return self._skipped(Reason.NO_NORM, "the branch has no norm before its last weight")
+            raise Refused(Reason.NO_NORM, "the branch has no norm before its last weight")
         if end.weight.meta["kind"] is Kind.ATTENTION:
             detail = f"the last weight is computed inside {name_of(end.weight)}, in one call"
-            return self._skipped(Reason.FUSED_ATTENTION, detail)
+            raise Refused(Reason.FUSED_ATTENTION, detail)
         return BeforeWeight(branch, end.weight)
 
-    def _decide(self, dropouts: list[fx.Node], place: Place) -> Site | Skipped:
-        drops = self.drops
+
+class _Rule:
+    def __init__(self, subject: InBranch, place: Place[Any], compliant: CompliantPlace, p: float | None) -> None:
+        self.drops, self.branch, self.on_trunk = subject.drops, subject.branch, subject.on_trunk
+        self.place, self.compliant, self.p = place, compliant, p
+        self.moves, self.interference = Moves(place, subject.drops), place.interference
+
+    def change(self, dropouts: list[fx.Node]) -> Change:
+        """Keep one of ``dropouts`` at the compliant place, or insert one there if a rate is given.
+
+        Raises:
+            Refused: there is nothing to do, or it cannot be done.
+        """
+        drops, compliant = self.drops, self.compliant
         if not dropouts:
             if not self.p:
-                return self._skipped(
+                raise Refused(
                     Reason.NOTHING_TO_MOVE,
-                    f"compliant place {place.where}; give p= to use it (the paper's rate is 0.2)",
+                    f"compliant place {compliant.where}; give p= to use it (the paper's rate is 0.2)",
                 )
-            drops.interference.refuse_other_readers([place.node], self._joins(), BECOMES_RANDOM)
-            edits = place.insert(drops, self.p)
-            action, rate_at = f"insert dropout {place.where}", drops.inserted_rate_at(edits)
-            return self._site(action, place.why, edits, rate_at, drops.inserted_rates(edits))
-        at_place = next((node for node in dropouts if place.holds(drops, node)), None)
+            self.interference.refuse_other_readers([compliant.node], self._joins(), BECOMES_RANDOM)
+            compliant.insert(self.moves, self.p)
+            setting, rates = self.moves.inserted()
+            return Change(f"insert dropout {compliant.where}", compliant.why, setting, rates=rates)
+        at_place = next((node for node in dropouts if compliant.holds(drops.flow, node)), None)
         kept = max(dropouts, key=lambda n: (drops.rate(n), n is at_place, dropouts.index(n)))
         others = [node for node in dropouts if node is not kept]
-        switched_on = drops.switch_on(kept, self.p)
+        switched_on = drops.switches_on(kept, self.p)
         if kept is at_place and not others and not switched_on:
-            detail = f"{name_of(kept)}{drops.kind_of(kept)} is where it belongs, {place.where}"
-            return self._skipped(Reason.ALREADY_DONE, detail)
-        self._refuse_interference(dropouts, kept, kept is not at_place, place)
-        edits = [*switched_on, *([] if kept is at_place else place.move(drops, kept))]
+            detail = f"{name_of(kept)}{drops.kind_of(kept)} is where it belongs, {compliant.where}"
+            raise Refused(Reason.ALREADY_DONE, detail)
+        self._refuse_interference(dropouts, kept, kept is not at_place)
+        self.moves.switch_on(kept, self.p)
+        if kept is not at_place:
+            compliant.move(self.moves, kept)
         for node in others:
-            edits += drops.remove(node)
-        return self._site(
-            self._action(dropouts, kept, place, at_place=kept is at_place, switched_on=bool(switched_on)),
-            f"{place.why}; {WORST}" if self._from_trunk(dropouts) else place.why,
-            edits,
+            self.moves.remove(node)
+        return Change(
+            self._action(dropouts, kept, at_place=kept is at_place, switched_on=switched_on),
+            f"{compliant.why}; {WORST}" if self._from_trunk(dropouts) else compliant.why,
             drops.rate_at(kept, self.p),
-            drops.rates(dropouts, kept, self.p),
+            rates=self.moves.rates(dropouts, kept, self.p),
         )
 
     def _from_trunk(self, dropouts: list[fx.Node]) -> bool:
         return not set(dropouts).isdisjoint(self.on_trunk)
 
-    def _action(
-        self, dropouts: list[fx.Node], kept: fx.Node, place: Place, *, at_place: bool, switched_on: bool
-    ) -> str:
-        names = names_apart(dropouts, self.path)
+    def _action(self, dropouts: list[fx.Node], kept: fx.Node, *, at_place: bool, switched_on: bool) -> str:
+        names = names_apart(dropouts, self.place.path)
         names |= {node: f"{names[node]} from the trunk" for node in self.on_trunk}
         removed = [names[node] for node in dropouts if node is not kept]
-        done = f"keep {names[kept]}{self.drops.kind_of(kept)}" if at_place else f"move {names[kept]} {place.where}"
+        done = (
+            f"keep {names[kept]}{self.drops.kind_of(kept)}"
+            if at_place
+            else f"move {names[kept]} {self.compliant.where}"
+        )
         done += f" and set its rate to {self.p:g}" if switched_on else ""
         return done + (f", remove {', '.join(removed)}" if removed else "")
 
-    def _refuse_interference(self, dropouts: list[fx.Node], kept: fx.Node, moved: bool, place: Place) -> None:
+    def _refuse_interference(self, dropouts: list[fx.Node], kept: fx.Node, moved: bool) -> None:
         """Refuse where the change would reach others than the reader of the branch.
 
         Raises:
             Refused: dropouts act on parallel paths or are of different kinds; somebody reads a value that changes, or
                 writes to the result of a dropout that goes.
         """
-        others, flow = self.drops.interference, self.drops.flow
+        others, flow, target = self.interference, self.drops.flow, self.compliant.node
         removed = [node for node in dropouts if node is not kept]
         gone = dropouts if moved else removed
         others.refuse_parallel(dropouts)
         self.drops.refuse_other_kinds(kept, moved, removed)
-        if moved and kept not in self.on_trunk and flow.is_ancestor(kept, place.node):
-            others.refuse_detour(kept, self.branch.fork, place.node)
-            others.refuse_other_readers([kept], [place.node], NO_LONGER_DROPPED)
+        if moved and kept not in self.on_trunk and flow.is_ancestor(kept, target):
+            others.refuse_detour(kept, self.branch.fork, target)
+            others.refuse_other_readers([kept], [target], NO_LONGER_DROPPED)
         elif moved:
-            others.refuse_other_readers([place.node], [kept, *self._joins()], BECOMES_RANDOM)
+            others.refuse_other_readers([target], [kept, *self._joins()], BECOMES_RANDOM)
         others.refuse_other_readers(set(gone) - set(self.on_trunk), self._joins(), NO_LONGER_DROPPED)
         for node in set(gone).intersection(self.on_trunk):
             inside = [user for user in flow.users(node) if user is not flow.output]
@@ -163,12 +188,6 @@ class _Rule:
         """Where the rest of what the last weight computes is appended: one weight that ends both (dual path)."""
         branches = find_branches(self.drops.flow, self.drops.model)
         return [b.join for b in branches if b.form == "dense" and b.end.weight is self.branch.end.weight]
-
-    def _site(self, action: str, reason: str, edits: list[Edit], rate_at: str, rates: tuple[Rate, ...]) -> Site:
-        return Site(self.drops.name, self.path, self.pattern, action, reason, tuple(edits), rate_at, rates=rates)
-
-    def _skipped(self, reason: Reason, detail: str, path: str | None = None) -> Skipped:
-        return Skipped(self.drops.name, self.path if path is None else path, self.pattern, reason, detail)
 
 
 def _dense_path(branch: Branch) -> str:

@@ -10,12 +10,12 @@ from rewriter.analysis.dropouts import is_stochastic_depth
 from rewriter.analysis.naming import name_of
 from rewriter.analysis.residual import Branch
 from rewriter.analysis.weights import PASS_THROUGH
-from rewriter.edit.edits import Edit
-from rewriter.passes.dropout.drops import Drops
+from rewriter.passes.dropout.moves import Moves
+from rewriter.tracing.dataflow import Dataflow
 from rewriter.tracing.kinds import Kind
 
 
-class Place(Protocol):
+class CompliantPlace(Protocol):
     """Where the one dropout of a branch acts.
 
     Attributes:
@@ -27,14 +27,14 @@ class Place(Protocol):
     why: str
     node: fx.Node
 
-    def holds(self, drops: Drops, dropout: fx.Node) -> bool:
+    def holds(self, flow: Dataflow, dropout: fx.Node) -> bool:
         """Whether ``dropout`` acts here."""
 
-    def insert(self, drops: Drops, rate: float) -> list[Edit]:
-        """Edits that put a new dropout here."""
+    def insert(self, moves: Moves, rate: float) -> None:
+        """Put a new dropout here."""
 
-    def move(self, drops: Drops, dropout: fx.Node) -> list[Edit]:
-        """Edits that make ``dropout`` act here."""
+    def move(self, moves: Moves, dropout: fx.Node) -> None:
+        """Make ``dropout`` act here."""
 
 
 class BeforeWeight:
@@ -45,14 +45,14 @@ class BeforeWeight:
         self.where = f"before {name_of(weight)}"
         self.why = f"{name_of(weight)} is the last weight, after the last norm of the branch"
 
-    def holds(self, drops: Drops, dropout: fx.Node) -> bool:
-        return dropout in drops.flow.back_through(self.operand, _UNCHANGED)
+    def holds(self, flow: Dataflow, dropout: fx.Node) -> bool:
+        return dropout in flow.back_through(self.operand, _UNCHANGED)
 
-    def insert(self, drops: Drops, rate: float) -> list[Edit]:
-        return drops.insert_before(rate, self.node, self.operand)
+    def insert(self, moves: Moves, rate: float) -> None:
+        moves.insert_before(rate, self.node, self.operand)
 
-    def move(self, drops: Drops, dropout: fx.Node) -> list[Edit]:
-        return drops.move_before(dropout, self.node, self.operand)
+    def move(self, moves: Moves, dropout: fx.Node) -> None:
+        moves.move_before(dropout, self.node, self.operand)
 
 
 class EndOfBranch:
@@ -64,14 +64,14 @@ class EndOfBranch:
         self.where = f"after {_name(self.node, branch)}"
         self.why = f"the last norm ({name_of(norm)}) comes after the last weight: the end of the branch is behind it"
 
-    def holds(self, drops: Drops, dropout: fx.Node) -> bool:
-        return dropout in drops.flow.back_through(self.operand, _UNCHANGED | {Kind.MULTIPLY})
+    def holds(self, flow: Dataflow, dropout: fx.Node) -> bool:
+        return dropout in flow.back_through(self.operand, _UNCHANGED | {Kind.MULTIPLY})
 
-    def insert(self, drops: Drops, rate: float) -> list[Edit]:
-        return drops.insert_after(rate, self.node, self.join)
+    def insert(self, moves: Moves, rate: float) -> None:
+        moves.insert_after(rate, self.node, self.join)
 
-    def move(self, drops: Drops, dropout: fx.Node) -> list[Edit]:
-        return drops.move_after(dropout, self.node, self.join)
+    def move(self, moves: Moves, dropout: fx.Node) -> None:
+        moves.move_after(dropout, self.node, self.join)
 
 
 def _before_stochastic_depth(branch: Branch) -> fx.Node:

@@ -6,17 +6,15 @@ meant for either, and is left.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from torch import fx
 
-from rewriter.analysis.naming import path_of
 from rewriter.analysis.residual import Branch
 from rewriter.analysis.weights import PASS_THROUGH
-from rewriter.guideline.base import Skipped
+from rewriter.authoring import Reason, Refused, path_of
 from rewriter.passes.dropout.drops import Drops
-from rewriter.reasons import Reason
 from rewriter.tracing.kinds import Kind
 
 WORST = (
@@ -41,19 +39,18 @@ class OnTrunk:
         """Those that belong to the block of ``branch``."""
         return self.of_branches.get(branch, [])
 
-    def left(self, drops: Drops) -> Iterator[Skipped]:
-        """A finding for each that is left where it is."""
-        for node in drops.claim(set(self.between)):
-            detail = f"{WORST}. It is left here: it is not known which block it is meant for"
-            yield Skipped(drops.name, path_of(node), "trunk", Reason.ON_TRUNK, detail)
+
+def left_on_trunk(node: fx.Node, why: str) -> Refused:
+    """That it is left where it is, and ``why``."""
+    return Refused(Reason.ON_TRUNK, f"{WORST}. It is left here: {why}", path=path_of(node), pattern="trunk")
 
 
-def find_on_trunk(drops: Drops, branches: list[Branch]) -> OnTrunk:
-    """The dropouts that no head and no branch has, behind a sum or in front of a block."""
+def find_on_trunk(drops: Drops, nodes: Iterable[fx.Node], branches: list[Branch]) -> OnTrunk:
+    """The ``nodes`` that no branch has, behind a sum or in front of a block."""
     residual = [branch for branch in branches if branch.form == "residual"]
     inside = set[fx.Node]().union(*(branch.nodes for branch in branches))
     found = OnTrunk()
-    for node in drops.unclaimed():
+    for node in nodes:
         if node in inside or drops.on_attention(node):
             continue
         passed = set(drops.flow.back_through(node, _ON_TRUNK))

@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rewriter.guideline.base import Contract, Pass, Site, Skipped
+from rewriter.authoring import Change, Contract, Pass, Place
 from rewriter.passes.group_count.rules import (
     Choosing,
     GroupChoice,
@@ -36,6 +36,7 @@ from rewriter.passes.group_count.rules import (
 )
 
 if TYPE_CHECKING:
+    from rewriter.passes.group_count.norms import Subject
     from rewriter.tracing.trace import Trace
 
 __all__ = ["GroupChoice", "GroupCount", "Rule"]
@@ -62,6 +63,8 @@ class GroupCount(Pass):
     summary = "as many groups in each group norm as keep the gradient scale through weight, norm and activation"
     paper = "Kim et al., On the Ideal Number of Groups for Isometric Gradient Propagation, arXiv:2302.03193"
     contract = Contract(eval_output=False, state_dict=True, gradients=True)
+    layers = ("rewriter.passes.group_count.layers",)
+    default = True
 
     rule: str | Rule = "isometry"
     tolerance: float = 0.05
@@ -88,10 +91,15 @@ class GroupCount(Pass):
     def needs_values(self) -> bool:
         return self.rule == "measured-isometry"
 
-    def find(self, trace: Trace) -> Iterator[Site | Skipped]:
-        from rewriter.passes.group_count.norms import find_in_norms
+    def candidates(self, trace: Trace) -> Iterator[Place[Subject]]:
+        from rewriter.passes.group_count.norms import find_places
 
-        yield from find_in_norms(trace, self.name, self._choosing())
+        return find_places(trace, self._choosing())
+
+    def decide(self, place: Place[Subject]) -> Change:
+        from rewriter.passes.group_count.norms import set_groups
+
+        return set_groups(place)
 
     def _choosing(self) -> Choosing:
         band = (self.min_channels_per_group, self.min_groups)

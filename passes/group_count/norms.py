@@ -12,14 +12,13 @@ from rewriter.analysis.activations import activation_before, activation_moments
 from rewriter.analysis.chains import Chain, GroupNormCall, find_group_norms
 from rewriter.analysis.naming import path_of
 from rewriter.analysis.weights import PASS_THROUGH
-from rewriter.edit.edits import AddModule, Edit, SetAttribute
-from rewriter.edit.placement import placement
+from rewriter.authoring import Change, Place, Reason, Refused
+from rewriter.edit.editor import Editor
 from rewriter.errors import SelectorError, TraceError
-from rewriter.guideline.base import Site, Skipped
 from rewriter.passes.group_count import gains
+from rewriter.passes.group_count.layers import GroupNormFunction
 from rewriter.passes.group_count.measuring import draws_of, expected_gains, measured_gains
 from rewriter.passes.group_count.rules import Choosing, GroupChoice
-from rewriter.reasons import Reason, Refused
 from rewriter.tracing.dataflow import Dataflow
 from rewriter.tracing.kinds import Kind
 from rewriter.tracing.trace import Trace
@@ -30,60 +29,87 @@ PATTERN = "weight → group norm"
 
 @dataclass(frozen=True, eq=False)
 class _Norm:
-    """A group norm in a chain, and the edits that set its number of groups, which is not known yet."""
+    """A group norm in a chain whose number of groups can be set."""
 
     call: GroupNormCall
     chains: tuple[Chain, ...]
     slope: float
-    edits: tuple[Edit, ...]
-
-    def edits_to(self, groups: int) -> tuple[Edit, ...]:
-        return tuple(_with_number(edit, groups) for edit in self.edits)
 
 
-def find_in_norms(trace: Trace, name: str, choosing: Choosing) -> Iterator[Site | Skipped]:
-    """A site or a reason for every group norm that runs in training."""
-    places: dict[Hashable, list[GroupNormCall]] = {}
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """One group norm; several calls of one are decided together.
+
+    Attributes:
+        place: what tells it from others.
+        norm: why it is not set; or what is known of it.
+        chosen: what is chosen for all of them.
+    """
+
+    place: Hashable
+    norm: _Norm | Refused
+    chosen: _Chosen
+
+
+def find_places(trace: Trace, choosing: Choosing) -> Iterator[Place[Subject]]:
+    """Every group norm that runs in training."""
+    calls: dict[Hashable, list[GroupNormCall]] = {}
     for call in find_group_norms(trace.train.dataflow, trace.model):
-        places.setdefault(call.place, []).append(call)
-    considered = {place: _considered(trace, name, calls, choosing) for place, calls in places.items()}
+        calls.setdefault(call.place, []).append(call)
+    considered = {place: _considered(trace, of_place, choosing) for place, of_place in calls.items()}
     norms = {place: norm for place, norm in considered.items() if isinstance(norm, _Norm)}
-    chosen = _Chosen(trace, name, choosing, norms)
+    chosen = _Chosen(trace, choosing, norms)
     for place, norm in considered.items():
-        yield norm if isinstance(norm, Skipped) else chosen.finding(place)
+        first = calls[place][0]
+        activated = isinstance(norm, _Norm) and norm.chains[0].activation
+        pattern = f"{PATTERN} → activation" if activated else PATTERN
+        yield Place(trace, first.norm, pattern, Subject(place, norm, chosen), path=_path(first))
 
 
-def _considered(trace: Trace, name: str, calls: list[GroupNormCall], choosing: Choosing) -> _Norm | Skipped:
-    def skipped(reason: Reason, detail: str) -> Skipped:
-        return Skipped(name, _path(calls[0]), PATTERN, reason, detail)
+def set_groups(place: Place[Subject]) -> Change:
+    """Set the number of groups that is chosen.
 
+    Raises:
+        Refused: it is that number already, or the norm is none for the guideline or cannot be edited.
+    """
+    norm = place.subject.norm
+    if isinstance(norm, Refused):
+        raise norm
+    groups, change = place.subject.chosen.change(place.subject.place)
+    _edit(place.edit, norm.call, groups)
+    return change
+
+
+def _edit(edit: Editor, call: GroupNormCall, groups: int) -> None:
+    if call.holder is not None:
+        edit.set(call.holder, "num_groups", groups)
+    else:
+        edit.redirect(call.norm, GroupNormFunction, name="group_norm", num_groups=groups)
+
+
+def _considered(trace: Trace, calls: list[GroupNormCall], choosing: Choosing) -> _Norm | Refused:
     chains = []
     for call in calls:
         if call.chain is None:
-            return skipped(Reason.NO_WEIGHT_BEFORE, call.why_not)
+            return Refused(Reason.NO_WEIGHT_BEFORE, call.why_not)
         chains.append(call.chain)
     first = calls[0]
     if not choosing.band(first.channels):
         band = f"at least {choosing.min_groups} groups of at least {choosing.min_channels_per_group} channels"
-        return skipped(Reason.OUTSIDE_BAND, f"{first.channels} channels cannot be divided into {band}")
-    edits: list[Edit]
-    if first.holder is not None:
-        edits = [SetAttribute(first.holder, "num_groups", first.num_groups)]
-    else:
-        place = placement(trace.train.dataflow, trace)
-        try:
-            edits = place.redirect(first.norm, "group_norm", "group-count/function", num_groups=first.num_groups)
-        except Refused as refused:
-            return skipped(refused.reason, refused.detail)
+        return Refused(Reason.OUTSIDE_BAND, f"{first.channels} channels cannot be divided into {band}")
+    try:  # a norm that cannot be edited keeps its number, and those behind it are measured with that
+        _edit(Place(trace, first.norm, PATTERN).edit, first, first.num_groups)
+    except Refused as refused:
+        return refused
     slope = activation_moments(chains[0].activation, trace.model, values=choosing.on_values).slope
-    return _Norm(first, tuple(chains), slope, tuple(edits))
+    return _Norm(first, tuple(chains), slope)
 
 
 class _Chosen:
     """The gains of all norms in chains, and what is chosen by them."""
 
-    def __init__(self, trace: Trace, name: str, choosing: Choosing, norms: dict[Hashable, _Norm]) -> None:
-        self._trace, self._name, self._choosing, self._norms = trace, name, choosing, norms
+    def __init__(self, trace: Trace, choosing: Choosing, norms: dict[Hashable, _Norm]) -> None:
+        self._trace, self._choosing, self._norms = trace, choosing, norms
         self._gains: dict[Hashable, dict[int, float]] = {}
         self._how, self._why_not = "", "nothing could be measured here"
         if not norms:
@@ -109,19 +135,21 @@ class _Chosen:
         elif self._trace.may_measure:
             self._gains = measured_gains(self._trace, self._decide)
 
-    def finding(self, place: Hashable) -> Site | Skipped:
+    def change(self, place: Hashable) -> tuple[int, Change]:
+        """The number for the norm at ``place``, and what is said of it.
+
+        Raises:
+            Refused: it has that number.
+        """
         norm, known = self._norms[place], self._gains.get(place, {})
         choice, how = self._choice(norm, known)
         groups, now = self._number(choice), norm.call.num_groups
         band = self._what_the_band_did(choice, groups)
-        path = _path(norm.call)
-        pattern = f"{PATTERN} → activation" if norm.chains[0].activation else PATTERN
         if groups == now:
             detail = f"num_groups {now}, gradient gain {choice.gains[now]:.2f}{band}; {how}"
-            return Skipped(self._name, path, pattern, Reason.ALREADY_DONE, detail)
+            raise Refused(Reason.ALREADY_DONE, detail)
         gain = f"gradient gain {choice.gains[now]:.2f} -> {choice.gains[groups]:.2f}"
-        action = f"set num_groups {now} -> {groups}, {gain}{band}"
-        return Site(self._name, path, pattern, action, f"{self._choosing.why}; {how}", norm.edits_to(groups))
+        return groups, Change(f"set num_groups {now} -> {groups}, {gain}{band}", f"{self._choosing.why}; {how}")
 
     def _decide(self, place: Hashable, measured: dict[int, float]) -> int | None:
         norm = self._norms.get(place)
@@ -149,11 +177,11 @@ class _Chosen:
         try:
             groups = self._choosing.rule(choice)
         except Exception as error:
-            raise SelectorError(f"{self._name}: the rule raised {type(error).__name__}: {error}") from error
+            raise SelectorError(f"group-count: the rule raised {type(error).__name__}: {error}") from error
         if groups not in choice.candidates:
             expected = ", ".join(map(str, choice.candidates))
             raise SelectorError(
-                f"{self._name}: the rule returned {groups!r} groups for {choice.n_out} channels; expected one of the "
+                f"group-count: the rule returned {groups!r} groups for {choice.n_out} channels; expected one of the "
                 f"candidates it was given: {expected}"
             )
         return int(groups)
@@ -177,9 +205,3 @@ def _values_of(flow: Dataflow, node: fx.Node) -> fx.Node:
     while node.meta["kind"] in (*PASS_THROUGH, Kind.DROPOUT) and len(sources := flow.sources(node)) == 1:
         node = sources[0]
     return node
-
-
-def _with_number(edit: Edit, groups: int) -> Edit:
-    if isinstance(edit, SetAttribute):
-        return replace(edit, value=groups)
-    return replace(edit, options={"num_groups": groups}) if isinstance(edit, AddModule) else edit

@@ -26,9 +26,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rewriter.guideline.base import Contract, Pass, Site, Skipped
+from rewriter.authoring import Change, Contract, Pass, Place
 
 if TYPE_CHECKING:
+    from rewriter.analysis.fusions import Fusion
     from rewriter.tracing.trace import Trace
 
 
@@ -45,6 +46,8 @@ class ScaleEqualizer(Pass):
     paper = "Kim and Kim, Scale equalization for multi-level feature fusion, arXiv:2402.01149"
     contract = Contract(eval_output=True, state_dict=True, gradients=True, adds_buffers=True)
     after = ("atrous-rates", "group-count")
+    layers = ("rewriter.passes.scale_equalizer.layers",)
+    default = True
 
     additive: bool = False
 
@@ -52,7 +55,14 @@ class ScaleEqualizer(Pass):
         if not isinstance(self.additive, bool):
             raise ValueError(f"additive: expected True or False, found {self.additive!r}")
 
-    def find(self, trace: Trace) -> Iterator[Site | Skipped]:
-        from rewriter.passes.scale_equalizer.sites import find_sites
+    def candidates(self, trace: Trace) -> Iterator[Place[Fusion]]:
+        from rewriter.analysis.fusions import find_fusions
 
-        yield from find_sites(trace, self.name, self.additive)
+        for fusion in find_fusions(trace.train.dataflow, trace.model):
+            path, pattern = fusion.join.meta["owner"].path, f"{fusion.form} of {len(fusion.operands)} maps"
+            yield Place(trace, fusion.join, pattern, fusion, path=path)
+
+    def decide(self, place: Place[Fusion]) -> Change:
+        from rewriter.passes.scale_equalizer.sites import equalize
+
+        return equalize(place, self.additive)

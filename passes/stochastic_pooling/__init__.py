@@ -27,7 +27,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from rewriter.guideline.base import Contract, Pass, Site, Skipped
+from rewriter.authoring import Change, Contract, Pass, Place
 from rewriter.passes.stochastic_pooling.options import checked_keep_prob, checked_scale
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from rewriter.passes.stochastic_pooling.layers import StochasticAvgPool1d as StochasticAvgPool1d
     from rewriter.passes.stochastic_pooling.layers import StochasticAvgPool2d as StochasticAvgPool2d
     from rewriter.passes.stochastic_pooling.layers import StochasticMean as StochasticMean
+    from rewriter.passes.stochastic_pooling.pools import Subject
     from rewriter.tracing.trace import Trace
 
 __all__ = [
@@ -68,6 +69,8 @@ class StochasticPooling(Pass):
     paper = "Kim et al., Stochastic Subsampling With Average Pooling, arXiv:2409.16630"
     contract = Contract(eval_output=True, state_dict=True, gradients=True)
     after = ("dropout",)
+    layers = ("rewriter.passes.stochastic_pooling.layers",)
+    default = True
 
     keep_prob: float = 0.5
     scale: str = "sqrt"
@@ -79,7 +82,12 @@ class StochasticPooling(Pass):
         if not isinstance(self.squeeze, bool):
             raise ValueError(f"squeeze: expected True or False, found {self.squeeze!r}")
 
-    def find(self, trace: Trace) -> Iterator[Site | Skipped]:
-        from rewriter.passes.stochastic_pooling.pools import find_in_pools
+    def candidates(self, trace: Trace) -> Iterator[Place[Subject]]:
+        from rewriter.passes.stochastic_pooling.pools import find_places
 
-        yield from find_in_pools(trace, self.name, self.keep_prob, self.scale, self.squeeze)
+        return find_places(trace)
+
+    def decide(self, place: Place[Subject]) -> Change:
+        from rewriter.passes.stochastic_pooling.pools import sample
+
+        return sample(place, self.keep_prob, self.scale, self.squeeze)

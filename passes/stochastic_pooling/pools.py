@@ -10,16 +10,14 @@ from torch import fx, nn
 
 from rewriter.analysis.dropouts import drop_rate
 from rewriter.analysis.heads import find_heads, missing_heads, noise_claim
-from rewriter.analysis.interference import interference
 from rewriter.analysis.layout import channel_dimension
 from rewriter.analysis.naming import name_of, path_of
 from rewriter.analysis.pooling import Pooling, Role, find_poolings
 from rewriter.analysis.weights import PASS_THROUGH
+from rewriter.authoring import Change, Place, Rate
 from rewriter.edit.edits import AddBehaviour, Edit
 from rewriter.edit.held_methods import follows_its_module
-from rewriter.edit.placement import placement
-from rewriter.guideline.base import Rate, Site, Skipped
-from rewriter.passes.stochastic_pooling.layers import SampledPositions, Sampling
+from rewriter.passes.stochastic_pooling.layers import SampledPositions, Sampling, StochasticFunction
 from rewriter.passes.stochastic_pooling.sampling import kept_count
 from rewriter.reasons import Reason, Refused
 from rewriter.tracing.kinds import Kind, has_own_forward
@@ -44,17 +42,22 @@ _WHY_NOT = {
 }
 
 
-def find_in_pools(trace: Trace, name: str, keep_prob: float, scale: str, squeeze: bool) -> Iterator[Site | Skipped]:
-    """A site or a reason for every average pooling that runs in training."""
-    rule = _Rule(trace, name, keep_prob, scale, squeeze)
+Subject = list[Pooling] | Refused
+"""Calls of one pooling; or why there is none where one is looked for."""
+
+_NAME = "stochastic_pooling"
+
+
+def find_places(trace: Trace) -> Iterator[Place[Subject]]:
+    """Every average pooling that runs in training, and what stands in the way of a head's, if it has none."""
     poolings = find_poolings(trace.train.dataflow, trace.model)
     if not any(pooling.role is Role.HEAD for pooling in poolings):
         missing = dict.fromkeys((reason, detail) for _, reason, detail in missing_heads(trace.train.dataflow))
         for reason, detail in missing:
             if not poolings or reason is not Reason.NO_GLOBAL_POOLING:
-                yield Skipped(name, "", Role.HEAD.value, reason, detail)
+                yield Place(trace, "", Role.HEAD.value, Refused(reason, detail))
     for same in _by_place(poolings, trace.model):
-        yield rule.decide(same)
+        yield Place(trace, same[0].node, same[0].role.value, same)
 
 
 def _by_place(poolings: list[Pooling], model: nn.Module) -> list[list[Pooling]]:
@@ -68,52 +71,67 @@ def _by_place(poolings: list[Pooling], model: nn.Module) -> list[list[Pooling]]:
     return list(groups.values())
 
 
+def sample(place: Place[Subject], keep_prob: float, scale: str, squeeze: bool) -> Change:
+    """Let the pooling at ``place`` average a random subset of its elements in training.
+
+    Raises:
+        Refused: it is no pooling for the guideline, or cannot be edited.
+    """
+    if isinstance(place.subject, Refused):
+        raise place.subject
+    return _Rule(place, place.subject, {"keep_prob": keep_prob, "scale": scale}, squeeze).change()
+
+
 class _Rule:
-    def __init__(self, trace: Trace, name: str, keep_prob: float, scale: str, squeeze: bool) -> None:
-        self.name, self.keep_prob, self.scale = name, keep_prob, scale
-        self.model, self.flow = trace.model, trace.train.dataflow
-        self.place = placement(self.flow, trace)
+    def __init__(self, place: Place[Subject], calls: list[Pooling], options: dict[str, Any], squeeze: bool) -> None:
+        self.place, self.calls, self.options = place, calls, options
+        self.model, self.flow = place.model, place.flow
         self.wanted = {Role.HEAD, Role.PYRAMID, Role.LOCAL} | ({Role.SQUEEZE} if squeeze else set())
-        self.interference = interference(self.flow, trace)
         heads = find_heads(self.flow, self.model)
         self.weights = {head.pool: head.weights for head in heads}
         self.dropouts = {
             head.pool: node
             for head in heads
             for node in (*head.before, *head.after)
-            if node.meta["kind"] is Kind.DROPOUT and drop_rate(node, trace.model) > 0
+            if node.meta["kind"] is Kind.DROPOUT and drop_rate(node, self.model) > 0
         }
 
-    def decide(self, calls: list[Pooling]) -> Site | Skipped:
-        """What to do about the calls of one pooling."""
-        for pooling in calls:
-            why_not = self._why_not(pooling)
-            if why_not is not None and len(calls) > 1 and why_not == _WHY_NOT[Role.OTHER]:
-                detail = f"no output passes only through one of its {len(calls)} calls, and it is no pyramid level"
-                why_not = Reason.OUTSIDE, detail
-            if why_not is not None:
-                return self._skipped(pooling, *why_not)
-        first = calls[0]
-        try:
-            for pooling in calls:
-                if weights := self.weights.get(pooling.node):  # else what it gives is what the model is for
-                    self.interference.refuse_other_readers([pooling.node], weights, "become random in training")
-            edits = self._edits(first, len(calls))
-        except Refused as refused:
-            return self._skipped(first, refused.reason, refused.detail)
-        kept, changed = kept_count(first.elements, self.keep_prob), edits[0]
+    def change(self) -> Change:
+        """The edits, and what they do.
+
+        Raises:
+            Refused: there are none to be made.
+        """
+        for pooling in self.calls:
+            self._refuse(pooling)
+        first = self.calls[0]
+        for pooling in self.calls:
+            if weights := self.weights.get(pooling.node):  # else what it gives is what the model is for
+                self.place.interference.refuse_other_readers([pooling.node], weights, "become random in training")
+        changed = self._edit(first)[0]
         holder = changed.path if isinstance(changed, AddBehaviour) else f"{changed.path}.{changed.name}".lstrip(".")  # type: ignore[attr-defined]
-        return Site(
-            self.name,
-            path_of(first.node),
-            first.role.value,
+        keep_prob = self.options["keep_prob"]
+        kept = kept_count(first.elements, keep_prob)
+        return Change(
             f"let {name_of(first.node)} average {kept} of {first.elements} elements in training",
             self._why(first),
-            tuple(edits),
-            f"keep_prob {self.keep_prob:g} ({holder}.keep_prob)",
+            f"keep_prob {keep_prob:g} ({holder}.keep_prob)",
             noise_claim(first.node) if first.role is Role.HEAD else "",
-            (Rate(holder, "keep_prob", self.keep_prob, off=1.0),),
+            (Rate(holder, "keep_prob", keep_prob, off=1.0),),
         )
+
+    def _refuse(self, pooling: Pooling) -> None:
+        """Refuse what the guideline is not for.
+
+        Raises:
+            Refused: naming this call of the pooling.
+        """
+        why_not = self._why_not(pooling)
+        if why_not is not None and len(self.calls) > 1 and why_not == _WHY_NOT[Role.OTHER]:
+            detail = f"no output passes only through one of its {len(self.calls)} calls, and it is no pyramid level"
+            why_not = Reason.OUTSIDE, detail
+        if why_not is not None:
+            raise Refused(*why_not, path=path_of(pooling.node), pattern=pooling.role.value)
 
     def _why_not(self, pooling: Pooling) -> tuple[Reason, str] | None:
         module, node = self._sampling_before(pooling) or self._module(pooling.node), pooling.node
@@ -152,41 +170,42 @@ class _Rule:
 
     def _why(self, pooling: Pooling) -> str:
         *_, source = self.flow.back_through(pooling.source, PASS_THROUGH | {Kind.DROPOUT})
-        if source.meta["kind"] is not Kind.ACTIVATION or self.scale != "sqrt" or self.keep_prob == 1:
+        if (
+            source.meta["kind"] is not Kind.ACTIVATION
+            or self.options["scale"] != "sqrt"
+            or self.options["keep_prob"] == 1
+        ):
             return _WHY[pooling.role]
         return (
             f"{_WHY[pooling.role]}; sqrt makes activations smaller in training than at test time, scale='none' does not"
         )
 
-    def _edits(self, pooling: Pooling, calls: int) -> list[Edit]:
-        node, options = pooling.node, {"keep_prob": self.keep_prob, "scale": self.scale}
+    def _edit(self, pooling: Pooling) -> list[Edit]:
+        node, edit = pooling.node, self.place.edit
         if node.op == "call_function":
             function = str(getattr(node.target, "__name__", ""))
             try:
-                return self.place.redirect(
-                    node, "stochastic_pooling", "stochastic-pooling/function", function=function, **options
-                )
+                return edit.redirect(node, StochasticFunction, name=_NAME, function=function, **self.options)
             except Refused as refused:
                 if refused.reason is not Reason.HELPER_FUNCTION or pooling.role is not Role.HEAD:
                     raise
 
-            def before(given: fx.Node) -> dict[str, Any] | None:
+            def options(given: fx.Node) -> dict[str, Any] | None:
                 dims = self._dims_of_positions(given, pooling)
-                added = {"layer": "stochastic-pooling/positions", "options": {"dims": dims, **options}}
-                return None if dims is None else added
+                return None if dims is None else {"dims": dims, **self.options}
 
-            return self.place.insert_before_helper(node, pooling.source, "stochastic_pooling", before)
+            return edit.insert_before_helper(node, pooling.source, SampledPositions, options, name=_NAME)
         path, module = str(node.target), self._module(node)
-        if self.place.calls_of(path) > calls:
+        if edit.calls_of(path) > len(self.calls):
             raise Refused(Reason.SHARED_MODULE, f"module {path!r} is called in places that are not to be sampled too")
-        if taken := sorted(options.keys() & module.__dict__.keys()):
+        if taken := sorted(self.options.keys() & module.__dict__.keys()):
             raise Refused(
                 Reason.NOT_MOVABLE, f"{type(module).__name__} has attributes of the same name: {', '.join(taken)}"
             )
         if has_own_forward(module) and not follows_its_module(module.__dict__.get("forward"), module):
             raise Refused(Reason.OWN_FORWARD, f"{type(module).__name__} has a forward of its own")
-        adaptive = hasattr(module, "output_size")
-        return [AddBehaviour(path, f"stochastic-pooling/{'adaptive' if adaptive else 'local'}", options)]
+        kind = "adaptive" if hasattr(module, "output_size") else "local"
+        return edit.behave(path, f"stochastic-pooling/{kind}", **self.options)
 
     def _dims_of_positions(self, given: fx.Node, pooling: Pooling) -> list[int] | None:
         """The dimensions of ``given`` that a global pooling averages over, which reads it or a view of it."""
@@ -200,6 +219,3 @@ class _Rule:
     def _module(self, node: fx.Node) -> nn.Module:
         """The pooling module; of a function, the module that calls it."""
         return self.model.get_submodule(path_of(node))
-
-    def _skipped(self, pooling: Pooling, reason: Reason, detail: str) -> Skipped:
-        return Skipped(self.name, path_of(pooling.node), pooling.role.value, reason, detail)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import ast
 import inspect
-import itertools
 import types
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cached_property
 
 from torch import fx, nn
 
 from rewriter.analysis.arguments import argument_index, is_tensor_method
-from rewriter.analysis.interference import Interference
+from rewriter.analysis.interference import Interference, interference
 from rewriter.analysis.weights import PASS_THROUGH
 from rewriter.edit.classes import method_source
 from rewriter.edit.explicit_calls import ExplicitCalls, attribute_path, follow, is_explicit
@@ -24,35 +24,33 @@ from rewriter.edit.positions import Position, positions
 from rewriter.edit.repeated_calls import RepeatedCalls
 from rewriter.errors import SourceError
 from rewriter.reasons import Reason, Refused
-from rewriter.tracing.trace import Recording
+from rewriter.tracing.dataflow import Dataflow, once
+from rewriter.tracing.trace import Recording, Trace
+
+
+@once
+def expressions(flow: Dataflow, trace: Trace) -> Expressions:
+    """Those of the training run; all passes share them."""
+    return Expressions(trace.model, trace.train, interference(flow, trace))
 
 
 class Expressions:
-    """Finds expressions for the operations of one recording, and names for what is added to modules."""
+    """Finds expressions for the operations of one recording."""
 
     def __init__(self, model: nn.Module, recording: Recording, interference: Interference) -> None:
         self._model = model
         self._interference = interference
         self._recording = recording
         self._flow = recording.dataflow
-        self._given: set[tuple[str, str]] = set()
-        self._explicit_calls = ExplicitCalls(model)
-        self._repeated = RepeatedCalls(model, recording)
+        self.explicit_calls = ExplicitCalls(model)
+        self.repeated = RepeatedCalls(model, recording)
 
     def calls_of(self, path: str) -> int:
         """How often the module at ``path`` was called, under any of its names."""
-        return self._repeated.of(path)
+        return self.repeated.of(path)
 
-    def free_name(self, path: str, name: str) -> str:
-        """``name``, or ``name_1``, …: the first that the module at ``path`` does not use and that was not given yet."""
-        module = self._model.get_submodule(path)
-        candidates = itertools.chain([name], (f"{name}_{index}" for index in itertools.count(1)))
-        free = next(c for c in candidates if not hasattr(module, c) and (path, c) not in self._given)
-        self._given.add((path, free))
-        return free
-
-    def _expression(self, position: Position) -> Expression:
-        frame, path = position.frame, self._repeated.receivers.path(position)
+    def expression(self, position: Position) -> Expression:
+        frame, path = position.frame, self.repeated.receivers.path(position)
         module = self._model.get_submodule(path)
         if isinstance(module, fx.GraphModule):
             detail = f"module {path!r} is an fx.GraphModule: its code is generated from its graph again whenever it is"
@@ -71,7 +69,7 @@ class Expressions:
         except SourceError as error:
             raise Refused(Reason.NO_SOURCE, str(error)) from error
 
-    def _operand_number(self, position: Position, expression: Expression, consumer: fx.Node, operand: fx.Node) -> int:
+    def operand_number(self, position: Position, expression: Expression, consumer: fx.Node, operand: fx.Node) -> int:
         """Which operand of the expression carries ``operand`` to ``consumer``."""
         if position.direct:
             index = argument_index(consumer, operand)
@@ -81,7 +79,7 @@ class Expressions:
                 index -= 1
         else:
             index = None
-            for source in self._same_values(operand):
+            for source in self.same_values(operand):
                 if source in position.arguments:
                     index = position.arguments.index(source) + self._gives_receiver(position, expression)
                     break
@@ -107,14 +105,14 @@ class Expressions:
         module = self._model.get_submodule(expression.path)
         return path is not None and isinstance(follow(module, path), nn.Module)
 
-    def _same_values(self, node: fx.Node) -> Iterator[fx.Node]:
+    def same_values(self, node: fx.Node) -> Iterator[fx.Node]:
         """``node`` and what it is only a view or a selection of, and not a later state of."""
         yield node
         while not node.meta["after"] and node.meta["kind"] in PASS_THROUGH and len(self._flow.sources(node)) == 1:
             node = self._flow.sources(node)[0]
             yield node
 
-    def _giving(self, node: fx.Node) -> Iterator[Position]:
+    def giving(self, node: fx.Node) -> Iterator[Position]:
         """The expressions whose value is what ``node`` gives, innermost first."""
         for position in positions(node):
             if not position.direct:
@@ -122,3 +120,60 @@ class Expressions:
                 if callee is None or callee.frames[:1] != (position.frame,) or callee.outputs != [node]:
                     return
             yield position
+
+    def users_own(self, where: Position, node: fx.Node) -> Expression:
+        """The expression at ``where``, which leads to ``node``.
+
+        Raises:
+            Refused: it runs several times, or is no code of the user's.
+        """
+        self.repeated.refuse(where, node)
+        expression = self.expression(where)
+        if expression.owner.__module__.startswith("torch."):
+            raise Refused(Reason.IN_A_LOOP, f"{expression.owner.__qualname__} of torch calls it")
+        return expression
+
+    def attribute_of(self, call: fx.Node, name: str, position: int) -> tuple[str, str] | None:
+        """The module and the attribute that an argument of ``call`` is read from; None if it is no plain attribute."""
+        try:
+            expression = self.expression(direct(call))
+        except Refused:
+            return None
+        attribute = expression.attribute_given(name, position)
+        return None if attribute is None else (expression.path, attribute)
+
+    def refuse_others_inside(self, position: Position, consumer: fx.Node, operand: fx.Node) -> None:
+        """Refuse to change an argument of a call that does more with it than to hand it to ``consumer``."""
+        values = [operand]
+        while values[-1] not in position.arguments:
+            values.append(self._flow.sources(values[-1])[0])
+        inside = self._within[position.frame.invocation, position.frame.instruction]
+        callee = next((c for c in consumer.meta["call"].chain() if c.parent is position.call), None)
+        returned = callee.outputs if callee is not None and callee.frames[0] == position.frame else []
+        self._interference.refuse_entering(values, consumer, inside, returned)
+
+    @cached_property
+    def _within(self) -> dict[tuple[int, int], set[fx.Node]]:
+        """The operations that each expression led to in one call of its function."""
+        found: dict[tuple[int, int], set[fx.Node]] = {}
+        for node in self._recording.graph.nodes:
+            for position in positions(node):
+                found.setdefault((position.frame.invocation, position.frame.instruction), set()).add(node)
+        return found
+
+
+def direct(node: fx.Node) -> Position:
+    """The expression that issues ``node`` itself.
+
+    Raises:
+        Refused: it is issued by no Python code: a compiled extension, a builtin as ``forward``.
+    """
+    found = next((position for position in positions(node) if position.direct), None)
+    if found is None:
+        raise issued_by_no_code(node)
+    return found
+
+
+def issued_by_no_code(node: fx.Node) -> Refused:
+    where = node.meta["owner"].path or "the model"
+    return Refused(Reason.NO_SOURCE, f"the operation is not issued by Python code: {where} is compiled or builtin")

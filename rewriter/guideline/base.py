@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import abc
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
-from rewriter.reasons import Reason
+from rewriter.reasons import Reason, Refused
 
 if TYPE_CHECKING:  # what a pass is can be told without torch
     from torch import nn
 
     from rewriter.edit.edits import Edit
+    from rewriter.guideline.place import Place
     from rewriter.tracing.trace import Trace
 
 
@@ -113,7 +114,7 @@ class Skipped:
     pass_name: str
     path: str
     pattern: str
-    reason: Reason
+    reason: Reason | str
     detail: str
 
 
@@ -136,6 +137,36 @@ class Advice:
     reason: str
 
 
+@dataclass(frozen=True)
+class Change:
+    """What is done at a place, in words; the edits are those of ``place.edit``.
+
+    Attributes:
+        action: what will be done.
+        reason: why.
+        setting: where the user finds and changes what can be set afterwards, if there is such a thing.
+        claim: what only one pass may do, see :class:`Site`.
+        rates: what decides whether it has an effect, see :class:`Site`.
+    """
+
+    action: str
+    reason: str
+    setting: str = ""
+    claim: str = ""
+    rates: tuple[Rate, ...] = ()
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """What is recommended at a place, without an edit, and why."""
+
+    advice: str
+    reason: str
+
+
+Outcome: TypeAlias = Change | Recommendation | Refused
+"""What a pass decides about a place."""
+
 Finding: TypeAlias = Site | Skipped | Advice
 """What a pass finds in a trace."""
 
@@ -150,6 +181,8 @@ class Pass(abc.ABC):
         paper: where the rule comes from.
         contract: what it promises to preserve.
         after: names of passes that must come before this one, when both are asked for.
+        default: whether it is among the passes of ``passes=None``; the six of the first release are.
+        layers: modules that register the layers of this pass, where its own module does not.
     """
 
     name: ClassVar[str]
@@ -157,10 +190,28 @@ class Pass(abc.ABC):
     paper: ClassVar[str]
     contract: ClassVar[Contract] = Contract()
     after: ClassVar[tuple[str, ...]] = ()
+    default: ClassVar[bool] = False
+    layers: ClassVar[tuple[str, ...]] = ()
 
-    @abc.abstractmethod
-    def find(self, trace: Trace) -> Iterator[Finding]:
-        """Every place in ``trace`` where the guideline applies, or nearly does."""
+    def candidates(self, trace: Trace) -> Iterable[Place[Any]]:
+        """The places in ``trace`` that look right; each is decided by itself."""
+        raise NotImplementedError(f"{type(self).__name__} defines neither candidates() nor find()")
+
+    def decide(self, place: Place[Any]) -> Outcome | Iterable[Outcome] | None:
+        """What is done at ``place``: edits made with ``place.edit`` and a :class:`Change` that describes them.
+
+        Returns:
+            A :class:`Change`, a :class:`Recommendation`, or None where there is nothing to say; or several of these, of
+            which one is a change at most.
+
+        Raises:
+            Refused: the place is left alone, for this reason.
+        """
+        raise NotImplementedError(f"{type(self).__name__} defines neither decide() nor find()")
+
+    def find(self, trace: Trace) -> Iterable[Finding] | None:
+        """All findings at once, for a pass that is not written as candidates and decisions; else None."""
+        return None
 
     @property
     def measures(self) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import functools
-import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields
 from importlib.metadata import EntryPoint
@@ -55,23 +54,32 @@ def _problem(cls: Any) -> str | None:
     """What makes an object no pass."""
     if not (isinstance(cls, type) and issubclass(cls, Pass)):
         return f"expected a subclass of rewriter.Pass, found {cls!r}"
-    if inspect.isabstract(cls):
-        return f"{cls.__qualname__} does not define {', '.join(sorted(cls.__abstractmethods__))}"
+    if missing := _missing(cls):
+        return f"{cls.__qualname__} does not define {missing}"
     texts = [name for name in ("name", "summary", "paper") if not isinstance(getattr(cls, name, None), str)]
     if texts or not cls.name:
         return f"{cls.__qualname__} has no text as its {', '.join(texts) or 'name'}"
     if not isinstance(cls.contract, Contract):
         return f"{cls.__qualname__}.contract: expected a rewriter.Contract, found {cls.contract!r}"
+    if cls.default and any(f.init and f.default is MISSING and f.default_factory is MISSING for f in fields(cls)):
+        return f"{cls.__qualname__}.default: a pass with options that have no default cannot be applied by default"
     if not isinstance(cls.after, tuple) or not all(isinstance(name, str) for name in cls.after):
         return f"{cls.__qualname__}.after: expected a tuple of names of passes, found {cls.after!r}"
     return None
+
+
+def _missing(cls: type[Pass]) -> str:
+    """The methods that ``cls`` has to define and does not."""
+    if cls.find is not Pass.find:
+        return ""
+    return " and ".join(name for name in ("candidates", "decide") if getattr(cls, name) is getattr(Pass, name))
 
 
 def resolve_passes(passes: Any) -> list[Pass]:
     """The passes asked for, ordered by the constraints they declare.
 
     Args:
-        passes: None for all installed passes whose options have defaults, or a sequence of names, instances and
+        passes: None for the installed passes that are applied by default, or a sequence of names, instances and
             one-key dicts ``{"dropout": {"p": 0.1}}``; one of these alone is taken as a sequence of one.
 
     Raises:
@@ -79,7 +87,7 @@ def resolve_passes(passes: Any) -> list[Pass]:
         InstallationError: a pass that was left out, because its package is broken; the cause is its error.
     """
     if passes is None:
-        passes = tuple(name for name, cls in installed_passes().items() if not _needs_options(cls))
+        passes = tuple(name for name, cls in installed_passes().items() if cls.default)
     elif isinstance(passes, (str, Pass, Mapping, type)):
         passes = (passes,)
     if not isinstance(passes, Sequence):
@@ -92,16 +100,11 @@ def resolve_passes(passes: Any) -> list[Pass]:
     return _ordered(resolved)
 
 
-def _needs_options(cls: type[Pass]) -> bool:
-    return any(f.init and f.default is MISSING and f.default_factory is MISSING for f in fields(cls))
-
-
 def _resolve(item: Any) -> Pass:
     if isinstance(item, Pass):
         return item
     if isinstance(item, type) and issubclass(item, Pass):
-        if inspect.isabstract(item):
-            missing = ", ".join(sorted(item.__abstractmethods__))
+        if missing := _missing(item):
             raise SelectorError(f"{item.__name__} is no pass yet: it does not define {missing}; give a class that does")
         try:
             return item()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import abc
 import functools
+import importlib
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -111,6 +112,21 @@ def is_layer(cls: type) -> bool:
     return cls in _LAYERS.values()
 
 
+def layer_name(cls: type[nn.Module]) -> str:
+    """The name that ``cls`` is registered under.
+
+    Raises:
+        InstallationError: it is not registered.
+    """
+    for name, known in _LAYERS.items():
+        if known is cls:
+            return name
+    raise InstallationError(
+        f"{cls.__module__}.{cls.__qualname__} is not registered, so no plan can name it; decorate it with "
+        "@register_layer('pass-name/layer-name')"
+    )
+
+
 @functools.cache
 def _own_packages() -> dict[str, str]:
     """The top-level package of each pass of ours, which alone may name layers after it."""
@@ -125,8 +141,9 @@ def layer_class(name: str) -> type[nn.Module]:
         InstallationError: our own passes cannot be imported.
     """
     if name not in _LAYERS:  # in a fresh process the passes have not been imported yet
-        for _ in loaded(PASS_GROUP):
-            pass
+        for _, cls in loaded(PASS_GROUP):
+            for module in getattr(cls, "layers", ()):
+                importlib.import_module(module)
     if name not in _LAYERS:
         raise PlanError(
             f"no installed pass provides the layer {name!r} (known: {', '.join(sorted(_LAYERS)) or 'none'}). "

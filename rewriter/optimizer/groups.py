@@ -33,7 +33,7 @@ _PASS = "weight-decay"
 class GammaRule(Protocol):
     """What is asked of the pass that decides about gammas."""
 
-    def decide(self, gamma: Gamma) -> tuple[bool, str]:
+    def policy(self, gamma: Gamma) -> tuple[bool, str]:
         """Whether ``gamma`` decays, and why."""
 
 
@@ -145,7 +145,7 @@ def _decide(
     for name in (name for name in kinds if name in trainable):
         gamma = as_gamma(name, kinds[name])
         if gamma is not None:
-            gammas[name] = Decision(name, str(gamma.category), *rule.decide(gamma))
+            gammas[name] = Decision(name, str(gamma.category), *rule.policy(gamma))
         else:
             kind, reader = kind_and_reader(kinds[name])
             role = Role(kind)

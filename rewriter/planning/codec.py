@@ -10,7 +10,7 @@ from rewriter.edit.edits import edit_from_data, edit_to_data
 from rewriter.errors import PlanError
 from rewriter.guideline.base import Advice, Contract, Rate, Site, Skipped
 from rewriter.planning.data import PlanData
-from rewriter.reasons import Reason
+from rewriter.reasons import reason_of
 
 FORMAT = 3
 """Version of the JSON form."""
@@ -85,9 +85,7 @@ def from_text(cls: type[AnyPlan], text: str) -> AnyPlan:
             structure=str(data["structure"]),
             passes=passes,
             sites=tuple(_site_from_data(item) for item in data["sites"]),
-            skipped=tuple(
-                Skipped(s["pass"], s["path"], s["pattern"], Reason(s["reason"]), s["detail"]) for s in data["skipped"]
-            ),
+            skipped=tuple(map(_skipped_from_data, data["skipped"])),
             advice=tuple(Advice(a["pass"], a["path"], a["pattern"], a["advice"], a["reason"]) for a in data["advice"]),
             notes=tuple(data["notes"]),
             request=dict(data["request"]),
@@ -135,3 +133,7 @@ def _site_from_data(data: Any) -> Site:
         Rate(str(r["path"]), str(r["name"]), float(r["value"]), float(r["off"])) for r in data.get("rates", ())
     )
     return Site(pass_name, path, pattern, action, reason, edits, rate_at, claim, rates)
+
+
+def _skipped_from_data(data: Any) -> Skipped:
+    return Skipped(data["pass"], data["path"], data["pattern"], reason_of(data["reason"]), data["detail"])

@@ -25,6 +25,7 @@ from rewriter.edit.receivers import Receivers
 from rewriter.edit.source import code_span
 from rewriter.errors import RewriterError, SourceError
 from rewriter.guideline.base import Finding, Pass, Site, Skipped
+from rewriter.guideline.deciding import findings_of
 from rewriter.model.random_state import random_state_kept
 from rewriter.planning.in_force import not_run
 from rewriter.reasons import TECHNICAL, Reason
@@ -66,7 +67,7 @@ def on_every_way(found: Sequence[Finding], traced: Trace, passes: Iterable[Pass]
             continue
         on_original = replace(variant, model=traced.model)
         for name in sorted({findings[index].pass_name for index in indices}):
-            here = [finding for finding in by_name[name].find(on_original) if finding.pass_name == name]
+            here = findings_of(by_name[name], on_original)
             own = [index for index in indices if findings[index].pass_name == name]
             for place in dict.fromkeys(map(_place_of, (findings[index] for index in own))):
                 group = [index for index in own if _place_of(findings[index]) == place]
@@ -127,7 +128,7 @@ def _leave(
     sites: Mapping[int, Finding],
     way: _Way,
     problem: str,
-    reason: Reason = Reason.ONE_BRANCH,
+    reason: Reason | str = Reason.ONE_BRANCH,
 ) -> None:
     """Skip ``sites``, by their numbers among the findings."""
     for index, site in sites.items():
@@ -211,7 +212,7 @@ def _why_not(site: Site, run: _Run, others: set[str]) -> str:
     variant = _record(run.way, run.traced, site.edits)
     if variant is None:
         return "the model does not run with it edited there too"
-    found = [finding for finding in run.item.find(variant) if isinstance(finding, Site)]
+    found = [finding for finding in findings_of(run.item, variant) if isinstance(finding, Site)]
     same = [finding for finding in found if _place_of(finding) == _place_of(site) and finding.action not in others]
     return f"editing it there is not enough: {same[0].action}" if same else ""
 
@@ -235,8 +236,7 @@ def _record(way: _Way, traced: Trace, edits: Sequence[Edit]) -> Trace | None:
         raise
     except (RewriterError, RecursionError):
         return None
-    variant.may_measure, variant.measured = False, traced.measured
-    return variant
+    return replace(variant, may_measure=False, measured=traced.measured)
 
 
 def _ways(findings: Sequence[Finding], traced: Trace) -> dict[_Way, list[int]]:

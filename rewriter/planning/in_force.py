@@ -27,6 +27,7 @@ from rewriter.edit.positions import positions
 from rewriter.edit.source import contains_code
 from rewriter.errors import PlanError, RewriterError, TraceError
 from rewriter.guideline.base import Pass, Site, Skipped
+from rewriter.guideline.deciding import findings_of
 from rewriter.layers.registry import layer_class
 from rewriter.model.random_state import random_state_kept
 from rewriter.planning.effects import behaviours_watched, is_read
@@ -245,7 +246,7 @@ def _found_again(sites: Sequence[Site], recorded: Recorded, again: Trace) -> Ite
         own = [site for site in sites if site.pass_name == item.name]
         if not own or any(callable(value) for value in vars(item).values()):
             continue
-        sites_again = (finding for finding in item.find(again) if isinstance(finding, Site))
+        sites_again = (finding for finding in findings_of(item, again) if isinstance(finding, Site))
         found = [site for site in sites_again if not all(_is_so(edit, again.model) for edit in site.edits)]
         for place in dict.fromkeys(map(place_of, own)):
             here = [site for site in own if place_of(site) == place]

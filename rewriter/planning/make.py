@@ -13,6 +13,7 @@ from rewriter.analysis.trained_weights import carries_trained_weights
 from rewriter.edit.classes import class_name, original_class
 from rewriter.errors import ModelError, SelectorError
 from rewriter.guideline.base import Advice, Finding, Pass, Site, Skipped
+from rewriter.guideline.deciding import findings_of
 from rewriter.guideline.registry import resolve_passes
 from rewriter.model.adapters import refuse_adapters, refuse_mixed_precision
 from rewriter.model.collector import collector_paused
@@ -67,7 +68,7 @@ def make_plan(
     traced = trace_candidates(model, inputs_to_run_on(model, example_inputs, input_size)) if resolved else None
     seconds["trace"] = time.perf_counter() - started
     started = time.perf_counter()
-    found = [finding for item in resolved for finding in item.find(traced)] if traced is not None else []
+    found = [finding for item in resolved for finding in findings_of(item, traced)] if traced is not None else []
     seconds["plan"] = time.perf_counter() - started
     started = time.perf_counter()
     if traced is not None:

@@ -1,0 +1,111 @@
+"""Which dropout belongs to which place: each to one, the innermost, before anything is decided."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import fx
+
+from rewriter.analysis.heads import find_heads, missing_heads
+from rewriter.analysis.residual import Branch, find_branches
+from rewriter.analysis.weights import has_weight
+from rewriter.authoring import Outcome, Place, Reason, Refused, Trace, path_of
+from rewriter.passes.dropout.branches import InBranch
+from rewriter.passes.dropout.drops import KEPT_ON_ATTENTION, Drops
+from rewriter.passes.dropout.heads import PATTERN, InHead, on_predictions
+from rewriter.passes.dropout.trunk import find_on_trunk, left_on_trunk
+
+
+@dataclass(frozen=True, eq=False)
+class Left:
+    """A dropout, or several, that is left where it is.
+
+    Attributes:
+        reasons: one each.
+    """
+
+    reasons: tuple[Refused, ...]
+
+    def decide(self, place: Place[Any], p: float | None) -> Iterator[Outcome]:
+        """Why."""
+        yield from self.reasons
+
+
+Subject = InHead | InBranch | Left
+
+
+def find_places(trace: Trace) -> Iterator[Place[Subject]]:
+    """Heads, then branches, each with its dropouts; then the dropouts that are in neither."""
+    drops = Drops(trace)
+    free = _Free(drops)
+    branches = find_branches(drops.flow, drops.model)
+    for head in _heads(drops, branches, free):
+        yield Place(trace, head.head.pool, PATTERN, head, path=head.path)
+    if not find_heads(drops.flow, drops.model):
+        yield from _without_average_pooling(trace, drops, _nodes(branches), free)
+    with_weight = [b for b in branches if any(has_weight(node, drops.flow) for node in b.nodes)]
+    on_trunk = find_on_trunk(drops, free.nodes, with_weight)
+    of_branches = {}
+    for branch in sorted(with_weight, key=lambda b: len(b.nodes)):
+        inside = free.take(branch.nodes)
+        beside = free.take(on_trunk.of(branch))
+        of_branches[branch] = InBranch(drops, branch, [*inside, *beside], on_trunk.of(branch))
+    for branch in with_weight:
+        found = of_branches[branch]
+        yield Place(trace, branch.join, found.pattern, found, path=found.path)
+    between = free.take(on_trunk.between)
+    if between:
+        why = "it is not known which block it is meant for"
+        yield Place(trace, "", "trunk", Left(tuple(left_on_trunk(node, why) for node in between)))
+    outside = {(r.path, r.detail): r for r in (_outside(drops, node) for node in free.nodes)}
+    if outside:
+        yield Place(trace, "", "dropout", Left(tuple(outside.values())))
+
+
+class _Free:
+    """The dropouts that belong to no place yet."""
+
+    def __init__(self, drops: Drops) -> None:
+        self.nodes = list(drops.nodes)
+
+    def take(self, nodes: Collection[fx.Node]) -> list[fx.Node]:
+        """Those among ``nodes``, in the order they ran; they are not free any more."""
+        taken = [node for node in self.nodes if node in nodes]
+        self.nodes = [node for node in self.nodes if node not in nodes]
+        return taken
+
+
+def _heads(drops: Drops, branches: list[Branch], free: _Free) -> list[InHead]:
+    """The heads; dropouts in branches behind the pooling are left to those."""
+    found = []
+    for head in find_heads(drops.flow, drops.model):
+        behind = {head.pool, *head.after, *head.weights, *head.later}
+        in_branches = _nodes([b for b in branches if b.fork in behind and not b.has_projection])
+        later = free.take(set(head.later) - in_branches)
+        before, after = free.take(set(head.before)), free.take(set(head.after) - in_branches)
+        found.append(InHead(drops, head, before, after, later))
+    return found
+
+
+def _nodes(branches: list[Branch]) -> set[fx.Node]:
+    return {node for branch in branches for node in branch.nodes}
+
+
+def _without_average_pooling(
+    trace: Trace, drops: Drops, in_branches: set[fx.Node], free: _Free
+) -> Iterator[Place[Subject]]:
+    """Why a dropout in front of the outputs, and in no branch, has no pooling to go before."""
+    for passed, reason, detail in missing_heads(drops.flow):
+        for node in free.take(set(passed) - in_branches):
+            why = on_predictions(node) if drops.on_predictions(node) else Refused(reason, detail, path=path_of(node))
+            yield Place(trace, node, PATTERN, Left((why,)))
+
+
+def _outside(drops: Drops, node: fx.Node) -> Refused:
+    if drops.on_attention(node):
+        return Refused(Reason.ATTENTION_DROPOUT, KEPT_ON_ATTENTION, path=path_of(node))
+    read = bool(drops.flow.users(node))
+    detail = "in no residual branch and no pooled head" if read else "nothing reads what it returns"
+    return Refused(Reason.OUTSIDE, detail, path=path_of(node))

@@ -1,0 +1,12 @@
+"""The one import of whoever writes a pass.
+
+    from rewriter.authoring import Change, Contract, Kind, Pass, Place, Refused, register_layer
+
+A pass is a frozen dataclass with two methods: ``candidates(trace)`` gives the places that look right, and
+``decide(place)`` edits one of them with ``place.edit`` and says what it did and why, or raises ``Refused``. See
+``docs/writing-a-pass.md``.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub("rewriter", __file__)

@@ -1,0 +1,39 @@
+from .analysis.heads import find_heads as find_heads
+from .analysis.naming import name_of as name_of
+from .analysis.naming import path_of as path_of
+from .analysis.residual import Branch as Branch
+from .analysis.residual import find_branches as find_branches
+from .analysis.weights import has_weight as has_weight
+from .guideline.base import Change as Change
+from .guideline.base import Contract as Contract
+from .guideline.base import Outcome as Outcome
+from .guideline.base import Pass as Pass
+from .guideline.base import Rate as Rate
+from .guideline.base import Recommendation as Recommendation
+from .guideline.place import Place as Place
+from .layers.registry import register_layer as register_layer
+from .reasons import Reason as Reason
+from .reasons import Refused as Refused
+from .tracing.kinds import Kind as Kind
+from .tracing.trace import Trace as Trace
+
+__all__ = [
+    "Branch",
+    "Change",
+    "Contract",
+    "Kind",
+    "Outcome",
+    "Pass",
+    "Place",
+    "Rate",
+    "Reason",
+    "Recommendation",
+    "Refused",
+    "Trace",
+    "find_branches",
+    "find_heads",
+    "has_weight",
+    "name_of",
+    "path_of",
+    "register_layer",
+]

@@ -1,0 +1,27 @@
+"""Names for what is added to modules."""
+
+from __future__ import annotations
+
+import itertools
+
+from torch import nn
+
+
+class FreeNames:
+    """Gives out names that a module does not use, each once.
+
+    Args:
+        model: the model that things are added to.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._given: set[tuple[str, str]] = set()
+
+    def take(self, path: str, name: str) -> str:
+        """``name``, or ``name_1``, …: the first that the module at ``path`` does not use and that was not given yet."""
+        module = self._model.get_submodule(path)
+        candidates = itertools.chain([name], (f"{name}_{index}" for index in itertools.count(1)))
+        free = next(c for c in candidates if not hasattr(module, c) and (path, c) not in self._given)
+        self._given.add((path, free))
+        return free
