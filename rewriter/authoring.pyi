@@ -11,6 +11,7 @@ from .guideline.base import Pass as Pass
 from .guideline.base import Rate as Rate
 from .guideline.base import Recommendation as Recommendation
 from .guideline.place import Place as Place
+from .layers.added import AddedLayer as AddedLayer
 from .layers.registry import register_layer as register_layer
 from .reasons import Reason as Reason
 from .reasons import Refused as Refused
@@ -18,6 +19,7 @@ from .tracing.kinds import Kind as Kind
 from .tracing.trace import Trace as Trace
 
 __all__ = [
+    "AddedLayer",
     "Branch",
     "Change",
     "Contract",

@@ -56,7 +56,9 @@ def test_an_image_that_no_memory_holds_is_refused() -> None:
 
 
 def test_a_class_of_passes_that_cannot_be_made_is_refused() -> None:
-    with pytest.raises(SelectorError, match="Pass is no pass yet: it does not define find; give a class that does"):
+    with pytest.raises(
+        SelectorError, match="Pass is no pass yet: it does not define candidates and decide; give a class that does"
+    ):
         rewriter.plan(Net(), Pass, input_size=16)
 
 

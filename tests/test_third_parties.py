@@ -37,6 +37,7 @@ from rewriter import renamed
 @dataclass(frozen=True)
 class Good(rewriter.Pass):
     name: ClassVar[str] = "good"
+    default: ClassVar[bool] = True
     summary: ClassVar[str] = "does nothing"
     paper: ClassVar[str] = "none"
 
@@ -46,7 +47,17 @@ class Good(rewriter.Pass):
 @dataclass(frozen=True)
 class Needs(Good):
     name: ClassVar[str] = "needs"
+    default: ClassVar[bool] = False
     rate: float
+
+@dataclass(frozen=True)
+class Needy(Needs):
+    default: ClassVar[bool] = True
+
+@dataclass(frozen=True)
+class Quiet(Good):
+    name: ClassVar[str] = "quiet"
+    default: ClassVar[bool] = False
 
 @dataclass(frozen=True)
 class Fake(Good):
@@ -108,10 +119,11 @@ BROKEN = {
     "good:function": "expected a subclass of rewriter.Pass",
     "good:instance": "expected a subclass of rewriter.Pass",
     "good:number": "expected a subclass of rewriter.Pass, found 3",
-    "good:Abstract": "does not define find",
+    "good:Abstract": "does not define candidates and decide",
     "good:Nameless": "has no text as its name, summary, paper",
     "good:Unpromising": "expected a rewriter.Contract",
     "good:AfterText": "expected a tuple of names",
+    "good:Needy": "a pass with options that have no default cannot be applied by default",
     "good:Fake": "the name 'dropout' is taken by rewriter.passes.dropout.Dropout",
     "thief:Mine": f"the layer name 'dropout/moved' is taken by {MovedDropout.__module__}.MovedDropout",
 }
@@ -142,8 +154,8 @@ def register(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Regist
     monkeypatch.undo()
     for name in [name for name in sys.modules if "_code" in name and name.partition(".")[0].endswith("_code")]:
         del sys.modules[name]
-    layers._LAYERS.clear()
-    layers._LAYERS.update(known)
+    for name in [name for name, cls in layers._LAYERS.items() if name not in known and "_code" in cls.__module__]:
+        del layers._LAYERS[name]
     entry_points._told.clear()
     installed_passes.cache_clear()
 
@@ -184,10 +196,11 @@ class TestPasses:
         assert "good" in [name for name, _ in found.passes] and len(messages) == 1
         assert [name for name, _ in rewriter.plan(timm.create_model("test_resnet"), "good").passes] == ["good"]
 
-    def test_one_with_options_of_need_takes_part_when_it_is_named(self, register: Register) -> None:
-        register(needs="good:Needs")
+    def test_one_that_is_no_default_takes_part_when_it_is_named(self, register: Register) -> None:
+        register(needs="good:Needs", quiet="good:Quiet")
         assert [item.name for item in resolve_passes(None)] == CORE
         assert [item.name for item in resolve_passes({"needs": {"rate": 0.5}})] == ["needs"]
+        assert [item.name for item in resolve_passes("quiet")] == ["quiet"]
         with pytest.raises(SelectorError, match="rate"):
             resolve_passes("needs")
 

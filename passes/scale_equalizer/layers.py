@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -67,24 +66,9 @@ class Equalizer(NotScripted, CalibratedLayer):
             self.mean.copy_(torch.tensor(means, dtype=torch.float64))
             self.inverse_std.copy_(torch.tensor(inverse, dtype=torch.float64))
 
-    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Equalizer:
-        had_values = not self.mean.is_meta
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        if not had_values and not self.mean.is_meta:  # to_empty: whatever was in that memory
-            for name, identity in _IDENTITY.items():
-                self._buffers[name].fill_(identity)  # type: ignore[union-attr]
-        return self
-
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-        device = next((value.device for value in state_dict.values() if isinstance(value, torch.Tensor)), None)
-        kept = {
-            f"{prefix}{name}": torch.full((self.operands,), _IDENTITY[name], device=device)
-            if buffer is None or buffer.is_meta
-            else buffer
-            for name, buffer in self._buffers.items()
-        }
-        state_dict = {**kept, **{key: value for key, value in state_dict.items() if key.startswith(prefix)}}
-        super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[no-untyped-call]
+    def reset_parameters(self) -> None:
+        for name, identity in _IDENTITY.items():
+            self.get_buffer(name).fill_(identity)
 
     def extra_repr(self) -> str:
         return f"operands={self.operands}, calibrated={self.calibrated}"

@@ -6,19 +6,21 @@ decided whether that is a change of one module's class or of the source of the m
 
 from __future__ import annotations
 
+import ast
 import functools
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar, cast
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
-from torch import fx, nn
+from torch import fx
 
 from rewriter.analysis.arguments import argument_index
-from rewriter.edit.edits import AddBehaviour, AddModule, Edit, SetAttribute
+from rewriter.edit.data_edits import DataEdits, making
+from rewriter.edit.edits import AddBehaviour, Edit
 from rewriter.edit.expression import Expression, expression_at, outside_the_class
-from rewriter.edit.expressions import Expressions, direct, issued_by_no_code
-from rewriter.edit.free_names import FreeNames
+from rewriter.edit.expressions import direct, issued_by_no_code
 from rewriter.edit.names import called_function
+from rewriter.edit.new_layer import LayerName, NewLayer
 from rewriter.edit.operations import (
     RECEIVER,
     RESULT,
@@ -27,60 +29,20 @@ from rewriter.edit.operations import (
     Operation,
     Redirect,
     Remove,
+    RemoveBinary,
     Wrap,
+    WrapTogether,
     operands,
     why_not_movable,
 )
 from rewriter.edit.positions import Position, positions
 from rewriter.edit.source import read_source
 from rewriter.errors import SourceError
-from rewriter.layers.registry import layer_name
 from rewriter.reasons import Reason, Refused
 from rewriter.tracing.kinds import is_in_place
 
-LayerName = str | type[nn.Module]
-"""A registered layer: its name, or its class."""
 
-
-@dataclass(frozen=True)
-class _New:
-    """A layer that is to be added."""
-
-    layer: LayerName
-    name_given: str = ""
-    options: Mapping[str, Any] = field(default_factory=dict)
-    references: Mapping[str, str] | None = None
-
-    @property
-    def registered(self) -> str:
-        return self.layer if isinstance(self.layer, str) else layer_name(self.layer)
-
-    @property
-    def name(self) -> str:
-        """What the child is called, if that is free."""
-        return self.name_given or self.registered.rpartition("/")[2].replace("-", "_")
-
-    def child(self, path: str, name: str) -> AddModule:
-        """The edit that adds it to the module at ``path``."""
-        return AddModule(path, name, self.registered, dict(self.options), dict(self.references or {}))
-
-
-_Editing = TypeVar("_Editing", bound=Callable[..., list[Edit]])
-
-
-def _making(method: _Editing) -> _Editing:
-    """Keep what ``method`` makes, with edits of methods that call what is edited by the name of its class."""
-
-    @functools.wraps(method)
-    def edits(self: Editor, *args: Any, **kwargs: Any) -> list[Edit]:
-        made = self._at.explicit_calls.followed(method(self, *args, **kwargs))
-        self.edits += made
-        return made
-
-    return cast(_Editing, edits)
-
-
-class Editor:
+class Editor(DataEdits):
     """Makes the edits of one place.
 
     A verb makes its edits, which are then among :attr:`edits`, or refuses and makes none. A layer is given by its class
@@ -94,20 +56,6 @@ class Editor:
         edits: what was made so far, in order.
     """
 
-    def __init__(self, expressions: Expressions, names: FreeNames) -> None:
-        self._at, self._names = expressions, names
-        self.edits: list[Edit] = []
-
-    @_making
-    def set(self, path: str, name: str, value: Any) -> list[Edit]:
-        """Set a hyper-parameter of the module at ``path``."""
-        return [SetAttribute(path, name, value)]
-
-    @_making
-    def behave(self, path: str, behaviour: str, **options: Any) -> list[Edit]:
-        """Put a registered behaviour in front of the class of the module at ``path``."""
-        return [AddBehaviour(path, behaviour, options)]
-
     def calls_of(self, path: str) -> int:
         """How often the module at ``path`` was called, under any of its names."""
         return self._at.calls_of(path)
@@ -116,7 +64,7 @@ class Editor:
         """The module and the attribute that an argument of ``call`` is read from; None if it is no plain attribute."""
         return self._at.attribute_of(call, name, position)
 
-    @_making
+    @making
     def move_before(self, call: fx.Node, consumer: fx.Node, operand: fx.Node) -> list[Edit]:
         """Move the call ``call`` so that it is applied to ``operand`` where ``consumer`` reads it.
 
@@ -132,7 +80,7 @@ class Editor:
 
         return self._move(call, consumer, positions(consumer), number)
 
-    @_making
+    @making
     def move_after(self, call: fx.Node, producer: fx.Node) -> list[Edit]:
         """Move the call ``call`` so that it is applied to what ``producer`` gives.
 
@@ -165,9 +113,13 @@ class Editor:
             Reason.DIFFERENT_METHODS, f"{call.meta['owner']} and {beside.meta['owner']} are not in one method"
         )
 
-    @_making
-    def remove(self, call: fx.Node) -> list[Edit]:
+    @making
+    def remove(self, call: fx.Node, keep: fx.Node | None = None) -> list[Edit]:
         """Replace the call by its data input, in the source of the method that makes it.
+
+        Args:
+            call: the operation; a call, or a binary operation such as ``x + y``.
+            keep: which of the values that it reads takes its place; the first argument of a call if not given.
 
         Raises:
             Refused: the call is made in a loop, by a helper function, in a method without source, or the text does not
@@ -175,12 +127,19 @@ class Editor:
         """
         where = direct(call)
         self._at.repeated.refuse(where, call)
+        self._at.interference.refuse_writes([call])
         expression = self._at.expression(where)
-        if 0 not in operands(expression.node):
+        if isinstance(expression.node, (ast.BinOp, ast.AugAssign)):
+            number = None if keep is None else argument_index(call, keep)
+            if number not in (0, 1):
+                raise expression.takes_no_plain_argument()
+            return [expression.edit(RemoveBinary(expression.span, number))]
+        number = 0 if keep is None else self._at.operand_number(where, expression, call, keep)
+        if number not in operands(expression.node):
             raise expression.takes_no_plain_argument()
-        return [expression.edit(Remove(expression.span, 0))]
+        return [expression.edit(Remove(expression.span, number))]
 
-    @_making
+    @making
     def insert_before(
         self,
         consumer: fx.Node,
@@ -197,33 +156,33 @@ class Editor:
         The method that calls ``consumer`` is edited. Where it cannot be (a container of torch, a loop, no source), a
         module that is called once gets the layer as a child and ``behaviour``, which applies it to the input. That
         makes a class of its own for the module, and tools that ask for exactly ``nn.Conv2d`` (quantization-aware
-        training) then pass it over: so it comes last, and only where a behaviour is given.
+        training) then pass it over: so it comes last.
 
         Args:
             consumer, operand: an operation, and what it reads.
             layer: the new layer.
             name: of the child; else that of the layer.
-            behaviour: a registered behaviour.
+            behaviour: a registered behaviour; else one that runs the layer on the input.
             references: modules that the layer is made with besides its options, by their paths.
             options: of the layer.
 
         Raises:
             Refused: neither is possible.
         """
-        new = _New(layer, name, options, references)
+        new = NewLayer(layer, name, options, references)
         try:
             where = direct(consumer)
             expression = self._at.users_own(where, consumer)
             number = self._at.operand_number(where, expression, consumer, operand)
             return self._wrap(expression, number, new)
         except Refused as refused:
-            if behaviour and self._may_behave(consumer):
-                return self._behave(str(consumer.target), new, behaviour)
+            if self._may_behave(consumer):
+                return self._behave(str(consumer.target), new, behaviour, "before")
             if refused.reason is not Reason.HELPER_FUNCTION:
                 raise
             return self._insert_before_helper(consumer, operand, lambda _: new)
 
-    @_making
+    @making
     def insert_after(
         self,
         producer: fx.Node,
@@ -245,7 +204,7 @@ class Editor:
         Raises:
             Refused: neither is possible.
         """
-        new = _New(layer, name, options, references)
+        new = NewLayer(layer, name, options, references)
         method = next((position.frame.invocation for position in positions(join or producer)), None)
         refusals: list[Refused] = []
         for where in sorted(self._at.giving(producer), key=lambda position: position.frame.invocation != method):
@@ -254,11 +213,11 @@ class Editor:
                 return self._wrap(expression, _result_of(expression), new)
             except Refused as refused:
                 refusals.append(refused)
-        if behaviour and self._may_behave(producer):
-            return self._behave(str(producer.target), new, behaviour)
+        if self._may_behave(producer):
+            return self._behave(str(producer.target), new, behaviour, "behind")
         raise refusals[0] if refusals else issued_by_no_code(producer)
 
-    @_making
+    @making
     def insert_before_helper(
         self,
         consumer: fx.Node,
@@ -279,14 +238,14 @@ class Editor:
             Refused: that is in no method that can be edited, or it does more with it than to hand it on.
         """
 
-        def new(given: fx.Node) -> _New | None:
+        def new(given: fx.Node) -> NewLayer | None:
             found = options(given)
-            return None if found is None else _New(layer, name, found)
+            return None if found is None else NewLayer(layer, name, found)
 
         return self._insert_before_helper(consumer, operand, new)
 
     def _insert_before_helper(
-        self, consumer: fx.Node, operand: fx.Node, new: Callable[[fx.Node], _New | None]
+        self, consumer: fx.Node, operand: fx.Node, new: Callable[[fx.Node], NewLayer | None]
     ) -> list[Edit]:
         values = list(self._at.same_values(operand))
         for where in positions(consumer):
@@ -307,17 +266,19 @@ class Editor:
         """Whether ``node`` is a module that is called once, so that a behaviour acts nowhere else."""
         return node.op == "call_module" and self._at.calls_of(str(node.target)) == 1
 
-    def _behave(self, path: str, new: _New, behaviour: str) -> list[Edit]:
-        """Give the module at ``path`` a new layer, and the ``behaviour`` that applies it."""
-        return [new.child(path, self._names.take(path, new.name)), AddBehaviour(path, behaviour)]
+    def _behave(self, path: str, new: NewLayer, behaviour: str, where: str) -> list[Edit]:
+        """Give the module at ``path`` a new layer, and a behaviour that applies it."""
+        child = self._names.take(path, new.name)
+        own = AddBehaviour(path, f"rewriter/layer-{where}", {f"layer_{where}": child})
+        return [new.child(path, child), AddBehaviour(path, behaviour) if behaviour else own]
 
-    def _wrap(self, expression: Expression, number: int, new: _New) -> list[Edit]:
+    def _wrap(self, expression: Expression, number: int, new: NewLayer) -> list[Edit]:
         """Pass the operand ``number`` of an expression through a new layer."""
         child = self._names.take(expression.path, new.name)
         wrap = expression.edit(Wrap(expression.span, number, child))
         return [new.child(expression.path, child), wrap]
 
-    @_making
+    @making
     def wrap_argument(
         self, call: fx.Node, argument: fx.Node | None, layer: LayerName, *, name: str = "", **options: Any
     ) -> list[Edit]:
@@ -336,9 +297,31 @@ class Editor:
         number = 0 if argument is None else self._at.operand_number(where, expression, call, argument)
         if number not in operands(expression.node):
             raise expression.takes_no_plain_argument()
-        return self._wrap(expression, number, _New(layer, name, options))
+        return self._wrap(expression, number, NewLayer(layer, name, options))
 
-    @_making
+    @making
+    def wrap_together(
+        self, call: fx.Node, arguments: Sequence[fx.Node], layer: LayerName, *, name: str = "", **options: Any
+    ) -> list[Edit]:
+        """Pass several ``arguments`` of a call through one new layer, which gives as many tensors as it takes.
+
+        Raises:
+            Refused: as for :meth:`wrap_argument`; or they are not arguments of a call that stand side by side.
+        """
+        where = direct(call)
+        self._at.repeated.refuse(where, call)
+        expression = self._at.expression(where)
+        numbers = [self._at.operand_number(where, expression, call, argument) for argument in arguments]
+        side_by_side = bool(numbers) and numbers == list(range(numbers[0], numbers[0] + len(numbers)))
+        if not side_by_side or numbers[0] < 0 or not isinstance(expression.node, ast.Call):
+            text = expression.source.segment(expression.span)
+            raise Refused(Reason.NOT_MOVABLE, f"`{text}` does not take them as plain arguments side by side")
+        new = NewLayer(layer, name, options)
+        child = self._names.take(expression.path, new.name)
+        wrap = expression.edit(WrapTogether(expression.span, numbers[0], len(numbers), child))
+        return [new.child(expression.path, child), wrap]
+
+    @making
     def redirect(self, call: fx.Node, layer: LayerName, *, name: str = "", **options: Any) -> list[Edit]:
         """Let a new layer stand for the function of the call ``call``; it gets the arguments as they are written.
 
@@ -347,7 +330,7 @@ class Editor:
         Raises:
             Refused: the call is made in a loop, by nested helper functions, or in code without source.
         """
-        new = _New(layer, name, options)
+        new = NewLayer(layer, name, options)
         where = direct(call)
         outer = next((position for position in positions(call) if not position.direct), None)
         self._at.repeated.refuse(where, call)

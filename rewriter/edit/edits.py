@@ -16,8 +16,19 @@ from torch import nn
 
 from rewriter.edit.classes import ClassEdit, MethodEdit, derive, is_generated
 from rewriter.edit.held_methods import rebind, replaced_by_class, restored_with_class
-from rewriter.edit.operations import Adopt, CallMethod, Move, Operation, Redirect, Remove, Wrap
+from rewriter.edit.operations import (
+    Adopt,
+    CallMethod,
+    Move,
+    Operation,
+    Redirect,
+    Remove,
+    RemoveBinary,
+    Wrap,
+    WrapTogether,
+)
 from rewriter.edit.source import Span
+from rewriter.edit.tensors import Changed, change_tensor
 from rewriter.errors import PlanError, RewriterError
 from rewriter.layers.registry import layer_class
 from rewriter.model.wrappers import module_inside
@@ -38,6 +49,22 @@ class SetAttribute(Edit):
     kind: ClassVar[str] = "set"
     name: str
     value: Any
+
+
+@dataclass(frozen=True)
+class ChangeTensor(Edit):
+    """Scale, pad or shorten a parameter or buffer; the object stays, and with it what an optimizer holds.
+
+    Attributes:
+        name: of the parameter or buffer.
+        how: ``"scale"``, ``"pad"`` or ``"drop"``.
+        options: of the change, see :mod:`rewriter.edit.tensors`.
+    """
+
+    kind: ClassVar[str] = "tensor"
+    name: str
+    how: str
+    options: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -81,8 +108,12 @@ class EditMethod(Edit):
     condition: str = ""
 
 
-_EDITS: dict[str, type[Edit]] = {cls.kind: cls for cls in (SetAttribute, AddModule, AddBehaviour, EditMethod)}
-_OPERATIONS: dict[str, type[Operation]] = {cls.kind: cls for cls in (Move, Remove, Wrap, Redirect, Adopt, CallMethod)}
+_EDITS: dict[str, type[Edit]] = {
+    cls.kind: cls for cls in (SetAttribute, ChangeTensor, AddModule, AddBehaviour, EditMethod)
+}
+_OPERATIONS: dict[str, type[Operation]] = {
+    cls.kind: cls for cls in (Move, Remove, RemoveBinary, Wrap, WrapTogether, Redirect, Adopt, CallMethod)
+}
 
 
 def class_edits(edits: Sequence[Edit]) -> dict[str, ClassEdit]:
@@ -108,11 +139,15 @@ def class_edits(edits: Sequence[Edit]) -> dict[str, ClassEdit]:
 
 @dataclass(frozen=True)
 class Applied:
-    """What was done to a model, enough to take it back. Plain data: it is copied and pickled with the model."""
+    """What was done to a model, enough to take it back. It is copied and pickled with the model."""
 
     edits: tuple[Edit, ...]
     previous: tuple[tuple[str, str, Any], ...]
     edited_classes: tuple[str, ...]
+    tensors: tuple[Changed, ...] = ()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update({"tensors": (), **state})  # a pickle of before tensors were changed
 
 
 def apply_edits(model: nn.Module, edits: Sequence[Edit]) -> Applied:
@@ -124,6 +159,7 @@ def apply_edits(model: nn.Module, edits: Sequence[Edit]) -> Applied:
     """
     undo: list[Callable[[], None]] = []
     previous: list[tuple[str, str, Any]] = []
+    tensors: list[Changed] = []
     try:
         for edit in edits:
             module = find_module(model, edit.path)
@@ -135,6 +171,10 @@ def apply_edits(model: nn.Module, edits: Sequence[Edit]) -> Applied:
                 previous.append((edit.path, edit.name, old))
                 setattr(module, edit.name, edit.value)
                 undo.append(lambda module=module, name=edit.name, old=old: setattr(module, name, old))  # type: ignore[misc]
+            elif isinstance(edit, ChangeTensor):
+                changed = change_tensor(module, edit.path, edit.name, edit.how, edit.options)
+                tensors.append(changed)
+                undo.append(lambda module=module, changed=changed: changed.take_back(module))  # type: ignore[misc]
         by_path = class_edits(edits)
         for path, edit_of_class in by_path.items():
             module = find_module(model, path)
@@ -157,7 +197,7 @@ def apply_edits(model: nn.Module, edits: Sequence[Edit]) -> Applied:
         if isinstance(error, RewriterError) or not isinstance(error, Exception):
             raise
         raise PlanError(f"the plan cannot be carried out: {type(error).__name__}: {error}") from error
-    return Applied(tuple(edits), tuple(previous), tuple(by_path))
+    return Applied(tuple(edits), tuple(previous), tuple(by_path), tuple(tensors))
 
 
 def take_back(model: nn.Module, applied: Applied) -> None:
@@ -171,6 +211,10 @@ def take_back(model: nn.Module, applied: Applied) -> None:
         module = module_inside(model, path)
         if module is not None:
             setattr(module, name, value)
+    for changed in reversed(applied.tensors):
+        module = module_inside(model, changed.path)
+        if module is not None:
+            changed.take_back(module)
     for edit in applied.edits:
         module = module_inside(model, edit.path)
         if isinstance(edit, AddModule) and module is not None and edit.name in module._modules:
@@ -251,6 +295,7 @@ _FIELD_TYPES: dict[str, tuple[type, ...]] = {
     "call": (Span,),
     "target": (Span,),
     "operand": (int,),
+    "count": (int,),
     "target_operand": (int,),
     "value": (bool, int, float, str, tuple, dict, type(None)),
 }
@@ -306,4 +351,10 @@ def _add(model: nn.Module, module: nn.Module, edit: AddModule) -> None:
     near = next(itertools.chain(module.parameters(), module.buffers(), model.parameters()), None)
     if near is not None:
         child.to(near.device)
+    around = list(module.parameters())
+    floating = next((p.dtype for p in (*around, *model.parameters()) if p.is_floating_point()), None)
+    if floating is not None and any(True for _ in child.parameters()):
+        child.to(floating)
+    for parameter in child.parameters():
+        parameter.requires_grad_(not around or any(other.requires_grad for other in around))
     module.add_module(edit.name, child)

@@ -10,7 +10,7 @@ from typing import Any
 from rewriter.edit.classes import class_name
 from rewriter.edit.edits import EditMethod
 from rewriter.edit.names import receiver_parameter
-from rewriter.edit.operations import Adopt, Redirect, Wrap
+from rewriter.edit.operations import Adopt, Redirect, Wrap, WrapTogether
 from rewriter.edit.source import FunctionSource, Span, code_span
 from rewriter.reasons import Reason, Refused
 from rewriter.tracing.frames import Frame
@@ -70,7 +70,7 @@ class Expression:
         Raises:
             Refused: it adds something to a module which the function does not get, or which it would run besides.
         """
-        if isinstance(operation, (Wrap, Redirect, Adopt)):
+        if isinstance(operation, (Wrap, WrapTogether, Redirect, Adopt)):
             if not self.in_method:
                 raise outside_the_class(self.source.function.__code__)
             if _runs_over_children(self.source):

@@ -39,7 +39,7 @@ class Expressions:
 
     def __init__(self, model: nn.Module, recording: Recording, interference: Interference) -> None:
         self._model = model
-        self._interference = interference
+        self.interference = interference
         self._recording = recording
         self._flow = recording.dataflow
         self.explicit_calls = ExplicitCalls(model)
@@ -150,7 +150,7 @@ class Expressions:
         inside = self._within[position.frame.invocation, position.frame.instruction]
         callee = next((c for c in consumer.meta["call"].chain() if c.parent is position.call), None)
         returned = callee.outputs if callee is not None and callee.frames[0] == position.frame else []
-        self._interference.refuse_entering(values, consumer, inside, returned)
+        self.interference.refuse_entering(values, consumer, inside, returned)
 
     @cached_property
     def _within(self) -> dict[tuple[int, int], set[fx.Node]]:

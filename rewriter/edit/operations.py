@@ -17,7 +17,8 @@ from typing import Any, ClassVar
 from rewriter.edit.class_calls import class_call
 from rewriter.edit.control_flow import branches, end, exits_between
 from rewriter.edit.names import called_function, local_names, receiver_parameter
-from rewriter.edit.source import FunctionSource, Span, Splice, describe, offsets, splice, split_lines
+from rewriter.edit.source import FunctionSource, Span, Splice, describe, offsets, splice
+from rewriter.edit.tidying import tidied
 from rewriter.errors import PlanError, SourceError
 
 RECEIVER = -1
@@ -110,6 +111,52 @@ class Wrap(Operation):
 
     def splices(self, source: FunctionSource) -> Iterator[Splice]:
         yield from _around(source, self.call, self.operand, f"{_submodule(_receiver_name(source), self.module)}(", ")")
+
+
+@dataclass(frozen=True)
+class WrapTogether(Operation):
+    """Pass several arguments of a call, side by side, through one submodule: ``f(a, b)`` → ``f(*self.module(a, b))``.
+
+    Attributes:
+        count: how many arguments, from ``operand`` on.
+        module: the submodule; it gives as many tensors as it takes.
+    """
+
+    kind: ClassVar[str] = "wrap-together"
+    count: int
+    module: str
+
+    def splices(self, source: FunctionSource) -> Iterator[Splice]:
+        found = operands(source.find(self.call))
+        first, last = found.get(self.operand), found.get(self.operand + self.count - 1)
+        if self.operand < 0 or first is None or last is None:
+            raise SourceError(f"`{source.segment(self.call)}` has no {self.count} plain arguments side by side")
+        start, stop = offsets(source, first)[0], offsets(source, last)[1]
+        yield Splice(start, start, f"*{_submodule(_receiver_name(source), self.module)}(")
+        yield Splice(stop, stop, ")")
+
+
+@dataclass(frozen=True)
+class RemoveBinary(Operation):
+    """Replace a binary operation by one of its operands: ``x + y`` becomes ``x``, and ``x += y`` goes."""
+
+    kind: ClassVar[str] = "remove-binary"
+
+    def splices(self, source: FunctionSource) -> Iterator[Splice]:
+        node = source.find(self.call)
+        start, stop = offsets(source, node)
+        if isinstance(node, ast.AugAssign):
+            if self.operand == 0:
+                yield Splice(start, stop, "pass")
+                return
+            operator = offsets(source, node.target)[1], offsets(source, node.value)[0]
+            yield Splice(*operator, " = ")
+            return
+        if not isinstance(node, ast.BinOp) or self.operand not in (0, 1):
+            raise SourceError(f"`{source.segment(self.call)}` is no binary operation")
+        inner_start, inner_stop = offsets(source, node.right if self.operand else node.left)
+        yield Splice(start, inner_start, "(")
+        yield Splice(inner_stop, stop, ")")
 
 
 @dataclass(frozen=True)
@@ -264,57 +311,7 @@ def edited_text(source: FunctionSource, operations: tuple[Operation, ...]) -> st
         return source.text
     moved = (Remove(op.call, op.operand) for op in operations if isinstance(op, Move))
     splices = [item for operation in (*dict.fromkeys(moved), *operations) for item in operation.splices(source)]
-    return _tidy(splice(source.text, splices), source.header)
-
-
-def _tidy(text: str, header: str) -> str:
-    """Drop statements that removing a call has left empty: ``x = x``, and an ``if`` that held nothing else."""
-    while (found := _first_empty_statement(ast.parse(header + text))) is not None:
-        lines = split_lines(text)
-        statement, only_one = found
-        skip = header.count("\n") + 1
-        first, last = statement.lineno - skip, (statement.end_lineno or statement.lineno) - skip
-        kept = lines[first].encode()[: statement.col_offset].decode()
-        lines[first : last + 1] = [kept + "pass\n"] if only_one else []
-        text = "".join(lines)
-    return text
-
-
-def _first_empty_statement(tree: ast.Module) -> tuple[ast.stmt, bool] | None:
-    for parent in ast.walk(tree):
-        for block in (getattr(parent, name, None) for name in ("body", "orelse", "finalbody")):
-            if not isinstance(block, list):
-                continue
-            for statement in block:
-                if _is_self_assignment(statement) and _alone_on_its_lines(statement, block):
-                    return statement, len(block) == 1
-                if _is_empty_condition(statement) and _alone_on_its_lines(statement, block):
-                    return statement, len(block) == 1
-    return None
-
-
-def _alone_on_its_lines(statement: ast.stmt, block: list[ast.stmt]) -> bool:
-    return all(
-        other is statement or other.lineno > (statement.end_lineno or 0) or (other.end_lineno or 0) < statement.lineno
-        for other in block
-    )
-
-
-def _is_self_assignment(statement: ast.stmt) -> bool:
-    if not isinstance(statement, ast.Assign) or len(statement.targets) != 1:
-        return False
-    target, value = statement.targets[0], statement.value
-    return isinstance(target, ast.Name) and isinstance(value, ast.Name) and target.id == value.id
-
-
-def _is_empty_condition(statement: ast.stmt) -> bool:
-    pure = (ast.Attribute, ast.Name, ast.Constant, ast.Compare, ast.cmpop, ast.BoolOp, ast.boolop, ast.Load)
-    return (
-        isinstance(statement, ast.If)
-        and not statement.orelse
-        and all(isinstance(inner, ast.Pass) for inner in statement.body)
-        and all(isinstance(node, pure) for node in ast.walk(statement.test))
-    )
+    return tidied(splice(source.text, splices), source.header)
 
 
 def _call_and_operand(source: FunctionSource, call: Span, operand: int) -> tuple[ast.Call, ast.expr]:

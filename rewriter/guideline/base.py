@@ -29,20 +29,27 @@ class Contract:
         gradients: whether every parameter that received a gradient still does.
         adds_buffers: whether modules it adds bring buffers. Then checkpoints of the original still load with
             ``strict=True``, and :func:`rewriter.original_state_dict` leaves them out.
+        adds_parameters: likewise of parameters.
     """
 
     eval_output: bool = True
     state_dict: bool = True
     gradients: bool = True
     adds_buffers: bool = False
+    adds_parameters: bool = False
 
     def __str__(self) -> str:
         promises = {
             "eval output bit for bit": self.eval_output,
-            "state dict (buffers are added)" if self.adds_buffers else "state dict": self.state_dict,
+            f"state dict{self._added}": self.state_dict,
             "a gradient for every parameter": self.gradients,
         }
         return ", ".join(promise for promise, holds in promises.items() if holds)
+
+    @property
+    def _added(self) -> str:
+        added = [name for name in ("buffers", "parameters") if getattr(self, f"adds_{name}")]
+        return f" ({' and '.join(added)} are added)" if added else ""
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from torch import nn
 
 from rewriter.entry_points import PASS_GROUP, entry_points, is_own, loaded
 from rewriter.errors import InstallationError, PlanError
+from rewriter.layers.added import AddedLayer
 from rewriter.layers.measured import MeasuredConstants
 from rewriter.model.wrappers import named_modules_inside
 
@@ -25,7 +26,7 @@ _LAYERS: dict[str, type[nn.Module]] = {}
 Layer = TypeVar("Layer", bound=type[nn.Module])
 
 
-class CalibratedLayer(nn.Module, abc.ABC):
+class CalibratedLayer(AddedLayer, abc.ABC):
     """Base of layers that subtract and divide by constants of the data, one pair for each tensor that they take.
 
     The constants are buffers.
@@ -140,6 +141,8 @@ def layer_class(name: str) -> type[nn.Module]:
         PlanError: no installed pass registers such a layer.
         InstallationError: our own passes cannot be imported.
     """
+    if name.startswith("rewriter/"):
+        importlib.import_module("rewriter.layers.around")
     if name not in _LAYERS:  # in a fresh process the passes have not been imported yet
         for _, cls in loaded(PASS_GROUP):
             for module in getattr(cls, "layers", ()):

@@ -151,8 +151,8 @@ def compare(before: Observation, after: Observation, contracts: Sequence[Contrac
         checks.append(Check(Checked.EVAL_OUTPUT, *judge_outputs(before, after)))
     if all(contract.state_dict for contract in contracts):
         lost = [key for key, shape in before.state.items() if key not in after.state or after.state[key] != shape]
-        buffers = any(contract.adds_buffers for contract in contracts)
-        added = [key for key in after.state if key not in before.state and not buffers]
+        adds = any(contract.adds_buffers or contract.adds_parameters for contract in contracts)
+        added = [key for key in after.state if key not in before.state and not adds]
         detail = f"changed: {', '.join((lost + added)[:5])}" if lost or added else f"{len(before.state)} tensors"
         checks.append(Check(Checked.STATE_DICT, not lost and not added, detail))
     if before.train_error:

@@ -86,6 +86,18 @@ class Trace:
         """
         return (self.train if self.model.training else self.eval).graph
 
+    def operations(self, *kinds: Kind) -> Iterator[fx.Node]:
+        """The operations of the training run that the input reaches, of these kinds, in the order they ran."""
+        return self.train.dataflow.nodes(*kinds)
+
+    def module_of(self, node: fx.Node) -> nn.Module | None:
+        """The module that an operation is; None for a function or a method of a tensor."""
+        return self.model.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+    def shape(self, node: fx.Node) -> tuple[int, ...]:
+        """The shape of what an operation gives."""
+        return tuple(node.meta["shape"])
+
     @cached_property
     def modes_alike(self) -> bool:
         """Whether both modes run the same operations in the same order, and dropouts act in training mode only."""

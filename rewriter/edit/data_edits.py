@@ -1,0 +1,59 @@
+"""Edits that are told without a look at the source: attributes, behaviours, parameters and buffers."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar, cast
+
+from rewriter.edit.edits import AddBehaviour, ChangeTensor, Edit, SetAttribute
+from rewriter.edit.expressions import Expressions
+from rewriter.edit.free_names import FreeNames
+
+_Editing = TypeVar("_Editing", bound=Callable[..., list[Edit]])
+
+
+def making(method: _Editing) -> _Editing:
+    """Keep what ``method`` makes, with edits of methods that call what is edited by the name of its class."""
+
+    @functools.wraps(method)
+    def edits(self: DataEdits, *args: Any, **kwargs: Any) -> list[Edit]:
+        made = self._at.explicit_calls.followed(method(self, *args, **kwargs))
+        self.edits += made
+        return made
+
+    return cast(_Editing, edits)
+
+
+class DataEdits:
+    """Makes edits of attributes and tensors; see :class:`~rewriter.edit.editor.Editor`."""
+
+    def __init__(self, expressions: Expressions, names: FreeNames) -> None:
+        self._at, self._names = expressions, names
+        self.edits: list[Edit] = []
+
+    @making
+    def set(self, path: str, name: str, value: Any) -> list[Edit]:
+        """Set a hyper-parameter of the module at ``path``."""
+        return [SetAttribute(path, name, value)]
+
+    @making
+    def behave(self, path: str, behaviour: str, **options: Any) -> list[Edit]:
+        """Put a registered behaviour in front of the class of the module at ``path``."""
+        return [AddBehaviour(path, behaviour, options)]
+
+    @making
+    def scale(self, path: str, name: str, by: float | Sequence[float], dim: int | None = None) -> list[Edit]:
+        """Multiply a parameter or buffer of the module at ``path`` by a number, or by one for each entry of ``dim``."""
+        factors = float(by) if isinstance(by, (int, float)) else [float(factor) for factor in by]
+        return [ChangeTensor(path, name, "scale", {"by": factors, "dim": dim})]
+
+    @making
+    def pad(self, path: str, name: str, dim: int, before: int, after: int, value: float = 0.0) -> list[Edit]:
+        """Add entries at the ends of the dimension ``dim`` of a parameter or buffer."""
+        return [ChangeTensor(path, name, "pad", {"dim": dim, "before": before, "after": after, "value": value})]
+
+    @making
+    def drop(self, path: str, name: str, dim: int, indices: Sequence[int]) -> list[Edit]:
+        """Take entries of the dimension ``dim`` away from a parameter or buffer."""
+        return [ChangeTensor(path, name, "drop", {"dim": dim, "indices": sorted(set(indices))})]

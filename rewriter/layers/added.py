@@ -1,0 +1,57 @@
+"""Layers with parameters or buffers that a pass adds to a model."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class AddedLayer(nn.Module):
+    """Base of layers that bring parameters or buffers of their own.
+
+    A checkpoint of the original model has no values for them: it loads with ``strict=True``, and they stay as they
+    are. Where a model leaves the meta device they are what :meth:`reset_parameters` makes of them. Combine it with a
+    layer of torch, which has that method: ``class Norm(AddedLayer, nn.LayerNorm)``; or define it.
+
+    A plan gives such a layer the device of its place, if it has parameters the floating-point type there, and freezes
+    them where all parameters of the module around it are frozen.
+    """
+
+    def reset_parameters(self) -> None:
+        """Set parameters and buffers to what they are before training."""
+        of_torch = getattr(super(), "reset_parameters", None)
+        if of_torch is None:
+            raise NotImplementedError(f"{type(self).__name__}.reset_parameters(): set its values of before training")
+        of_torch()
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> AddedLayer:
+        had_values = not _any_on_meta(self)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if not had_values and not _any_on_meta(self):  # to_empty: whatever was in that memory
+            self.reset_parameters()
+        return self
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        own = {name: tensor for name, tensor in _own_tensors(self).items() if f"{prefix}{name}" not in state_dict}
+        if own:
+            if any(tensor.is_meta for tensor in own.values()):
+                device = next((value.device for value in state_dict.values() if isinstance(value, torch.Tensor)), "cpu")
+                fresh = copy.deepcopy(self).to_empty(device=device)
+                own = {name: tensor for name, tensor in _own_tensors(fresh).items() if name in own}
+            kept = {f"{prefix}{name}": tensor.detach() for name, tensor in own.items()}
+            state_dict = {**kept, **{key: value for key, value in state_dict.items() if key.startswith(prefix)}}
+        super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[no-untyped-call]
+
+
+def _own_tensors(layer: nn.Module) -> dict[str, torch.Tensor]:
+    """Those of the layer itself that are in its state dict."""
+    buffers = {name: buffer for name, buffer in layer._buffers.items() if name not in layer._non_persistent_buffers_set}
+    return {name: tensor for name, tensor in {**layer._parameters, **buffers}.items() if tensor is not None}
+
+
+def _any_on_meta(layer: nn.Module) -> bool:
+    return any(tensor.is_meta for tensor in _own_tensors(layer).values())
