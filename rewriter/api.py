@@ -57,7 +57,8 @@ def rewrite(
 
     Args:
         model: any ``nn.Module`` that runs on the input; its mode, device and data types are kept.
-        passes: None for all installed passes, ``()`` for none, or names, instances and one-key dicts with options.
+        passes: None for the passes that are applied by default, the six of this project; ``()`` for none, or names,
+            instances and one-key dicts with options.
         example_inputs: a tensor, a tuple of positional arguments, a dict of keyword arguments, or a list of tensors.
         input_size: instead of examples: an int, ``(H, W)`` or ``(C, H, W)``. If neither is given the model is run on
             inputs like those of its latest rewrite, or else on the size that its own configuration names.

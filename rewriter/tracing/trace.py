@@ -94,6 +94,10 @@ class Trace:
         """The module that an operation is; None for a function or a method of a tensor."""
         return self.model.get_submodule(str(node.target)) if node.op == "call_module" else None
 
+    def owner_of(self, node: fx.Node) -> nn.Module:
+        """The module whose method issues an operation."""
+        return self.model.get_submodule(node.meta["owner"].path)
+
     def shape(self, node: fx.Node) -> tuple[int, ...]:
         """The shape of what an operation gives."""
         return tuple(node.meta["shape"])
