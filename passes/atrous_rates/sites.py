@@ -14,6 +14,7 @@ from rewriter.edit.edits import SetAttribute, apply_edits
 from rewriter.errors import SelectorError, TraceError
 from rewriter.passes.atrous_rates.rule import SMALLEST_RATE, RateRule, field_of_view, fitted, largest_rate, share_inside
 from rewriter.reasons import Reason, Refused
+from rewriter.tracing.facts import facts
 from rewriter.tracing.kinds import Kind
 from rewriter.tracing.skeleton import meta_twin, skeleton
 from rewriter.tracing.trace import Recording, Trace, trace_model
@@ -28,7 +29,7 @@ def pyramids(trace: Trace) -> Iterator[Place[list[AtrousPyramid]]]:
         key = tuple(conv.path or conv.node for conv in pyramid.convs)
         groups.setdefault(key, []).append(pyramid)
     for calls in groups.values():
-        yield Place(trace, calls[0].join, PATTERN, calls, path=calls[0].join.meta["owner"].path)
+        yield Place(trace, calls[0].join, PATTERN, calls, path=facts(calls[0].join)["owner"].path)
 
 
 def dilate(place: Place[list[AtrousPyramid]], rule: RateRule) -> Change:
@@ -40,7 +41,7 @@ def dilate(place: Place[list[AtrousPyramid]], rule: RateRule) -> Change:
     trace, calls = place.trace, place.subject
     _refuse_other_forms(calls[0])
     kernel = calls[0].convs[0].kernel[0]
-    sizes = [tuple(pyramid.source.meta["shape"][-2:]) for pyramid in calls]
+    sizes = [tuple(facts(pyramid.source)["shape"][-2:]) for pyramid in calls]
     size = sizes[0]
     present = sorted({conv.dilation[0] for conv in calls[0].convs})
     wanted = [_rates(rule, min(size), len(present), kernel) for size in sizes]
@@ -137,7 +138,7 @@ def _edits(place: Place[list[AtrousPyramid]], new: Mapping[int, int]) -> list[Se
 def _module(trace: Trace, conv: AtrousConv) -> _ConvNd:
     if conv.path is None:
         raise Refused(
-            Reason.FUNCTIONAL, f"the dilation is an argument of a function called in {conv.node.meta['owner']}"
+            Reason.FUNCTIONAL, f"the dilation is an argument of a function called in {facts(conv.node)['owner']}"
         )
     module = trace.model.get_submodule(conv.path)
     assert isinstance(module, _ConvNd)
@@ -177,7 +178,7 @@ def _refuse_other_shapes(trace: Trace, edits: Sequence[SetAttribute]) -> None:
 
 
 def _shapes(recording: Recording) -> list[object]:
-    return [node.meta["shape"] for node in recording.dataflow.nodes(Kind.CONV, Kind.CONCAT, Kind.OUTPUT)]
+    return [facts(node)["shape"] for node in recording.dataflow.nodes(Kind.CONV, Kind.CONCAT, Kind.OUTPUT)]
 
 
 def _listed(values: Iterable[object]) -> str:

@@ -15,6 +15,7 @@ from rewriter.passes.dropout.drops import BECOMES_RANDOM, KEPT_ON_ATTENTION, NO_
 from rewriter.passes.dropout.moves import Moves
 from rewriter.passes.dropout.places import BeforeWeight, CompliantPlace, EndOfBranch
 from rewriter.passes.dropout.trunk import WORST, left_on_trunk
+from rewriter.tracing.facts import facts
 from rewriter.tracing.frames import Owner
 from rewriter.tracing.kinds import Kind
 
@@ -42,7 +43,7 @@ class InBranch:
     @property
     def path(self) -> str:
         """The module that the branch belongs to."""
-        return self.branch.join.meta["owner"].path if self.branch.form == "residual" else _dense_path(self.branch)
+        return facts(self.branch.join)["owner"].path if self.branch.form == "residual" else _dense_path(self.branch)
 
     def decide(self, place: Place[Any], p: float | None) -> Iterator[Outcome]:
         """One dropout at the compliant place, and why each other is left, if it is.
@@ -91,7 +92,7 @@ class InBranch:
             raise Refused(Reason.NO_SINGLE_LAST_WEIGHT, detail)
         if not branch.norms_before_last_weight:
             raise Refused(Reason.NO_NORM, "the branch has no norm before its last weight")
-        if end.weight.meta["kind"] is Kind.ATTENTION:
+        if facts(end.weight)["kind"] is Kind.ATTENTION:
             detail = f"the last weight is computed inside {name_of(end.weight)}, in one call"
             raise Refused(Reason.FUSED_ATTENTION, detail)
         return BeforeWeight(branch, end.weight)

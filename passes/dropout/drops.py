@@ -12,6 +12,7 @@ from rewriter.analysis.naming import name_of, path_of
 from rewriter.analysis.weights import has_weight
 from rewriter.passes.dropout.layers import Bypassed
 from rewriter.reasons import Reason, Refused
+from rewriter.tracing.facts import facts
 from rewriter.tracing.kinds import Kind
 from rewriter.tracing.trace import Trace
 
@@ -45,7 +46,7 @@ class Drops:
     def rate_at(self, node: fx.Node, asked_for: float | None = None) -> str:
         """The rate after the rewrite, and where it is read from."""
         module = self.module(node)
-        where = f"{path_of(node)}.p" if module is not None else f"as before, read in {node.meta['owner'].method}()"
+        where = f"{path_of(node)}.p" if module is not None else f"as before, read in {facts(node)['owner'].method}()"
         rate = asked_for if asked_for is not None and self.switches_on(node, asked_for) else self.rate(node)
         return f"{rate:g} ({where})"
 
@@ -72,7 +73,7 @@ class Drops:
             if node in self.always_on:
                 detail = f"{name_of(node)} drops in evaluation mode too; moved, it would change the output there"
                 yield Refused(Reason.ALWAYS_ON, detail, path=path_of(node))
-            elif not node.meta["active"]:
+            elif not facts(node)["active"]:
                 detail = f"{name_of(node)} is kept from dropping in training mode"
                 yield Refused(Reason.FROZEN, detail, path=path_of(node))
 

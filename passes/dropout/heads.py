@@ -14,6 +14,7 @@ from rewriter.analysis.naming import name_of, names_apart
 from rewriter.authoring import Change, Kind, Outcome, Place, Reason, Refused, path_of
 from rewriter.passes.dropout.drops import BECOMES_RANDOM, NO_LONGER_DROPPED, Drops
 from rewriter.passes.dropout.moves import Moves
+from rewriter.tracing.facts import facts
 from rewriter.tracing.kinds import function_name
 
 PATTERN = "head"
@@ -46,7 +47,7 @@ class InHead:
     def path(self) -> str:
         """The module that the change belongs to."""
         nearest = [*self.after[:1], *self.before[-1:], self.head.pool][0]
-        return str(nearest.meta["owner"].path)
+        return str(facts(nearest)["owner"].path)
 
     def decide(self, place: Place[Any], p: float | None) -> Iterator[Outcome]:
         """One dropout before the pooling, and why each other is left, if it is.
@@ -142,7 +143,7 @@ class InHead:
     def _batch_norm_before(self, node: fx.Node) -> fx.Node | None:
         """A norm with statistics of the batch between the pooling and a dropout behind it."""
         flow = self.drops.flow
-        norms = [n for n in self.head.after if n.meta["kind"] is Kind.NORM and flow.is_ancestor(n, node)]
+        norms = [n for n in self.head.after if facts(n)["kind"] is Kind.NORM and flow.is_ancestor(n, node)]
         return next((norm for norm in norms if self._uses_the_batch(norm)), None)
 
     def _uses_the_batch(self, norm: fx.Node) -> bool:

@@ -12,6 +12,7 @@ from rewriter.analysis.residual import Branch
 from rewriter.analysis.weights import PASS_THROUGH
 from rewriter.passes.dropout.moves import Moves
 from rewriter.tracing.dataflow import Dataflow
+from rewriter.tracing.facts import facts
 from rewriter.tracing.kinds import Kind
 
 
@@ -79,7 +80,7 @@ def _before_stochastic_depth(branch: Branch) -> fx.Node:
     flow, found, node = branch.flow, branch.operand, branch.operand
     while node is not branch.fork and len(flow.sources(node)) == 1:
         noise = is_stochastic_depth(node, flow) or (node is found and _does_nothing(node, branch))
-        if not noise and node.meta["kind"] not in PASS_THROUGH | {Kind.DROPOUT}:
+        if not noise and facts(node)["kind"] not in PASS_THROUGH | {Kind.DROPOUT}:
             break
         node = flow.sources(node)[0]
         found = node if noise else found
@@ -88,16 +89,16 @@ def _before_stochastic_depth(branch: Branch) -> fx.Node:
 
 def _does_nothing(node: fx.Node, branch: Branch) -> bool:
     """Whether ``node`` is a layer of the block itself that hands on what it is given."""
-    of_block = node.meta["owner"].path == branch.join.meta["owner"].path
-    return node.op == "call_module" and node.meta["kind"] is Kind.IDENTITY and of_block
+    of_block = facts(node)["owner"].path == facts(branch.join)["owner"].path
+    return node.op == "call_module" and facts(node)["kind"] is Kind.IDENTITY and of_block
 
 
 def _name(node: fx.Node, branch: Branch) -> str:
     """The largest module below the block that gives what ``node`` does; else the operation itself."""
-    block = branch.join.meta["owner"].path
+    block = facts(branch.join)["owner"].path
     below = f"{block}.".removeprefix(".")
     found = name_of(node)
-    for call in node.meta["call"].chain():
+    for call in facts(node)["call"].chain():
         if call.outputs != [node] or call.path == block or not call.path.startswith(below):
             break
         found = call.path.removeprefix(below)

@@ -15,6 +15,7 @@ from rewriter.analysis.residual import Branch
 from rewriter.analysis.weights import PASS_THROUGH
 from rewriter.authoring import Reason, Refused, path_of
 from rewriter.passes.dropout.drops import Drops
+from rewriter.tracing.facts import facts
 from rewriter.tracing.kinds import Kind
 
 WORST = (
@@ -56,7 +57,7 @@ def find_on_trunk(drops: Drops, nodes: Iterable[fx.Node], branches: list[Branch]
         passed = set(drops.flow.back_through(node, _ON_TRUNK))
         behind = [branch for branch in residual if branch.join in passed]
         before = [branch for branch in residual if node in drops.flow.back_through(branch.fork, _ON_TRUNK)]
-        own = [b for b in (*behind, *before) if b.join.meta["owner"].path == node.meta["owner"].path]
+        own = [b for b in (*behind, *before) if facts(b.join)["owner"].path == facts(node)["owner"].path]
         if len(set(own)) == 1:
             found.of_branches.setdefault(own[0], []).append(node)
         elif behind:

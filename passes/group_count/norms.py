@@ -20,6 +20,7 @@ from rewriter.passes.group_count.layers import GroupNormFunction
 from rewriter.passes.group_count.measuring import draws_of, expected_gains, measured_gains
 from rewriter.passes.group_count.rules import Choosing, GroupChoice
 from rewriter.tracing.dataflow import Dataflow
+from rewriter.tracing.facts import facts
 from rewriter.tracing.kinds import Kind
 from rewriter.tracing.trace import Trace
 from rewriter.tracing.values import has_values
@@ -202,6 +203,6 @@ def _path(call: GroupNormCall) -> str:
 
 def _values_of(flow: Dataflow, node: fx.Node) -> fx.Node:
     """Where the values of ``node`` were computed."""
-    while node.meta["kind"] in (*PASS_THROUGH, Kind.DROPOUT) and len(sources := flow.sources(node)) == 1:
+    while facts(node)["kind"] in (*PASS_THROUGH, Kind.DROPOUT) and len(sources := flow.sources(node)) == 1:
         node = sources[0]
     return node

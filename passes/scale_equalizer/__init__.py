@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rewriter.authoring import Change, Contract, Pass, Place
+from rewriter.tracing.facts import facts
 
 if TYPE_CHECKING:
     from rewriter.analysis.fusions import Fusion
@@ -59,7 +60,7 @@ class ScaleEqualizer(Pass):
         from rewriter.analysis.fusions import find_fusions
 
         for fusion in find_fusions(trace.train.dataflow, trace.model):
-            path, pattern = fusion.join.meta["owner"].path, f"{fusion.form} of {len(fusion.operands)} maps"
+            path, pattern = facts(fusion.join)["owner"].path, f"{fusion.form} of {len(fusion.operands)} maps"
             yield Place(trace, fusion.join, pattern, fusion, path=path)
 
     def decide(self, place: Place[Fusion]) -> Change:

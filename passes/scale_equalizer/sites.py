@@ -8,6 +8,7 @@ from rewriter.analysis.fusions import Fusion
 from rewriter.authoring import Change, Place, Reason, Refused, name_of
 from rewriter.edit.edits import AddModule, Edit
 from rewriter.passes.scale_equalizer.layers import Equalizer
+from rewriter.tracing.facts import facts
 
 _NAME = "scale_equalizer"
 
@@ -19,7 +20,7 @@ def equalize(place: Place[Fusion], additive: bool) -> Change:
         Refused: it is no fusion for the guideline, or cannot be edited.
     """
     fusion = place.subject
-    issuers = [place.model.get_submodule(operand.node.meta["owner"].path) for operand in fusion.operands]
+    issuers = [place.model.get_submodule(facts(operand.node)["owner"].path) for operand in fusion.operands]
     if any(isinstance(module, Equalizer) for module in issuers):
         raise Refused(Reason.ALREADY_DONE, "its maps come from an equalizer")
     if fusion.norms:
@@ -52,7 +53,7 @@ def _reason(fusion: Fusion) -> str:
 
 
 def _size(node: fx.Node) -> str:
-    height, width = node.meta["shape"][-2:]
+    height, width = facts(node)["shape"][-2:]
     return f"{height}x{width}"
 
 

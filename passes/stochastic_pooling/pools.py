@@ -20,6 +20,7 @@ from rewriter.edit.held_methods import follows_its_module
 from rewriter.passes.stochastic_pooling.layers import SampledPositions, Sampling, StochasticFunction
 from rewriter.passes.stochastic_pooling.sampling import kept_count
 from rewriter.reasons import Reason, Refused
+from rewriter.tracing.facts import facts
 from rewriter.tracing.kinds import Kind, has_own_forward
 from rewriter.tracing.trace import Trace
 
@@ -65,7 +66,7 @@ def _by_place(poolings: list[Pooling], model: nn.Module) -> list[list[Pooling]]:
     groups: dict[object, list[Pooling]] = {}
     for pooling in poolings:
         node = pooling.node
-        written = path_of(node), *((frame.code, frame.instruction) for frame in node.meta["frames"])
+        written = path_of(node), *((frame.code, frame.instruction) for frame in facts(node)["frames"])
         key = model.get_submodule(str(node.target)) if node.op == "call_module" else written
         groups.setdefault(key, []).append(pooling)
     return list(groups.values())
@@ -93,7 +94,7 @@ class _Rule:
             head.pool: node
             for head in heads
             for node in (*head.before, *head.after)
-            if node.meta["kind"] is Kind.DROPOUT and drop_rate(node, self.model) > 0
+            if facts(node)["kind"] is Kind.DROPOUT and drop_rate(node, self.model) > 0
         }
 
     def change(self) -> Change:
@@ -162,7 +163,7 @@ class _Rule:
         """The layer that samples the positions in front of a pooling that lies in other code."""
         source = pooling.source
         while (
-            source.meta["kind"] in PASS_THROUGH and source.op != "call_module" and len(self.flow.sources(source)) == 1
+            facts(source)["kind"] in PASS_THROUGH and source.op != "call_module" and len(self.flow.sources(source)) == 1
         ):
             source = self.flow.sources(source)[0]
         module = self.model.get_submodule(str(source.target)) if source.op == "call_module" else None
@@ -171,7 +172,7 @@ class _Rule:
     def _why(self, pooling: Pooling) -> str:
         *_, source = self.flow.back_through(pooling.source, PASS_THROUGH | {Kind.DROPOUT})
         if (
-            source.meta["kind"] is not Kind.ACTIVATION
+            facts(source)["kind"] is not Kind.ACTIVATION
             or self.options["scale"] != "sqrt"
             or self.options["keep_prob"] == 1
         ):
@@ -209,10 +210,11 @@ class _Rule:
 
     def _dims_of_positions(self, given: fx.Node, pooling: Pooling) -> list[int] | None:
         """The dimensions of ``given`` that a global pooling averages over, which reads it or a view of it."""
-        shape, channels = given.meta["shape"], channel_dimension(self.flow, given, self.model)
+        shape, channels = facts(given)["shape"], channel_dimension(self.flow, given, self.model)
         dims = [dim for dim in range(1, len(shape)) if dim != channels]
         same = (
-            math.prod(shape[dim] for dim in dims) == pooling.elements and shape[:1] == pooling.source.meta["shape"][:1]
+            math.prod(shape[dim] for dim in dims) == pooling.elements
+            and shape[:1] == facts(pooling.source)["shape"][:1]
         )
         return dims if channels is not None and same else None
 

@@ -11,6 +11,7 @@ import torch
 from torch import fx, nn
 
 from rewriter.tracing.dataflow import Dataflow
+from rewriter.tracing.facts import facts
 from rewriter.tracing.kinds import Kind
 from rewriter.tracing.skeleton import skeleton
 
@@ -49,23 +50,27 @@ def activation_after(flow: Dataflow, node: fx.Node) -> tuple[fx.Node, ...]:
     """
     users = flow.users(node)
     first = users[0] if users else node
-    if first.meta["kind"] is not Kind.ACTIVATION or first.meta["shape"] != node.meta["shape"]:
+    if facts(first)["kind"] is not Kind.ACTIVATION or facts(first)["shape"] != facts(node)["shape"]:
         return ()
     if len(users) == 1:
         return (first,)
     gate = users[1]
-    gates_itself = gate.meta["kind"] is Kind.MULTIPLY and flow.users(first) == [gate] and len(users) == 2
+    gates_itself = facts(gate)["kind"] is Kind.MULTIPLY and flow.users(first) == [gate] and len(users) == 2
     return (first, gate) if gates_itself and set(flow.sources(gate)) == {node, first} else ()
 
 
 def activation_before(flow: Dataflow, node: fx.Node) -> tuple[fx.Node, ...]:
     """The operations that make up the activation whose result is ``node``; empty if there is none."""
     sources = flow.sources(node)
-    if node.meta["kind"] is Kind.ACTIVATION and len(sources) == 1 and sources[0].meta["shape"] == node.meta["shape"]:
+    if (
+        facts(node)["kind"] is Kind.ACTIVATION
+        and len(sources) == 1
+        and facts(sources[0])["shape"] == facts(node)["shape"]
+    ):
         return (node,)
-    if node.meta["kind"] is Kind.MULTIPLY and len(sources) == 2:
+    if facts(node)["kind"] is Kind.MULTIPLY and len(sources) == 2:
         for gate, gated in (sources, reversed(sources)):
-            if gate.meta["kind"] is Kind.ACTIVATION and flow.sources(gate) == [gated]:
+            if facts(gate)["kind"] is Kind.ACTIVATION and flow.sources(gate) == [gated]:
                 return (gate, node)
     return ()
 

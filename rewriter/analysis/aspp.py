@@ -15,6 +15,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from rewriter.analysis.arguments import argument
 from rewriter.tracing.dataflow import Dataflow, once
+from rewriter.tracing.facts import facts
 from rewriter.tracing.kinds import Kind, function_name
 
 
@@ -82,7 +83,7 @@ def _by_join(convs: list[AtrousConv], flow: Dataflow, model: nn.Module) -> dict[
     for conv in convs:
         reached = flow.reachable(conv.node, stop=lambda node: not _belongs_to_branch(node, flow, model))
         for join in {_outermost(node, flow) for node in reached if _is_join(node, flow)}:
-            if join.meta["shape"][2:] == conv.node.meta["shape"][2:]:  # channels are joined, not rows
+            if facts(join)["shape"][2:] == facts(conv.node)["shape"][2:]:  # channels are joined, not rows
                 joins.setdefault(join, []).append(conv)
     found: dict[fx.Node, list[AtrousConv]] = {}
     free = dict.fromkeys(convs)
@@ -103,26 +104,26 @@ _PASSED = frozenset({Kind.NORM, Kind.ACTIVATION, Kind.DROPOUT, Kind.IDENTITY, Ki
 
 
 def _belongs_to_branch(node: fx.Node, flow: Dataflow, model: nn.Module) -> bool:
-    if node.meta["kind"] is Kind.CONV:
+    if facts(node)["kind"] is Kind.CONV:
         conv = _read(node, flow, model)
         return conv is not None and max(conv.kernel) == 1
     one_source = _is_sum(node) and len(flow.sources(node)) == 1
-    return one_source or node.meta["kind"] in _PASSED
+    return one_source or facts(node)["kind"] in _PASSED
 
 
 def _is_join(node: fx.Node, flow: Dataflow) -> bool:
-    return node.meta["kind"] is Kind.CONCAT or (_is_sum(node) and len(flow.sources(node)) > 1)
+    return facts(node)["kind"] is Kind.CONCAT or (_is_sum(node) and len(flow.sources(node)) > 1)
 
 
 def _is_sum(node: fx.Node) -> bool:
-    return node.meta["kind"] is Kind.ADD
+    return facts(node)["kind"] is Kind.ADD
 
 
 def _outermost(join: fx.Node, flow: Dataflow) -> fx.Node:
     """The last of nested concatenations: ``cat(cat(a, b), c)`` is one of three."""
-    while join.meta["kind"] is Kind.CONCAT:
+    while facts(join)["kind"] is Kind.CONCAT:
         users = flow.users(join)
-        if len(users) != 1 or users[0].meta["kind"] is not Kind.CONCAT:
+        if len(users) != 1 or facts(users[0])["kind"] is not Kind.CONCAT:
             break
         join = users[0]
     return join
@@ -130,14 +131,14 @@ def _outermost(join: fx.Node, flow: Dataflow) -> fx.Node:
 
 def _read(node: fx.Node, flow: Dataflow, model: nn.Module) -> AtrousConv | None:
     """How a convolution is dilated; None for transposed ones and those whose dilation or kernel is not known."""
-    module = model.get_submodule(str(node.target) if node.op == "call_module" else node.meta["owner"].path)
+    module = model.get_submodule(str(node.target) if node.op == "call_module" else facts(node)["owner"].path)
     _, padded = _before_padding(node, flow, model)
     if node.op == "call_module":
         if isinstance(module, _ConvTransposeNd) or not isinstance(module, _ConvNd):
             return None
         return AtrousConv(node, str(node.target), tuple(module.kernel_size), tuple(module.dilation), padded)
     weight = argument(node, "weight", 1)
-    shape = weight.meta["shape"] if isinstance(weight, fx.Node) else None
+    shape = facts(weight)["shape"] if isinstance(weight, fx.Node) else None
     dilation = argument(node, "dilation", 5, 1)
     if "transpose" in function_name(node.target) or shape is None:  # type: ignore[arg-type]
         return None
@@ -148,15 +149,15 @@ def _read(node: fx.Node, flow: Dataflow, model: nn.Module) -> AtrousConv | None:
     if len(rates) != len(kernel) or not kernel:
         return None
     held = isinstance(module, _ConvNd) and tuple(module.dilation) == rates  # it calls the function itself
-    return AtrousConv(node, str(node.meta["owner"].path) if held else None, kernel, rates, padded)
+    return AtrousConv(node, str(facts(node)["owner"].path) if held else None, kernel, rates, padded)
 
 
 def _before_padding(node: fx.Node, flow: Dataflow, model: nn.Module) -> tuple[fx.Node, bool]:
     """What a convolution reads, before padding that is an operation of its own, and whether there is such padding."""
     padded = False
     source = flow.sources(node)[0]
-    while len(flow.sources(source)) == 1 and (source.meta["kind"] is Kind.IDENTITY or _is_padding(source, model)):
-        padded |= source.meta["kind"] is not Kind.IDENTITY
+    while len(flow.sources(source)) == 1 and (facts(source)["kind"] is Kind.IDENTITY or _is_padding(source, model)):
+        padded |= facts(source)["kind"] is not Kind.IDENTITY
         source = flow.sources(source)[0]
     return source, padded
 

@@ -8,13 +8,14 @@ from rewriter.analysis.arguments import argument
 from rewriter.analysis.layout import elements
 from rewriter.analysis.weights import PASS_THROUGH, has_weight
 from rewriter.tracing.dataflow import Dataflow
+from rewriter.tracing.facts import facts
 from rewriter.tracing.kinds import Kind, function_name
 
 
 def carrying(flow: Dataflow, node: fx.Node, model: nn.Module) -> list[fx.Node]:
     """The inputs whose scale ``node`` hands on: no gate, nor queries, keys, attention weights and positions."""
     sources = flow.sources(node)
-    kind = node.meta["kind"]
+    kind = facts(node)["kind"]
     name = function_name(node.target) if callable(node.target) else ""
     if name == "scaled_dot_product_attention" or kind is Kind.ATTENTION:
         value = argument(node, "value", 2)
@@ -36,7 +37,7 @@ def gated(flow: Dataflow, node: fx.Node, model: nn.Module) -> fx.Node | None:
     A gate is made of what it weighs (``x * f(x)``), or its values are between 0 and 1, and those of the other are not.
     """
     sources = flow.sources(node)
-    if node.meta["kind"] is not Kind.MULTIPLY or len(sources) != 2:
+    if facts(node)["kind"] is not Kind.MULTIPLY or len(sources) != 2:
         return None
     for weighed, gate in (sources, sources[::-1]):
         if flow.is_ancestor(weighed, gate):
@@ -86,17 +87,17 @@ def only_weighs(flow: Dataflow, node: fx.Node, model: nn.Module) -> bool:
 
 def _is_linear(node: fx.Node, flow: Dataflow) -> bool:
     """Whether ``node`` is no activation, as far as known; a product of two tensors and a softmax are none either."""
-    kind, name = node.meta["kind"], function_name(node.target) if callable(node.target) else ""
+    kind, name = facts(node)["kind"], function_name(node.target) if callable(node.target) else ""
     return kind in _MAKES_WEIGHTS or name in ("sub", "rsub", "stack") or has_weight(node, flow)
 
 
 def holds_attention_weights(node: fx.Node, flow: Dataflow) -> bool:
     """Whether ``node`` holds attention weights: a softmax, perhaps normalised again or mixed over heads."""
-    while node.meta["kind"] is not Kind.SOFTMAX:
+    while facts(node)["kind"] is not Kind.SOFTMAX:
         sources = flow.sources(node)
         if len(sources) != 1 or elements(sources[0]) != elements(node):
             return False
-        if node.meta["kind"] not in _ADJUSTS and not has_weight(node, flow):
+        if facts(node)["kind"] not in _ADJUSTS and not has_weight(node, flow):
             return False
         node = sources[0]
     return True
@@ -105,13 +106,13 @@ def holds_attention_weights(node: fx.Node, flow: Dataflow) -> bool:
 def _is_between_0_and_1(node: fx.Node, flow: Dataflow, model: nn.Module) -> bool:
     """Whether ``node`` is a softmax or sigmoid, seen through what leaves every value between 0 and 1."""
     *_, node = flow.back_through(node, _KEEPS_RANGE)
-    if node.meta["kind"] is Kind.SOFTMAX:
+    if facts(node)["kind"] is Kind.SOFTMAX:
         return True
     if node.op == "call_module":
         name = type(model.get_submodule(str(node.target))).__name__.lower()
     else:
         name = function_name(node.target) if callable(node.target) else ""
-    return node.meta["kind"] is Kind.ACTIVATION and name in ("sigmoid", "hardsigmoid")
+    return facts(node)["kind"] is Kind.ACTIVATION and name in ("sigmoid", "hardsigmoid")
 
 
 _MAKES_WEIGHTS = frozenset(

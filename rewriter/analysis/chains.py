@@ -17,6 +17,7 @@ from rewriter.analysis.activations import activation_after
 from rewriter.analysis.arguments import argument
 from rewriter.analysis.naming import name_of
 from rewriter.tracing.dataflow import Dataflow, once
+from rewriter.tracing.facts import facts
 from rewriter.tracing.kinds import Kind, function_name
 
 
@@ -65,7 +66,7 @@ def find_group_norms(flow: Dataflow, model: nn.Module) -> list[GroupNormCall]:
     found = []
     for node in flow.nodes(Kind.NORM):
         read = _holder_and_number(node, model)
-        shape = node.meta["shape"]
+        shape = facts(node)["shape"]
         if read is None or shape is None or len(shape) < 2:
             continue
         holder, number = read
@@ -75,8 +76,8 @@ def find_group_norms(flow: Dataflow, model: nn.Module) -> list[GroupNormCall]:
             chain, why_not = None, str(reason)
         place: Any = holder
         if holder is None:
-            frame = node.meta["frames"][0] if node.meta["frames"] else None
-            place = (node.meta["owner"].path, frame and frame.code, frame and frame.instruction)
+            frame = facts(node)["frames"][0] if facts(node)["frames"] else None
+            place = (facts(node)["owner"].path, frame and frame.code, frame and frame.instruction)
         found.append(GroupNormCall(node, holder, place, number, shape[1], math.prod(shape[2:]), chain, why_not))
     return found
 
@@ -91,7 +92,7 @@ def _holder_and_number(node: fx.Node, model: nn.Module) -> tuple[str | None, int
     number = argument(node, "num_groups", 1)
     if not isinstance(number, int):
         return None
-    path = node.meta["owner"].path
+    path = facts(node)["owner"].path
     owner = model.get_submodule(path)
     return (path if isinstance(owner, nn.GroupNorm) and owner.num_groups == number else None), int(number)
 
@@ -106,7 +107,7 @@ class _NoChain(Exception):
 def _chain(flow: Dataflow, model: nn.Module, norm: fx.Node) -> Chain:
     node, reader = flow.sources(norm)[0], norm
     while True:
-        kind = node.meta["kind"]
+        kind = facts(node)["kind"]
         carried = None if kind in _WEIGHTS else _carried(flow, node)
         if kind not in _WEIGHTS and carried is None:
             raise _NoChain(f"{_described(node)} comes directly before the norm, not a weight")
@@ -115,9 +116,9 @@ def _chain(flow: Dataflow, model: nn.Module, norm: fx.Node) -> Chain:
         if carried is None:
             break
         node, reader = carried, node
-    shape, channels = node.meta["shape"], norm.meta["shape"][1]
+    shape, channels = facts(node)["shape"], facts(norm)["shape"][1]
     n_in, n_out = _features(node, model)
-    over_channels = shape == norm.meta["shape"] and (kind is Kind.CONV or len(shape) == 2)
+    over_channels = shape == facts(norm)["shape"] and (kind is Kind.CONV or len(shape) == 2)
     if not over_channels or n_out != channels or len(flow.sources(node)) != 1:
         raise _NoChain(f"the {channels} channels of the norm are not known to be the outputs of {name_of(node)}")
     return Chain(node, flow.sources(node)[0], n_in, activation_after(flow, _modulated(flow, norm)))
@@ -126,9 +127,9 @@ def _chain(flow: Dataflow, model: nn.Module, norm: fx.Node) -> Chain:
 def _carried(flow: Dataflow, node: fx.Node) -> fx.Node | None:
     """The map that ``node`` hands on, unchanged but for a term that is constant over space; None if it does more."""
     sources = flow.sources(node)
-    if node.meta["kind"] is Kind.IDENTITY and len(sources) == 1:
+    if facts(node)["kind"] is Kind.IDENTITY and len(sources) == 1:
         return sources[0]
-    if node.meta["kind"] is not Kind.ADD:
+    if facts(node)["kind"] is not Kind.ADD:
         return None
     maps = [source for source in node.all_input_nodes if not _constant_over_space(source, node)]
     return maps[0] if len(maps) == 1 and maps[0] in sources else None
@@ -139,9 +140,9 @@ def _modulated(flow: Dataflow, norm: fx.Node) -> fx.Node:
     node = norm
     while len(users := flow.users(node)) == 1:
         user = users[0]
-        kind, others = user.meta["kind"], [n for n in user.all_input_nodes if n is not node]
+        kind, others = facts(user)["kind"], [n for n in user.all_input_nodes if n is not node]
         modulates = kind in (Kind.MULTIPLY, Kind.ADD) and all(_constant_over_space(n, user) for n in others)
-        if not (modulates or kind in (Kind.IDENTITY, Kind.DROPOUT)) or user.meta["shape"] != node.meta["shape"]:
+        if not (modulates or kind in (Kind.IDENTITY, Kind.DROPOUT)) or facts(user)["shape"] != facts(node)["shape"]:
             break
         node = user
     return node
@@ -149,7 +150,7 @@ def _modulated(flow: Dataflow, norm: fx.Node) -> fx.Node:
 
 def _constant_over_space(operand: fx.Node, result: fx.Node) -> bool:
     """Whether ``operand`` has one value a sample and channel, where ``result`` has a map."""
-    small, full = operand.meta["shape"], result.meta["shape"]
+    small, full = facts(operand)["shape"], facts(result)["shape"]
     if small is None or full is None or len(full) < 3:
         return False
     aligned = (1,) * (len(full) - len(small)) + tuple(small)
@@ -164,7 +165,7 @@ def _features(weight: fx.Node, model: nn.Module) -> tuple[int, int]:
             return module.in_features, module.out_features
         return (module.in_channels // module.groups, module.out_channels) if isinstance(module, _ConvNd) else (0, 0)
     name, tensor = function_name(weight.target), argument(weight, "weight", 1)  # type: ignore[arg-type]
-    shape = tensor.meta["shape"] if isinstance(tensor, fx.Node) else None
+    shape = facts(tensor)["shape"] if isinstance(tensor, fx.Node) else None
     if not shape or not name.startswith(("conv", "linear")):
         return 0, 0
     if "transpose" not in name:
@@ -183,4 +184,4 @@ _DESCRIBED = {
 
 def _described(node: fx.Node) -> str:
     name = function_name(node.target) if callable(node.target) else node.target
-    return _DESCRIBED.get(node.meta["kind"], f"an operation ({name})")
+    return _DESCRIBED.get(facts(node)["kind"], f"an operation ({name})")

@@ -11,6 +11,7 @@ from torch import fx, nn
 from rewriter.analysis.arguments import argument
 from rewriter.layers.registry import is_layer
 from rewriter.tracing.dataflow import Dataflow, once
+from rewriter.tracing.facts import facts
 from rewriter.tracing.kinds import Kind, forward_owner, function_name, has_own_forward
 from rewriter.tracing.trace import Trace
 
@@ -48,7 +49,7 @@ def mask_of(node: fx.Node, model: nn.Module) -> Mask:
         return Mask.ELEMENTS
     if "alpha" in name:
         return Mask.ALPHA
-    return Mask.ELEMENTS if _one_element_a_channel(name, node.all_input_nodes[0].meta["shape"]) else Mask.CHANNELS
+    return Mask.ELEMENTS if _one_element_a_channel(name, facts(node.all_input_nodes[0])["shape"]) else Mask.CHANNELS
 
 
 @once
@@ -57,14 +58,14 @@ def always_on(flow: Dataflow, trace: Trace) -> set[fx.Node]:
     if trace.eval is trace.train:  # recorded once, since no dropout acts in evaluation mode
         return set()
     acting = {
-        _place(node) for node in trace.eval.graph.nodes if node.meta["kind"] is Kind.DROPOUT and node.meta["active"]
+        _place(node) for node in trace.eval.graph.nodes if facts(node)["kind"] is Kind.DROPOUT and facts(node)["active"]
     }
     return {node for node in flow.nodes(Kind.DROPOUT) if _place(node) in acting}
 
 
 def is_stochastic_depth(node: fx.Node, flow: Dataflow) -> bool:
     """Whether ``node`` multiplies by numbers that are drawn, or scales what is, which drops whole samples."""
-    if node.meta["kind"] is not Kind.MULTIPLY or len(flow.sources(node)) != 1:
+    if facts(node)["kind"] is not Kind.MULTIPLY or len(flow.sources(node)) != 1:
         return False
     factors = [factor for factor in node.all_input_nodes if factor not in flow]
     if not factors:  # x.div(keep_prob) * mask
@@ -106,4 +107,4 @@ def _place(node: fx.Node) -> Any:
     """The same for two recordings of one dropout."""
     if node.op == "call_module":
         return node.target
-    return node.meta["call"].path, tuple((frame.code, frame.instruction) for frame in node.meta["frames"])
+    return facts(node)["call"].path, tuple((frame.code, frame.instruction) for frame in facts(node)["frames"])

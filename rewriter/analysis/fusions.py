@@ -13,6 +13,7 @@ from rewriter.analysis.residual import find_branches
 from rewriter.analysis.sums import summed_stack
 from rewriter.analysis.weights import has_weight, is_pointwise
 from rewriter.tracing.dataflow import Dataflow, once
+from rewriter.tracing.facts import facts
 from rewriter.tracing.kinds import Kind, function_name
 
 _SAME_POSITION = frozenset({Kind.ACTIVATION, Kind.DROPOUT, Kind.IDENTITY, Kind.VIEW})
@@ -54,7 +55,7 @@ class Fusion:
     @property
     def stacked(self) -> bool:
         """Whether the operands are given as one sequence, to ``cat`` or ``stack``."""
-        return self.operands[0].reader.meta["kind"] is not Kind.ADD
+        return facts(self.operands[0].reader)["kind"] is not Kind.ADD
 
 
 @once
@@ -81,7 +82,7 @@ def find_fusions(flow: Dataflow, model: nn.Module) -> list[Fusion]:
 
 def _enlarges(node: fx.Node) -> bool:
     """Whether an interpolation has more positions in its output than in its input."""
-    before, after = (other.meta["shape"] for other in (node.all_input_nodes[0], node))
+    before, after = (facts(other)["shape"] for other in (node.all_input_nodes[0], node))
     return before is not None and after is not None and len(before) == 4 and _area(after) > _area(before)
 
 
@@ -101,18 +102,18 @@ def _joins(flow: Dataflow) -> Iterator[tuple[fx.Node, str, list[tuple[fx.Node, f
     """Each join with its form and its operands, each with the operation that reads it."""
     for node in flow.nodes():
         sources = flow.sources(node)
-        if node.meta["kind"] is Kind.CONCAT and len(sources) > 1:
+        if facts(node)["kind"] is Kind.CONCAT and len(sources) > 1:
             yield node, "concatenation", [(source, node) for source in _sequence(node)]
         elif (stack := summed_stack(flow, node)) is not None:
             yield node, "sum", [(source, stack) for source in _sequence(stack)]
-        elif node.meta["kind"] is Kind.ADD and len(sources) == 2 and not _added_on(flow, node):
+        elif facts(node)["kind"] is Kind.ADD and len(sources) == 2 and not _added_on(flow, node):
             yield node, "sum", list(_addends(flow, node))
 
 
 def _addends(flow: Dataflow, node: fx.Node) -> Iterator[tuple[fx.Node, fx.Node]]:
     """What a chain of additions in one method sums up."""
     for source in flow.sources(node):
-        if source.meta["kind"] is Kind.ADD and len(flow.sources(source)) == 2 and _added_on(flow, source):
+        if facts(source)["kind"] is Kind.ADD and len(flow.sources(source)) == 2 and _added_on(flow, source):
             yield from _addends(flow, source)
         else:
             yield source, node
@@ -123,9 +124,9 @@ def _added_on(flow: Dataflow, node: fx.Node) -> bool:
     users = flow.users(node)
     return (
         len(users) == 1
-        and users[0].meta["kind"] is Kind.ADD
+        and facts(users[0])["kind"] is Kind.ADD
         and len(flow.sources(users[0])) == 2
-        and users[0].meta["call"] is node.meta["call"]
+        and facts(users[0])["call"] is facts(node)["call"]
     )
 
 
@@ -136,7 +137,7 @@ def _sequence(node: fx.Node) -> list[fx.Node]:
 
 def _joined_dimension(join: fx.Node, operands: list[fx.Node]) -> int | None:
     """The dimension that a concatenation joins maps along; None if it is not the only one that they differ in."""
-    shapes, joined = [operand.meta["shape"] for operand in operands], join.meta["shape"]
+    shapes, joined = [facts(operand)["shape"] for operand in operands], facts(join)["shape"]
     if joined is None or any(shape is None or len(shape) != len(joined) for shape in shapes):
         return None
     differing = [d for d in range(len(joined)) if any(shape[d] != joined[d] for shape in shapes)]
@@ -150,7 +151,11 @@ def _upsampling(flow: Dataflow, model: nn.Module, node: fx.Node, channels: int |
     """
     passed: list[fx.Node] = []
     while len(flow.sources(node)) == 1:
-        if node.meta["kind"] is Kind.INTERPOLATE and _interpolation_mode(node, model) == "bilinear" and _enlarges(node):
+        if (
+            facts(node)["kind"] is Kind.INTERPOLATE
+            and _interpolation_mode(node, model) == "bilinear"
+            and _enlarges(node)
+        ):
             return node if channels in (None, followed(1, passed[::-1], model)) else None
         if not _keeps_scale(flow, node) and not (has_weight(node, flow) and is_pointwise(node, model)):
             return None
@@ -162,19 +167,19 @@ def _upsampling(flow: Dataflow, model: nn.Module, node: fx.Node, channels: int |
 def _keeps_scale(flow: Dataflow, node: fx.Node) -> bool:
     """Whether ``node`` acts on each position alone and has no weight: activations, dropouts, constant factors."""
     sources = flow.sources(node)
-    constant_factor = node.meta["kind"] in (Kind.ADD, Kind.MULTIPLY) and len(sources) == 1
-    same_size = node.meta["kind"] is Kind.INTERPOLATE and node.meta["shape"] == sources[0].meta["shape"]
-    return node.meta["kind"] in _SAME_POSITION or constant_factor or same_size
+    constant_factor = facts(node)["kind"] in (Kind.ADD, Kind.MULTIPLY) and len(sources) == 1
+    same_size = facts(node)["kind"] is Kind.INTERPOLATE and facts(node)["shape"] == facts(sources[0])["shape"]
+    return facts(node)["kind"] in _SAME_POSITION or constant_factor or same_size
 
 
 def _readers(flow: Dataflow, join: fx.Node) -> tuple[list[fx.Node], list[fx.Node]]:
     """The first weights and norms on the ways onwards from ``join``."""
 
     def stops(node: fx.Node) -> bool:
-        return has_weight(node, flow) or node.meta["kind"] is Kind.NORM
+        return has_weight(node, flow) or facts(node)["kind"] is Kind.NORM
 
     found = flow.in_order(filter(stops, flow.reachable(join, stop=stops)))
-    return [n for n in found if has_weight(n, flow)], [n for n in found if n.meta["kind"] is Kind.NORM]
+    return [n for n in found if has_weight(n, flow)], [n for n in found if facts(n)["kind"] is Kind.NORM]
 
 
 def _area(shape: tuple[int, ...]) -> int:

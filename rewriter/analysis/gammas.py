@@ -19,6 +19,7 @@ from rewriter.analysis.norms import Norm, find_norms, parameter_role
 from rewriter.analysis.residual import Branch, find_branches, find_long_skips
 from rewriter.analysis.weights import PASS_THROUGH, find_features
 from rewriter.tracing.dataflow import Dataflow, once
+from rewriter.tracing.facts import facts
 from rewriter.tracing.kinds import Kind, is_norm
 from rewriter.tracing.trace import Trace
 
@@ -169,7 +170,7 @@ def _handed_on(flow: Dataflow, model: nn.Module) -> set[fx.Node]:
 def _shortcut(branch: Branch, joins: set[fx.Node]) -> set[fx.Node]:
     """The operations on the shortcut; none if it is an earlier sum over the same fork: ``x + f(x) + g(x)``."""
     node, flow = branch.shortcut, branch.flow
-    while node is not branch.fork and node.meta["kind"] in PASS_THROUGH and len(flow.sources(node)) == 1:
+    while node is not branch.fork and facts(node)["kind"] in PASS_THROUGH and len(flow.sources(node)) == 1:
         node = flow.sources(node)[0]
     return set() if node in joins or node is branch.fork else flow.region(branch.fork, branch.shortcut)
 
@@ -197,9 +198,9 @@ def _of_other_channels(branch: Branch) -> bool:
     node, flow = branch.shortcut, branch.flow
     while node is not branch.fork and len(flow.sources(node)) == 1:
         source = flow.sources(node)[0]
-        if node.meta["kind"] is Kind.SELECT:
+        if facts(node)["kind"] is Kind.SELECT:
             others = [user for user in flow.users(source) if user in branch.nodes]
-            return bool(others) and all(user.meta["kind"] is Kind.SELECT and not _same(user, node) for user in others)
+            return bool(others) and all(facts(user)["kind"] is Kind.SELECT and not _same(user, node) for user in others)
         node = source
     return False
 

@@ -12,6 +12,7 @@ from rewriter.analysis.weights import has_weight
 from rewriter.analysis.windows import covers_map
 from rewriter.reasons import Reason
 from rewriter.tracing.dataflow import Dataflow, once
+from rewriter.tracing.facts import facts
 from rewriter.tracing.kinds import Kind
 
 
@@ -56,9 +57,9 @@ def missing_heads(flow: Dataflow) -> Iterator[tuple[list[fx.Node], Reason, str]]
         while len(flow.sources(node)) == 1:
             passed.append(node)
             node = flow.sources(node)[0]
-            if node.meta["kind"] in (Kind.CONCAT, Kind.ADD):
+            if facts(node)["kind"] in (Kind.CONCAT, Kind.ADD):
                 break
-        kinds = [n.meta["kind"] for n in passed]
+        kinds = [facts(n)["kind"] for n in passed]
         if Kind.MAX_POOL in kinds:
             yield passed, Reason.MAX_POOLING, "the head pools by the maximum"
         elif not any(_takes_one_token(n, flow) for n in passed):
@@ -72,14 +73,14 @@ def missing_heads(flow: Dataflow) -> Iterator[tuple[list[fx.Node], Reason, str]]
 def _is_pooled_token(flow: Dataflow, join: fx.Node) -> bool:
     """Whether tokens are joined to their mean, as before CLIP's attention pooling."""
     sources = flow.sources(join)
-    means = [source for source in sources if source.meta["kind"] is Kind.MEAN]
+    means = [source for source in sources if facts(source)["kind"] is Kind.MEAN]
     return len(sources) == 2 and any(flow.sources(mean)[0] is other for mean in means for other in sources)
 
 
 def _takes_one_token(node: fx.Node, flow: Dataflow) -> bool:
     """Whether one token of several is read, as ``x[:, 0]``; ``x[:, 1:]`` is what is left of a map without it."""
-    before, after = flow.sources(node)[0].meta["shape"], node.meta["shape"]
-    if node.meta["kind"] is not Kind.SELECT or before is None or after is None or len(before) < 3:
+    before, after = facts(flow.sources(node)[0])["shape"], facts(node)["shape"]
+    if facts(node)["kind"] is not Kind.SELECT or before is None or after is None or len(before) < 3:
         return False
     if len(node.all_input_nodes) > 1:  # the best of several, by an index that was computed
         return False
@@ -93,8 +94,8 @@ def noise_claim(pool: fx.Node) -> str:
 
     A helper function that an edit made a method is named by the method that calls it, as before the edit.
     """
-    owner = pool.meta["owner"]
-    methods = (f.code for f in pool.meta["frames"] if f.path == owner.path and "." in f.code.co_qualname)
+    owner = facts(pool)["owner"]
+    methods = (f.code for f in facts(pool)["frames"] if f.path == owner.path and "." in f.code.co_qualname)
     method = next((code.co_name for code in methods), owner.method)
     return f"noise at the pooling in {owner.path or '(root)'}.{method}"
 
@@ -105,12 +106,12 @@ def _is_global_average(node: fx.Node, flow: Dataflow, model: nn.Module) -> bool:
     ``(N, C, H, W)`` over H and W, ``(N, H, W, C)`` over H and W, or tokens ``(N, L, C)`` over L.
     """
     sources = flow.sources(node)
-    if len(sources) != 1 or node.meta["kind"] not in (Kind.AVG_POOL, Kind.MEAN):
+    if len(sources) != 1 or facts(node)["kind"] not in (Kind.AVG_POOL, Kind.MEAN):
         return False
-    before, after = sources[0].meta["shape"], node.meta["shape"]
+    before, after = facts(sources[0])["shape"], facts(node)["shape"]
     if before is None or after is None or len(before) < 3:
         return False
-    if node.meta["kind"] is Kind.AVG_POOL:
+    if facts(node)["kind"] is Kind.AVG_POOL:
         return len(after) == len(before) and covers_map(node, before, after, model)
     return pooled_dims(node, flow, model) is not None
 
@@ -118,7 +119,7 @@ def _is_global_average(node: fx.Node, flow: Dataflow, model: nn.Module) -> bool:
 def first_step(node: fx.Node, flow: Dataflow) -> fx.Node:
     """Of a mean over one dimension after the other (``x.mean(3).mean(2)``) the first; ``node`` itself if it is one."""
     source = flow.sources(node)[0]
-    if node.meta["kind"] is Kind.MEAN is source.meta["kind"] and flow.users(source) == [node]:
+    if facts(node)["kind"] is Kind.MEAN is facts(source)["kind"] and flow.users(source) == [node]:
         return first_step(source, flow)
     return node
 
@@ -129,7 +130,7 @@ def pooled_dims(node: fx.Node, flow: Dataflow, model: nn.Module) -> frozenset[in
     None if it reduces others: channels, or a part of the positions.
     """
     source = flow.sources(first_step(node, flow))[0]
-    found, rank = _reduced(node, flow), len(source.meta["shape"])
+    found, rank = _reduced(node, flow), len(facts(source)["shape"])
     if found not in _SPATIAL_DIMS.get(rank, ()) or channel_dimension(flow, source, model) in found:
         return None
     return found
@@ -141,7 +142,7 @@ def _reduced(node: fx.Node, flow: Dataflow) -> frozenset[int]:
     named = node.kwargs.get("dim", node.kwargs.get("axis"))
     dim = node.args[1] if len(node.args) > 1 else named
     dims = dim if isinstance(dim, (list, tuple)) else (dim,)
-    rank = len(source.meta["shape"])
+    rank = len(facts(source)["shape"])
     found = frozenset(d % rank for d in dims if isinstance(d, int))
     if first_step(node, flow) is node:
         return found

@@ -25,6 +25,7 @@ from rewriter.analysis.naming import name_of, path_of
 from rewriter.model.hooks import is_of, libraries_of
 from rewriter.reasons import Reason, Refused
 from rewriter.tracing.dataflow import Dataflow, once
+from rewriter.tracing.facts import facts
 from rewriter.tracing.kinds import Kind
 from rewriter.tracing.trace import Recording, Trace
 
@@ -100,10 +101,10 @@ class Interference:
             Refused: in training somebody writes in place to the result of one, or to what it reads, while the other is
                 read later, belongs to the caller, or is needed for the gradient.
         """
-        fresh = [node for node in gone if node.meta["storage"] not in (None, _read(node).meta["storage"])]
-        shared = nx.Graph((_read(node).meta["storage"], node.meta["storage"]) for node in fresh)
+        fresh = [node for node in gone if facts(node)["storage"] not in (None, facts(_read(node))["storage"])]
+        shared = nx.Graph((facts(_read(node))["storage"], facts(node)["storage"]) for node in fresh)
         for node in fresh:
-            source, result = _read(node).meta["storage"], node.meta["storage"]
+            source, result = facts(_read(node))["storage"], facts(node)["storage"]
             apart = nx.restricted_view(shared, [], [(source, result)])
             sides = [nx.node_connected_component(apart, side) for side in (source, result)]
             for (written, other), value in zip((sides[::-1], sides), (_read(node), node), strict=True):
@@ -136,7 +137,7 @@ class Interference:
                     raise Refused(Reason.OTHER_READERS, f"{name_of(user)} reads it too, in the same call")
         if argument in returned:
             raise Refused(Reason.OTHER_READERS, f"the call that leads to {name_of(consumer)} also hands it on")
-        writer = next((node for node in inside if argument.meta["storage"] in node.meta["writes"]), None)
+        writer = next((node for node in inside if facts(argument)["storage"] in facts(node)["writes"]), None)
         if writer is not None:
             raise Refused(Reason.WRITTEN_IN_PLACE, f"{name_of(writer)} writes to it, in the same call")
 
@@ -165,7 +166,7 @@ class Interference:
 
     def _described(self, reader: fx.Node) -> str:
         """Who reads, seen through views: the subject and verb of a sentence."""
-        while reader.meta["kind"] in (Kind.VIEW, Kind.IDENTITY, Kind.SELECT):
+        while facts(reader)["kind"] in (Kind.VIEW, Kind.IDENTITY, Kind.SELECT):
             following = [user for user in self._users(reader) if user in self._observed]
             if not following:
                 return "the model keeps a view of"
@@ -222,7 +223,7 @@ class Interference:
         return [
             user
             for user in self._flow.users(node)
-            if not any(writer is not node and self._flow.is_ancestor(node, writer) for writer in user.meta["after"])
+            if not any(writer is not node and self._flow.is_ancestor(node, writer) for writer in facts(user)["after"])
         ]
 
     def _reachable(self, nodes: Iterable[fx.Node], stop: set[fx.Node]) -> set[fx.Node]:
@@ -242,8 +243,8 @@ class Interference:
     ) -> tuple[fx.Node, str] | None:
         """The first write to ``written`` that must not reach the memory ``other``, and why it must not."""
         position = self._flow.position
-        writers = [n for n in self._nodes if n.meta["writes"] & written and position(n) > position(since)]
-        holders = [node for node in self._nodes if node.meta["storage"] in other]
+        writers = [n for n in self._nodes if facts(n)["writes"] & written and position(n) > position(since)]
+        holders = [node for node in self._nodes if facts(node)["storage"] in other]
         for writer in writers[:1]:
             for node in holders:
                 if node.op in ("placeholder", "get_attr"):
@@ -255,10 +256,10 @@ class Interference:
                 if saved_tensors.forbids_writes(node, self._model):
                     return writer, "which its gradient needs as it was"
                 for reader in node.users:
-                    is_view = reader.meta["storage"] in other and reader not in writers
+                    is_view = facts(reader)["storage"] in other and reader not in writers
                     if is_view or reader in gone or (reader not in self._observed and reader is not writer):
                         continue
-                    if reader is writer and reader.meta["kind"] is Kind.ADD:
+                    if reader is writer and facts(reader)["kind"] is Kind.ADD:
                         continue
                     if position(reader) > position(writer):
                         return writer, f"which {self._described(reader)}".replace(" reads", " reads later")

@@ -9,6 +9,7 @@ import torch
 from torch import fx, nn
 
 from rewriter.tracing.dataflow import Dataflow
+from rewriter.tracing.facts import facts
 from rewriter.tracing.kinds import Kind, function_name
 
 _SECOND = frozenset({Kind.CONV, Kind.AVG_POOL, Kind.MAX_POOL, Kind.INTERPOLATE})
@@ -20,7 +21,7 @@ _REDUCTIONS = ("amax", "mean")
 
 def elements(node: fx.Node) -> int:
     """How many elements the result of ``node`` has."""
-    return math.prod(node.meta["shape"] or ())
+    return math.prod(facts(node)["shape"] or ())
 
 
 def channel_dimension(flow: Dataflow, node: fx.Node, model: nn.Module) -> int | None:
@@ -39,7 +40,7 @@ def channel_dimension(flow: Dataflow, node: fx.Node, model: nn.Module) -> int | 
                 return known
             continue
         sources = flow.sources(current)
-        if current.meta["kind"] is Kind.VIEW:
+        if facts(current)["kind"] is Kind.VIEW:
             pending += [(source, (current, *views)) for source in sources[:1]]
         else:  # what acts on every element alone, or takes and joins parts
             same = [source for source in sources if _has_same_dimensions(source, current)]
@@ -48,8 +49,8 @@ def channel_dimension(flow: Dataflow, node: fx.Node, model: nn.Module) -> int | 
 
 
 def _has_same_dimensions(source: fx.Node, node: fx.Node) -> bool:
-    before, after = source.meta["shape"], node.meta["shape"]
-    if node.meta["kind"] in (Kind.SELECT, Kind.CONCAT) and before is not None and after is not None:
+    before, after = facts(source)["shape"], facts(node)["shape"]
+    if facts(node)["kind"] in (Kind.SELECT, Kind.CONCAT) and before is not None and after is not None:
         return len(before) == len(after)
     return bool(before == after)
 
@@ -57,15 +58,15 @@ def _has_same_dimensions(source: fx.Node, node: fx.Node) -> bool:
 def followed(dimension: int | None, operations: Iterable[fx.Node], model: nn.Module) -> int | None:
     """Where a dimension is after ``operations``, in the order they ran; None if it is merged with others."""
     for node in operations:
-        if node.meta["kind"] is Kind.LINEAR:
-            dimension = len(node.meta["shape"]) - 1
-        elif node.meta["kind"] is Kind.VIEW and dimension is not None:
+        if facts(node)["kind"] is Kind.LINEAR:
+            dimension = len(facts(node)["shape"]) - 1
+        elif facts(node)["kind"] is Kind.VIEW and dimension is not None:
             dimension = _viewed(node, dimension, model)
     return dimension
 
 
 def _told_by(node: fx.Node, model: nn.Module) -> int | None:
-    kind, shape = node.meta["kind"], node.meta["shape"]
+    kind, shape = facts(node)["kind"], facts(node)["shape"]
     if shape is None or len(shape) < 3:
         return None
     if kind in _SECOND:
@@ -83,7 +84,7 @@ def _told_by(node: fx.Node, model: nn.Module) -> int | None:
 
 def _viewed(view: fx.Node, dimension: int, model: nn.Module) -> int | None:
     """Where a change of layout puts a dimension of its input: a view of a contiguous tensor keeps its stride."""
-    empty = {node: torch.empty(node.meta["shape"], device="meta") for node in view.all_input_nodes}
+    empty = {node: torch.empty(facts(node)["shape"], device="meta") for node in view.all_input_nodes}
     before = empty[view.all_input_nodes[0]]
     kept = before.shape[dimension], before.stride(dimension)  # noted before a view in place changes them
     args, kwargs = fx.map_arg((view.args, view.kwargs), empty.__getitem__)

@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 
 from torch import fx
 
+from rewriter.tracing.facts import facts
+
 
 def name_of(node: fx.Node) -> str:
     """A module by its path below the module that calls it; a function by its name and where it is called."""
-    owner = node.meta["owner"]
+    owner = facts(node)["owner"]
     if node.op == "call_module":
         below = str(node.target).removeprefix(f"{owner.path}.")
         return str(node.target) if below.isdigit() else below
@@ -47,4 +49,4 @@ def _alike(names: Mapping[fx.Node, str]) -> list[fx.Node]:
 
 def path_of(node: fx.Node) -> str:
     """Where the user finds it: the module's path, or the module whose method calls the function."""
-    return str(node.target) if node.op == "call_module" else str(node.meta["owner"].path)
+    return str(node.target) if node.op == "call_module" else str(facts(node)["owner"].path)

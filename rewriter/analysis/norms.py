@@ -16,6 +16,7 @@ from torch import fx, nn
 from rewriter.analysis.arguments import argument
 from rewriter.analysis.weights import PASS_THROUGH, constants_behind, has_weight
 from rewriter.tracing.dataflow import Dataflow, once
+from rewriter.tracing.facts import facts
 from rewriter.tracing.kinds import Kind, function_name
 
 
@@ -42,10 +43,10 @@ def find_norms(flow: Dataflow, model: nn.Module) -> list[Norm]:
     parameters = dict(model.named_parameters(remove_duplicate=False))
     found = []
     for node in flow.output.graph.nodes:
-        if node.meta["kind"] is Kind.NORM:
+        if facts(node)["kind"] is Kind.NORM:
             given = _of_module(node, model) if node.op == "call_module" else _of_function(node, flow, parameters)
             found.append(Norm(node, *given))
-        elif node.meta["kind"] is Kind.MULTIPLY and (gammas := _of_arithmetic(node, flow, parameters)):
+        elif facts(node)["kind"] is Kind.MULTIPLY and (gammas := _of_arithmetic(node, flow, parameters)):
             found.append(Norm(node, gammas, (), _read(_normalised(flow.sources(node)[0], flow), flow)))
     return found
 
@@ -108,14 +109,14 @@ _ROOTS = frozenset({"sqrt", "rsqrt", "std", "norm", "vector_norm", "linalg_vecto
 
 def _normalised(node: fx.Node, flow: Dataflow) -> fx.Node | None:
     """The ``x`` that ``node`` divides by a root of a statistic of ``x``; None if it does something else."""
-    while len(flow.sources(node)) == 1 and (node.meta["kind"] in PASS_THROUGH or _is_scaled_by_a_number(node)):
+    while len(flow.sources(node)) == 1 and (facts(node)["kind"] in PASS_THROUGH or _is_scaled_by_a_number(node)):
         node = flow.sources(node)[0]
     if node.op != "call_function":
         return None
     sources = flow.sources(node)
     if node.target is torch.nn.functional.normalize:
         return sources[0]
-    if node.meta["kind"] is not Kind.MULTIPLY or len(sources) != 2:
+    if facts(node)["kind"] is not Kind.MULTIPLY or len(sources) != 2:
         return None
     for x, statistic in (sources, sources[::-1]):
         origin = x if flow.is_ancestor(x, statistic) else flow.fork(node)
@@ -129,7 +130,7 @@ def _normalised(node: fx.Node, flow: Dataflow) -> fx.Node | None:
 
 
 def _is_scaled_by_a_number(node: fx.Node) -> bool:
-    return node.meta["kind"] is Kind.MULTIPLY and len(node.all_input_nodes) == 1
+    return facts(node)["kind"] is Kind.MULTIPLY and len(node.all_input_nodes) == 1
 
 
 def _read(normalised: fx.Node | None, flow: Dataflow) -> fx.Node | None:
@@ -162,7 +163,7 @@ def _degree_of_operation(node: fx.Node, degrees: Mapping[fx.Node, Any]) -> Any:
         return first[node.args[1]] if isinstance(node.args[1], int) else None
     if any(not isinstance(degree, float) for degree in read):
         return None
-    if node.meta["kind"] is Kind.MULTIPLY and len(given) == 2:
+    if facts(node)["kind"] is Kind.MULTIPLY and len(given) == 2:
         one, other = (degree or 0.0 for degree in given)
         return one - other if "div" in name else one + other
     if name in ("rdiv", "rtruediv"):
@@ -173,7 +174,7 @@ def _degree_of_operation(node: fx.Node, degrees: Mapping[fx.Node, Any]) -> Any:
     if name in _POWERS:
         power = _POWERS[name]
         return tuple(first * each for each in power) if isinstance(power, tuple) else first * power
-    linear = node.meta["kind"] in PASS_THROUGH or name in _LINEAR
+    linear = facts(node)["kind"] in PASS_THROUGH or name in _LINEAR
     return first if linear and all(degree == first for degree in others) else None
 
 

@@ -16,6 +16,7 @@ from rewriter.analysis.arguments import argument
 from rewriter.analysis.gammas import canonical_names
 from rewriter.analysis.norms import find_norms, parameter_role
 from rewriter.tracing.dataflow import Dataflow, once
+from rewriter.tracing.facts import facts
 from rewriter.tracing.kinds import Kind, function_name, module_kind
 from rewriter.tracing.trace import Trace
 
@@ -79,7 +80,7 @@ def _each_use(flow: Dataflow, model: nn.Module) -> Iterator[tuple[str, Role, fx.
         elif node.op == "call_module" and node.target not in called:
             called.add(node.target)
             module = model.get_submodule(node.target)
-            yield from ((*use, node) for use in _of_leaf(str(node.target), module, node.meta["kind"]))
+            yield from ((*use, node) for use in _of_leaf(str(node.target), module, facts(node)["kind"]))
 
 
 def _by_module(model: nn.Module) -> Iterator[tuple[str, Role]]:
@@ -127,7 +128,7 @@ def _readers(constant: fx.Node, flow: Dataflow) -> Iterator[tuple[Role, fx.Node]
 
 def _role_in(reader: fx.Node, operand: fx.Node, flow: Dataflow) -> Role | None:
     """What ``operand`` is to ``reader``; None if it is only transformed, and what comes of it tells."""
-    kind = reader.meta["kind"]
+    kind = facts(reader)["kind"]
     if reader.op == "output" or reader.op == "call_module":
         return Role.TOKEN
     name = function_name(reader.target)  # type: ignore[arg-type]
@@ -140,7 +141,7 @@ def _role_in(reader: fx.Node, operand: fx.Node, flow: Dataflow) -> Role | None:
     if kind is Kind.RECURRENT:
         if operand in _nodes(reader.args[:2]):
             return Role.TOKEN  # the first hidden state
-        return Role.WEIGHT if len(operand.meta["shape"] or ()) > 1 else Role.ADDED
+        return Role.WEIGHT if len(facts(operand)["shape"] or ()) > 1 else Role.ADDED
     if kind in (Kind.CONV, Kind.LINEAR, Kind.ATTENTION) and name != "addmm":
         weight = _WEIGHT.get(name, 1)
         if operand in reader.args[:weight]:

@@ -14,6 +14,7 @@ from rewriter.analysis.residual import find_branches
 from rewriter.analysis.weights import has_weight
 from rewriter.analysis.windows import covers_map, per_dim, pooling_arguments, spatial_dims_of
 from rewriter.tracing.dataflow import Dataflow, once
+from rewriter.tracing.facts import facts
 from rewriter.tracing.kinds import Kind
 
 
@@ -78,16 +79,16 @@ def _statistics(flow: Dataflow, model: nn.Module) -> set[fx.Node]:
 
 def _may_be_statistics(pooling: Pooling) -> bool:
     """Of three dimensions the reduced one may count channels: the mean of a normalisation written by hand."""
-    return pooling.node.meta["kind"] is Kind.MEAN and len(pooling.source.meta["shape"]) == 3
+    return facts(pooling.node)["kind"] is Kind.MEAN and len(facts(pooling.source)["shape"]) == 3
 
 
 def _window(node: fx.Node, flow: Dataflow, model: nn.Module) -> tuple[int, bool] | None:
     """Elements of a window, and whether windows lie side by side; None if it is no pooling over positions."""
     sources = flow.sources(node)
-    if len(sources) != 1 or sources[0].meta["shape"] is None or node.meta["shape"] is None:
+    if len(sources) != 1 or facts(sources[0])["shape"] is None or facts(node)["shape"] is None:
         return None
-    before, after = sources[0].meta["shape"], node.meta["shape"]
-    if node.meta["kind"] is Kind.MEAN:
+    before, after = facts(sources[0])["shape"], facts(node)["shape"]
+    if facts(node)["kind"] is Kind.MEAN:
         dims = pooled_dims(node, flow, model)
         whole_shape = flow.sources(first_step(node, flow))[0].meta["shape"]
         return None if dims is None else (math.prod(whole_shape[dim] for dim in dims), True)
@@ -126,12 +127,12 @@ class _Roles:
     def of(self, node: fx.Node) -> Role:
         if node in self._heads:
             return Role.HEAD
-        of_windows = node.meta["kind"] is Kind.AVG_POOL and bool(pooling_arguments(node, self._model))
+        of_windows = facts(node)["kind"] is Kind.AVG_POOL and bool(pooling_arguments(node, self._model))
         if not of_windows:
             use = self._use(node)
             if use is not None:
                 return use
-        if not of_windows and (node.meta["kind"] is Kind.MEAN or all(size == 1 for size in node.meta["shape"][2:])):
+        if not of_windows and (facts(node)["kind"] is Kind.MEAN or all(size == 1 for size in facts(node)["shape"][2:])):
             return Role.OTHER
         if self._makes_a_stride(node):
             return Role.ANTI_ALIASING
@@ -150,13 +151,13 @@ class _Roles:
             pending = [other for other in pending if other is not current]
             others = [source for source in flow.sources(current) if source not in made]
             if any(_positions(other) > positions for other in others):
-                kind = current.meta["kind"]
+                kind = facts(current)["kind"]
                 if kind is Kind.MULTIPLY and weights:
                     return Role.SQUEEZE
                 return Role.PYRAMID if kind in (Kind.CONCAT, Kind.ADD) else None
             made.add(current)
             weights += has_weight(current, flow) and not upsampled
-            upsampled |= current.meta["kind"] is Kind.INTERPOLATE
+            upsampled |= facts(current)["kind"] is Kind.INTERPOLATE
             if weights > _MOST_WEIGHTS:
                 return None
             pending += flow.users(current)
@@ -167,13 +168,13 @@ class _Roles:
         before = self._flow.sources(node)[0]
         if _positions(before) <= _positions(node) or self._flow.users(before) != [node]:
             return False
-        if before.meta["kind"] is Kind.MAX_POOL:
+        if facts(before)["kind"] is Kind.MAX_POOL:
             return _positions(before) == _positions(self._flow.sources(before)[0])
         passed = 0
-        while before.meta["kind"] in _BETWEEN and self._path.get(before) is Role.INSIDE_BRANCH:
+        while facts(before)["kind"] in _BETWEEN and self._path.get(before) is Role.INSIDE_BRANCH:
             before, passed = self._flow.sources(before)[0], passed + 1
         inside = self._path.get(node) is self._path.get(before) is Role.INSIDE_BRANCH
-        return inside and passed > 0 and before.meta["kind"] is Kind.CONV
+        return inside and passed > 0 and facts(before)["kind"] is Kind.CONV
 
 
 _BETWEEN = frozenset({Kind.NORM, Kind.ACTIVATION, Kind.DROPOUT, Kind.IDENTITY})
@@ -185,5 +186,5 @@ _MOST_WEIGHTS = 4
 
 def _positions(node: fx.Node) -> int:
     """Positions of a map ``(N, C, …)``; 1 for a vector."""
-    shape = node.meta["shape"] or ()
+    shape = facts(node)["shape"] or ()
     return math.prod(shape[2:]) if len(shape) > 2 else 1

@@ -21,6 +21,7 @@ from rewriter.analysis.sums import addends
 from rewriter.analysis.ways import Way, way_between
 from rewriter.analysis.weights import PASS_THROUGH, find_features, has_weight
 from rewriter.tracing.dataflow import Dataflow, once
+from rewriter.tracing.facts import facts
 from rewriter.tracing.kinds import Kind
 
 
@@ -121,7 +122,7 @@ def _find(flow: Dataflow, model: nn.Module) -> list[Branch]:
     branches: list[Branch] = []
     streams: dict[fx.Node, fx.Node] = {}
     for join in flow.nodes():
-        if join.meta["kind"] is Kind.CONCAT:
+        if facts(join)["kind"] is Kind.CONCAT:
             found = _dense_layers(flow, model, join)
         else:
             residual = _residual(flow, model, join, streams)
@@ -225,7 +226,7 @@ def _block(
         return None
     shortcut, operand = (sources[index] for index in found)
     projects = ways[found[0]].weights > 0
-    if shortcut.meta["shape"] != join.meta["shape"]:  # a timestep that is added to every position
+    if facts(shortcut)["shape"] != facts(join)["shape"]:  # a timestep that is added to every position
         return None
     if projects and not _is_read_once(flow, fork, shortcut, join):
         return None
@@ -255,7 +256,7 @@ def _is_read_once(flow: Dataflow, fork: fx.Node, end: fx.Node, join: fx.Node) ->
     for node in flow.in_order(way):
         if has_weight(node, flow) or not made.isdisjoint(flow.sources(node)):
             made.add(node)
-    readers = {user for node in made for user in flow.users(node) if user.meta["kind"] not in (Kind.SELECT, Kind.ADD)}
+    readers = {user for node in made for user in flow.users(node) if facts(user)["kind"] not in (Kind.SELECT, Kind.ADD)}
     return readers <= way | {join}
 
 
@@ -273,13 +274,13 @@ def _is_passed_by(flow: Dataflow, fork: fx.Node, sources: list[fx.Node], join: f
 def _become_weights(flow: Dataflow, join: fx.Node) -> bool:
     """Whether a sum is read by a softmax alone: attention scores, to which those of positions are added."""
     node = join
-    while node.meta["kind"] in (*PASS_THROUGH, Kind.ADD, Kind.MULTIPLY) and len(flow.users(node)) == 1:
+    while facts(node)["kind"] in (*PASS_THROUGH, Kind.ADD, Kind.MULTIPLY) and len(flow.users(node)) == 1:
         (node,) = flow.users(node)
-    return node.meta["kind"] is Kind.SOFTMAX
+    return facts(node)["kind"] is Kind.SOFTMAX
 
 
 def _holds_norm(nodes: set[fx.Node]) -> bool:
-    return any(node.meta["kind"] is Kind.NORM for node in nodes)
+    return any(facts(node)["kind"] is Kind.NORM for node in nodes)
 
 
 def _dense_layers(flow: Dataflow, model: nn.Module, join: fx.Node) -> list[Branch]:
@@ -302,7 +303,7 @@ def _kept_parts(flow: Dataflow, sources: list[fx.Node]) -> Iterator[tuple[fx.Nod
     for source in reversed(sources):
         node: fx.Node | None = source
         while node is not None:
-            if node.meta["kind"] is Kind.CONCAT:
+            if facts(node)["kind"] is Kind.CONCAT:
                 earlier = flow.sources(node)
                 if set(earlier) < set(sources):
                     yield node, earlier

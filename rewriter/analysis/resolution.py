@@ -9,6 +9,7 @@ from torch.nn.modules.conv import _ConvTransposeNd
 
 from rewriter.analysis.carrying import carried
 from rewriter.tracing.dataflow import Dataflow
+from rewriter.tracing.facts import facts
 from rewriter.tracing.kinds import Kind, function_name
 
 
@@ -21,7 +22,7 @@ def spans_levels(flow: Dataflow, start: fx.Node, end: fx.Node, model: nn.Module)
     for up in (node for node in _way(flow, start, end, model) if enlarges(node, flow, model)):
         below = _way(flow, start, up, model) - {up}
         downs = [node for node in below if _shrinks(node, flow, model)]
-        activations = [node for node in below if node.meta["kind"] is Kind.ACTIVATION]
+        activations = [node for node in below if facts(node)["kind"] is Kind.ACTIVATION]
         if any(flow.is_ancestor(down, activation) for down in downs for activation in activations):
             return True
     return False
@@ -38,11 +39,11 @@ def enlarges(node: fx.Node, flow: Dataflow, model: nn.Module) -> bool:
 
 
 def _shrinks(node: fx.Node, flow: Dataflow, model: nn.Module) -> bool:
-    return (node.meta["kind"] in _SHRINKING or _resizes(node, model)) and _growth(node, flow) < _FEWER
+    return (facts(node)["kind"] in _SHRINKING or _resizes(node, model)) and _growth(node, flow) < _FEWER
 
 
 def _resizes(node: fx.Node, model: nn.Module) -> bool:
-    if node.meta["kind"] is Kind.INTERPOLATE:
+    if facts(node)["kind"] is Kind.INTERPOLATE:
         return True
     if node.op == "call_module":
         module = model.get_submodule(str(node.target))
@@ -53,7 +54,7 @@ def _resizes(node: fx.Node, model: nn.Module) -> bool:
 def _growth(node: fx.Node, flow: Dataflow) -> float:
     """How many times as many positions a map ``(N, C, …)`` has after ``node``; 1 where that is not known."""
     sources = flow.sources(node)
-    shapes = [sources[0].meta["shape"] if sources else None, node.meta["shape"]]
+    shapes = [facts(sources[0])["shape"] if sources else (), facts(node)["shape"]]
     if any(shape is None or len(shape) < 3 for shape in shapes) or len(shapes[0]) != len(shapes[1]):
         return 1.0
     before, after = (math.prod(shape[2:]) for shape in shapes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import fx, nn
 
+from rewriter.tracing.facts import facts
 from rewriter.tracing.kinds import Kind, function_name
 
 _RESULT_NOT_NEEDED = frozenset(
@@ -43,7 +44,7 @@ _NEVER_WRITTEN = frozenset({"expand", "expand_as", "chunk", "split", "split_with
 
 def forbids_writes(node: fx.Node, model: nn.Module) -> bool:
     """Whether the gradient of ``node``, or the kind of view it is, forbids writes to what it gave."""
-    name, kind = _name(node, model), node.meta["kind"]
+    name, kind = _name(node, model), facts(node)["kind"]
     if name in _NEVER_WRITTEN:
         return True
     if kind is Kind.SELECT and _name(node.all_input_nodes[0], model) in _NEVER_WRITTEN:  # an element of a split
@@ -55,7 +56,7 @@ def forbids_writes(node: fx.Node, model: nn.Module) -> bool:
 
 def keeps_its_inputs(node: fx.Node) -> bool:
     """Whether the gradient of ``node`` may need what it reads."""
-    return node.meta["kind"] not in _INPUTS_NOT_NEEDED
+    return facts(node)["kind"] not in _INPUTS_NOT_NEEDED
 
 
 def _name(node: fx.Node, model: nn.Module) -> str:

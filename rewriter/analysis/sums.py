@@ -7,12 +7,13 @@ from torch import fx
 from rewriter.analysis.layout import elements
 from rewriter.analysis.weights import has_weight
 from rewriter.tracing.dataflow import Dataflow
+from rewriter.tracing.facts import facts
 from rewriter.tracing.kinds import Kind, function_name
 
 
 def addends(flow: Dataflow, node: fx.Node) -> list[fx.Node]:
     """What ``node`` sums up; nothing if it is no sum. Constants are not among them."""
-    if node.meta["kind"] is Kind.ADD:
+    if facts(node)["kind"] is Kind.ADD:
         return flow.sources(node)
     if (stack := summed_stack(flow, node)) is not None:
         return flow.sources(stack)
@@ -20,7 +21,7 @@ def addends(flow: Dataflow, node: fx.Node) -> list[fx.Node]:
     sources = flow.sources(node)
     if name not in _SUMS and name not in _DIFFERENCES:
         return []
-    if any(source.meta["shape"] != node.meta["shape"] for source in sources):
+    if any(facts(source)["shape"] != facts(node)["shape"] for source in sources):
         return []
     return [] if name in _DIFFERENCES and _ends_in_a_loss(flow, node) else sources
 
@@ -33,7 +34,7 @@ def summed_stack(flow: Dataflow, total: fx.Node) -> fx.Node | None:
     if len(sources) != 1 or sources[0].op != "call_function" or function_name(sources[0].target) != "stack":  # type: ignore[arg-type]
         return None
     (stack,) = sources
-    same = all(item.meta["shape"] == total.meta["shape"] for item in flow.sources(stack))
+    same = all(facts(item)["shape"] == facts(total)["shape"] for item in flow.sources(stack))
     return stack if same and flow.users(stack) == [total] else None
 
 

@@ -8,6 +8,7 @@ from torch import fx
 
 from rewriter.analysis.weights import PASS_THROUGH, has_weight
 from rewriter.tracing.dataflow import Dataflow
+from rewriter.tracing.facts import facts
 from rewriter.tracing.kinds import Kind
 
 
@@ -47,7 +48,7 @@ def way_between(flow: Dataflow, fork: fx.Node, operand: fx.Node, streams: dict[f
     while source is not None and source is not fork:  # a sum over the same fork carries the shortcut: x + f(x) + g(x)
         if streams.get(source) is fork:
             return _IDENTITY
-        passed = flow.sources(source) if source.meta["kind"] in PASS_THROUGH else []
+        passed = flow.sources(source) if facts(source)["kind"] in PASS_THROUGH else []
         source = next(iter(passed), None)  # none of memory that was filled after it was made
     nodes = flow.region(fork, operand) if operand is not fork else set()
     in_series: dict[fx.Node, int] = {}
@@ -55,7 +56,7 @@ def way_between(flow: Dataflow, fork: fx.Node, operand: fx.Node, streams: dict[f
         before = max((in_series.get(other, 0) for other in flow.sources(node)), default=0)
         in_series[node] = before + has_weight(node, flow)
     weights = in_series.get(operand, 0)
-    kinds = {node.meta["kind"] for node in nodes if not _multiplies(node, flow)}
+    kinds = {facts(node)["kind"] for node in nodes if not _multiplies(node, flow)}
     mixes = not kinds.isdisjoint(_MIXING)
     if not weights:
         return Way(int(mixes), linear=True)
@@ -64,7 +65,7 @@ def way_between(flow: Dataflow, fork: fx.Node, operand: fx.Node, streams: dict[f
 
 def _multiplies(node: fx.Node, flow: Dataflow) -> bool:
     """Whether a product of matrices is one with a weight."""
-    return node.meta["kind"] is Kind.MATMUL and has_weight(node, flow)
+    return facts(node)["kind"] is Kind.MATMUL and has_weight(node, flow)
 
 
 _MIXING = frozenset({Kind.SOFTMAX, Kind.MATMUL, Kind.ATTENTION})

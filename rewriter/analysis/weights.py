@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from torch import fx, nn
 
 from rewriter.tracing.dataflow import WEIGHT_KINDS, Dataflow, once
+from rewriter.tracing.facts import facts
 from rewriter.tracing.kinds import Kind
 
 PASS_THROUGH = frozenset({Kind.VIEW, Kind.IDENTITY, Kind.SELECT})
@@ -15,7 +16,7 @@ PASS_THROUGH = frozenset({Kind.VIEW, Kind.IDENTITY, Kind.SELECT})
 
 def has_weight(node: fx.Node, flow: Dataflow) -> bool:
     """Whether ``node`` multiplies data by a weight (a convolution, a linear layer, a matmul with a parameter)."""
-    kind = node.meta["kind"]
+    kind = facts(node)["kind"]
     if kind is Kind.MATMUL:
         return len(flow.sources(node)) == 1 and any(
             True for n in node.all_input_nodes for _ in constants_behind(n, flow)
@@ -48,10 +49,10 @@ def constants_behind(node: fx.Node, flow: Dataflow) -> Iterator[fx.Node]:
 
 def is_pointwise(node: fx.Node, model: nn.Module) -> bool:
     """Whether a weight acts on each position alone: a linear layer, or a convolution with a kernel of 1."""
-    if node.meta["kind"] in (Kind.ATTENTION, Kind.RECURRENT):
+    if facts(node)["kind"] in (Kind.ATTENTION, Kind.RECURRENT):
         return False
     if node.op == "call_module":
         kernel = getattr(model.get_submodule(str(node.target)), "kernel_size", (1,))
         return all(size == 1 for size in (kernel if isinstance(kernel, tuple) else (kernel,)))
     constants = [n for n in node.all_input_nodes if n.op == "get_attr"]
-    return bool(constants) and all(size == 1 for size in (constants[0].meta["shape"] or ())[2:])
+    return bool(constants) and all(size == 1 for size in (facts(constants[0])["shape"] or ())[2:])

@@ -32,6 +32,7 @@ from rewriter.planning.ranks import check_same_weights, several_ranks
 from rewriter.planning.report import needs_no_calibration
 from rewriter.reporting.progress import progress_bar
 from rewriter.tracing.dataflow import Dataflow
+from rewriter.tracing.facts import facts
 from rewriter.tracing.inputs import Inputs, tensors_in
 from rewriter.tracing.kinds import Kind
 from rewriter.tracing.trace import trace_model
@@ -162,7 +163,7 @@ def _levels(
         flow = trace_model(model, inputs).eval.dataflow
     except TraceError as error:
         raise CalibrationError(f"the first batch does not fit the model: {error}") from error
-    nodes = {path: [n for n in flow.nodes() if n.meta["owner"].path == path] for path in layers}
+    nodes = {path: [n for n in flow.nodes() if facts(n)["owner"].path == path] for path in layers}
     missing = [path for path, found in nodes.items() if not found]
     if missing:
         warnings.warn(
@@ -180,7 +181,7 @@ def _levels(
 
 def _warn_of_trained_weights(model: nn.Module, flow: Dataflow, nodes: Sequence[fx.Node]) -> None:
     """Weights that were trained without the constants do not fit them."""
-    behind = {user for node in nodes for user in flow.reachable(node) if user.meta["kind"] is Kind.NORM}
+    behind = {user for node in nodes for user in flow.reachable(node) if facts(user)["kind"] is Kind.NORM}
     paths = dict.fromkeys(path_of(node) for node in flow.in_order(behind))
     trained = [path for path in paths if is_trained(model.get_submodule(path))]
     if trained:

@@ -33,6 +33,7 @@ from rewriter.planning.record import records_of, set_records
 from rewriter.planning.remembered_inputs import inputs_of_rewrite
 from rewriter.planning.report import needs_no_calibration
 from rewriter.tracing.dataflow import Dataflow
+from rewriter.tracing.facts import facts
 from rewriter.tracing.inputs import Inputs, candidate_inputs
 from rewriter.tracing.kinds import Kind
 from rewriter.tracing.trace import trace_model
@@ -216,7 +217,7 @@ def _change(before: list[torch.Tensor], after: list[torch.Tensor]) -> str:
 
 def _target(model: nn.Module, flow: Dataflow, path: str, layer: CalibratedLayer) -> Target | str:
     """The weight that ``layer`` can be folded into, or why there is none."""
-    own = [node for node in flow.nodes() if node.meta["owner"].path == path]
+    own = [node for node in flow.nodes() if facts(node)["owner"].path == path]
     results = [node for node in own if any(user not in own for user in flow.users(node))]
     readers = {user for node in results for user in flow.users(node)}
     if not own:
@@ -224,7 +225,7 @@ def _target(model: nn.Module, flow: Dataflow, path: str, layer: CalibratedLayer)
     if len(readers) != 1 or (join := readers.pop()).meta["kind"] is not Kind.CONCAT:
         return "what it normalises is summed, and a sum has no weights of its own for each map"
     weight = _only_reader(flow, join)
-    if weight is None or weight.op != "call_module" or weight.meta["kind"] not in (Kind.CONV, Kind.LINEAR):
+    if weight is None or weight.op != "call_module" or facts(weight)["kind"] not in (Kind.CONV, Kind.LINEAR):
         return "the concatenation is not read by one weight alone, directly"
     module = model.get_submodule(str(weight.target))
     calls = [n for n in flow.nodes() if n.op == "call_module" and model.get_submodule(str(n.target)) is module]
@@ -240,7 +241,7 @@ def _target(model: nn.Module, flow: Dataflow, path: str, layer: CalibratedLayer)
     maps = _in_order_of(join, results)
     if len(maps) < layer.operands:
         return "one of its maps does not depend on the input"
-    channels = [node.meta["shape"][dim] for node in maps]
+    channels = [facts(node)["shape"][dim] for node in maps]
     taken = module.in_features if isinstance(module, nn.Linear) else module.in_channels
     if sum(channels) != taken:
         return f"the maps are joined along another dimension than the one that {weight.target} reads"
@@ -250,7 +251,7 @@ def _target(model: nn.Module, flow: Dataflow, path: str, layer: CalibratedLayer)
 def _only_reader(flow: Dataflow, node: fx.Node) -> fx.Node | None:
     """The one operation that reads ``node``, dropouts and identities left out."""
     users = flow.users(node)
-    while len(users) == 1 and users[0].meta["kind"] in (Kind.DROPOUT, Kind.IDENTITY):
+    while len(users) == 1 and facts(users[0])["kind"] in (Kind.DROPOUT, Kind.IDENTITY):
         users = flow.users(users[0])
     return users[0] if len(users) == 1 else None
 

@@ -39,6 +39,7 @@ from rewriter.edit.positions import Position, positions
 from rewriter.edit.source import read_source
 from rewriter.errors import SourceError
 from rewriter.reasons import Reason, Refused
+from rewriter.tracing.facts import facts
 from rewriter.tracing.kinds import is_in_place
 
 
@@ -110,7 +111,7 @@ class Editor(DataEdits):
                 raise Refused(Reason.NOT_MOVABLE, f"`{moved.source.segment(moved.span)}` cannot be moved: {why_not}")
             return [moved.edit(Move(moved.span, 0, expression.span, operand))]
         raise Refused(
-            Reason.DIFFERENT_METHODS, f"{call.meta['owner']} and {beside.meta['owner']} are not in one method"
+            Reason.DIFFERENT_METHODS, f"{facts(call)['owner']} and {facts(beside)['owner']} are not in one method"
         )
 
     @making

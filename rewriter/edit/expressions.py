@@ -25,6 +25,7 @@ from rewriter.edit.repeated_calls import RepeatedCalls
 from rewriter.errors import SourceError
 from rewriter.reasons import Reason, Refused
 from rewriter.tracing.dataflow import Dataflow, once
+from rewriter.tracing.facts import facts
 from rewriter.tracing.trace import Recording, Trace
 
 
@@ -108,7 +109,7 @@ class Expressions:
     def same_values(self, node: fx.Node) -> Iterator[fx.Node]:
         """``node`` and what it is only a view or a selection of, and not a later state of."""
         yield node
-        while not node.meta["after"] and node.meta["kind"] in PASS_THROUGH and len(self._flow.sources(node)) == 1:
+        while not facts(node)["after"] and facts(node)["kind"] in PASS_THROUGH and len(self._flow.sources(node)) == 1:
             node = self._flow.sources(node)[0]
             yield node
 
@@ -116,7 +117,7 @@ class Expressions:
         """The expressions whose value is what ``node`` gives, innermost first."""
         for position in positions(node):
             if not position.direct:
-                callee = next((c for c in node.meta["call"].chain() if c.parent is position.call), None)
+                callee = next((c for c in facts(node)["call"].chain() if c.parent is position.call), None)
                 if callee is None or callee.frames[:1] != (position.frame,) or callee.outputs != [node]:
                     return
             yield position
@@ -148,7 +149,7 @@ class Expressions:
         while values[-1] not in position.arguments:
             values.append(self._flow.sources(values[-1])[0])
         inside = self._within[position.frame.invocation, position.frame.instruction]
-        callee = next((c for c in consumer.meta["call"].chain() if c.parent is position.call), None)
+        callee = next((c for c in facts(consumer)["call"].chain() if c.parent is position.call), None)
         returned = callee.outputs if callee is not None and callee.frames[0] == position.frame else []
         self.interference.refuse_entering(values, consumer, inside, returned)
 
@@ -175,5 +176,5 @@ def direct(node: fx.Node) -> Position:
 
 
 def issued_by_no_code(node: fx.Node) -> Refused:
-    where = node.meta["owner"].path or "the model"
+    where = facts(node)["owner"].path or "the model"
     return Refused(Reason.NO_SOURCE, f"the operation is not issued by Python code: {where} is compiled or builtin")

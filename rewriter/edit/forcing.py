@@ -13,6 +13,7 @@ from rewriter.edit.classes import ClassEdit, MethodEdit, class_name, derive, edi
 from rewriter.edit.held_methods import rebind, replaced_by_class
 from rewriter.edit.source import FunctionSource, Span, code_span
 from rewriter.errors import SourceError
+from rewriter.tracing.facts import facts
 from rewriter.tracing.frames import Frame
 from rewriter.tracing.trace import Recording
 
@@ -75,7 +76,7 @@ class Forcing:
         for module, cls in reversed(self._classes):
             module.__class__ = cls
         known: dict[tuple[CodeType, int], tuple[CodeType, int]] = {}
-        nodes = (node.meta["frames"] for recording in recordings for node in recording.graph.nodes)
+        nodes = (facts(node)["frames"] for recording in recordings for node in recording.graph.nodes)
         calls = (call.frames for recording in recordings for call in recording.calls)
         if not any(frame.code in self._plain for frames in (*nodes, *calls) for frame in frames):
             plain = ", ".join(dict.fromkeys(code.co_qualname for code, _ in self._plain.values()))
@@ -93,7 +94,7 @@ class Forcing:
 
         for recording in recordings:
             for node in recording.graph.nodes:
-                node.meta["frames"] = tuple(map(of, node.meta["frames"]))
+                facts(node)["frames"] = tuple(map(of, facts(node)["frames"]))
             for call in recording.calls:
                 call.frames = tuple(map(of, call.frames))
 

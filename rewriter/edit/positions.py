@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
+from rewriter.tracing.facts import facts
 from rewriter.tracing.frames import Frame
 from rewriter.tracing.module_call import ModuleCall
 
@@ -31,12 +32,13 @@ class Position:
 
 def positions(node: fx.Node) -> Iterator[Position]:
     """The expressions that lead to ``node``, innermost first."""
-    frames, call = node.meta["frames"], node.meta["call"]
+    frames = facts(node)["frames"]
+    around: ModuleCall | None = facts(node)["call"]
     inner: ModuleCall | None = None
-    while call is not None:
+    while around is not None:
         for index, frame in enumerate(frames):
             direct = inner is None and index == 0
             callee = frames[index - 1] if index > 0 else inner
             receives = isinstance(callee, Frame) and callee.path is not None
-            yield Position(frame, call, direct, callee.arguments if callee is not None else (), receives)
-        inner, frames, call = call, call.frames, call.parent
+            yield Position(frame, around, direct, callee.arguments if callee is not None else (), receives)
+        inner, frames, around = around, around.frames, around.parent

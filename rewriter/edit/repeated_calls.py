@@ -13,6 +13,7 @@ from torch import fx, nn
 from rewriter.edit.positions import Position, positions
 from rewriter.edit.receivers import Receivers
 from rewriter.reasons import Reason, Refused
+from rewriter.tracing.facts import facts
 from rewriter.tracing.frames import Frame
 from rewriter.tracing.module_call import ModuleCall
 from rewriter.tracing.trace import Recording
@@ -48,7 +49,7 @@ class RepeatedCalls:
             if type(module).__module__.startswith("torch."):
                 detail = f"the loop of {path!r}, an nn.{type(module).__name__}, calls it"
             else:
-                detail = f"{node.meta['owner']} evaluates one expression for several operations"
+                detail = f"{facts(node)['owner']} evaluates one expression for several operations"
             raise Refused(Reason.IN_A_LOOP, detail)
 
     def _told(self, path: str) -> str:
@@ -65,7 +66,9 @@ class RepeatedCalls:
     def _calls(self) -> dict[int, list[tuple[tuple[Frame, ...], ModuleCall | None]]]:
         """For each module by its ``id`` the frames of its calls, and the calls that these were made in."""
         nodes = (node for node in self._recording.graph.nodes if node.op == "call_module")
-        made = [(str(node.target), node.meta["frames"], node.meta["call"]) for node in nodes]
+        made: list[tuple[str, tuple[Frame, ...], ModuleCall | None]] = [
+            (str(node.target), facts(node)["frames"], facts(node)["call"]) for node in nodes
+        ]
         made += [(call.path, call.frames, call.parent) for call in self._recording.calls]
         found: dict[int, list[tuple[tuple[Frame, ...], ModuleCall | None]]] = defaultdict(list)
         for path, frames, call in made:
@@ -89,7 +92,7 @@ class RepeatedCalls:
         seen: dict[tuple[int, int], set[Any]] = {}
         for node in self._recording.graph.nodes:
             if node.op in ("call_module", "call_function"):
-                _note_evaluations(seen, node.meta["frames"], node)
+                _note_evaluations(seen, facts(node)["frames"], node)
         for call in self._recording.calls:
             _note_evaluations(seen, call.frames, call)
         return Counter({key: len(what) for key, what in seen.items()})

@@ -84,4 +84,6 @@ class Place(Generic[Subject]):
 
 
 def _path_of(node: fx.Node) -> str:
-    return str(node.target) if node.op == "call_module" else str(node.meta["owner"].path)
+    from rewriter.analysis.naming import path_of
+
+    return path_of(node)

@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 from rewriter.edit.edits import AddBehaviour, Edit, SetAttribute, find_module
 from rewriter.layers.registry import layer_class
 from rewriter.model.random_state import random_state_kept
+from rewriter.tracing.facts import facts
 from rewriter.tracing.kinds import function_name, has_own_forward
 from rewriter.tracing.skeleton import meta_twin, skeleton
 from rewriter.tracing.trace import Trace
@@ -100,7 +101,7 @@ def _given(path: str, model: nn.Module, again: Trace) -> tuple[tuple[Any, ...], 
 
 def _tensors(given: Any) -> Any:
     """``given`` with a tensor of the same shape and type in the place of each node."""
-    return fx.map_arg(given, lambda node: torch.empty(node.meta["shape"], dtype=node.meta["dtype"], device="meta"))
+    return fx.map_arg(given, lambda node: torch.empty(facts(node)["shape"], dtype=facts(node)["dtype"], device="meta"))
 
 
 def _calls_inside(module: nn.Module, given: tuple[tuple[Any, ...], dict[str, Any]]) -> list[Any]:

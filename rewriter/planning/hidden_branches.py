@@ -29,6 +29,7 @@ from rewriter.guideline.deciding import findings_of
 from rewriter.model.random_state import random_state_kept
 from rewriter.planning.in_force import not_run
 from rewriter.reasons import TECHNICAL, Reason
+from rewriter.tracing.facts import facts
 from rewriter.tracing.skeleton import shared_twin, skeleton
 from rewriter.tracing.trace import Trace, trace_model
 
@@ -286,7 +287,7 @@ class _Chains:
             if node.op == "call_module" and node.target in paths:
                 places = filter(None, map(self._place, positions(node)))
                 self._calls.setdefault(str(node.target), {}).update(dict.fromkeys(places))
-            call = node.meta["call"]
+            call = facts(node)["call"]
             found = list(positions(node)) if call is not None else []
             for index, position in enumerate(found):
                 path = self._receivers.path(position)

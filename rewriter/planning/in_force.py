@@ -32,6 +32,7 @@ from rewriter.layers.registry import layer_class
 from rewriter.model.random_state import random_state_kept
 from rewriter.planning.effects import behaviours_watched, is_read
 from rewriter.reasons import Reason
+from rewriter.tracing.facts import facts
 from rewriter.tracing.frames import Frame
 from rewriter.tracing.inputs import Inputs
 from rewriter.tracing.skeleton import shared_twin, skeleton
@@ -176,7 +177,7 @@ class _Ran:
 
 
 def _frames_of(found: Any) -> tuple[Frame, ...]:
-    frames: tuple[Frame, ...] = found.meta["frames"] if isinstance(found, fx.Node) else found.frames
+    frames: tuple[Frame, ...] = facts(found)["frames"] if isinstance(found, fx.Node) else found.frames
     return frames
 
 

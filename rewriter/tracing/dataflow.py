@@ -11,6 +11,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import networkx as nx
 from torch import fx
 
+from rewriter.tracing.facts import facts
 from rewriter.tracing.kinds import Kind
 
 WEIGHT_KINDS = frozenset({Kind.CONV, Kind.LINEAR, Kind.ATTENTION, Kind.RECURRENT})
@@ -52,7 +53,7 @@ class Dataflow:
         reached = set(self.inputs)
         self.graph.add_nodes_from(self.inputs)
         for node in graph.nodes:
-            if node.meta["kind"] is Kind.FACTORY:  # new_empty, zeros_like: they read a shape, no data
+            if facts(node)["kind"] is Kind.FACTORY:  # new_empty, zeros_like: they read a shape, no data
                 continue
             for source in (*_read_for_data(node), *node.meta.get("after", ())):
                 if source in reached:
@@ -72,12 +73,12 @@ class Dataflow:
 
     def nodes(self, *kinds: Kind) -> Iterator[fx.Node]:
         """Nodes that depend on the input, of the given kinds, in the order they ran."""
-        return (n for n in sorted(self.graph, key=self._order.__getitem__) if not kinds or n.meta["kind"] in kinds)
+        return (n for n in sorted(self.graph, key=self._order.__getitem__) if not kinds or facts(n)["kind"] in kinds)
 
     def back_through(self, node: fx.Node, kinds: Container[Kind]) -> Iterator[fx.Node]:
         """``node``, and one after the other what it is made of alone, as long as operations are of these ``kinds``."""
         yield node
-        while node.meta["kind"] in kinds and len(sources := self.sources(node)) == 1:
+        while facts(node)["kind"] in kinds and len(sources := self.sources(node)) == 1:
             (node,) = sources
             yield node
 

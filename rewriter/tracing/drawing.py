@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import fx
 
 from rewriter.errors import StorageError
+from rewriter.tracing.facts import facts
 
 
 def draw(graph: fx.Graph, path: str | Path) -> Path:
@@ -40,7 +41,7 @@ def to_dot(graph: fx.Graph) -> str:
         if node.op == "get_attr":
             continue
         name = str(node.target) if node.op in ("call_module", "placeholder") else node.name
-        shape = "×".join(map(str, node.meta["shape"])) if node.meta["shape"] else ""
-        lines.append(f'  "{node.name}" [label="{name}\\n{node.meta["kind"]} {shape}"];')
+        shape = "×".join(map(str, facts(node)["shape"])) if facts(node)["shape"] else ""
+        lines.append(f'  "{node.name}" [label="{name}\\n{facts(node)["kind"]} {shape}"];')
         lines += [f'  "{source.name}" -> "{node.name}";' for source in node.all_input_nodes if source.op != "get_attr"]
     return "\n".join([*lines, "}"]) + "\n"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import fx
 
 from rewriter.errors import TraceError
+from rewriter.tracing.facts import facts
 from rewriter.tracing.kinds import Kind
 from rewriter.tracing.trace import Trace
 
@@ -16,8 +17,8 @@ def graph_module(trace: Trace) -> fx.GraphModule:
         TraceError: part of the model ran where torch could not observe it.
     """
     for node in trace.graph.nodes:
-        if node.meta["kind"] is Kind.OPAQUE:
-            path = node.meta["module_path"] or type(trace.model).__name__
+        if facts(node)["kind"] is Kind.OPAQUE:
+            path = facts(node)["module_path"] or type(trace.model).__name__
             raise TraceError(
                 f"module {path!r} makes a tensor outside torch's sight (numpy, a scripted function, an "
                 "autograd.Function); a flat graph cannot hold it. Use the model itself, or torch.export."

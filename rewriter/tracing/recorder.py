@@ -22,6 +22,7 @@ from rewriter.model.contents import contents, tensors_held
 from rewriter.model.hooks import between_hooks, call_hooked
 from rewriter.tracing import shapes
 from rewriter.tracing.caches import forget_meta_tensors
+from rewriter.tracing.facts import facts
 from rewriter.tracing.frames import Frame, FrameReader, owner_of
 from rewriter.tracing.inputs import tensors_in
 from rewriter.tracing.kinds import Kind, function_kind, has_own_forward, is_active_dropout, module_kind
@@ -135,7 +136,7 @@ class Recorder(TorchFunctionMode):
         with _torch_unobserved():
             node = self._call_function(func, args, kwargs)
             self._describe(node, kind := function_kind(func), self._frames.read(sys._getframe(1)), result)
-            node.meta["active"] = kind is Kind.DROPOUT and is_active_dropout(func, args, kwargs)
+            facts(node)["active"] = kind is Kind.DROPOUT and is_active_dropout(func, args, kwargs)
             self._write(changed, node)
             self._bind(result, node)
         return result
@@ -210,7 +211,7 @@ class Recorder(TorchFunctionMode):
             with _torch_unobserved():
                 node = self.graph.create_node("call_module", path, *nodes)
                 self._describe(node, kind, self._frames.read(sys._getframe(1)), result)
-                node.meta["active"] = self._drops
+                facts(node)["active"] = self._drops
                 self._write(changed, node)
                 self._bind(result, node)
             if root:
@@ -263,21 +264,21 @@ class Recorder(TorchFunctionMode):
             self._nodes[id(value)] = node
             self._writers.pop(id(value), None)
             self._alive.append(value)
-            node.meta["storage"] = storage = storage_of(value)
+            facts(node)["storage"] = storage = storage_of(value)
             self._sharing.setdefault(storage, set()).add(id(value))
         elif isinstance(value, (list, tuple, dict)):
             items = value.items() if isinstance(value, dict) else enumerate(value)
             for key, item in items:
                 if any(True for _ in tensors_in(item)):
                     element = self.graph.call_function(operator.getitem, (node, key))
-                    self._describe(element, Kind.SELECT, node.meta["frames"], item)
+                    self._describe(element, Kind.SELECT, facts(node)["frames"], item)
                     self._bind(item, element)
 
     def _write(self, changed: list[torch.Tensor], node: fx.Node) -> None:
         """``node`` wrote to the memory of ``changed``: all tensors in it depend on ``node`` when they are read next."""
-        node.meta["writes"] = frozenset(map(storage_of, changed))
-        self.written |= node.meta["writes"]
-        for storage in node.meta["writes"]:
+        facts(node)["writes"] = frozenset(map(storage_of, changed))
+        self.written |= facts(node)["writes"]
+        for storage in facts(node)["writes"]:
             for sharing in self._sharing.get(storage, ()):
                 self._writers[sharing] = node
                 self._values.forget(sharing)
@@ -288,8 +289,8 @@ class Recorder(TorchFunctionMode):
         if node is None or writer is None:
             return node
         alias = self.graph.call_function(torch.Tensor.view_as, (node, node))
-        self._describe_in(writer.meta["call"], alias, Kind.IDENTITY, writer.meta["frames"], value)
-        alias.meta.update(after=(writer,), storage=node.meta["storage"])
+        self._describe_in(facts(writer)["call"], alias, Kind.IDENTITY, facts(writer)["frames"], value)
+        alias.meta.update(after=(writer,), storage=facts(node)["storage"])
         self._nodes[id(value)] = alias
         return alias
 

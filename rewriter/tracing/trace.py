@@ -23,6 +23,7 @@ from rewriter.model.surroundings import surroundings_kept
 from rewriter.tracing.caches import forget_meta_tensors
 from rewriter.tracing.dataflow import Dataflow
 from rewriter.tracing.drawing import draw
+from rewriter.tracing.facts import facts
 from rewriter.tracing.inputs import Inputs
 from rewriter.tracing.kinds import Kind
 from rewriter.tracing.known_values import KnownValues
@@ -96,16 +97,16 @@ class Trace:
 
     def owner_of(self, node: fx.Node) -> nn.Module:
         """The module whose method issues an operation."""
-        return self.model.get_submodule(node.meta["owner"].path)
+        return self.model.get_submodule(facts(node)["owner"].path)
 
     def shape(self, node: fx.Node) -> tuple[int, ...]:
         """The shape of what an operation gives."""
-        return tuple(node.meta["shape"])
+        return tuple(facts(node)["shape"])
 
     @cached_property
     def modes_alike(self) -> bool:
         """Whether both modes run the same operations in the same order, and dropouts act in training mode only."""
-        stays_on = any(node.meta.get("active") for node in self.eval.graph.nodes if node.meta["kind"] is Kind.DROPOUT)
+        stays_on = any(node.meta.get("active") for node in self.eval.graph.nodes if facts(node)["kind"] is Kind.DROPOUT)
         return not stays_on and _operations(self.train) == _operations(self.eval)
 
     def draw(self, path: str | Path) -> Path:
@@ -115,7 +116,7 @@ class Trace:
 
 def _operations(recording: Recording) -> list[tuple[str, Any, str]]:
     """What the input reaches: batch norms also count their batches, in training only."""
-    return [(node.op, node.target, node.meta["module_path"]) for node in recording.dataflow.nodes()]
+    return [(node.op, node.target, facts(node)["module_path"]) for node in recording.dataflow.nodes()]
 
 
 BACKENDS = ("meta", "cpu")

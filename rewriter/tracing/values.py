@@ -13,6 +13,7 @@ from rewriter.errors import RewriterError, TraceError
 from rewriter.model.hooks import between_hooks
 from rewriter.model.random_state import random_state_seeded
 from rewriter.model.surroundings import surroundings_kept
+from rewriter.tracing.facts import facts
 from rewriter.tracing.inputs import Inputs, tensors_in
 from rewriter.tracing.kinds import Kind, function_kind, module_kind
 from rewriter.tracing.skeleton import skeleton
@@ -98,7 +99,7 @@ _CALLS = ("forward", "_compiled_call_impl")
 
 
 def _operations(graph: fx.Graph, kinds: frozenset[Kind]) -> Iterator[fx.Node]:
-    return (n for n in graph.nodes if n.op in ("call_module", "call_function") and n.meta["kind"] in kinds)
+    return (n for n in graph.nodes if n.op in ("call_module", "call_function") and facts(n)["kind"] in kinds)
 
 
 class _Rerun(TorchFunctionMode):
