@@ -51,6 +51,11 @@ class FileExamples:
     def __init__(self, paths: Sequence[str | Path], targets: Sequence[int], mode: str) -> None:
         self.paths, self.targets, self.mode = paths, targets, mode
 
+    @staticmethod
+    def of(samples: Sequence[tuple[str | Path, int]], mode: str) -> FileExamples:
+        """Examples of (path, class)."""
+        return FileExamples([path for path, _ in samples], [target for _, target in samples], mode)
+
     def __len__(self) -> int:
         return len(self.paths)
 
