@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ def check(source: Source) -> None:
         DataError: no examples; an image that is not what the source says; a target that is no class; targets of one
             class only.
     """
+    present_in: dict[Task, Callable[[Source, str, int, Any], set[Any]]]
     present_in = {Task.CLASSIFICATION: _number, Task.MULTI_LABEL: _vector, Task.SEGMENTATION: _classes_of_mask}
     for side, examples in (("training", source.train), ("test", source.test)):
         if examples is None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+import functools
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,31 +19,11 @@ from rewriter.errors import DataError
 TEST_SPLITS = ("test", "validation", "valid", "val")
 
 
-class _Columns:
-    """Two columns of a ``datasets.Dataset`` as (image, target)."""
-
-    def __init__(self, dataset: Any, image: str, label: str) -> None:
-        self.dataset, self.image, self.label = dataset, image, label
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> tuple[Any, Any]:
-        row = self.dataset[index]
-        return row[self.image], row[self.label]
-
-
-class _ManyLabels(DatasetExamples):
-    """Lists of classes as vectors of 0 and 1."""
-
-    def __init__(self, num_classes: int, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        self.num_classes = num_classes
-
-    def convert_target(self, target: Any) -> torch.Tensor:
-        vector = torch.zeros(self.num_classes)
-        vector[list(target)] = 1
-        return vector
+def _vector(classes: Iterable[int], num_classes: int) -> torch.Tensor:
+    """0 and 1 for every class."""
+    vector = torch.zeros(num_classes)
+    vector[list(classes)] = 1
+    return vector
 
 
 @described(
@@ -118,9 +99,10 @@ def from_splits(name: str, splits: Mapping[str, Any], datasets: Any) -> Source:
     test_name = next((split for split in TEST_SPLITS if split in splits), None)
     mode = "L" if train[0][image].mode in ("1", "L") else "RGB"
 
+    convert = functools.partial(_vector, num_classes=feature.num_classes) if is_list else int
+
     def examples(part: Any, indices: list[int] | None = None) -> DatasetExamples:
-        arguments = _Columns(part, image, label), mode, indices, list(part[label])
-        return _ManyLabels(feature.num_classes, *arguments) if is_list else DatasetExamples(*arguments)
+        return DatasetExamples(part, mode, indices, list(part[label]), columns=(image, label), convert=convert)
 
     if test_name is not None:
         sides = examples(train), examples(splits[test_name])

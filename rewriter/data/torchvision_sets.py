@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,34 +35,26 @@ OPTIONS: dict[str, dict[str, Any]] = {"EMNIST": {"split": "balanced"}}
 """What else a set's class has to be told."""
 
 
-class _Masks(DatasetExamples):
-    """Masks with values from ``first`` on, 255 for pixels that do not count."""
-
-    first = 0
-
-    def convert_target(self, target: Any) -> Image.Image:
-        values = np.asarray(target)
-        return Image.fromarray(np.where(values == 255, 255, values - self.first).astype(np.uint8))
+def _mask(values: Any, first: int = 0) -> Image.Image:
+    """A mask whose classes count from ``first`` on, and 255 for pixels that do not count."""
+    array = np.asarray(values)
+    return Image.fromarray(np.where(array == 255, 255, array - first).astype(np.uint8))
 
 
-class _Trimaps(_Masks):
-    first = 1
-
-
-SEGMENTATION: dict[str, tuple[str, tuple[str, str, str], dict[str, Any], type[_Masks], tuple[str, ...], int | None]] = {
+SEGMENTATION: dict[str, tuple[str, tuple[str, str, str], dict[str, Any], int, tuple[str, ...], int | None]] = {
     "VOCSegmentation": (
-        "VOCSegmentation", ("image_set", "train", "val"), {"year": "2012"}, _Masks,
+        "VOCSegmentation", ("image_set", "train", "val"), {"year": "2012"}, 0,
         ("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
          "dining table", "dog", "horse", "motorbike", "person", "potted plant", "sheep", "sofa", "train", "monitor"),
         255,
     ),
     "OxfordIIITPet-trimaps": (
-        "OxfordIIITPet", ("split", "trainval", "test"), {"target_types": "segmentation"}, _Trimaps,
+        "OxfordIIITPet", ("split", "trainval", "test"), {"target_types": "segmentation"}, 1,
         ("pet", "background", "border"), None,
     ),
 }  # fmt: skip
-"""By name: torchvision's class, its parts, its options, how masks are read, the classes, the value that does not count.
-"""
+"""By name: torchvision's class, its parts, its options, the value of the first class, the classes, and the value that
+does not count."""
 
 
 def default_root() -> Path:
@@ -84,12 +77,13 @@ def torchvision_set(request: Request) -> Source:
     if name not in known:
         raise DataError(f"unknown data set {request.name!r}; {suggest(name, known)}")
     if name in SEGMENTATION:
-        class_name, parts, options, masks, class_names, ignored = SEGMENTATION[name]
+        class_name, parts, options, first, class_names, ignored = SEGMENTATION[name]
         train, test, split = _divided(request, getattr(library, class_name), parts, options)
+        masks = functools.partial(_mask, first=first)
         return request.source(
             task=Task.SEGMENTATION,
-            train=masks(train, "RGB"),
-            test=masks(test, "RGB"),
+            train=DatasetExamples(train, "RGB", convert=masks),
+            test=DatasetExamples(test, "RGB", convert=masks),
             num_classes=len(class_names),
             channels=3,
             size=None,
