@@ -146,7 +146,7 @@ _ARGUMENTS: dict[str, Callable[[Mapping[str, Any], int], torch.Tensor | None]] =
 
 
 def _library() -> Any:
-    return require("diffusers", "diffusers>=0.30")
+    return require("diffusers")
 
 
 def _names() -> list[str]:

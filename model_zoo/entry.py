@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import difflib
-import importlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
 
+from rewriter import libraries
+
 InputSize = tuple[int, int, int]
+
+_PACKAGES = {
+    "timm": "timm>=1.0.20",
+    "torchvision": "torchvision",
+    "segmentation_models_pytorch": "segmentation-models-pytorch>=0.5",
+    "transformers": "transformers>=4.50",
+    "diffusers": "diffusers>=0.30",
+}
+"""What installs each library."""
 
 
 class ModelZooError(ValueError):
@@ -73,19 +83,13 @@ class Source:
     is_unlisted: Callable[[str], bool] = lambda local: False
 
 
-def require(library: str, package: str) -> Any:
-    """Import a library.
+def require(library: str) -> Any:
+    """Import a library of models, or a module of it.
 
     Raises:
         MissingLibrary: with the command that installs it.
     """
-    try:
-        return importlib.import_module(library)
-    except ImportError as error:
-        root = library.split(".")[0]
-        if error.name is not None and error.name.split(".")[0] != root:  # installed, but broken: say how
-            raise MissingLibrary(f"{root} cannot be imported: {error}") from error
-        raise MissingLibrary(f'{root} is not installed; install it with: pip install "{package}"') from error
+    return libraries.load(library, f'pip install "{_PACKAGES[library.partition(".")[0]]}"', MissingLibrary)
 
 
 def build(

@@ -96,12 +96,12 @@ def _first(configs: list[Any], attribute: str, default: Any) -> Any:
 
 
 def _library() -> Any:
-    return require("transformers", "transformers>=4.50")
+    return require("transformers")
 
 
 def _names() -> list[str]:
     """Every class of the auto mappings; reading them imports no model."""
-    mappings = require("transformers.models.auto.modeling_auto", "transformers>=4.50")
+    mappings = require("transformers.models.auto.modeling_auto")
     found: dict[str, None] = {}
     for task in _TASKS:
         for classes in getattr(mappings, f"MODEL_FOR_{task}_MAPPING_NAMES").values():

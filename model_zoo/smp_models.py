@@ -56,11 +56,11 @@ def _is_unlisted(local: str) -> bool:
     """Any of timm's models can be an encoder, as ``tu-NAME``."""
     architecture, _, encoder = local.partition("-")
     known = architecture in _architectures(_library())
-    return known and encoder.startswith("tu-") and bool(require("timm", "timm>=1.0.20").is_model(encoder[3:]))
+    return known and encoder.startswith("tu-") and bool(require("timm").is_model(encoder[3:]))
 
 
 def _library() -> Any:
-    return require("segmentation_models_pytorch", "segmentation-models-pytorch>=0.5")
+    return require("segmentation_models_pytorch")
 
 
 SOURCE = Source(_create, _names, "classes", "in_channels", is_unlisted=_is_unlisted)

@@ -9,7 +9,7 @@ from rewriter.zoo.entry import CreationError, Entry, InputSize, Source, build, r
 
 
 def _create(name: str, local: str, pretrained: bool, kwargs: dict[str, Any]) -> Entry:
-    timm = require("timm", "timm>=1.0.20")
+    timm = require("timm")
     architecture, _, tag = local.partition(".")
     if not timm.is_model(architecture):
         raise unknown(name, architecture, timm.list_models())
@@ -60,7 +60,7 @@ def _input_size(model: Any, kwargs: dict[str, Any]) -> InputSize | None:
 
 
 def _names() -> list[str]:
-    return list(require("timm", "timm>=1.0.20").list_models())
+    return list(require("timm").list_models())
 
 
 SOURCE = Source(_create, _names, "num_classes", "in_chans")

@@ -13,7 +13,7 @@ _SEGMENTATION_SIDE = 224
 
 
 def _create(name: str, local: str, pretrained: bool, kwargs: dict[str, Any]) -> Entry:
-    models = require("torchvision.models", "torchvision")
+    models = require("torchvision.models")
     if local not in models.list_models():
         raise unknown(name, local, models.list_models(), prefix="torchvision:")
     options: dict[str, Any] = {"weights": "DEFAULT" if pretrained else None}
@@ -53,11 +53,11 @@ def _input_size(models: Any, local: str, model: Any) -> InputSize | None:
 
 
 def _names() -> list[str]:
-    return list(require("torchvision.models", "torchvision").list_models())
+    return list(require("torchvision.models").list_models())
 
 
 def _quick_options(local: str) -> dict[str, Any]:
-    models = require("torchvision.models", "torchvision")
+    models = require("torchvision.models")
     return torchvision_inputs.quick_options(models, local) if local in models.list_models() else {}
 
 

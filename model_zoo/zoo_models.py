@@ -61,7 +61,7 @@ def _create(name: str, local: str, pretrained: bool, kwargs: dict[str, Any]) -> 
     head, _, backbone = local.partition("-")
     if head not in HEADS:
         raise unknown(name, head, [*HEADS, *CLASSIFIERS], prefix="zoo:")
-    timm = require("timm", "timm>=1.0.20")
+    timm = require("timm")
     backbone = backbone or _BACKBONE
     if not timm.is_model(backbone.partition(".")[0]):
         raise unknown(name, backbone, timm.list_models(), prefix=f"zoo:{head}-")
@@ -111,7 +111,7 @@ def _input_size(timm: Any, backbone: str, kwargs: dict[str, Any]) -> InputSize:
 
 def _names() -> list[str]:
     try:
-        require("timm", "timm>=1.0.20")
+        require("timm")
     except MissingLibrary:
         return list(CLASSIFIERS)
     return [*HEADS, *CLASSIFIERS]

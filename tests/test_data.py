@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rewriter import data
-from rewriter.data import packages, splitting
+from rewriter import data, libraries
+from rewriter.data import splitting
 from rewriter.data.source import Source, Task
 from rewriter.errors import DataError
 
@@ -43,8 +43,9 @@ def opened(name: str, **options: Any) -> Source:
 
 def photographs(kind: str) -> list[tuple[Path, int]]:
     """The files of one kind that foolbox has, with the number of the class of each."""
-    folder = packages.package_path("foolbox", "data", "the test", "pip install foolbox")
-    return [(path, int(path.stem.rpartition("_")[2])) for path in sorted(folder.glob(f"{kind}_*"))]
+    folder = libraries.folder("foolbox")
+    assert folder is not None
+    return [(path, int(path.stem.rpartition("_")[2])) for path in sorted((folder / "data").glob(f"{kind}_*"))]
 
 
 @pytest.mark.parametrize("name", CONTENT)

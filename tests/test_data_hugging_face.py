@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from rewriter import data
+from rewriter import data, libraries
 from rewriter.data.hugging_face import from_splits
-from rewriter.data.packages import package_path
 from rewriter.data.source import Task
 from rewriter.errors import DataError
 
@@ -68,8 +67,9 @@ def dataset(library: Any, columns: dict[str, list[Any]], features: dict[str, Any
 
 
 def images() -> list[Image.Image]:
-    folder = package_path("foolbox", "data", "the test", "pip install foolbox")
-    return [Image.open(path) for path in sorted(folder.glob("cifar10_*"))]
+    folder = libraries.folder("foolbox")
+    assert folder is not None
+    return [Image.open(path) for path in sorted((folder / "data").glob("cifar10_*"))]
 
 
 def labelled(library: Any, count: int) -> Any:

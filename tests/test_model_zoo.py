@@ -126,7 +126,7 @@ def test_missing_library(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(library: str) -> None:
         raise ModuleNotFoundError(f"No module named {library!r}", name=library.split(".")[0])
 
-    monkeypatch.setattr("rewriter.zoo.entry.importlib.import_module", missing)
+    monkeypatch.setattr("rewriter.libraries.importlib.import_module", missing)
     with pytest.raises(zoo.MissingLibrary, match='is not installed; install it with: pip install "'):
         zoo.create(name)
     torch_alone = ("zoo:preact_resnet", "zoo:dropout_")
@@ -137,7 +137,7 @@ def test_broken_library(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(library: str) -> None:
         raise ModuleNotFoundError("No module named 'inside'", name="inside")
 
-    monkeypatch.setattr("rewriter.zoo.entry.importlib.import_module", broken)
+    monkeypatch.setattr("rewriter.libraries.importlib.import_module", broken)
     with pytest.raises(zoo.MissingLibrary, match="timm cannot be imported: No module named 'inside'"):
         zoo.create("resnet18")
 
@@ -172,7 +172,7 @@ def test_imports_what_is_needed() -> None:
     code = f"""
 import contextlib, sys
 from rewriter import zoo
-OURS = ('rewriter.zoo', 'rewriter.renamed', 'rewriter.version')
+OURS = ('rewriter.zoo', 'rewriter.libraries', 'rewriter.renamed', 'rewriter.version')
 def show():
     ours = {{name for name in sys.modules if name.startswith('rewriter.') and not name.startswith(OURS)}}
     print(sorted(ours | {{name.split('.')[0] for name in sys.modules}} & {{*{LIBRARIES}}}))

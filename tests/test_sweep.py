@@ -329,7 +329,7 @@ class TestResultFile:
         assert kept.read_bytes() == before
 
     def test_other_versions(self, kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(rewriter, "__version__", "99.0")
+        monkeypatch.setattr("rewriter.version.__version__", "99.0")
         with pytest.raises(rewriter.SweepError, match=r"rewriter is 99\.0 now and .* in the file"):
             SweepFile(kept, requested())
         with SweepFile(kept, requested(), restart=True) as file:

@@ -10,13 +10,12 @@ This module can be imported without typer and rich, so that :func:`main` can say
 
 from __future__ import annotations
 
-import importlib.metadata
-import importlib.util
 import sys
 import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
+from rewriter import libraries
 from rewriter.cli.encoding import write_what_can_be_encoded
 from rewriter.cli.options import option
 from rewriter.cli.stdout import output_written
@@ -37,7 +36,7 @@ def main() -> None:
     """Entry point of the ``rewriter`` command."""
     write_what_can_be_encoded()
     warnings.formatwarning = _in_one_line(warnings.formatwarning)
-    missing = [name for name in _NEEDED if not _is_installed(name)]
+    missing = [name for name in _NEEDED if not libraries.is_installed(name)]
     if missing:
         print(f"error: the command line needs {', '.join(missing)}; install it with: {INSTALL}", file=sys.stderr)
         sys.exit(1)
@@ -85,17 +84,10 @@ def application() -> typer.Typer:
     return app
 
 
-def _is_installed(name: str) -> bool:
-    try:
-        return importlib.util.find_spec(name) is not None
-    except ValueError:  # a module without a specification
-        return False
-
-
 def _show_version(wanted: bool) -> None:
     if wanted:
-        libraries = [f"{name} {importlib.metadata.version(name)}" for name in ("torch", "timm")]
-        print(f"rewriter {__version__} ({', '.join(libraries)})")
+        others = [f"{name} {version}" for name, version in libraries.versions(("torch", "timm")).items()]
+        print(f"rewriter {__version__} ({', '.join(others)})")
         raise typer.Exit
 
 

@@ -29,8 +29,9 @@ def open_source(name: str, *, root: Path | str | None = None, download: bool = F
     Raises:
         DataError: there is no such source, or its package or files are missing; with the command that installs them.
     """
-    local = name.partition(":")[2]
-    return _registered(name).open(Request(name, local, None if root is None else Path(root).expanduser(), download))
+    registered = _registered(name)
+    folder = None if root is None else Path(root).expanduser()
+    return registered.open(Request(name, name.partition(":")[2], folder, download, registered.description))
 
 
 def check_name(name: str) -> None:

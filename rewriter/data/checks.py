@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,8 @@ def check(source: Source) -> None:
         DataError: no examples; an image that is not what the source says; a target that is no class; targets of one
             class only.
     """
+    present_in: dict[Task, Callable[[Source, str, int, Any], set[Any]]]
+    present_in = {Task.CLASSIFICATION: _number, Task.MULTI_LABEL: _vector, Task.SEGMENTATION: _classes_of_mask}
     for side, examples in (("training", source.train), ("test", source.test)):
         if examples is None:
             continue
@@ -29,12 +31,11 @@ def check(source: Source) -> None:
         if not len(examples):
             raise DataError(f"{where}: expected images, found none; check the folder or file that the data came from")
         _check_image(source, examples, where)
-        if source.task is Task.CLASSIFICATION:
-            _check_numbers(source, examples, where)
-        elif source.task is Task.MULTI_LABEL:
-            _check_vectors(source, examples, where)
-        else:
-            _check_masks(source, examples, where)
+        present: set[Any] = set()
+        for index, target in _targets(source, examples):
+            present |= present_in[source.task](source, where, index, target)
+        if len(present) < 2:
+            raise _all_the_same(source, where, present)
 
 
 def check_trainable(source: Source, batch_size: int) -> None:
@@ -71,59 +72,48 @@ def _check_image(source: Source, examples: Examples, where: str) -> None:
         raise DataError(f"{where}: expected a mask of the size of its image, {image.size}")
 
 
-def _check_numbers(source: Source, examples: Examples, where: str) -> None:
-    present = set()
-    for index, target in _targets(examples, range(len(examples))):
-        # A bool is an int to Python; a tensor or a str would pass further on and fail in the loss.
-        if not isinstance(target, (int, np.integer)) or isinstance(target, bool):
-            raise DataError(f"{where}: expected the number of a class as target {index}, found {target!r}")
-        if not 0 <= target < source.num_classes:
-            hint = "; this part has no labels, use another one for the test" if target == -1 else ""
-            raise _out_of_range(source, where, index, int(target), hint)
-        present.add(int(target))
-    _check_several(present, source, where)
+def _number(source: Source, where: str, index: int, target: Any) -> set[int]:
+    # A bool is an int to Python; a tensor or a str would pass further on and fail in the loss.
+    if not isinstance(target, (int, np.integer)) or isinstance(target, bool):
+        raise DataError(f"{where}: expected the number of a class as target {index}, found {target!r}")
+    if not 0 <= target < source.num_classes:
+        hint = "; this part has no labels, use another one for the test" if target == -1 else ""
+        raise _out_of_range(source, where, index, int(target), hint)
+    return {int(target)}
 
 
-def _check_masks(source: Source, examples: Examples, where: str) -> None:
+def _classes_of_mask(source: Source, where: str, index: int, target: Any) -> set[int]:
     from PIL import Image
 
-    present: set[int] = set()
-    count = len(examples)
-    chosen = range(count) if count <= MOST_MASKS else np.linspace(0, count - 1, MOST_MASKS).astype(int).tolist()
-    for index, target in _targets(examples, chosen):
-        if not isinstance(target, Image.Image) or target.mode != "L":
-            found = target.mode if isinstance(target, Image.Image) else type(target).__name__
-            raise DataError(f"{where}: expected mask {index} to be a PIL image of mode L, found {found}")
-        values = {value for value, number in enumerate(target.histogram()) if number} - {source.ignore_index}
-        wrong = [value for value in values if value is not None and value >= source.num_classes]
-        if wrong:
-            hint = "; if it marks pixels that do not count, it has to be the ignore_index" if 255 in wrong else ""
-            raise _out_of_range(source, where, index, min(wrong), hint)
-        present |= {value for value in values if value is not None}
-    _check_several(present, source, where)
+    if not isinstance(target, Image.Image) or target.mode != "L":
+        found = target.mode if isinstance(target, Image.Image) else type(target).__name__
+        raise DataError(f"{where}: expected mask {index} to be a PIL image of mode L, found {found}")
+    values = {value for value, number in enumerate(target.histogram()) if number and value != source.ignore_index}
+    wrong = [value for value in values if value >= source.num_classes]
+    if wrong:
+        hint = "; if it marks pixels that do not count, it has to be the ignore_index" if 255 in wrong else ""
+        raise _out_of_range(source, where, index, min(wrong), hint)
+    return values
 
 
-def _check_vectors(source: Source, examples: Examples, where: str) -> None:
-    same, first = True, None
-    for index, target in _targets(examples, range(len(examples))):
-        if not isinstance(target, torch.Tensor) or target.shape != (source.num_classes,):
-            found = tuple(target.shape) if isinstance(target, torch.Tensor) else type(target).__name__
-            raise DataError(
-                f"{where}: expected target {index} to be a tensor of shape ({source.num_classes},), found {found}"
-            )
-        if not bool(((target == 0) | (target == 1)).all()):
-            raise DataError(f"{where}: expected 0 and 1 in target {index}, found {sorted(set(target.tolist()))}")
-        first = target if first is None else first
-        same = same and torch.equal(first, target)
-    if same:
-        raise DataError(f"{where}: expected targets that differ, found the same one for every image")
+def _vector(source: Source, where: str, index: int, target: Any) -> set[tuple[float, ...]]:
+    if not isinstance(target, torch.Tensor) or target.shape != (source.num_classes,):
+        found = tuple(target.shape) if isinstance(target, torch.Tensor) else type(target).__name__
+        raise DataError(
+            f"{where}: expected target {index} to be a tensor of shape ({source.num_classes},), found {found}"
+        )
+    values = tuple(target.tolist())
+    if not {*values} <= {0, 1}:
+        raise DataError(f"{where}: expected 0 and 1 in target {index}, found {sorted({*values})}")
+    return {values}
 
 
-def _check_several(present: set[int], source: Source, where: str) -> None:
-    if len(present) < 2:
-        named = next(iter(present), None)
-        name = source.class_names[named] if named is not None and named < len(source.class_names) else named
-        raise DataError(f"{where}: expected at least two classes, found only {name!r}; check how the data were divided")
+def _all_the_same(source: Source, where: str, present: set[Any]) -> DataError:
+    if source.task is Task.MULTI_LABEL:
+        return DataError(f"{where}: expected targets that differ, found the same one for every image")
+    only = next(iter(present), None)
+    name = source.class_names[only] if only is not None and only < len(source.class_names) else only
+    return DataError(f"{where}: expected at least two classes, found only {name!r}; check how the data were divided")
 
 
 def _out_of_range(source: Source, where: str, index: int, value: int, hint: str) -> DataError:
@@ -133,8 +123,11 @@ def _out_of_range(source: Source, where: str, index: int, value: int, hint: str)
     )
 
 
-def _targets(examples: Examples, indices: Any) -> Iterator[tuple[int, Any]]:
-    """The targets with their numbers; by ``target`` where the examples have it, which decodes no image."""
+def _targets(source: Source, examples: Examples) -> Iterator[tuple[int, Any]]:
+    """Targets with their numbers; by ``target`` where the examples have it, which decodes no image."""
     read = getattr(examples, "target", None) or (lambda index: examples[index][1])
+    indices: Sequence[int] = range(len(examples))
+    if source.task is Task.SEGMENTATION and len(examples) > MOST_MASKS:
+        indices = np.linspace(0, len(examples) - 1, MOST_MASKS).astype(int).tolist()
     for index in indices:
         yield index, read(index)

@@ -5,7 +5,7 @@ Each has ``target(index)``, which reads a target without decoding the image wher
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,11 @@ class FileExamples:
     def __init__(self, paths: Sequence[str | Path], targets: Sequence[int], mode: str) -> None:
         self.paths, self.targets, self.mode = paths, targets, mode
 
+    @staticmethod
+    def of(samples: Sequence[tuple[str | Path, int]], mode: str) -> FileExamples:
+        """Examples of (path, class)."""
+        return FileExamples([path for path, _ in samples], [target for _, target in samples], mode)
+
     def __len__(self) -> int:
         return len(self.paths)
 
@@ -68,13 +73,15 @@ class FileExamples:
 
 
 class DatasetExamples:
-    """Some examples of a data set that gives (PIL image, target).
+    """Some examples of a data set of another library.
 
     Args:
-        dataset: with ``len`` and ``[index]``.
+        dataset: with ``len`` and ``[index]``, which gives a row with a PIL image and a target.
         mode: what every image is converted to, ``L`` or ``RGB``.
         indices: which of its examples; None for all.
         targets: of every example of the data set, as it gives them, if they are known without decoding images.
+        columns: where a row has the image and the target.
+        convert: from the data set's target to ours; by default the number of a class.
     """
 
     def __init__(
@@ -83,25 +90,27 @@ class DatasetExamples:
         mode: str,
         indices: Sequence[int] | None = None,
         targets: Sequence[Any] | None = None,
+        *,
+        columns: tuple[Any, Any] = (0, 1),
+        convert: Callable[[Any], Any] = int,
     ) -> None:
-        self.dataset, self.mode, self.targets = dataset, mode, targets
+        self.dataset, self.mode, self.targets, self.columns, self.convert = dataset, mode, targets, columns, convert
         self.indices: Sequence[int] = range(len(dataset)) if indices is None else indices
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, Any]:
-        image, target = self.dataset[self.indices[index]]
-        return as_mode(image, self.mode, f"image {index}"), self.convert_target(target)
+        row = self.dataset[self.indices[index]]
+        image, target = (row[column] for column in self.columns)
+        return as_mode(image, self.mode, f"image {index}"), self.convert(target)
 
     def target(self, index: int) -> Any:
         """What ``self[index]`` has as its target."""
         position = self.indices[index]
-        return self.convert_target(self.dataset[position][1] if self.targets is None else self.targets[position])
-
-    def convert_target(self, target: Any) -> Any:
-        """From the data set's target to ours; here the number of a class."""
-        return int(target)
+        if self.targets is not None:
+            return self.convert(self.targets[position])
+        return self.convert(self.dataset[position][self.columns[1]])
 
 
 def as_mode(image: Image.Image, mode: str, where: object) -> Image.Image:

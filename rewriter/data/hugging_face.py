@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+import functools
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,52 +12,31 @@ import torch
 
 from rewriter.data import splitting
 from rewriter.data.examples import DatasetExamples
-from rewriter.data.packages import require
-from rewriter.data.registry import Description, Registered, Request
+from rewriter.data.registry import Request, described
 from rewriter.data.source import Source, Task
 from rewriter.errors import DataError
 
-HUGGING_FACE = Description(
-    name="hf:NAME",
-    task=None,
+TEST_SPLITS = ("test", "validation", "valid", "val")
+
+
+def _vector(classes: Iterable[int], num_classes: int) -> torch.Tensor:
+    """0 and 1 for every class."""
+    vector = torch.zeros(num_classes)
+    vector[list(classes)] = 1
+    return vector
+
+
+@described(
+    "hf:NAME",
+    None,
     content="a data set of the Hugging Face hub, or a folder written by save_to_disk, with a column of images and "
     "one of classes",
     disk="that of the set",
     licence="that of the set",
     install="pip install datasets",
 )
-TEST_SPLITS = ("test", "validation", "valid", "val")
-
-
-class _Columns:
-    """Two columns of a ``datasets.Dataset`` as (image, target)."""
-
-    def __init__(self, dataset: Any, image: str, label: str) -> None:
-        self.dataset, self.image, self.label = dataset, image, label
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> tuple[Any, Any]:
-        row = self.dataset[index]
-        return row[self.image], row[self.label]
-
-
-class _ManyLabels(DatasetExamples):
-    """Lists of classes as vectors of 0 and 1."""
-
-    def __init__(self, num_classes: int, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        self.num_classes = num_classes
-
-    def convert_target(self, target: Any) -> torch.Tensor:
-        vector = torch.zeros(self.num_classes)
-        vector[list(target)] = 1
-        return vector
-
-
-def _hugging_face(request: Request) -> Source:
-    datasets = require("datasets", request.name, HUGGING_FACE.install)
+def hugging_face(request: Request) -> Source:
+    datasets = request.library("datasets")
     return from_splits(request.name, _load(request, datasets), datasets)
 
 
@@ -82,18 +62,15 @@ def _quiet_and_offline(datasets: Any, offline: bool) -> Iterator[None]:
         yield
         return
     # The variable that switches the hub off is read on import only, into this attribute.
-    names = [name for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE") if hasattr(datasets.config, name)]
-    before = {name: getattr(datasets.config, name) for name in names}
+    before = {name: value for name, value in vars(datasets.config).items() if name.endswith("_OFFLINE")}
     verbosity, bars = datasets.logging.get_verbosity(), datasets.is_progress_bar_enabled()
-    for name in names:
-        setattr(datasets.config, name, True)
+    vars(datasets.config).update(dict.fromkeys(before, True))
     datasets.logging.set_verbosity_error()
     datasets.disable_progress_bars()
     try:
         yield
     finally:
-        for name, value in before.items():
-            setattr(datasets.config, name, value)
+        vars(datasets.config).update(before)
         datasets.logging.set_verbosity(verbosity)
         if bars:
             datasets.enable_progress_bars()
@@ -120,20 +97,22 @@ def from_splits(name: str, splits: Mapping[str, Any], datasets: Any) -> Source:
     label = _only(name, "classes (ClassLabel)", list(labels))
     feature, is_list = labels[label]
     test_name = next((split for split in TEST_SPLITS if split in splits), None)
-    first = train[0][image]
-    mode = "L" if first.mode in ("1", "L") else "RGB"
+    mode = "L" if train[0][image].mode in ("1", "L") else "RGB"
+
+    convert = functools.partial(_vector, num_classes=feature.num_classes) if is_list else int
 
     def examples(part: Any, indices: list[int] | None = None) -> DatasetExamples:
-        arguments = _Columns(part, image, label), mode, indices, list(part[label])
-        return _ManyLabels(feature.num_classes, *arguments) if is_list else DatasetExamples(*arguments)
+        return DatasetExamples(part, mode, indices, list(part[label]), columns=(image, label), convert=convert)
 
     if test_name is not None:
         sides = examples(train), examples(splits[test_name])
+        split = f"the data set's own, train and {test_name}"
     else:
         strata = [0] * len(train) if is_list else [int(value) for value in train[label]]
         train_indices, test_indices = splitting.stratified(strata)
         sides = examples(train, train_indices), examples(train, test_indices)
-    share = f"{splitting.TEST_SHARE:.0%} drawn for the test, always the same" if is_list else splitting.described()
+        drawn = f"{splitting.TEST_SHARE:.0%} drawn for the test, always the same"
+        split = drawn if is_list else splitting.described()
     return Source(
         name=name,
         task=Task.MULTI_LABEL if is_list else Task.CLASSIFICATION,
@@ -143,8 +122,8 @@ def from_splits(name: str, splits: Mapping[str, Any], datasets: Any) -> Source:
         channels=1 if mode == "L" else 3,
         size=None,
         class_names=tuple(feature.names or ()),
-        licence=str(getattr(train.info, "license", "") or HUGGING_FACE.licence),
-        split=share if test_name is None else f"the data set's own, train and {test_name}",
+        licence=str(getattr(train.info, "license", "") or hugging_face.description.licence),
+        split=split,
     )
 
 
@@ -164,4 +143,4 @@ def _only(name: str, what: str, columns: list[str]) -> str:
     return columns[0]
 
 
-SOURCES = (Registered(HUGGING_FACE, _hugging_face),)
+SOURCES = (hugging_face,)

@@ -3,61 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from rewriter.data.examples import ArrayExamples
-from rewriter.data.packages import package_path, require
-from rewriter.data.registry import Description, Registered, Request
+from rewriter.data.registry import Request, described
 from rewriter.data.source import Source, Task
 
-MRI = Description(
-    name="mri-seg",
-    task=Task.SEGMENTATION,
+TEST_BLOCKS, BLOCK, GAP = 4, 8, 1
+SMALLEST_TISSUE = 0.03
+"""Share of a slice that has to be tissue."""
+
+
+@described(
+    "mri-seg",
+    Task.SEGMENTATION,
     content="axial slices of one averaged head (T1), background, grey and white matter: 98 training and 32 test "
     "images, grey, 233x197",
     disk="5 MB, in nilearn",
     licence="MNI ICBM152 2009a: free to use, copy and distribute with its copyright notice",
     install="pip install nilearn",
 )
-TEST_BLOCKS, BLOCK, GAP = 4, 8, 1
-SMALLEST_TISSUE = 0.03
-"""Share of a slice that has to be tissue."""
-
-
-def _mri(request: Request) -> Source:
-    nibabel = require("nibabel", request.name, MRI.install)
-    folder = package_path("nilearn", "datasets/data", request.name, MRI.install)
-    head, grey, white = (_axial(nibabel, folder, kind) for kind in ("t1", "gm", "wm"))
+def mri(request: Request) -> Source:
+    head, grey, white = (_axial(request, kind) for kind in ("t1", "gm", "wm"))
     # Maps of probability, 255 for certain. A pixel is background if that is likelier than either tissue.
     background = 255 - np.minimum(grey.astype(np.int16) + white, 255)
     classes = np.stack([background, grey, white]).argmax(axis=0).astype(np.uint8)
-    tissue = np.flatnonzero((classes > 0).mean(axis=(1, 2)) >= SMALLEST_TISSUE)
-    train, test = _blocks(tissue.tolist())
-    return Source(
-        name=request.name,
-        task=Task.SEGMENTATION,
+    train, test = _blocks(np.flatnonzero((classes > 0).mean(axis=(1, 2)) >= SMALLEST_TISSUE).tolist())
+    return request.source(
         train=ArrayExamples(head[train], classes[train]),
         test=ArrayExamples(head[test], classes[test]),
         num_classes=3,
         channels=1,
-        size=(head.shape[1], head.shape[2]),
+        size=head.shape[1:],
         class_names=("background", "grey matter", "white matter"),
-        licence=MRI.licence,
         split=f"{TEST_BLOCKS} blocks of {BLOCK} neighbouring slices for the test, and {GAP} slice between them and the "
         f"training left out",
     )
 
 
-def _axial(nibabel: Any, folder: Path, kind: str) -> npt.NDArray[np.uint8]:
+def _axial(request: Request, kind: str) -> npt.NDArray[np.uint8]:
     """``(slices, height, width)``, the front of the head up."""
-    path = package_path(
-        "nilearn", f"datasets/data/mni_icbm152_{kind}_tal_nlin_sym_09a_converted.nii.gz", MRI.name, MRI.install
-    )
-    volume = np.asanyarray(nibabel.load(folder / path.name).dataobj)
+    nibabel = request.library("nibabel")
+    path = request.path("nilearn", f"datasets/data/mni_icbm152_{kind}_tal_nlin_sym_09a_converted.nii.gz")
+    volume = np.asanyarray(nibabel.load(path).dataobj)
     return np.ascontiguousarray(volume.transpose(2, 1, 0)[:, ::-1], dtype=np.uint8)
 
 
@@ -72,4 +62,4 @@ def _blocks(slices: Sequence[int]) -> tuple[list[int], list[int]]:
     return sorted(train), test
 
 
-SOURCES = (Registered(MRI, _mri),)
+SOURCES = (mri,)

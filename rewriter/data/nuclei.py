@@ -8,41 +8,34 @@ import numpy as np
 import numpy.typing as npt
 
 from rewriter.data.examples import ArrayExamples
-from rewriter.data.packages import package_path, require
-from rewriter.data.registry import Description, Registered, Request
+from rewriter.data.registry import Request, described
 from rewriter.data.source import Source, Task
 
-NUCLEI = Description(
-    name="nuclei-seg",
-    task=Task.SEGMENTATION,
+CROP, STEP = 128, 64
+
+
+@described(
+    "nuclei-seg",
+    Task.SEGMENTATION,
     content="crops of one fluorescence image of 512x512 with 125 nuclei, background and nucleus: 35 training crops "
     "that overlap and 4 test crops, grey, 128x128",
     disk="1 MB, in stardist (11 MB; with all that it requires 226 MB more)",
     licence="BSD-3-Clause (stardist)",
     install="pip install tifffile && pip install --no-deps stardist",
 )
-CROP, STEP = 128, 64
-
-
-def _nuclei(request: Request) -> Source:
-    tifffile = require("tifffile", request.name, NUCLEI.install)
-    picture, mask = (
-        tifffile.imread(package_path("stardist", f"data/images/{file}.tif", request.name, NUCLEI.install))
-        for file in ("img2d", "mask2d")
-    )
+def nuclei(request: Request) -> Source:
+    read = request.library("tifffile").imread
+    picture, mask = (read(request.path("stardist", f"data/images/{file}.tif")) for file in ("img2d", "mask2d"))
     images = np.clip(picture, 0, 255).astype(np.uint8)  # 16 bits a pixel in the file, none above 235
     classes = (mask > 0).astype(np.uint8)
     border = images.shape[1] - CROP
-    return Source(
-        name=request.name,
-        task=Task.SEGMENTATION,
+    return request.source(
         train=ArrayExamples(_crops(images[:, :border], STEP), _crops(classes[:, :border], STEP)),
         test=ArrayExamples(_crops(images[:, border:], CROP), _crops(classes[:, border:], CROP)),
         num_classes=2,
         channels=1,
         size=(CROP, CROP),
         class_names=("background", "nucleus"),
-        licence=NUCLEI.licence,
         split=f"the rightmost {CROP} columns of the picture for the test",
     )
 
@@ -52,4 +45,4 @@ def _crops(picture: npt.NDArray[Any], step: int) -> npt.NDArray[Any]:
     return np.ascontiguousarray(windows.reshape(-1, CROP, CROP))
 
 
-SOURCES = (Registered(NUCLEI, _nuclei),)
+SOURCES = (nuclei,)

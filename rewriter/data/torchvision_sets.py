@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,60 +14,47 @@ from PIL import Image
 
 from rewriter.data import splitting
 from rewriter.data.examples import DatasetExamples
-from rewriter.data.packages import require
-from rewriter.data.registry import Description, Registered, Request
-from rewriter.data.source import Examples, Source, Task
+from rewriter.data.registry import Request, described
+from rewriter.data.source import Source, Task
 from rewriter.errors import DataError
 from rewriter.guideline.registry import suggest
 
-TORCHVISION = Description(
-    name="torchvision:NAME",
-    task=None,
-    content="a classification set of torchvision (FashionMNIST, CIFAR10, Flowers102, OxfordIIITPet, ...), or for "
-    "segmentation VOCSegmentation or OxfordIIITPet-trimaps",
-    disk="that of the set",
-    licence="that of the set",
-    install="pip install torchvision",
-)
-CLASSIFICATION = (
-    "CIFAR10", "CIFAR100", "Caltech101", "Caltech256", "Country211", "DTD", "EMNIST", "EuroSAT", "FER2013",
-    "FGVCAircraft", "FashionMNIST", "Flowers102", "Food101", "GTSRB", "ImageNet", "Imagenette", "KMNIST", "LFWPeople",
-    "MNIST", "OxfordIIITPet", "PCAM", "Places365", "QMNIST", "RenderedSST2", "SEMEION", "STL10", "SUN397", "SVHN",
-    "StanfordCars", "USPS",
-)  # fmt: skip
-"""torchvision's classes that need a folder and no more. Others would be refused only after they were downloaded."""
-SPLITS = (("trainval", "test"), ("train", "test"), ("train", "val"), ("train", "valid"), ("train-standard", "val"))
-"""Names of training and test parts, the first pair that the set knows."""
+CLASSIFICATION: dict[str, tuple[str, Any, Any] | None] = {
+    **dict.fromkeys(("CIFAR10", "CIFAR100", "FashionMNIST", "KMNIST", "MNIST", "QMNIST", "USPS"),
+                    ("train", True, False)),
+    **dict.fromkeys(("Country211", "DTD", "FER2013", "Flowers102", "Food101", "GTSRB", "LFWPeople", "PCAM",
+                     "RenderedSST2", "STL10", "SVHN", "StanfordCars"), ("split", "train", "test")),
+    **dict.fromkeys(("FGVCAircraft", "OxfordIIITPet"), ("split", "trainval", "test")),
+    **dict.fromkeys(("ImageNet", "Imagenette"), ("split", "train", "val")),
+    "Places365": ("split", "train-standard", "val"),
+    **dict.fromkeys(("Caltech101", "Caltech256", "EMNIST", "EuroSAT", "SEMEION", "SUN397")),
+}  # fmt: skip
+"""torchvision's classes that need a folder and no more, with the option that chooses a part and its values for training
+and test; None if we divide it. Others would be refused only after they were downloaded."""
 OPTIONS: dict[str, dict[str, Any]] = {"EMNIST": {"split": "balanced"}}
 """What else a set's class has to be told."""
 
 
-class _Masks(DatasetExamples):
-    """Masks with values from ``first`` on, 255 for pixels that do not count."""
-
-    first = 0
-
-    def convert_target(self, target: Any) -> Image.Image:
-        values = np.asarray(target)
-        return Image.fromarray(np.where(values == 255, 255, values - self.first).astype(np.uint8))
+def _mask(values: Any, first: int = 0) -> Image.Image:
+    """A mask whose classes count from ``first`` on, and 255 for pixels that do not count."""
+    array = np.asarray(values)
+    return Image.fromarray(np.where(array == 255, 255, array - first).astype(np.uint8))
 
 
-class _Trimaps(_Masks):
-    first = 1
-
-
-SEGMENTATION: dict[str, tuple[str, dict[str, Any], type[_Masks], tuple[str, ...], int | None]] = {
+SEGMENTATION: dict[str, tuple[str, tuple[str, str, str], dict[str, Any], int, tuple[str, ...], int | None]] = {
     "VOCSegmentation": (
-        "VOCSegmentation", {"year": "2012"}, _Masks,
+        "VOCSegmentation", ("image_set", "train", "val"), {"year": "2012"}, 0,
         ("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
          "dining table", "dog", "horse", "motorbike", "person", "potted plant", "sheep", "sofa", "train", "monitor"),
         255,
     ),
     "OxfordIIITPet-trimaps": (
-        "OxfordIIITPet", {"target_types": "segmentation"}, _Trimaps, ("pet", "background", "border"), None,
+        "OxfordIIITPet", ("split", "trainval", "test"), {"target_types": "segmentation"}, 1,
+        ("pet", "background", "border"), None,
     ),
 }  # fmt: skip
-"""By name: torchvision's class, its options, how masks are read, the classes, the value that does not count."""
+"""By name: torchvision's class, its parts, its options, the value of the first class, the classes, and the value that
+does not count."""
 
 
 def default_root() -> Path:
@@ -74,31 +62,54 @@ def default_root() -> Path:
     return Path(torch.hub.get_dir()).parent / "datasets"
 
 
-def _torchvision(request: Request) -> Source:
-    library = require("torchvision.datasets", request.name, TORCHVISION.install)
+@described(
+    "torchvision:NAME",
+    None,
+    content="a classification set of torchvision (FashionMNIST, CIFAR10, Flowers102, OxfordIIITPet, ...), or for "
+    "segmentation VOCSegmentation or OxfordIIITPet-trimaps",
+    disk="that of the set",
+    licence="that of the set",
+    install="pip install torchvision",
+)
+def torchvision_set(request: Request) -> Source:
+    library, name = request.library("torchvision.datasets"), request.local
     known = (*CLASSIFICATION, *SEGMENTATION)
-    if request.local not in known:
-        raise DataError(f"unknown data set {request.name!r}; {suggest(request.local, known)}")
-    if request.local in SEGMENTATION:
-        return _segmentation(request, library)
-    train, test, split = _parts(request, getattr(library, request.local), OPTIONS.get(request.local, {}))
-    mode, size = _kind(request, train)
-    train_targets = _known_targets(train)
-    if test is None:
-        targets = train_targets if train_targets is not None else [int(train[index][1]) for index in range(len(train))]
-        train_indices, test_indices = splitting.stratified(targets)
-        sides: tuple[Examples, Examples] = (
-            DatasetExamples(train, mode, train_indices, targets),
-            DatasetExamples(train, mode, test_indices, targets),
+    if name not in known:
+        raise DataError(f"unknown data set {request.name!r}; {suggest(name, known)}")
+    if name in SEGMENTATION:
+        class_name, parts, options, first, class_names, ignored = SEGMENTATION[name]
+        train, test, split = _divided(request, getattr(library, class_name), parts, options)
+        masks = functools.partial(_mask, first=first)
+        return request.source(
+            task=Task.SEGMENTATION,
+            train=DatasetExamples(train, "RGB", convert=masks),
+            test=DatasetExamples(test, "RGB", convert=masks),
+            num_classes=len(class_names),
+            channels=3,
+            size=None,
+            class_names=class_names,
+            ignore_index=ignored,
+            split=split,
         )
+    return _classification(request, getattr(library, name), CLASSIFICATION[name], OPTIONS.get(name, {}))
+
+
+def _classification(request: Request, cls: type, parts: tuple[str, Any, Any] | None, options: dict[str, Any]) -> Source:
+    if parts is None:
+        train = test = _open(request, cls, options)
+        mode, size = _kind(request, train)
+        targets = _known_targets(train) or [int(train[index][1]) for index in range(len(train))]
+        indices, split = splitting.stratified(targets), splitting.described()
+        sides = [DatasetExamples(train, mode, part, targets) for part in indices]
         class_names, num_classes = _classes(train, [targets])
     else:
+        train, test, split = _divided(request, cls, parts, options)
+        mode, size = _kind(request, train)
         _kind(request, test)
-        test_targets = _known_targets(test)
-        sides = DatasetExamples(train, mode, None, train_targets), DatasetExamples(test, mode, None, test_targets)
-        class_names, num_classes = _classes(train, [train_targets, test_targets])
-    return Source(
-        name=request.name,
+        known = [_known_targets(part) for part in (train, test)]
+        sides = [DatasetExamples(part, mode, None, of) for part, of in zip((train, test), known, strict=True)]
+        class_names, num_classes = _classes(train, known)
+    return request.source(
         task=Task.CLASSIFICATION,
         train=sides[0],
         test=sides[1],
@@ -106,55 +117,19 @@ def _torchvision(request: Request) -> Source:
         channels=1 if mode == "L" else 3,
         size=size,
         class_names=class_names,
-        licence=TORCHVISION.licence,
         split=split,
     )
 
 
-def _segmentation(request: Request, library: Any) -> Source:
-    class_name, options, masks, class_names, ignored = SEGMENTATION[request.local]
-    train, test, split = _parts(request, getattr(library, class_name), options)
-    return Source(
-        name=request.name,
-        task=Task.SEGMENTATION,
-        train=masks(train, "RGB"),
-        test=masks(test, "RGB"),
-        num_classes=len(class_names),
-        channels=3,
-        size=None,
-        class_names=class_names,
-        ignore_index=ignored,
-        licence=TORCHVISION.licence,
-        split=split,
-    )
-
-
-def _parts(request: Request, cls: type, options: dict[str, Any]) -> tuple[Any, Any, str]:
-    """The training part, the test part and what they are called; one part and None if the set is not divided."""
-    parameters = inspect.signature(cls).parameters
-    if "train" in parameters:
-        train = _open(request, cls, {**options, "train": True})
-        return train, _open(request, cls, {**options, "train": False}), "the data set's own, train and test"
-    option = next((name for name in ("split", "image_set") if name in parameters and name not in options), None)
-    if option is None:
-        return _open(request, cls, options), None, splitting.described()
-    for first, second in SPLITS:
-        try:
-            # The test first: of a set without it, nothing has been read or downloaded then.
-            test = _open(request, cls, {**options, option: second})
-            train = _open(request, cls, {**options, option: first})
-        except ValueError as error:
-            if isinstance(error, DataError):
-                raise
-            if "Unknown value" not in str(error):
-                raise DataError(f"{request.name} cannot be opened: {error}") from error
-            continue
-        return train, test, f"the data set's own, {first} and {second}"
-    raise DataError(f"{request.name}: expected a part for training and one for the test, found none by these names")
+def _divided(request: Request, cls: type, parts: tuple[str, Any, Any], options: dict[str, Any]) -> tuple[Any, Any, str]:
+    """The training part, the test part and what they are called."""
+    option, *values = parts
+    train, test = (_open(request, cls, {**options, option: value}) for value in values)
+    names = ("train", "test") if values == [True, False] else values
+    return train, test, f"the data set's own, {names[0]} and {names[1]}"
 
 
 def _open(request: Request, cls: type, options: dict[str, Any]) -> Any:
-    """One part of a data set; ``ValueError`` is its class's own, for a part that it does not have."""
     root = request.root if request.root is not None else default_root()
     can_download = any("download" in inspect.signature(base).parameters for base in inspect.getmro(cls)[:-1])
     if can_download:
@@ -169,6 +144,8 @@ def _open(request: Request, cls: type, options: dict[str, Any]) -> Any:
         raise DataError(f"{request.name} is not in {root} ({reason}); {remedy}, or give the folder with it") from error
     except ImportError as error:
         raise DataError(f"{request.name} needs another library: {error}") from error
+    except ValueError as error:
+        raise DataError(f"{request.name} cannot be opened: {error}") from error
 
 
 def _kind(request: Request, dataset: Any) -> tuple[str, tuple[int, int] | None]:
@@ -212,4 +189,4 @@ def _classes(dataset: Any, targets: Sequence[Sequence[int] | None]) -> tuple[tup
     return (), highest + 1
 
 
-SOURCES = (Registered(TORCHVISION, _torchvision),)
+SOURCES = (torchvision_set,)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.metadata
 import json
 import shutil
 import uuid
@@ -26,6 +25,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
+from rewriter import libraries
 from rewriter.argument_checks import checked_path
 from rewriter.edit.classes import class_name, is_called, original_class
 from rewriter.errors import PlanError, StorageError, listed
@@ -96,7 +96,7 @@ def save(model: nn.Module, directory: str | Path, *, recipe: Mapping[str, Any] |
             "model": name,
             "kwargs": options,
             "class": class_name(original_class(type(model))),
-            "versions": _versions(),
+            "versions": libraries.versions(_VERSIONED),
             "rewrites": [_request(record.plan) for record in records],
             "parts": [path for path, _ in in_force],
             **settings_of(model),
@@ -331,17 +331,9 @@ def _request(plan: PlanData) -> dict[str, Any]:
     return {"passes": [{name: options} for name, options in plan.passes], **plan.request}
 
 
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in _VERSIONED:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[package] = importlib.metadata.version(package)
-    return found
-
-
 def _version_note(recipe: Mapping[str, Any]) -> str:
     """Which libraries have another version than when the model was saved: the likeliest reason for a misfit."""
-    here = _versions()
+    here = libraries.versions(_VERSIONED)
     other = [f"{n} {v}, here {here.get(n, 'none')}" for n, v in recipe["versions"].items() if v != here.get(n)]
     return f" (saved with {'; '.join(other)})" if other else ""
 

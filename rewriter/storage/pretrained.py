@@ -6,7 +6,6 @@ The directory is the library's: its configuration, its weight files. Beside them
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from rewriter import libraries
 from rewriter.argument_checks import checked_path
 from rewriter.errors import PlanError, RewriterError, StorageError, listed
 from rewriter.model.copying import WITHOUT, copy_model
@@ -139,7 +139,7 @@ def _of_transformers(cls: Any, source: Path) -> nn.Module:
     Raises:
         StorageError: weights of the original are missing.
     """
-    logging = importlib.import_module("transformers").utils.logging
+    logging = libraries.load("transformers", "pip install transformers", StorageError).utils.logging
     said = logging.get_verbosity()
     logging.set_verbosity_error()  # it would tell of our keys, which are loaded afterwards
     try:
@@ -158,7 +158,7 @@ def _writer(model: nn.Module) -> Callable[..., Any]:
     if callable(own := getattr(model, "save_pretrained", None)):
         return own  # type: ignore[no-any-return]
     if isinstance(getattr(model, "pretrained_cfg", None), dict):
-        hub = importlib.import_module("timm.models")
+        hub = libraries.load("timm.models", "pip install timm", StorageError, "a model of timm")
 
         def write(target: Path, **options: Any) -> None:
             hub.save_for_hf(model, str(target), **{"safe_serialization": True, **options})

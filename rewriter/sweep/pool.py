@@ -1,19 +1,24 @@
-"""Long-lived worker processes; one that dies or hangs costs one row and is replaced."""
+"""Long-lived worker processes; one that dies or hangs costs one row and is replaced.
+
+They are started by command and not with :mod:`multiprocessing` or what builds on it, which would run the user's script
+again in each of them.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
 import queue
 import signal
-import subprocess
 import sys
 import tempfile
 import threading
+from asyncio.subprocess import PIPE, Process
 from collections import deque
-from collections.abc import Generator, Sequence
-from typing import Any
+from collections.abc import AsyncIterator, Generator, Sequence
+from typing import IO
 
 from rewriter.errors import SweepError
 from rewriter.sweep.request import Request
@@ -25,6 +30,9 @@ COMMAND = (sys.executable, "-P", "-m", "rewriter.sweep.worker")
 
 _STARTUP_SECONDS = 300.0
 """How long the imports of a worker may take."""
+
+_LONGEST_ANSWER = 2**26
+"""Bytes of one line."""
 
 
 class Pool:
@@ -42,8 +50,7 @@ class Pool:
         self._jobs = jobs
         self._timeout = timeout
         self._command = command
-        self._workers: list[_Worker] = []
-        self._stopped = threading.Event()
+        self._events: queue.SimpleQueue[str | Row | BaseException | None] = queue.SimpleQueue()
 
     def ask(self, names: Sequence[str]) -> Generator[str | Row, None, None]:
         """A name when its check begins, its row when that has ended; every process is gone when the iterator is.
@@ -51,178 +58,136 @@ class Pool:
         Raises:
             SweepError: a worker could not be started.
         """
-        waiting = deque(names)
-        events: queue.SimpleQueue[str | Row | Exception | None] = queue.SimpleQueue()
-        self._workers = [_Worker(self._command, self._request) for _ in range(min(self._jobs, len(names)))]
-        threads = [
-            threading.Thread(target=self._feed, args=(worker, waiting, events), daemon=True) for worker in self._workers
-        ]
+        loop = asyncio.new_event_loop()
+        task = loop.create_task(self._ask_all(deque(names)))
+        # In a thread of its own, since the caller may have a loop that runs, as notebooks do.
+        thread = threading.Thread(target=self._run, args=(loop, task), daemon=True)
+        thread.start()
         try:
-            for thread in threads:
-                thread.start()
-            running = len(threads)
-            while running:
+            while True:
                 try:
-                    event = events.get(timeout=0.5)  # a wait without end could not be interrupted everywhere
+                    event = self._events.get(timeout=0.5)  # a wait without end could not be interrupted everywhere
                 except queue.Empty:
                     continue
-                if isinstance(event, Exception):
-                    raise event
                 if event is None:
-                    running -= 1
-                else:
-                    yield event
+                    return
+                if isinstance(event, BaseException):
+                    raise event
+                yield event
         finally:
-            self._stopped.set()
-            for worker in self._workers:
-                worker.kill()
-            for thread in threads:
-                if thread.ident is not None:
-                    thread.join()
+            with contextlib.suppress(RuntimeError):  # the loop has ended
+                loop.call_soon_threadsafe(task.cancel)
+            thread.join()
 
-    def _feed(self, worker: _Worker, waiting: deque[str], events: queue.SimpleQueue[Any]) -> None:
+    def _run(self, loop: asyncio.AbstractEventLoop, task: asyncio.Task[None]) -> None:
         try:
-            while not self._stopped.is_set():
-                try:
-                    name = waiting.popleft()
-                except IndexError:
-                    break
-                worker.start(self._stopped)
-                events.put(name)
-                row = worker.ask(name, self._timeout)
-                if not self._stopped.is_set():
-                    events.put(row)
-        except Exception as error:
-            events.put(error)
+            loop.run_until_complete(task)
+        except asyncio.CancelledError:
+            pass
+        except BaseExceptionGroup as group:
+            self._events.put(group.exceptions[0])
         finally:
-            worker.kill()
-            events.put(None)
+            loop.close()
+            self._events.put(None)
 
+    async def _ask_all(self, waiting: deque[str]) -> None:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(min(self._jobs, len(waiting))):
+                group.create_task(self._feed(waiting))
 
-class _Worker:
-    """One process; started again by :meth:`start` after its end."""
+    async def _feed(self, waiting: deque[str]) -> None:
+        """Ask names of one process, and of the next after its end, until none is left."""
+        while waiting:
+            async with self._worker() as (process, errors):
+                while waiting and process.returncode is None:
+                    name = waiting.popleft()
+                    self._events.put(name)
+                    row = await self._row(process, name, errors)
+                    self._events.put(row)
+                    if row.status in (Status.DIED, Status.TIMED_OUT):
+                        break
 
-    def __init__(self, command: Sequence[str], request: Request) -> None:
-        self._command = command
-        self._request = request
-        self._process: subprocess.Popen[bytes] | None = None
-        self._errors: Any = None
-        self._lock = threading.Lock()
-
-    def start(self, stopped: threading.Event) -> None:
-        """Start the process unless it runs, and wait until it can be asked.
-
-        Raises:
-            SweepError: it ended before it could be asked.
-        """
-        if self._process is not None and self._process.poll() is None:
-            return
-        self.kill()
-        with self._lock:
-            if stopped.is_set():
-                return
-            self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by kill()
-            self._process = subprocess.Popen(
-                list(self._command),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=self._errors,
+    @contextlib.asynccontextmanager
+    async def _worker(self) -> AsyncIterator[tuple[Process, IO[bytes]]]:
+        """A process that can be asked, and the file of what it says on stderr."""
+        with tempfile.TemporaryFile() as errors:
+            process = await asyncio.create_subprocess_exec(
+                *self._command,
+                stdin=PIPE,
+                stdout=PIPE,
+                stderr=errors,
                 env=os.environ | _environment(),
+                limit=_LONGEST_ANSWER,
             )
-        answer, timed_out = self._exchange(self._request.to_text(), _STARTUP_SECONDS)
-        if answer.strip() != READY and not stopped.is_set():
-            why = f"it was silent for {_STARTUP_SECONDS:g} s" if timed_out else self._death()
-            raise SweepError(f"a worker ({' '.join(self._command)}) did not start: {why}")
+            try:
+                answer = await _exchange(process, self._request.to_text(), _STARTUP_SECONDS)
+                if answer is None or answer.strip() != READY:
+                    silent = answer is None
+                    why = f"it was silent for {_STARTUP_SECONDS:g} s" if silent else await _death(process, errors)
+                    raise SweepError(f"a worker ({' '.join(self._command)}) did not start: {why}")
+                yield process, errors
+            finally:
+                await _end(process)
 
-    def ask(self, name: str, timeout: float) -> Row:
-        """The row of one name; if the process dies or is silent for ``timeout`` seconds, a row that says so."""
-        if self._errors is not None:
-            self._errors.seek(0)
-            self._errors.truncate()
-        answer, timed_out = self._exchange(name, timeout)
+    async def _row(self, process: Process, name: str, errors: IO[bytes]) -> Row:
+        """The row of one name; if the process dies or is silent for too long, a row that says so."""
+        errors.seek(0)
+        errors.truncate()
+        answer = await _exchange(process, name, self._timeout)
+        if answer is None:
+            return Row(name, Status.TIMED_OUT, f"timed out after {self._timeout:g} s")
         try:
             row = Row.from_data(json.loads(answer))
-            if row.name == name and not timed_out:
+            if row.name == name:
                 return row
         except ValueError:
             pass  # cut short, or no answer at all
-        if timed_out:
-            row = Row(name, Status.TIMED_OUT, f"timed out after {timeout:g} s")
-        else:
-            row = Row(name, Status.DIED, self._death())
-        self.kill()
-        return row
+        return Row(name, Status.DIED, await _death(process, errors))
 
-    def kill(self) -> None:
-        """End the process, if there is one, and let go of its pipes."""
-        with self._lock:
-            process, self._process = self._process, None
-        if process is not None:
-            process.kill()
-            process.wait()
-            for file in (process.stdin, process.stdout, self._errors):
-                if file is not None:
-                    with contextlib.suppress(OSError):
-                        file.close()
 
-    def _exchange(self, text: str, timeout: float) -> tuple[str, bool]:
-        """One line there and one back; ``""`` if the process ended, and whether that was for its silence."""
-        process = self._process
-        if process is None or process.stdin is None or process.stdout is None:
-            return "", False
-        timed_out = threading.Event()
-
-        def end() -> None:
-            timed_out.set()
-            process.kill()
-
-        timer = threading.Timer(timeout, end)
-        timer.daemon = True
-        timer.start()
-        try:
+async def _exchange(process: Process, text: str, timeout: float) -> str | None:
+    """One line there and one back; ``""`` if the process ended, None if it was silent for ``timeout`` seconds."""
+    assert process.stdin is not None and process.stdout is not None
+    try:
+        async with asyncio.timeout(timeout):
             process.stdin.write(f"{text}\n".encode())
-            process.stdin.flush()
-            return process.stdout.readline().decode("utf-8", "replace"), timed_out.is_set()
-        except (OSError, ValueError):  # the process is gone, or kill() closed the pipes
-            return "", timed_out.is_set()
-        finally:
-            timer.cancel()
+            await process.stdin.drain()
+            return (await process.stdout.readline()).decode("utf-8", "replace")
+    except TimeoutError:
+        return None
+    except (OSError, ValueError):  # the process is gone, or the line has no end
+        return ""
 
-    def _death(self) -> str:
-        """How the process ended, and the last that it said."""
-        process = self._process
-        if process is None:
-            return "ended by the sweep"
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(5)
-        code = process.returncode
-        if code is None:
-            how = "closed its answers, or gave one that is none"
-        elif code < 0:
-            how = f"signal {_signal_name(-code)}"
-            how += " (out of memory?)" if -code == getattr(signal, "SIGKILL", None) else ""
-        else:
-            how = f"exit code {code}"
-        said = self._last_words()
-        return f"{how}: {said}" if said else how
 
-    def _last_words(self) -> str:
-        try:
-            self._errors.seek(0)
-            lines = self._errors.read().decode("utf-8", "replace").split("\n")
-        except (OSError, ValueError):
-            return ""
-        return one_line(next((line for line in reversed(lines) if line.strip()), ""), 200)
+async def _end(process: Process) -> None:
+    """End the process, if it runs, and let go of its pipes."""
+    with contextlib.suppress(ProcessLookupError):
+        process.kill()
+    if process.stdin is not None:
+        process.stdin.close()
+    await process.wait()
+    await asyncio.sleep(0)  # for the pipes
+
+
+async def _death(process: Process, errors: IO[bytes]) -> str:
+    """How the process ended, and the last that it said."""
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(process.wait(), 5)
+    code = process.returncode
+    if code is None:
+        how = "closed its answers, or gave one that is none"
+    elif code < 0:
+        name = {int(known): known.name for known in signal.Signals}.get(-code, str(-code))
+        how = f"signal {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
+    else:
+        how = f"exit code {code}"
+    errors.seek(0)
+    lines = errors.read().decode("utf-8", "replace").split("\n")
+    said = one_line(next((line for line in reversed(lines) if line.strip()), ""), 200)
+    return f"{how}: {said}" if said else how
 
 
 def _environment() -> dict[str, str]:
     """One thread, and the modules that this process sees."""
     path = os.pathsep.join(os.path.abspath(entry) for entry in sys.path)
     return {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONPATH": path}
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return str(number)

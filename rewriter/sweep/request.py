@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import ast
-import importlib.metadata
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from rewriter import libraries, version
 from rewriter.errors import SweepError
 from rewriter.guideline.registry import resolve_passes
-from rewriter.version import __version__
 
 _LIBRARIES = ("torch", "timm", "torchvision", "segmentation_models_pytorch", "transformers", "diffusers")
 
@@ -80,10 +79,4 @@ class Request:
 
 def versions() -> dict[str, str]:
     """Versions of everything that a finding depends on; libraries that are not installed are ``"none"``."""
-    found = {"rewriter": __version__}
-    for name in _LIBRARIES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "none"
-    return found
+    return {"rewriter": version.__version__, **dict.fromkeys(_LIBRARIES, "none"), **libraries.versions(_LIBRARIES)}
