@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypedDict, cast
 
-import torch
-from torch import fx
+if TYPE_CHECKING:  # passes say what they are without torch
+    import torch
+    from torch import fx
 
-from rewriter.tracing.kinds import Kind
-
-if TYPE_CHECKING:
     from rewriter.tracing.frames import Frame, Owner
+    from rewriter.tracing.kinds import Kind
     from rewriter.tracing.module_call import ModuleCall
 
 
@@ -46,4 +45,4 @@ class Facts(TypedDict):
 
 def facts(node: fx.Node) -> Facts:
     """What is recorded of ``node``."""
-    return cast(Facts, node.meta)
+    return cast("Facts", node.meta)
