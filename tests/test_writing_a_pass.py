@@ -32,6 +32,7 @@ def run(code: str, folder: Path) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "code", [code for words, code in BLOCKS if words == "run"], ids=lambda code: code.split("\n")[1]
 )
