@@ -106,7 +106,11 @@ class TestDriver:
         {
             "an error of its own": (lambda place: 1 / 0, "pass 'acting' failed at a place first: ZeroDivisionError"),
             "no edit": (lambda place: Change("does nothing", "no reason"), "describes a change at a place first and"),
-            "no outcome": (lambda place: "done", "decides 'd'"),
+            "no outcome": (lambda place: "done", "decides 'done'"),
+            "an edit that nothing describes": (
+                lambda place: place.edit.set("first", "groups", 1) and None, "made 1 edit at a place first and returned"
+            ),
+            "no class of a layer": (lambda place: place.edit.insert_after(place.node, nn.Tanh()), "found Tanh()"),
             "a reason that is none": (lambda place: Refused("no reason", "detail"), "'no reason' is no reason"),
             "a layer that is not registered": (
                 lambda place: place.edit.insert_after(place.node, nn.Tanh), "torch.nn.modules.activation.Tanh is not"
@@ -121,6 +125,36 @@ class TestDriver:
         with pytest.raises(rewriter.RewriterError) as caught:
             plan(act)
         assert words in str(caught.value)
+
+    def test_the_line_of_an_error_is_told(self) -> None:
+        def act(place: Place[Any]) -> Any:
+            raise ValueError("too narrow")
+
+        with pytest.raises(PassError, match=r"ValueError: too narrow \(.*test_authoring\.py:\d+\)\. Mend it there"):
+            plan(act)
+
+    def test_a_candidate_is_a_place(self) -> None:
+        @dataclass(frozen=True)
+        class Nodes(Acting):
+            def candidates(self, trace: Trace) -> Any:
+                return trace.operations(Kind.CONV)
+
+        with pytest.raises(PassError, match=r"candidates\(\) gave .*; expected Place\(trace, node, pattern\)"):
+            rewriter.plan(Small(), Nodes(), input_size=8)
+
+    def test_a_pass_without_a_name_is_none_yet(self) -> None:
+        @dataclass(frozen=True)
+        class Nameless(Pass):
+            def find(self, trace: Trace) -> Iterator[Any]:
+                yield from ()
+
+        with pytest.raises(rewriter.SelectorError, match=r"Nameless is no pass yet: .* has no text as its name"):
+            rewriter.plan(Small(), Nameless(), input_size=8)
+
+    @pytest.mark.parametrize("name", ["blur", "Blur/layer", "blur/", "a/b/c"])
+    def test_a_layer_is_named_after_its_pass(self, name: str) -> None:
+        with pytest.raises(rewriter.InstallationError, match="expected 'pass-name/layer-name'"):
+            register_layer(name)
 
     def test_a_pass_of_the_first_kind_gives_all_findings_at_once(self) -> None:
         @dataclass(frozen=True)

@@ -50,7 +50,7 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
     assert (tmp_path / "my_pass.py").read_text() == "mine"
 
 
-@pytest.mark.parametrize("name", ["MyPass", "my_pass", "-x", "1-pass", "my pass"])
+@pytest.mark.parametrize("name", ["MyPass", "my_pass", "-x", "1-pass", "my pass", "class", "dropout"])
 def test_a_name_that_is_none_is_wrong_usage(name: str, tmp_path: Path) -> None:
     assert invoke("-o", str(tmp_path), "--", name)[0] == 2
     assert not list(tmp_path.iterdir())

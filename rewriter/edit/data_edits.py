@@ -6,9 +6,12 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast
 
+from torch import nn
+
 from rewriter.edit.edits import AddBehaviour, ChangeTensor, Edit, SetAttribute
 from rewriter.edit.expressions import Expressions
 from rewriter.edit.free_names import FreeNames
+from rewriter.layers.registry import layer_name
 
 _Editing = TypeVar("_Editing", bound=Callable[..., list[Edit]])
 
@@ -38,9 +41,14 @@ class DataEdits:
         return [SetAttribute(path, name, value)]
 
     @making
-    def behave(self, path: str, behaviour: str, **options: Any) -> list[Edit]:
-        """Put a registered behaviour in front of the class of the module at ``path``."""
-        return [AddBehaviour(path, behaviour, options)]
+    def behave(self, path: str, behaviour: str | type[nn.Module], **options: Any) -> list[Edit]:
+        """Put a registered behaviour in front of the class of the module at ``path``.
+
+        A behaviour is a class with a ``forward`` of its own, which may call ``super().forward``; the module gets its
+        methods and keeps everything else. ``options`` are properties of it that can be set.
+        """
+        name = behaviour if isinstance(behaviour, str) else layer_name(behaviour)
+        return [AddBehaviour(path, name, options)]
 
     @making
     def scale(self, path: str, name: str, by: float | Sequence[float], dim: int | None = None) -> list[Edit]:

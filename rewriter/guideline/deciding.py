@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import traceback
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
 from rewriter.edit.free_names import FreeNames
 from rewriter.errors import PassError, RewriterError
 from rewriter.guideline.base import Advice, Change, Finding, Outcome, Pass, Recommendation, Site, Skipped
 from rewriter.guideline.place import Place
 from rewriter.reasons import Refused
+from rewriter.text import counted
 from rewriter.tracing.trace import Trace
 
 
@@ -37,6 +40,8 @@ def _decided(item: Pass, trace: Trace) -> Iterator[Finding]:
     """The findings about all candidates of a pass, in their order."""
     names = FreeNames(trace.model)
     for place in item.candidates(trace):
+        if not isinstance(place, Place):
+            raise PassError(f"pass {item.name!r}: candidates() gave {place!r}; expected Place(trace, node, pattern)")
         place.share_names(names)
         outcomes: list[Outcome] = []
         try:
@@ -48,8 +53,7 @@ def _decided(item: Pass, trace: Trace) -> Iterator[Finding]:
             raise
         except Exception as error:
             raise PassError(_failed(item, f" at {_shown(place)}", error)) from error
-        if sum(isinstance(outcome, Change) for outcome in outcomes) > 1:
-            raise PassError(f"pass {item.name!r} decides on several changes at {_shown(place)}; give each a place")
+        _check(item, place, outcomes)
         for outcome in outcomes:
             yield _stamped(item, place, outcome)
 
@@ -57,15 +61,32 @@ def _decided(item: Pass, trace: Trace) -> Iterator[Finding]:
 def _several(outcomes: Outcome | Iterable[Outcome] | None) -> Iterable[Outcome]:
     if outcomes is None:
         return ()
-    return (outcomes,) if isinstance(outcomes, (Change, Recommendation, Refused)) else outcomes
+    return outcomes if isinstance(outcomes, Iterable) and not isinstance(outcomes, str) else (outcomes,)
+
+
+def _check(item: Pass, place: Place[object], outcomes: Sequence[Outcome]) -> None:
+    """Refuse edits that nothing describes, and a description of none.
+
+    Raises:
+        PassError: naming the pass and the place.
+    """
+    changes = sum(isinstance(outcome, Change) for outcome in outcomes)
+    made = len(place.edits)
+    if changes > 1:
+        raise PassError(f"pass {item.name!r} decides on several changes at {_shown(place)}; give each a place")
+    if changes and not made:
+        raise PassError(f"pass {item.name!r} describes a change at {_shown(place)} and made no edit")
+    if made and not changes and not any(isinstance(outcome, Refused) for outcome in outcomes):
+        raise PassError(
+            f"pass {item.name!r} made {counted(made, 'edit')} at {_shown(place)} and returned no Change; "
+            "return one that says what was done and why"
+        )
 
 
 def _stamped(item: Pass, place: Place[object], outcome: Outcome) -> Finding:
     match outcome:
         case Change(action, reason, setting, claim, rates):
-            if not place.edit.edits:
-                raise PassError(f"pass {item.name!r} describes a change at {_shown(place)} and made no edit")
-            edits = tuple(place.edit.edits)
+            edits = tuple(place.edits)
             return Site(item.name, place.path, place.pattern, action, reason, edits, setting, claim, rates)
         case Recommendation(advice, reason):
             return Advice(item.name, place.path, place.pattern, advice, reason)
@@ -84,7 +105,13 @@ def _shown(place: Place[object]) -> str:
 
 
 def _failed(item: Pass, where: str, error: Exception) -> str:
+    frames = traceback.extract_tb(error.__traceback__)
+    own = next((frame for frame in reversed(frames) if not frame.filename.startswith(_OURS)), None)
+    line = f" ({own.filename}:{own.lineno})" if own is not None else ""
     return (
-        f"pass {item.name!r} failed{where}: {type(error).__name__}: {error}. It is a defect of the pass; leave it out "
-        "with passes=, or tell its authors"
+        f"pass {item.name!r} failed{where}: {type(error).__name__}: {error}{line}. Mend it there, "
+        "or leave the pass out with passes="
     )
+
+
+_OURS = str(Path(__file__).parent)

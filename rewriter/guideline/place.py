@@ -10,6 +10,7 @@ if TYPE_CHECKING:  # what a pass is can be told without torch
 
     from rewriter.analysis.interference import Interference
     from rewriter.edit.editor import Editor
+    from rewriter.edit.edits import Edit
     from rewriter.edit.free_names import FreeNames
     from rewriter.tracing.dataflow import Dataflow
     from rewriter.tracing.trace import Trace
@@ -77,6 +78,11 @@ class Place(Generic[Subject]):
         from rewriter.edit.free_names import FreeNames
 
         return Editor(expressions(self.flow, self.trace), self._names or FreeNames(self.model))
+
+    @property
+    def edits(self) -> list[Edit]:
+        """What was made here so far."""
+        return self.edit.edits if "edit" in self.__dict__ else []
 
     def share_names(self, names: FreeNames) -> None:
         """Take names for what is added from ``names``, so that other places get others."""

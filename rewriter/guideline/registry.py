@@ -102,6 +102,8 @@ def resolve_passes(passes: Any) -> list[Pass]:
 
 def _resolve(item: Any) -> Pass:
     if isinstance(item, Pass):
+        if problem := _problem(type(item)):
+            raise SelectorError(f"{type(item).__name__} is no pass yet: {problem}")
         return item
     if isinstance(item, type) and issubclass(item, Pass):
         if missing := _missing(item):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import abc
 import functools
 import importlib
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -85,8 +86,10 @@ def register_layer(name: str) -> Callable[[Layer], Layer]:
     """Class decorator: make a layer known as ``name`` (``"pass-name/layer-name"``).
 
     Raises:
-        InstallationError: another class is known by that name, or the name belongs to a pass of ours.
+        InstallationError: another class is known by that name, it belongs to a pass of ours, or it is none.
     """
+    if not re.fullmatch(r"[a-z0-9-]+/[a-z0-9-]+", name):
+        raise InstallationError(f"layer name {name!r}: expected 'pass-name/layer-name', in lower case with hyphens")
     module = str(sys._getframe(1).f_globals.get("__name__", ""))
 
     def register(cls: Layer) -> Layer:
@@ -122,6 +125,8 @@ def layer_name(cls: type[nn.Module]) -> str:
     for name, known in _LAYERS.items():
         if known is cls:
             return name
+    if not isinstance(cls, type):
+        raise InstallationError(f"expected a registered layer, its class or its name, found {cls!r}")
     raise InstallationError(
         f"{cls.__module__}.{cls.__qualname__} is not registered, so no plan can name it; decorate it with "
         "@register_layer('pass-name/layer-name')"
