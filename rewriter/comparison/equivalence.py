@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from rewriter.comparison.data import Equivalence, ImageRow, Trained
-from rewriter.comparison.fitting import in_type_of
+from rewriter.comparison.findings import Equivalence, ImageRow, Trained
+from rewriter.comparison.first_batch import in_type_of
 from rewriter.comparison.loading import Data, pair_of
 from rewriter.comparison.randomness import batches
 from rewriter.comparison.scoring import Scoring, computed, tensor_of
@@ -145,7 +145,7 @@ def trained(before: nn.Module, after: nn.Module, data: Data, scoring: Scoring) -
     with _evaluating(before, after):
         for batch in batches(data.test, 0, 0):
             images, targets = pair_of(batch)
-            scoring.check(targets, data.name)
+            scoring.check_targets(targets, data.name)
             on_device = targets.to(device)
             outputs = [_outputs(model, images) for model in (before, after)]
             for of_arm, output in zip(metrics, outputs, strict=True):

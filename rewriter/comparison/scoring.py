@@ -89,7 +89,7 @@ class Scoring:
             return (logits > 0).squeeze(1)
         return logits > 0 if self.task is Task.MULTI_LABEL else logits.argmax(1)
 
-    def check(self, targets: torch.Tensor, where: str) -> None:
+    def check_targets(self, targets: torch.Tensor, where: str) -> None:
         """Whether targets are what the task says; those of the user's own loss are the user's business.
 
         Args:

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from rewriter.comparison.fitting import in_type_of
+from rewriter.comparison.findings import Epoch, Run
+from rewriter.comparison.first_batch import in_type_of
+from rewriter.comparison.identity import checksum
 from rewriter.comparison.loading import Data, pair_of
-from rewriter.comparison.question import checksum
 from rewriter.comparison.randomness import batches, seed_of_model
 from rewriter.comparison.recipe import Recipe
-from rewriter.comparison.run import Epoch, Run
 from rewriter.comparison.scoring import Scoring, computed
 from rewriter.constants.calibration import calibrate
 from rewriter.data.source import Task
@@ -134,7 +134,7 @@ class _Training:
         step, seen = 0, 0
         for step, batch in enumerate(batches(setting.data.train, self.seed, number), start=1):
             images, targets = pair_of(batch)
-            setting.scoring.check(targets, f"{setting.data.name}, training data")
+            setting.scoring.check_targets(targets, f"{setting.data.name}, training data")
             self.classes.add(targets)
             seen = checksum((images, targets), seen)
             began = time.perf_counter()
@@ -189,7 +189,7 @@ def test(model: nn.Module, setting: Setting) -> tuple[float, dict[str, float]]:
     where = f"{setting.data.name}, test data"
     for batch in batches(setting.data.test, 0, 0):
         images, targets = pair_of(batch)
-        setting.scoring.check(targets, where)
+        setting.scoring.check_targets(targets, where)
         classes.add(targets)
         images, targets = _moved((in_type_of(model, images), targets), device)
         with setting.accelerator.autocast():
