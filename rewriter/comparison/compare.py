@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -38,7 +38,7 @@ from rewriter.comparison.run_directory import write_reports
 from rewriter.comparison.scoring import Loss, scoring_of
 from rewriter.comparison.training import Setting, check_optimizer
 from rewriter.data import open_source
-from rewriter.data.source import Source, Task
+from rewriter.data.source import Source
 from rewriter.errors import ComparisonError, DataError, InputError
 from rewriter.layers.registry import calibrated_layers
 from rewriter.model.copying import copy_model
@@ -128,7 +128,12 @@ def compare(
             # of a rewrite that is yet to be made the images are those of the data
             models = ModelPairs(before, copy_model if after is rewrite else after)
             first = models.pair(0)
-            found = _data(data, first, levels, recipe, input_size, task, num_classes, root, download)
+            source = open_source(data, root=root, download=download) if isinstance(data, str) else data
+            if isinstance(source, Source):
+                trains = source.train is not None if levels is None else TRAINING in levels
+                found = data_of_source(source, _preprocessing(*first, source, input_size), recipe, training=trains)
+            else:
+                found = data_of_user(source, task, num_classes, recipe)
             if after is rewrite:
                 models = ModelPairs(before, partial(rewrite, **_inputs_of_rewrite(found)))
                 first = models.pair(0)
@@ -187,7 +192,11 @@ def _without_training(
 
 
 def _equivalence(before: nn.Module, after: nn.Module, setting: Setting) -> tuple[Equivalence, ...]:
-    images = list(_images(setting.data))
+    images: list[torch.Tensor] = []
+    for batch in batches(setting.data.test, 0, 0):
+        images.append(pair_of(batch)[0])
+        if sum(map(len, images)) >= _MOST_IMAGES:
+            break
     rewritten = {**each_pass_alone(before, after), ALL: after}
     found = [equivalence(name, before, model, images, setting.scoring) for name, model in rewritten.items()]
     names = passes_of(after)
@@ -226,27 +235,6 @@ def _check_effect(changes_of_recipe: Mapping[str, Any], data: Data, optimizer: A
                 raise ComparisonError(f"{name}: it has no effect with your own {owner}; set it there")
 
 
-def _data(
-    data: Any,
-    first: tuple[nn.Module, nn.Module],
-    levels: Sequence[str] | None,
-    recipe: Recipe,
-    input_size: Any,
-    task: str | None,
-    num_classes: int | None,
-    root: str | Path | None,
-    download: bool,
-) -> Data:
-    if not isinstance(data, (str, Source)):
-        if task is not None and task not in list(Task):
-            raise DataError(f"task: expected one of {', '.join(Task)}, found {task!r}")
-        return data_of_user(data, task, num_classes, recipe)
-    if isinstance(data, str):
-        data = open_source(data, root=root, download=download)
-    training = data.train is not None if levels is None else TRAINING in levels
-    return data_of_source(data, _preprocessing(*first, data, input_size), recipe, training=training)
-
-
 def _inputs_of_rewrite(data: Data) -> dict[str, Any]:
     """What the models will see, for :func:`rewriter.rewrite`; empty where there is no test image."""
     batch = first_batch(data.test)
@@ -258,15 +246,10 @@ def _inputs_of_rewrite(data: Data) -> dict[str, Any]:
 
 def _preprocessing(before: nn.Module, after: nn.Module, source: Source, input_size: Any) -> Preprocessing:
     configuration = getattr(before, "pretrained_cfg", None) or {}
-    channels, *size = _image_size(before, after, source, input_size)
-    known = {name: tuple(configuration[name]) for name in ("mean", "std") if name in configuration}
-    return Preprocessing(
-        channels,
-        (size[0], size[1]),
-        **known,
-        interpolation=configuration.get("interpolation") or "bilinear",
-        crop=configuration.get("crop_pct") or 1.0 if source.size is None else 1.0,
-    )
+    channels, height, width = _image_size(before, after, source, input_size)
+    mean, std = (tuple(configuration.get(name, ())) for name in ("mean", "std"))
+    crop = configuration.get("crop_pct") or 1.0 if source.size is None else 1.0
+    return Preprocessing(channels, (height, width), mean, std, configuration.get("interpolation") or "bilinear", crop)
 
 
 def _image_size(before: nn.Module, after: nn.Module, source: Source, input_size: Any) -> tuple[int, int, int]:
@@ -291,13 +274,3 @@ def _levels(levels: Sequence[str] | None, before: nn.Module, data: Data) -> tupl
     if TRAINING in levels and data.train is None:
         raise DataError(f"{data.name} has no training data: give (train, test)")
     return tuple(level for level in LEVELS if level in levels)
-
-
-def _images(data: Data) -> Iterator[torch.Tensor]:
-    seen = 0
-    for batch in batches(data.test, 0, 0):
-        images, _ = pair_of(batch)
-        yield images
-        seen += len(images)
-        if seen >= _MOST_IMAGES:
-            return

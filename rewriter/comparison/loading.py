@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from rewriter.comparison.randomness import batches
 from rewriter.comparison.recipe import Recipe
+from rewriter.data.checks import check, check_trainable
 from rewriter.data.source import Examples, Source, Task
 from rewriter.errors import DataError
 
@@ -41,10 +42,9 @@ class Preprocessing:
     @property
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and standard deviation; those of ImageNet where none are given, their average for one channel."""
-        return tuple(
-            values if len(values) == self.channels else (sum(values) / len(values),) * self.channels
-            for values in (self.mean or _MEAN, self.std or _STD)
-        )  # type: ignore[return-value]
+        found = self.mean or _MEAN, self.std or _STD
+        mean, std = (v if len(v) == self.channels else (sum(v) / len(v),) * self.channels for v in found)
+        return mean, std
 
 
 @dataclass(frozen=True)
@@ -85,19 +85,11 @@ class Data:
 
 
 def data_of_source(source: Source, preprocessing: Preprocessing, recipe: Recipe, *, training: bool) -> Data:
-    """Batches of a source.
-
-    Args:
-        source: the images.
-        preprocessing: what the model expects.
-        recipe: batch size, numbers of images, augmentation.
-        training: whether training images are needed.
+    """Batches of a source for testing, and for training if they are needed for it.
 
     Raises:
-        DataError: there are none, fewer than a batch, one class only, or labels out of range.
+        DataError: there are no images, fewer than a batch, one class only, or labels out of range.
     """
-    from rewriter.data.checks import check, check_trainable
-
     check(source)
     test = _limited(source.test, recipe.test_images)
     train = _limited(source.train, recipe.train_images) if training and source.train is not None else None
@@ -118,19 +110,16 @@ def data_of_source(source: Source, preprocessing: Preprocessing, recipe: Recipe,
 
 
 def data_of_user(data: Any, task: str | Task | None, num_classes: int | None, recipe: Recipe) -> Data:
-    """The user's own batches.
+    """The user's own ``(train, test)`` or ``{"train": …, "test": …}``.
 
-    Args:
-        data: ``(train, test)`` or ``{"train": …, "test": …}`` of data loaders, data sets or other iterables of batches
-            that may be iterated several times; or one of them, which is then only tested on. Nothing is done to their
-            images: they are what the model expects.
-        task: classification if None.
-        num_classes: 0 if None: what the model gives.
-        recipe: batch size, for data sets.
+    Each is a data loader, a data set or another iterable of batches that may be iterated several times; one alone is
+    only tested on. Nothing is done to their images: they are what the model expects.
 
     Raises:
         DataError: it is none of these.
     """
+    if task is not None and task not in list(Task):
+        raise DataError(f"task: expected one of {', '.join(Task)}, found {task!r}")
     if isinstance(data, Mapping):
         train, test = data.get("train"), data.get("test", data.get("val"))
     elif isinstance(data, (tuple, list)) and len(data) == 2:
@@ -171,25 +160,19 @@ def _own_loader(item: Any, recipe: Recipe, shuffled: bool) -> Iterable[Any]:
             f"data: expected a data loader, a data set or a list of batches, found {type(item).__name__}; it is read "
             "once an epoch by both arms"
         )
+    kind = type(item).__name__
     if not isinstance(item, Sized):
-        raise DataError(f"data: expected something of known length, found {type(item).__name__} without len()")
-    if shuffled:
-        _check_length(item)
-    return item
-
-
-def _check_length(item: Sized) -> None:
+        raise DataError(f"data: expected something of known length, found {kind} without len()")
     try:
-        number = len(item)
+        is_empty = shuffled and not len(item)
     except TypeError as error:  # a data loader of an IterableDataset
         raise DataError(
-            f"data: the training {type(item).__name__} has no length ({error}); give its data set a __len__, or a list "
-            "of batches, so that the learning rate can be scheduled"
+            f"data: the training {kind} has no length ({error}); give its data set a __len__, or a list of batches, so "
+            "that the learning rate can be scheduled"
         ) from error
-    if not number:
-        raise DataError(
-            f"data: expected training batches, the {type(item).__name__} has none: too few images for one batch"
-        )
+    if is_empty:
+        raise DataError(f"data: expected training batches, the {kind} has none: too few images for one batch")
+    return item
 
 
 def pair_of(batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
