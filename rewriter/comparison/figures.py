@@ -43,7 +43,7 @@ _LINES: dict[str, dict[str, Any]] = {
     BEFORE: {"linewidth": 5, "alpha": 0.45, "markersize": 9, "markeredgewidth": 0, "solid_capstyle": "round"},
     AFTER: {"linewidth": 1.5, "markersize": 3.5},
 }
-_SMALL, _NORMAL, _TITLE = 9, 10, 11
+_SMALL, _TITLE = 9, 11
 """Sizes of text, in points; lengths are in inches."""
 
 _PANEL, _TWO_PANELS, _HEIGHT, _MARGIN = 6.4, 9.8, 3.9, 0.12
@@ -97,35 +97,33 @@ def _new_figure(
     """A figure that no window and no global state knows, with axes beside each other under its heading."""
     asked, finished = len(set(training.seeds)), len(training.final_values(training.metric))
     seeds = counted(asked, "seed") if finished == asked else f"{finished} of {counted(asked, 'seed')} finished by both"
+    verdict = f"verdict on {training.metric}: {judge(training).outcome} ({seeds})"
     passes = f"passes: {'; '.join(found.change)}"
-    if len(_wrapped(passes, width - 2 * _MARGIN, _SMALL)) > 2:  # only their names
+    room = width - 2 * _MARGIN
+    if len(_wrapped(passes, room, _SMALL)) > 2:  # only their names
         passes = f"passes: {', '.join(line.partition(':')[0] for line in found.change)}"
-    heading: list[tuple[str, dict[str, Any]]] = [
-        (f"{found.model}: {subject}", {"size": _TITLE, "weight": "bold"}),
-        (f"verdict on {training.metric}: {judge(training).outcome} ({seeds})", {"size": _NORMAL}),
-        *((text, {"size": _SMALL, "color": _GREY}) for text in (f"data: {found.data}", *notes)),
-        *([(passes, {"size": _SMALL, "color": _GREY})] if found.change else []),
+    below = [f"data: {found.data}", *notes, *([passes] if found.change else [])]
+    blocks: list[tuple[list[str], dict[str, Any]]] = [
+        ([f"{found.model}: {subject}", verdict], {"size": _TITLE, "weight": "bold"}),
+        (below, {"size": _SMALL, "color": _GREY}),
     ]
-    lines = [
-        (line, style, style["size"] * 1.35 / 72)
-        for text, style in heading
-        for line in _wrapped(text, width - 2 * _MARGIN, style["size"], style.get("weight", "normal"))
-    ]
-    whole = height + _MARGIN + sum(space for *_, space in lines)
+    whole, texts = height + _MARGIN, []
+    for paragraphs, style in reversed(blocks):
+        lines = [line for text in paragraphs for line in _wrapped(text, room, style["size"], style.get("weight"))]
+        whole += len(lines) * style["size"] * 1.35 / 72
+        texts.append((whole - _MARGIN, "\n".join(lines), style))
     figure = Figure(figsize=(width, whole), dpi=200)
     FigureCanvasAgg(figure)
     side = _MARGIN / width
     figure.set_layout_engine("constrained", rect=(side / 2, 0, 1 - side, height / whole))
-    top = whole - _MARGIN
-    for line, style, space in lines:
-        figure.text(side, top / whole, line, va="top", parse_math=False, **style)
-        top -= space
+    for top, text, style in texts:
+        figure.text(side, top / whole, text, va="top", parse_math=False, **style)
     return figure, figure.subplots(1, panels, squeeze=False)[0]
 
 
-def _wrapped(text: str, width: float, size: Any = _NORMAL, weight: Any = "normal") -> list[str]:
+def _wrapped(text: str, width: float, size: float = 10, weight: str | None = None) -> list[str]:
     """The text in lines that take at most ``width`` inches when drawn; longer words are broken, a long end is cut."""
-    font = FontProperties(size=size, weight=weight)
+    font = FontProperties(size=size, weight=weight or "normal")
 
     def inches(line: str) -> float:
         return float(text_to_path.get_text_width_height_descent(line, font, False)[0]) / 72
@@ -190,11 +188,12 @@ def _draw_arm(axes: Any, arm: str, training: Training, unit: Unit, start: int) -
     seeds = {pair.before.seed for pair in training.pairs if pair.values(metric)} or finished
     curves = pandas.DataFrame(
         {
-            run.seed: {e.number: unit.scaled(y) for e in run.epochs[start:] if (y := e.value(metric)) is not None}
+            run.seed: {e.number: unit.scaled(y) for e in run.epochs if (y := e.value(metric)) is not None}
             for run in runs
         },
         dtype=float,
     ).sort_index()
+    curves = curves[curves.index >= start] if start else curves
     shared = curves[[seed for seed in curves if seed in seeds]].dropna()
     if not shared.empty:
         several = len(shared.columns) > 1

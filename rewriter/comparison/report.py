@@ -7,7 +7,6 @@ import math
 import re
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from statistics import median
 from typing import TypeAlias
 
@@ -46,23 +45,19 @@ Block: TypeAlias = str | tuple[str, ...] | pandas.DataFrame
 """A paragraph, a list or a table."""
 
 
-@dataclass(frozen=True)
-class Section:
-    """A heading with what stands under it."""
-
-    title: str
-    blocks: list[Block]
+Section: TypeAlias = tuple[str, list[Block]]
+"""A title with what stands under it."""
 
 
 def as_text(sections: Sequence[Section]) -> str:
     """Text of at most 100 columns."""
-    return "\n\n".join("\n".join(_lines(section)) for section in sections)
+    return "\n\n".join("\n".join(_lines(*section)) for section in sections)
 
 
-def _lines(section: Section) -> Iterator[str]:
-    yield from _wrapped(section.title, "", "  ")
+def _lines(title: str, blocks: list[Block]) -> Iterator[str]:
+    yield from _wrapped(title, "", "  ")
     previous: Block = ""
-    for block in section.blocks:
+    for block in blocks:
         if isinstance(block, str):
             yield from _wrapped(block, "  ", "  ")
         elif isinstance(block, tuple):
@@ -97,9 +92,9 @@ def _table_lines(frame: pandas.DataFrame, width: int) -> list[str]:
 def as_markdown(sections: Sequence[Section]) -> str:
     """The same as Markdown; the first title is that of the document."""
     parts = []
-    for number, section in enumerate(sections):
-        parts.append(f"{'##' if number else '#'} {_escaped(section.title)}")
-        for block in section.blocks:
+    for number, (title, blocks) in enumerate(sections):
+        parts.append(f"{'##' if number else '#'} {_escaped(title)}")
+        for block in blocks:
             if isinstance(block, str):
                 parts.append(_escaped(block))
             elif isinstance(block, tuple):
@@ -124,7 +119,7 @@ def sections(found: Findings, verdict: Verdict) -> list[Section]:
     head: list[Block] = [f"verdict: {verdict.sentence}", f"data: {found.data}"]
     head += [found.change] if found.change else []
     head += [f"note: {note}" for note in found.notes]
-    made = [Section(f"comparison of {found.model}, before and after its rewrite", head)]
+    made = [(f"comparison of {found.model}, before and after its rewrite", head)]
     if found.equivalence:
         made.append(_equivalence(found.equivalence))
     if found.trained is not None:
@@ -147,7 +142,7 @@ def _equivalence(found: Sequence[Equivalence]) -> Section:
         rows.append((item.name, str(item.images), identical[item.identical], *differences, agreement))
     headings = ("pass", "images", "bit-identical", "max |difference|", "relative", "own spread", "same prediction")
     images = counted(found[-1].images, "test image")
-    return Section(f"output in evaluation mode, first {images}", [_culprits(found), _table(rows, *headings)])
+    return (f"output in evaluation mode, first {images}", [_culprits(found), _table(rows, *headings)])
 
 
 def _culprits(found: Sequence[Equivalence]) -> str:
@@ -187,7 +182,7 @@ def _trained(trained: Trained) -> Section:
     title = "weights as created, not trained" if trained.as_created else "trained weights"
     blocks: list[Block] = [_table(rows, "metric", BEFORE, AFTER, _CHANGE)]
     blocks += _images(trained.rows) if trained.rows else []
-    return Section(f"{title}, {counted(len(trained.rows), 'test image')}", blocks)
+    return (f"{title}, {counted(len(trained.rows), 'test image')}", blocks)
 
 
 def _images(rows: Sequence[ImageRow]) -> Iterator[Block]:
@@ -236,7 +231,7 @@ def _training(training: Training) -> Section:
     for title, data in (("recipe", training.recipe), ("environment", training.environment)):
         if data:
             blocks.append(f"{title}: {', '.join(f'{name} {value}' for name, value in data.items())}")
-    return Section(f"training, {counted(len(set(training.seeds)), 'seed')} an arm", blocks)
+    return (f"training, {counted(len(set(training.seeds)), 'seed')} an arm", blocks)
 
 
 def _metric_row(training: Training, name: str) -> tuple[str, ...]:
@@ -300,7 +295,7 @@ def _cost(training: Training) -> Section:
     blocks: list[Block] = [_table(rows, "", BEFORE, AFTER)]
     blocks += [ratio] if (ratio := _speed_ratio(training)) else []
     blocks.append("These figures vary with the machine, and from run to run with what else it does.")
-    return Section("cost of training", blocks)
+    return ("cost of training", blocks)
 
 
 def _speed_ratio(training: Training) -> str:

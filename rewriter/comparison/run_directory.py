@@ -50,14 +50,7 @@ def number_of_runs(directory: Path) -> int:
 def write_reports(comparison: Comparison, directory: str | Path) -> list[Path]:
     """Write ``summary.md``, ``result.json``, ``images.csv`` (of trained weights), ``runs.csv`` and plots (of training).
 
-    Each file is written whole or not at all; files of other names are left alone.
-
-    Args:
-        comparison: what to write.
-        directory: made if it does not exist.
-
-    Returns:
-        The files written.
+    Each file is written whole or not at all; files of other names are left alone. Returns the files written.
 
     Raises:
         ReportError: a file cannot be written, with its name.
@@ -76,15 +69,7 @@ def write_reports(comparison: Comparison, directory: str | Path) -> list[Path]:
 
 
 def save_plots(comparison: Comparison, directory: str | Path) -> list[Path]:
-    """Write ``learning_curves`` and ``differences``, each as PNG and SVG.
-
-    Args:
-        comparison: what to draw; without training there is nothing.
-        directory: made if it does not exist.
-
-    Returns:
-        The files written; no ``learning_curves`` if no run finished an epoch, no ``differences`` if no seed was
-        finished by both arms.
+    """Write ``learning_curves`` and ``differences`` as PNG and SVG, as far as there is something to draw.
 
     Raises:
         ComparisonError: a file cannot be written.
