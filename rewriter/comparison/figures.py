@@ -16,8 +16,6 @@ import matplotlib
 import pandas
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties
-from matplotlib.textpath import text_to_path
 from matplotlib.ticker import MaxNLocator
 
 from rewriter.comparison.findings import AFTER, ARMS, BEFORE, Findings, Pair, Training
@@ -109,7 +107,7 @@ def _new_figure(
     ]
     whole, texts = height + _MARGIN, []
     for paragraphs, style in reversed(blocks):
-        lines = [line for text in paragraphs for line in _wrapped(text, room, style["size"], style.get("weight"))]
+        lines = [line for text in paragraphs for line in _wrapped(text, room, style["size"])]
         whole += len(lines) * style["size"] * 1.35 / 72
         texts.append((whole - _MARGIN, "\n".join(lines), style))
     figure = Figure(figsize=(width, whole), dpi=200)
@@ -121,19 +119,9 @@ def _new_figure(
     return figure, figure.subplots(1, panels, squeeze=False)[0]
 
 
-def _wrapped(text: str, width: float, size: float = 10, weight: str | None = None) -> list[str]:
-    """The text in lines that take at most ``width`` inches when drawn; longer words are broken, a long end is cut."""
-    font = FontProperties(size=size, weight=weight or "normal")
-
-    def inches(line: str) -> float:
-        return float(text_to_path.get_text_width_height_descent(line, font, False)[0]) / 72
-
-    most = math.ceil(2 * len(text) / max(inches(text) / width, 1))  # narrow letters may stand together
-    for characters in range(max(most, 1), 0, -1):
-        lines = textwrap.wrap(text, characters, max_lines=3, placeholder="…")
-        if all(inches(line) <= width for line in lines):
-            break
-    return lines
+def _wrapped(text: str, width: float, size: float = 10) -> list[str]:
+    """The text in at most three lines of ``width`` inches, by the mean width of bold letters."""
+    return textwrap.wrap(text, int(width * 72 / (0.7 * size)), max_lines=3, placeholder="…")
 
 
 def _worth(training: Training) -> tuple[float, list[str]]:
@@ -220,7 +208,9 @@ def _differences(found: Findings, training: Training, difference: Difference) ->
     bottom, top = 0.0 if interval is None else _MEAN - 0.3, rows[0] + 0.6 * _ROW
     subject = f"{training.metric}, after − before"
     figure, (axes,) = _new_figure(found, training, subject, [], _PANEL, 1.1 + top - bottom, 1)
-    reach = _reach(difference, unit, worth)
+    points = max(_LEAST_IMAGES["differences"] * worth, *(abs(unit.scaled(found)) for found in difference.differences))
+    farthest = 0.0 if interval is None else unit.scaled(max(abs(interval.low), abs(interval.high)))
+    reach = max(points, _CUT * points if points and farthest > _FARTHEST * points else farthest) or 1.0
     axes.set_xlim(-1.05 * reach, 1.05 * reach)
     axes.set_ylim(bottom, top)
     if worth:
@@ -249,17 +239,6 @@ def _differences(found: Findings, training: Training, difference: Difference) ->
     axes.spines["left"].set_visible(False)
     axes.tick_params(axis="y", length=0)
     return figure
-
-
-def _reach(difference: Difference, unit: Unit, worth: float) -> float:
-    """How far the axis goes to either side of 0."""
-    points = max(abs(unit.scaled(found)) for found in difference.differences)
-    points = max(points, _LEAST_IMAGES["differences"] * worth)
-    interval = difference.interval
-    farthest = 0.0 if interval is None else unit.scaled(max(abs(interval.low), abs(interval.high)))
-    if points and farthest > _FARTHEST * points:
-        farthest = _CUT * points
-    return max(points, farthest) or 1.0
 
 
 def _draw_pair(axes: Any, place: float, pair: Pair, metric: str, unit: Unit) -> None:

@@ -18,21 +18,15 @@ from rewriter.model.state import state_kept
 
 
 def fitted_to_models(
-    scoring: Scoring,
-    models: tuple[nn.Module, nn.Module],
-    data: Data,
-    device: torch.device,
-    *,
-    task_given: bool,
+    scoring: Scoring, models: tuple[nn.Module, nn.Module], data: Data, device: torch.device, *, task_given: bool,
     scored: bool,
-) -> tuple[Scoring, Data]:
+) -> tuple[Scoring, Data]:  # fmt: skip
     """Scoring and data, with the number of classes that the model gives where it was not told, and the images' shape.
 
+    Both models run on the first test batch on ``device``, and are then on the CPU; their state is kept.
+
     Args:
-        scoring: as far as it is known.
-        models: before and after; moved to ``device`` and then to the CPU, their state is kept.
-        data: its first test batch is used.
-        device: where the models run.
+        scoring, models, data, device: as far as they are known.
         task_given: whether the user said what the targets are; if not, floating targets with a loss and a metric of
             the user's own are values to be met, not classes.
         scored: False where only outputs are compared, so that targets do not matter.

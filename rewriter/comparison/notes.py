@@ -27,11 +27,7 @@ def why_without_effect(
     Only a rewrite is judged: by its plan, by the optimizer's groups, and by outputs and buffers of some training images
     in training mode. A model that was changed by other means alone is always worth training.
 
-    Args:
-        before, after: the two models, on the CPU; they are put back.
-        data: training images to look at.
-        device: where to look at them.
-        optimizer: the user's own; None for that of the recipe.
+    The models are on the CPU and looked at on ``device``; an optimizer of None is that of the recipe.
     """
     layers = calibrated_layers(after)
     if not records_of(after) or not all(layer.calibrated for layer in layers.values()):
@@ -86,9 +82,7 @@ def notes_of(
     Args:
         pairs, first, data: what was compared, and the models of the first seed.
         without_effect: why training them both is no use; empty if it is of use, or nobody wanted it.
-        seeds: how many were asked for.
-        trained: whether both arms were trained.
-        optimizer: the user's own; None for that of the recipe.
+        seeds, trained, optimizer: how many were asked for, whether they were trained, and the user's own optimizer.
         levels_given: whether the user named the levels; if not, it is said why nothing was trained.
     """
     if without_effect:
