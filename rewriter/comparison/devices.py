@@ -28,10 +28,6 @@ def accelerated(mixed_precision: str, device: str | None) -> Iterator[Accelerato
     Afterwards the caller's accelerator, environment and number of threads are as they were. A process group that was
     made for ``torchrun`` stays, for the next comparison.
 
-    Args:
-        mixed_precision: ``"no"``, ``"bf16"`` or ``"fp16"``.
-        device: such as ``"cpu"`` or ``"cuda"``; None for what accelerate finds.
-
     Raises:
         ComparisonError: there is no such device, or it has no such precision.
     """

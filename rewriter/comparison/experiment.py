@@ -44,11 +44,9 @@ def run_all(
     runs. An error of one process is raised in all, once the others have trained their seeds.
 
     Args:
-        models: what is compared.
-        setting: how it is trained.
+        models, setting: what is trained, and how.
         identity: of the comparison, to tell runs of another one in ``directory``.
-        directory: finished runs are written there, and those that are there are not trained again.
-        restart: train them again.
+        directory: finished runs are written there; those that are there are trained again only with ``restart``.
         progress: tell on standard error how far it is: a bar on a terminal, a line for each finished run elsewhere.
 
     Raises:

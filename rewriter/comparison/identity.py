@@ -34,11 +34,7 @@ def identity_of(
     Functions of the user are known by their name, code and options; what these use is not looked at. Losses and metrics
     are known by their options, data loaders by their number of batches and the first one.
 
-    Args:
-        first: both models of the first seed, on the CPU.
-        data, scoring, recipe: how they are trained and tested.
-        optimizer: the user's own, or None.
-        device: its type.
+    Both models are those of the first seed, on the CPU; an optimizer of None is that of the recipe.
     """
     before, after = first
     own = {"loss": scoring.own_loss, "optimizer": optimizer, **(scoring.own_metrics or {"metric": None})}

@@ -90,8 +90,9 @@ class _Training:
         self.steps_an_epoch: int = len(setting.data.train)  # type: ignore[arg-type]
         self.scheduler = _scheduler(self.optimizer.optimizer, setting.recipe, self.steps_an_epoch)
         self.images_per_second: list[float] = []
+        self.images = 0
         self.seen: list[str] = []
-        self.classes = _Classes(setting.scoring)
+        self.classes: set[int] = set()
 
     def run(self, started: float) -> Run:
         memory = PeakMemory(self.setting.accelerator.device)
@@ -107,7 +108,7 @@ class _Training:
                 epochs.pop()
                 break
             if number == 1:
-                self.classes.check(f"{self.setting.data.name}, training data")
+                _check_classes(self.classes, self.images, f"{self.setting.data.name}, training data")
         warm = self.images_per_second[_WARM_UP:] or self.images_per_second
         speed = round(statistics.median(warm), 1) if warm else None
         seconds = round(time.perf_counter() - started, 2)
@@ -124,7 +125,8 @@ class _Training:
         for step, batch in enumerate(batches(setting.data.train, self.seed, number), start=1):
             images, targets = pair_of(batch)
             setting.scoring.check_targets(targets, f"{setting.data.name}, training data")
-            self.classes.add(targets)
+            self.classes |= _classes(setting.scoring, targets) if number == 1 else set()
+            self.images += len(targets)
             seen = checksum((images, targets), seen)
             began = time.perf_counter()
             if self.scheduler is not None:
@@ -172,13 +174,13 @@ def test(model: nn.Module, setting: Setting) -> tuple[float, dict[str, float]]:
     training = model.training
     model.eval()
     device = setting.accelerator.device
-    metrics, classes = setting.scoring.metrics(device), _Classes(setting.scoring)
+    metrics, classes = setting.scoring.metrics(device), set[int]()
     total, number = torch.zeros((), dtype=torch.float64), 0
     where = f"{setting.data.name}, test data"
     for batch in batches(setting.data.test, 0, 0):
         images, targets = pair_of(batch)
         setting.scoring.check_targets(targets, where)
-        classes.add(targets)
+        classes |= _classes(setting.scoring, targets)
         images, targets = _moved(model, images, targets, device)
         with setting.accelerator.autocast():
             output = model(images)
@@ -189,26 +191,18 @@ def test(model: nn.Module, setting: Setting) -> tuple[float, dict[str, float]]:
     model.train(training)
     if not number:
         raise DataError(f"{where}: expected images, found none; can they be read only once?")
-    classes.check(where)
+    _check_classes(classes, number, where)
     return (total / number).item(), computed(metrics)
 
 
-class _Classes:
-    """Whether the targets are of more than one class."""
+def _check_classes(present: set[int], images: int, where: str) -> None:
+    if len(present) == 1 and images > 1:
+        raise DataError(f"{where}: expected at least two classes, found only {present.pop()}")
 
-    def __init__(self, scoring: Scoring) -> None:
-        self.judged = scoring.task is Task.CLASSIFICATION and scoring.own_loss is None
-        self.present: set[int] = set()
-        self.number = 0
 
-    def add(self, targets: torch.Tensor) -> None:
-        if self.judged and len(self.present) < 2:
-            self.present |= set(targets.tolist())
-        self.number += len(targets)
-
-    def check(self, where: str) -> None:
-        if self.judged and len(self.present) < 2 <= self.number:
-            raise DataError(f"{where}: expected at least two classes, found only {self.present.pop()}")
+def _classes(scoring: Scoring, targets: torch.Tensor) -> set[int]:
+    """Those in a batch, where targets are classes; others may all be alike."""
+    return set(targets.tolist()) if scoring.task is Task.CLASSIFICATION and scoring.own_loss is None else set()
 
 
 def check_optimizer(optimizer: Any, recipe: Recipe) -> None:
