@@ -18,7 +18,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from rewriter.comparison.findings import AFTER, ARMS, BEFORE, Findings, Pair, Training
+from rewriter.comparison.findings import AFTER, ARMS, BEFORE, Findings, Training
 from rewriter.comparison.number_format import Unit, small
 from rewriter.comparison.statistics import Difference
 from rewriter.comparison.verdict import difference_of, judge, unit_of, worth_of_image
@@ -217,7 +217,14 @@ def _differences(found: Findings, training: Training, difference: Difference) ->
         axes.axvspan(-worth, worth, color=_LIGHT_GREY, linewidth=0)
     axes.axvline(0, color=_GREY, linewidth=1)
     for place, pair in zip(rows, ended, strict=True):
-        _draw_pair(axes, place, pair, training.metric, unit)
+        values = pair.values(training.metric)
+        if values is not None:
+            axes.plot([unit.scaled(values[1] - values[0])], [place], "o", color=_GREY, markersize=5)
+            continue
+        failed = [run.arm for run in (pair.before, pair.after) if run.failure(training.metric)]
+        box = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+        style = {"size": _SMALL, "color": _GREY, "style": "italic", "ha": "center", "va": "center", "bbox": box}
+        axes.text(0, place, f"{' and '.join(failed)} stopped", **style)
     labelled = range(0, len(ended), math.ceil(_LEAST_FOR_LABEL / row))
     ticks = {rows[number]: f"seed {ended[number].before.seed}" for number in labelled}
     if interval is not None:
@@ -239,15 +246,3 @@ def _differences(found: Findings, training: Training, difference: Difference) ->
     axes.spines["left"].set_visible(False)
     axes.tick_params(axis="y", length=0)
     return figure
-
-
-def _draw_pair(axes: Any, place: float, pair: Pair, metric: str, unit: Unit) -> None:
-    """The difference of one seed; in its place, if there is none, why."""
-    values = pair.values(metric)
-    if values is not None:
-        axes.plot([unit.scaled(values[1] - values[0])], [place], "o", color=_GREY, markersize=5)
-        return
-    failed = [arm for arm, run in zip(ARMS, (pair.before, pair.after), strict=True) if run.failure(metric)]
-    box = {"facecolor": "white", "edgecolor": "none", "pad": 1}
-    text = f"{' and '.join(failed)} stopped"
-    axes.text(0, place, text, size=_SMALL, color=_GREY, style="italic", ha="center", va="center", bbox=box)

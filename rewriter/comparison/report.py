@@ -21,7 +21,6 @@ from rewriter.comparison.findings import (
     Equivalence,
     Findings,
     ImageRow,
-    Run,
     Trained,
     Training,
 )
@@ -249,40 +248,29 @@ def _metric_row(training: Training, name: str) -> tuple[str, ...]:
 
 def _seed_table(training: Training) -> pandas.DataFrame:
     unit = unit_of(training, training.metric)
-    runs = {(run.seed, run.arm): run for run in training.runs}
     both = {pair.before.seed: values for pair in training.pairs if (values := pair.values(training.metric))}
     decimals = unit.telling(*both.values())
     of_changes = unit.decimals(None, [after - before for before, after in both.values()])
+    cells = {(seed, arm): "not run" for seed in training.seeds for arm in ARMS}
+    for run in training.runs:
+        value = run.value(training.metric)
+        why = "stopped" if run.stopped else run.failure(training.metric)
+        cells[run.seed, run.arm] = why if value is None else unit.number(value, decimals)
     rows = []
     for seed in dict.fromkeys(training.seeds):
-        cells = [_seed_cell(runs.get((seed, arm)), training.metric, unit, decimals) for arm in ARMS]
-        change = _NONE
-        if seed in both:
-            before, after = both[seed]
-            change = "equal" if before == after else unit.number(after - before, of_changes, sign=True)
-        rows.append((str(seed), *cells, change))
+        before, after = both.get(seed, (0.0, 0.0))
+        change = "equal" if before == after else unit.number(after - before, of_changes, sign=True)
+        rows.append((str(seed), *(cells[seed, arm] for arm in ARMS), change if seed in both else _NONE))
     return _table(rows, f"seed ({unit.label})", BEFORE, AFTER, _CHANGE)
 
 
-def _seed_cell(run: Run | None, metric: str, unit: Unit, decimals: int) -> str:
-    if run is None:
-        return "not run"
-    value = run.value(metric)
-    if value is not None:
-        return unit.number(value, decimals)
-    return "stopped" if run.stopped else run.failure(metric)
-
-
 def _other_intervals(difference: Difference, unit: Unit) -> str:
-    parts = []
-    if difference.bootstrap is not None:
-        parts.append(f"95 % bootstrap interval of after − before: {unit.interval(difference.bootstrap)}")
-    if difference.p_value is not None:
-        parts.append(
-            f"exact sign-flip p = {difference.p_value:.3g} ({difference.count} pairs cannot give less than "
-            f"{difference.smallest_p_value:.3g})"
-        )
-    return "; ".join(parts)
+    assert difference.bootstrap is not None
+    found = f"95 % bootstrap interval of after − before: {unit.interval(difference.bootstrap)}"
+    if difference.p_value is None:
+        return found
+    least = f"{difference.count} pairs cannot give less than {difference.smallest_p_value:.3g}"
+    return f"{found}; exact sign-flip p = {difference.p_value:.3g} ({least})"
 
 
 def _cost(training: Training) -> Section:
