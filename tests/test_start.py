@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-HEAVY = {"torch", "timm", "torchvision", "numpy", "networkx", "scipy", "matplotlib", "pandas", "pydantic", "accelerate"}
+HEAVY = {"torch", "timm", "torchvision", "numpy", "networkx", "scipy", "matplotlib", "pandas", "accelerate"}
 
 
 def imported(code: str) -> set[str]:
