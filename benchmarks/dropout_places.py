@@ -21,8 +21,8 @@ from typing import Any
 import torch
 
 from rewriter import zoo
-from rewriter.comparison.loading import Preprocessing, load
-from rewriter.comparison.place import accelerated, repeatable
+from rewriter.comparison.devices import accelerated, repeatable
+from rewriter.comparison.loading import Preprocessing, data_of_source
 from rewriter.comparison.recipe import Recipe
 from rewriter.comparison.scoring import scoring_of
 from rewriter.comparison.training import Setting, test, train
@@ -82,11 +82,11 @@ def run_all(folder: Path, data: Path, part: int, parts: int) -> None:
     source = open_source(f"imagefolder:{data}")
     preprocessing = Preprocessing(3, (32, 32))
     with accelerated(RECIPE.mixed_precision, "cpu") as accelerator, repeatable(accelerator.device):
-        everything = load(source, preprocessing, replace(RECIPE, test_images=None), training=True)
+        everything = data_of_source(source, preprocessing, replace(RECIPE, test_images=None), training=True)
         wanted = [(seed, arm) for arms in (ARMS, ARMS_OF_FEW_IMAGES) for seed in range(RECIPE.seeds) for arm in arms]
         settings = {}
         for recipe in (RECIPE, FEW_IMAGES):
-            shown = load(source, preprocessing, recipe, training=True)
+            shown = data_of_source(source, preprocessing, recipe, training=True)
             scoring = scoring_of(shown.task, shown.num_classes, shown.ignore_index)
             settings[recipe.train_images] = Setting(shown, scoring, recipe, accelerator)
         for number, (seed, arm) in enumerate(wanted):

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rewriter.comparison.result import Comparison
-from rewriter.comparison.verdict import difference_of, final_values, unit_of
+from rewriter.comparison.verdict import difference_of, unit_of
 
 ROOT = Path(__file__).parent.parent
 _SEGMENT = "--data mri-seg --budget full --seeds 5 --epochs 20 -r batch_size=14 --input-size 96 -k channels=64"
@@ -202,7 +202,7 @@ def _row(experiment: Experiment, comparison: Comparison) -> str:
     unit = unit_of(training, training.metric)
     difference = difference_of(training, training.metric)
     assert difference is not None and difference.interval is not None
-    found = final_values(training, training.metric)
+    found = training.final_values(training.metric)
     before, after = (f"{unit.scaled(statistics.mean(values)):.2f}" for values in zip(*found, strict=True))
     mean, low, high = (
         f"{unit.scaled(value):+.2f}" for value in (difference.mean, difference.interval.low, difference.interval.high)

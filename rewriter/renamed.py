@@ -34,6 +34,16 @@ MOVED = {
     "memory": "reporting", "result_file": "reporting", "cli_compare": "cli.compare", "cli_encoding": "cli.encoding",
     "cli_model": "cli.model", "cli_options": "cli.options", "cli_output": "cli.output", "cli_stdout": "cli.stdout",
     "cli_sweep": "cli.sweep", "grouping": "text",
+    "comparison.data": "comparison.findings", "comparison.run": "comparison.findings",
+    "comparison.plain": "comparison.findings", "comparison.units": "comparison.number_format",
+    "comparison.figure": "comparison.figures", "comparison.differences": "comparison.figures",
+    "comparison.learning_curves": "comparison.figures", "comparison.sections": "comparison.report",
+    "comparison.tables": "comparison.report", "comparison.files": "comparison.run_directory",
+    "comparison.reports": "comparison.run_directory", "comparison.run_file": "comparison.run_directory",
+    "comparison.run_progress": "comparison.experiment", "comparison.without_training": "comparison.verdict",
+    "comparison.place": "comparison.devices", "comparison.subject": "comparison.model_pairs",
+    "comparison.question": "comparison.identity", "comparison.fitting": "comparison.first_batch",
+    "comparison.idle": "comparison.notes",
 }  # fmt: skip
 """Old names below ``rewriter`` → the room that has the module now, or its new name."""
 
@@ -41,6 +51,7 @@ DIVIDED = {
     "guard": ("model.refusal", "model.random_state", "model.collector"),
     "record": ("planning.record", "planning.report", "planning.checks", "planning.staleness"),
     "verification": ("planning.verify", "planning.observe", "planning.checks"),
+    "comparison.plots": ("comparison.figures", "comparison.run_directory"),
 }
 """Old names of modules that are several now; the old one has the names of all."""
 

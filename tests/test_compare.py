@@ -258,7 +258,8 @@ class TestArguments:
 def test_the_library_does_without_what_comparisons_need() -> None:
     code = (
         "import sys\n"
-        "for name in ('PIL', 'timm', 'torchvision', 'scipy', 'accelerate', 'torchmetrics', 'matplotlib', 'rich'):\n"
+        "for name in ('PIL', 'timm', 'torchvision', 'scipy', 'accelerate', 'torchmetrics', 'matplotlib', 'rich',\n"
+        "             'pandas', 'pydantic', 'tabulate'):\n"
         "    sys.modules[name] = None\n"
         "import rewriter\n"
         "try:\n"

@@ -30,9 +30,9 @@ from torchmetrics.classification import MulticlassAccuracy, MultilabelAccuracy
 
 import rewriter
 from rewriter.comparison import training
-from rewriter.comparison.data import Training
+from rewriter.comparison.findings import Training
 from rewriter.comparison.result import Comparison
-from rewriter.comparison.run_file import RunFile
+from rewriter.comparison.run_directory import RunFile
 from rewriter.comparison.verdict import Outcome
 from rewriter.errors import ComparisonError, DataError
 from rewriter.layers.registry import calibrated_layers

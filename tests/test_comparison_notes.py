@@ -15,11 +15,10 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import rewriter
-from rewriter.comparison.idle import why_idle
-from rewriter.comparison.loading import Data, of_user
-from rewriter.comparison.notes import notes_of
+from rewriter.comparison.loading import Data, data_of_user
+from rewriter.comparison.model_pairs import ModelPairs
+from rewriter.comparison.notes import notes_of, why_without_effect
 from rewriter.comparison.result import Comparison
-from rewriter.comparison.subject import Subject
 from rewriter.comparison.verdict import Outcome
 from rewriter.errors import ComparisonError, ReportError
 from rewriter.passes import Dropout
@@ -55,11 +54,11 @@ def loaders() -> tuple[DataLoader[Any], DataLoader[Any]]:
 
 
 def user_data(data: Any) -> Data:
-    return of_user(data, None, 10, TINY)
+    return data_of_user(data, None, 10, TINY)
 
 
 def idle(before: nn.Module, after: nn.Module, data: Any = None, optimizer: Any = None) -> str:
-    return why_idle(before, after, user_data(data or loaders()), torch.device("cpu"), optimizer)
+    return why_without_effect(before, after, user_data(data or loaders()), torch.device("cpu"), optimizer)
 
 
 class TestIdleRewrites:
@@ -148,8 +147,8 @@ class TestIdleRewrites:
         after = rewriter.rewrite(model, [{"weight-decay": {"gamma": "decay-all"}}], input_size=32)
         assert idle(model, after, optimizer=by_place) == ""
         notes = notes_of(
-            Subject(model, after), (model, after), user_data(loaders()), "", seeds=1, trained=True, optimizer=by_place,
-            levels_given=False,
+            ModelPairs(model, after), (model, after), user_data(loaders()), "", seeds=1, trained=True,
+            optimizer=by_place, levels_given=False,
         )  # fmt: skip
         assert "it does so otherwise for after than for before" in next(notes)
 

@@ -11,15 +11,14 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from rewriter.comparison.data import Training
-from rewriter.comparison.run import AFTER, BEFORE, Epoch, Run
+from rewriter.comparison.findings import AFTER, BEFORE, Epoch, Run, Training
+from rewriter.comparison.number_format import Unit, percentage
 from rewriter.comparison.statistics import (
     Interval,
     discordance_p_value,
     mean_interval,
     paired_difference,
 )
-from rewriter.comparison.units import Unit, percentage
 from rewriter.comparison.verdict import Outcome, judge
 from rewriter.errors import ComparisonError
 

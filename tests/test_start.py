@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-HEAVY = {"torch", "timm", "torchvision", "numpy", "networkx", "scipy", "matplotlib", "pandas"}
+HEAVY = {"torch", "timm", "torchvision", "numpy", "networkx", "scipy", "matplotlib", "pandas", "accelerate"}
 
 
 def imported(code: str) -> set[str]:
@@ -35,7 +35,7 @@ def test_importing_the_package_imports_no_library() -> None:
 
 def test_what_a_verb_needs_is_loaded_with_it() -> None:
     found = imported("import rewriter\nrewriter.plan")
-    assert "torch" in found and not found & {"timm", "torchvision", "scipy", "matplotlib", "pandas"}
+    assert "torch" in found and not found & {"timm", "torchvision", "scipy", "matplotlib", "pandas", "pydantic"}
     of_others = ("rewriter.comparison", "rewriter.data", "rewriter.sweep", "rewriter.cli", "rewriter.storage")
     assert not {name for name in found if name.startswith(of_others)}
 

@@ -169,8 +169,8 @@ def _interrupt_told(output: Path | None, restart: bool) -> Iterator[None]:
 
 
 def _what_is_kept(interrupt: KeyboardInterrupt, output: Path | None, restart: bool) -> str:
-    from rewriter.comparison.run_file import number_of_runs
-    from rewriter.comparison.run_progress import Interrupted
+    from rewriter.comparison.experiment import Interrupted
+    from rewriter.comparison.run_directory import number_of_runs
 
     if not isinstance(interrupt, Interrupted):  # not while runs were trained
         if output is None:

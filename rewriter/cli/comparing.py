@@ -8,7 +8,7 @@ import torch
 
 import rewriter
 from rewriter.cli.model import Wanted, Work
-from rewriter.comparison.place import check_device
+from rewriter.comparison.devices import check_device
 from rewriter.comparison.recipe import resolve_recipe
 from rewriter.comparison.training import check_optimizer
 from rewriter.data.source import Source

@@ -2,35 +2,43 @@
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list
 from torch import nn
 
 from rewriter.analysis.trained_weights import carries_trained_weights
 from rewriter.api import rewrite, trace
-from rewriter.comparison.data import Equivalence, Trained, Training
+from rewriter.comparison.devices import accelerated, errors_shared, repeatable
 from rewriter.comparison.equivalence import equivalence, trained
 from rewriter.comparison.experiment import run_all
-from rewriter.comparison.fitting import fitted
-from rewriter.comparison.idle import why_idle
-from rewriter.comparison.loading import Data, Preprocessing, first_batch, load, of_user, pair_of
-from rewriter.comparison.notes import notes_of
-from rewriter.comparison.place import accelerated, errors_shared, repeatable
-from rewriter.comparison.question import described, question_of, versions
+from rewriter.comparison.findings import ALL, Equivalence, Trained, Training
+from rewriter.comparison.first_batch import fitted_to_models
+from rewriter.comparison.identity import described, identity_of, versions
+from rewriter.comparison.loading import Data, Preprocessing, data_of_source, data_of_user, first_batch, pair_of
+from rewriter.comparison.model_pairs import (
+    ChangeModel,
+    MakeModel,
+    ModelPairs,
+    changes,
+    each_pass_alone,
+    name_of,
+    passes_of,
+)
+from rewriter.comparison.notes import notes_of, why_without_effect
 from rewriter.comparison.randomness import batches
 from rewriter.comparison.recipe import Recipe, resolve_recipe
-from rewriter.comparison.reports import write_reports
 from rewriter.comparison.result import Comparison
-from rewriter.comparison.scoring import Loss, Scoring, scoring_of
-from rewriter.comparison.subject import Change, Make, Subject, alone, changes, name_of, passes_of
+from rewriter.comparison.run_directory import write_reports
+from rewriter.comparison.scoring import Loss, scoring_of
 from rewriter.comparison.training import Setting, check_optimizer
-from rewriter.data.source import Source, Task
+from rewriter.data import open_source
+from rewriter.data.source import Source
 from rewriter.errors import ComparisonError, DataError, InputError
 from rewriter.layers.registry import calibrated_layers
 from rewriter.model.copying import copy_model
@@ -40,16 +48,14 @@ from rewriter.planning.record import records_of
 from rewriter.planning.remembered_inputs import inputs_of_rewrite
 
 EQUIVALENCE, TRAINED, TRAINING = LEVELS = ("equivalence", "trained", "training")
-INSTALL = 'pip install "rewriter[compare]"'
-_NEEDED = ("accelerate", "torchmetrics", "timm", "scipy", "matplotlib")
 _OF_OPTIMIZER = frozenset({"optimizer", "lr", "weight_decay"})
 _MOST_IMAGES = 256
 """Images whose outputs are compared bit by bit; a difference shows in the first batch if there is one."""
 
 
 def compare(
-    before: nn.Module | Make,
-    after: nn.Module | Change,
+    before: nn.Module | MakeModel,
+    after: nn.Module | ChangeModel,
     data: Any = "photos",
     *,
     name: str | None = None,
@@ -109,8 +115,8 @@ def compare(
         ModelError, TraceError: a model cannot be used as it is.
         ReportError: reports cannot be written; what was found is its ``comparison``.
     """
-    _check_installed()
-    _check_levels(levels)
+    if levels is not None and (isinstance(levels, str) or not levels or not set(levels) <= set(LEVELS)):
+        raise ComparisonError(f"levels: expected a list of {', '.join(LEVELS)}, found {levels!r}")
     if isinstance(optimizer, str):
         changes_of_recipe["optimizer"], optimizer = optimizer, None
     recipe = resolve_recipe(budget, changes_of_recipe)
@@ -120,36 +126,41 @@ def compare(
         # each process makes the models of its own seeds
         with errors_shared(accelerator), repeatable(accelerator.device), on_its_own():
             # of a rewrite that is yet to be made the images are those of the data
-            subject = Subject(before, copy_model if after is rewrite else after)
-            first = subject.pair(0)
-            found = _data(data, first, levels, recipe, input_size, task, num_classes, root, download)
+            models = ModelPairs(before, copy_model if after is rewrite else after)
+            first = models.pair(0)
+            source = open_source(data, root=root, download=download) if isinstance(data, str) else data
+            if isinstance(source, Source):
+                trains = source.train is not None if levels is None else TRAINING in levels
+                found = data_of_source(source, _preprocessing(*first, source, input_size), recipe, training=trains)
+            else:
+                found = data_of_user(source, task, num_classes, recipe)
             if after is rewrite:
-                subject = Subject(before, partial(rewrite, **_inputs_of_rewrite(found)))
-                first = subject.pair(0)
+                models = ModelPairs(before, partial(rewrite, **_inputs_of_rewrite(found)))
+                first = models.pair(0)
             _check_effect(changes_of_recipe, found, optimizer)
             asked = _levels(levels, first[0], found)
             scoring = scoring_of(found.task, found.num_classes, found.ignore_index, loss, metric)
             scored = asked != (EQUIVALENCE,)
-            scoring, found = fitted(
+            scoring, found = fitted_to_models(
                 scoring, first, found, accelerator.device, task_given=task is not None, scored=scored
             )
-            idle = ""
+            without_effect = ""
             if TRAINING in asked:
                 _ = scoring.judged  # whether the metric can be
-                idle = why_idle(*first, found, accelerator.device, optimizer)
-            if idle and levels is None:
+                without_effect = why_without_effect(*first, found, accelerator.device, optimizer)
+            if without_effect and levels is None:
                 asked = tuple(level for level in asked if level != TRAINING)
-        judge = _Judge(subject, first, found, scoring, recipe, accelerator, optimizer)
+        setting = Setting(found, scoring, recipe, accelerator, optimizer)
         place = None if directory is None else Path(directory)
         with repeatable(accelerator.device):
-            result = judge.of_one_process(asked)
-            training = judge.training(place, restart, progress) if TRAINING in asked else None
+            outputs = _without_training(first, setting, asked)
+            training = _training(models, first, setting, place, restart, progress) if TRAINING in asked else None
         notes = notes_of(
-            subject, first, found, idle, seeds=recipe.seeds, trained=TRAINING in asked, optimizer=optimizer,
+            models, first, found, without_effect, seeds=recipe.seeds, trained=TRAINING in asked, optimizer=optimizer,
             levels_given=levels is not None,
         )  # fmt: skip
         comparison = Comparison(
-            name or name_of(first[0]), changes(first[1]), str(found), *result, training, tuple(notes)
+            name or name_of(first[0]), changes(first[1]), str(found), *outputs, training, tuple(notes)
         )
         with errors_shared(accelerator):
             if place is not None and accelerator.is_main_process:
@@ -157,88 +168,63 @@ def compare(
     return comparison
 
 
-@dataclass(frozen=True)
-class _Judge:
-    subject: Subject
-    first: tuple[nn.Module, nn.Module]
-    data: Data
-    scoring: Scoring
-    recipe: Recipe
-    accelerator: Any
-    optimizer: Any
-
-    def of_one_process(self, asked: Sequence[str]) -> tuple[tuple[Equivalence, ...], Trained | None]:
-        """What does not need training: by the first process, for all."""
-        from accelerate.utils import broadcast_object_list
-
-        found: list[Any] = [(), None]
-        with errors_shared(self.accelerator):
-            if self.accelerator.is_main_process:
-                for model in self.first:
-                    model.to(self.accelerator.device)
-                found = [
-                    self._equivalence() if EQUIVALENCE in asked else (),
-                    self._trained() if TRAINED in asked else None,
-                ]
-                for model in self.first:
-                    model.to("cpu")
-        if self.accelerator.num_processes > 1:
-            broadcast_object_list(found)
-        return found[0], found[1]
-
-    def _equivalence(self) -> tuple[Equivalence, ...]:
-        before, after = self.first
-        images = list(_images(self.data))
-        found = [
-            equivalence(name, before, model, images, self.scoring)
-            for name, model in {**alone(before, after), "all": after}.items()
-        ]
-        names = passes_of(after)
-        if len(names) == 1:  # the culprit has a name also where it is the only one
-            found.insert(0, replace(found[0], name=names[0]))
-        return tuple(found)
-
-    def _trained(self) -> Trained:
-        found = trained(*self.first, self.data, self.scoring)
-        return replace(found, as_created=not carries_trained_weights(self.first[0]))
-
-    def training(self, directory: Path | None, restart: bool, progress: bool) -> Training:
-        """Both arms with every seed."""
-        setting = Setting(self.data, self.scoring, self.recipe, self.accelerator, self.optimizer)
-        with errors_shared(self.accelerator):
-            question = question_of(
-                self.first, self.data, self.scoring, self.recipe, self.optimizer, self.accelerator.device.type
-            )
-        runs = run_all(self.subject, setting, question, directory=directory, restart=restart, progress=progress)
-        metric, higher_is_better = self.scoring.judged
-        seeds = tuple(range(self.recipe.seeds))
-        return Training(
-            metric, higher_is_better, seeds, runs, self._recipe(), self._environment(), self.data.test_images
-        )
-
-    def _recipe(self) -> dict[str, Any]:
-        """The fields that had an effect, with the numbers of images that there were, and what was the user's own."""
-        unused = self.data.without_effect | (_OF_OPTIMIZER if self.optimizer is not None else frozenset())
-        if not calibrated_layers(self.first[1]):
-            unused |= {"calibration_batches"}
-        own = {"optimizer": self.optimizer, "loss": self.scoring.own_loss, "metric": self.scoring.own_metrics}
-        fields = self.recipe.to_data() | {"train_images": self.data.train_images, "test_images": self.data.test_images}
-        used = {field: value for field, value in fields.items() if field not in unused}
-        return used | {what: f"your own {described(value)}" for what, value in own.items() if value is not None}
-
-    def _environment(self) -> dict[str, Any]:
-        device = self.accelerator.device
-        name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-        return {
-            "device": name, "threads": torch.get_num_threads(), "processes": self.accelerator.num_processes,
-            **versions(),
-        }  # fmt: skip
+def _without_training(
+    models: tuple[nn.Module, nn.Module], setting: Setting, asked: Sequence[str]
+) -> tuple[tuple[Equivalence, ...], Trained | None]:
+    """Equivalence and trained weights, found by the first process for all."""
+    before, after = models
+    accelerator = setting.accelerator
+    found: list[Any] = [(), None]
+    with errors_shared(accelerator):
+        if accelerator.is_main_process:
+            for model in models:
+                model.to(accelerator.device)
+            if EQUIVALENCE in asked:
+                found[0] = _equivalence(before, after, setting)
+            if TRAINED in asked:
+                of_weights = trained(before, after, setting.data, setting.scoring)
+                found[1] = replace(of_weights, as_created=not carries_trained_weights(before))
+            for model in models:
+                model.to("cpu")
+    if accelerator.num_processes > 1:
+        broadcast_object_list(found)
+    return found[0], found[1]
 
 
-def _check_installed() -> None:
-    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ComparisonError(f"compare needs {', '.join(missing)}; install it with: {INSTALL}")
+def _equivalence(before: nn.Module, after: nn.Module, setting: Setting) -> tuple[Equivalence, ...]:
+    images: list[torch.Tensor] = []
+    for batch in batches(setting.data.test, 0, 0):
+        images.append(pair_of(batch)[0])
+        if sum(map(len, images)) >= _MOST_IMAGES:
+            break
+    rewritten = {**each_pass_alone(before, after), ALL: after}
+    found = [equivalence(name, before, model, images, setting.scoring) for name, model in rewritten.items()]
+    names = passes_of(after)
+    if len(names) == 1:  # the culprit has a name also where it is the only one
+        found.insert(0, replace(found[0], name=names[0]))
+    return tuple(found)
+
+
+def _training(
+    models: ModelPairs, first: tuple[nn.Module, nn.Module], setting: Setting, directory: Path | None, restart: bool,
+    progress: bool,
+) -> Training:  # fmt: skip
+    """Both arms with every seed, the fields of the recipe that had an effect, and what was the user's own."""
+    data, scoring, recipe, device = setting.data, setting.scoring, setting.recipe, setting.accelerator.device
+    with errors_shared(setting.accelerator):
+        identity = identity_of(first, data, scoring, recipe, setting.optimizer, device.type)
+    runs = run_all(models, setting, identity, directory=directory, restart=restart, progress=progress)
+    unused = data.without_effect | (_OF_OPTIMIZER if setting.optimizer is not None else frozenset())
+    unused |= frozenset() if calibrated_layers(first[1]) else {"calibration_batches"}
+    fields = recipe.to_data() | {"train_images": data.train_images, "test_images": data.test_images}
+    used = {field: value for field, value in fields.items() if field not in unused}
+    own = {"optimizer": setting.optimizer, "loss": scoring.own_loss, "metric": scoring.own_metrics}
+    used |= {what: f"your own {described(value)}" for what, value in own.items() if value is not None}
+    environment = {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "threads": torch.get_num_threads(), "processes": setting.accelerator.num_processes, **versions(),
+    }  # fmt: skip
+    return Training(*scoring.judged, tuple(range(recipe.seeds)), runs, used, environment, data.test_images)
 
 
 def _check_effect(changes_of_recipe: Mapping[str, Any], data: Data, optimizer: Any) -> None:
@@ -247,34 +233,6 @@ def _check_effect(changes_of_recipe: Mapping[str, Any], data: Data, optimizer: A
         for name in changes_of_recipe:
             if name in names:
                 raise ComparisonError(f"{name}: it has no effect with your own {owner}; set it there")
-
-
-def _check_levels(levels: Sequence[str] | None) -> None:
-    if levels is not None and (isinstance(levels, str) or not levels or not set(levels) <= set(LEVELS)):
-        raise ComparisonError(f"levels: expected a list of {', '.join(LEVELS)}, found {levels!r}")
-
-
-def _data(
-    data: Any,
-    first: tuple[nn.Module, nn.Module],
-    levels: Sequence[str] | None,
-    recipe: Recipe,
-    input_size: Any,
-    task: str | None,
-    num_classes: int | None,
-    root: str | Path | None,
-    download: bool,
-) -> Data:
-    if not isinstance(data, (str, Source)):
-        if task is not None and task not in list(Task):
-            raise DataError(f"task: expected one of {', '.join(Task)}, found {task!r}")
-        return of_user(data, task, num_classes, recipe)
-    if isinstance(data, str):
-        from rewriter.data import open_source
-
-        data = open_source(data, root=root, download=download)
-    training = data.train is not None if levels is None else TRAINING in levels
-    return load(data, _preprocessing(*first, data, input_size), recipe, training=training)
 
 
 def _inputs_of_rewrite(data: Data) -> dict[str, Any]:
@@ -288,15 +246,10 @@ def _inputs_of_rewrite(data: Data) -> dict[str, Any]:
 
 def _preprocessing(before: nn.Module, after: nn.Module, source: Source, input_size: Any) -> Preprocessing:
     configuration = getattr(before, "pretrained_cfg", None) or {}
-    channels, *size = _image_size(before, after, source, input_size)
-    known = {name: tuple(configuration[name]) for name in ("mean", "std") if name in configuration}
-    return Preprocessing(
-        channels,
-        (size[0], size[1]),
-        **known,
-        interpolation=configuration.get("interpolation") or "bilinear",
-        crop=configuration.get("crop_pct") or 1.0 if source.size is None else 1.0,
-    )
+    channels, height, width = _image_size(before, after, source, input_size)
+    mean, std = (tuple(configuration.get(name, ())) for name in ("mean", "std"))
+    crop = configuration.get("crop_pct") or 1.0 if source.size is None else 1.0
+    return Preprocessing(channels, (height, width), mean, std, configuration.get("interpolation") or "bilinear", crop)
 
 
 def _image_size(before: nn.Module, after: nn.Module, source: Source, input_size: Any) -> tuple[int, int, int]:
@@ -321,13 +274,3 @@ def _levels(levels: Sequence[str] | None, before: nn.Module, data: Data) -> tupl
     if TRAINING in levels and data.train is None:
         raise DataError(f"{data.name} has no training data: give (train, test)")
     return tuple(level for level in LEVELS if level in levels)
-
-
-def _images(data: Data) -> Iterator[torch.Tensor]:
-    seen = 0
-    for batch in batches(data.test, 0, 0):
-        images, _ = pair_of(batch)
-        yield images
-        seen += len(images)
-        if seen >= _MOST_IMAGES:
-            return

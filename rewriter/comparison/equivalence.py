@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from rewriter.comparison.data import Equivalence, ImageRow, Trained
-from rewriter.comparison.fitting import in_type_of
+from rewriter.comparison.findings import Equivalence, ImageRow, Trained
+from rewriter.comparison.first_batch import in_type_of
 from rewriter.comparison.loading import Data, pair_of
 from rewriter.comparison.randomness import batches
 from rewriter.comparison.scoring import Scoring, computed, tensor_of
@@ -28,59 +28,33 @@ _DISTURBANCE = 0.02
 def equivalence(
     name: str, before: nn.Module, after: nn.Module, images: Iterable[torch.Tensor], scoring: Scoring
 ) -> Equivalence:
-    """Run both models on ``images``, and the original twice.
-
-    Args:
-        name: what was applied.
-        before, after: put into evaluation mode for this, and back.
-        images: batches.
-        scoring: says what a prediction is.
+    """Run both models on batches of images in evaluation mode, and the original twice; ``name`` is what was applied.
 
     Raises:
         ComparisonError: the outputs have other shapes.
     """
-    found = _Differences()
+    count = alike = predicted = 0
+    largest = scale = spread = 0.0
+    not_finite = [0, 0]
     with _evaluating(before, after):
         for batch in images:
-            first, second = (_outputs(before, batch) for _ in range(2))
-            found.add(first, second, _outputs(after, batch), scoring, len(batch))
-    return found.summary(name)
-
-
-class _Differences:
-    def __init__(self) -> None:
-        self.images = self.alike = self.predicted = 0
-        self.largest = self.scale = self.spread = 0.0
-        self.not_finite = [0, 0]
-
-    def add(self, first: Any, second: Any, other: Any, scoring: Scoring, images: int) -> None:
-        ours, again, theirs = (tensors_held(output) for output in (first, second, other))
-        if [tensor.shape for tensor in ours] != [tensor.shape for tensor in theirs]:
-            shapes = " and ".join(str([tuple(tensor.shape) for tensor in found]) for found in (ours, theirs))
-            raise ComparisonError(f"the models give outputs of other shapes: {shapes}")
-        self.images += images
-        for arm, tensors in enumerate((ours, theirs)):
-            self.not_finite[arm] += _not_finite(tensors, images)
-        for a, b, c in zip(ours, again, theirs, strict=True):
-            self.spread = max(self.spread, _largest(a, b))
-            self.largest = max(self.largest, _largest(a, c))
-            self.scale = max(self.scale, _largest(a[a.isfinite()], torch.zeros(())))
-        if not scoring.values and ours and ours[0].is_floating_point() and tensor_of(first).dim() > 1:
-            same = scoring.predictions(tensor_of(first)) == scoring.predictions(tensor_of(other))
-            self.alike += int(same.sum())
-            self.predicted += same.numel()
-
-    def summary(self, name: str) -> Equivalence:
-        return Equivalence(
-            name,
-            self.images,
-            None if self.spread > 0 else self.largest == 0,
-            self.largest,
-            self.largest / self.scale if self.scale else math.inf if self.largest else 0.0,
-            self.spread,
-            self.alike / self.predicted if self.predicted else None,
-            tuple(self.not_finite),
-        )
+            first, second, other = (_outputs(model, batch) for model in (before, before, after))
+            ours, again, theirs = (tensors_held(output) for output in (first, second, other))
+            if [tensor.shape for tensor in ours] != [tensor.shape for tensor in theirs]:
+                shapes = " and ".join(str([tuple(tensor.shape) for tensor in found]) for found in (ours, theirs))
+                raise ComparisonError(f"the models give outputs of other shapes: {shapes}")
+            count += len(batch)
+            not_finite = [n + _not_finite(of, len(batch)) for n, of in zip(not_finite, (ours, theirs), strict=True)]
+            for a, b, c in zip(ours, again, theirs, strict=True):
+                spread, largest = max(spread, _largest(a, b)), max(largest, _largest(a, c))
+                scale = max(scale, _largest(a[a.isfinite()], torch.zeros(())))
+            if not scoring.values and ours and ours[0].is_floating_point() and tensor_of(first).dim() > 1:
+                same = scoring.predictions(tensor_of(first)) == scoring.predictions(tensor_of(other))
+                alike, predicted = alike + int(same.sum()), predicted + same.numel()
+    identical = None if spread > 0 else largest == 0
+    relative = largest / scale if scale else math.inf if largest else 0.0
+    agreement = alike / predicted if predicted else None
+    return Equivalence(name, count, identical, largest, relative, spread, agreement, tuple(not_finite))
 
 
 def _not_finite(outputs: list[torch.Tensor], images: int) -> int:
@@ -105,11 +79,8 @@ def same_in_training(before: nn.Module, after: nn.Module, images: torch.Tensor) 
     """Whether both give the same outputs bit for bit in training mode, from the same state of the generators.
 
     So do buffers that both have, such as running statistics. What is behind a weight of zero, as a branch whose last
-    gamma begins there, is seen with weights that are a little apart from those that both have.
-
-    Args:
-        before, after: moved to the device of the images and back to the CPU; their state is kept.
-        images: one batch.
+    gamma begins there, is seen with weights that are a little apart from those that both have. Both models are moved to
+    the device of the images and back to the CPU; their state is kept.
     """
     return all(_alike_in_training(before, after, images, disturbance) for disturbance in (0.0, _DISTURBANCE))
 
@@ -145,7 +116,7 @@ def trained(before: nn.Module, after: nn.Module, data: Data, scoring: Scoring) -
     with _evaluating(before, after):
         for batch in batches(data.test, 0, 0):
             images, targets = pair_of(batch)
-            scoring.check(targets, data.name)
+            scoring.check_targets(targets, data.name)
             on_device = targets.to(device)
             outputs = [_outputs(model, images) for model in (before, after)]
             for of_arm, output in zip(metrics, outputs, strict=True):
@@ -164,14 +135,9 @@ def _rows(
     single = scoring.task is Task.CLASSIFICATION and not scoring.values and targets.dim() == 1
     for number in range(len(targets)):
         ours, theirs = (of_arm[number] for of_arm in predictions)
-        yield ImageRow(
-            start + number,
-            int(targets[number]) if single else None,
-            int(ours) if single else None,
-            int(theirs) if single else None,
-            _largest(before[number], after[number]),
-            (ours == theirs).double().mean().item(),
-        )
+        target, first, second = (int(item) if single else None for item in (targets[number], ours, theirs))
+        same = (ours == theirs).double().mean().item()
+        yield ImageRow(start + number, target, first, second, _largest(before[number], after[number]), same)
 
 
 @contextlib.contextmanager

@@ -11,10 +11,12 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from rewriter.comparison.randomness import batches
 from rewriter.comparison.recipe import Recipe
+from rewriter.data.checks import check, check_trainable
 from rewriter.data.source import Examples, Source, Task
 from rewriter.errors import DataError
 
 YOUR_DATA = "your data"
+_Transform = Callable[[Any, Any], tuple[Any, Any]]
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -40,10 +42,9 @@ class Preprocessing:
     @property
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and standard deviation; those of ImageNet where none are given, their average for one channel."""
-        return tuple(
-            values if len(values) == self.channels else (sum(values) / len(values),) * self.channels
-            for values in (self.mean or _MEAN, self.std or _STD)
-        )  # type: ignore[return-value]
+        found = self.mean or _MEAN, self.std or _STD
+        mean, std = (v if len(v) == self.channels else (sum(v) / len(v),) * self.channels for v in found)
+        return mean, std
 
 
 @dataclass(frozen=True)
@@ -83,52 +84,42 @@ class Data:
         return f"{self.name} ({shown})" if shown else self.name
 
 
-def load(source: Source, preprocessing: Preprocessing, recipe: Recipe, *, training: bool) -> Data:
-    """Batches of a source.
-
-    Args:
-        source: the images.
-        preprocessing: what the model expects.
-        recipe: batch size, numbers of images, augmentation.
-        training: whether training images are needed.
+def data_of_source(source: Source, preprocessing: Preprocessing, recipe: Recipe, *, training: bool) -> Data:
+    """Batches of a source for testing, and for training if they are needed for it.
 
     Raises:
-        DataError: there are none, fewer than a batch, one class only, or labels out of range.
+        DataError: there are no images, fewer than a batch, one class only, or labels out of range.
     """
-    from rewriter.data.checks import check, check_trainable
-
     check(source)
     test = _limited(source.test, recipe.test_images)
-    train = None
+    train = _limited(source.train, recipe.train_images) if training and source.train is not None else None
     if training:
-        train = None if source.train is None else _limited(source.train, recipe.train_images)
         check_trainable(replace(source, train=train), recipe.batch_size)
-    change = _transforms(source, preprocessing, recipe)
-    loaders = [
-        None if examples is None else _loader(_Transformed(examples, change(augmented)), recipe.batch_size, augmented)
-        for examples, augmented in ((train, True), (test, False))
-    ]
-    assert loaders[1] is not None
+    of_task = _segmentation if source.task is Task.SEGMENTATION else _classification
+    mode = "L" if preprocessing.channels == 1 else "RGB"
+
+    def loader(examples: Any, augmented: bool) -> DataLoader[Any]:
+        transform = of_task(preprocessing, recipe, augmented)
+        changed = _Transformed(examples, lambda image, target: transform(image.convert(mode), target))
+        return _loader(changed, recipe.batch_size, augmented)
+
     return Data(
-        source.name, source.task, source.num_classes, loaders[0], loaders[1], None if train is None else len(train),
-        len(test), source.ignore_index,
+        source.name, source.task, source.num_classes, None if train is None else loader(train, True),
+        loader(test, False), None if train is None else len(train), len(test), source.ignore_index,
     )  # fmt: skip
 
 
-def of_user(data: Any, task: str | Task | None, num_classes: int | None, recipe: Recipe) -> Data:
-    """The user's own batches.
+def data_of_user(data: Any, task: str | Task | None, num_classes: int | None, recipe: Recipe) -> Data:
+    """The user's own ``(train, test)`` or ``{"train": …, "test": …}``.
 
-    Args:
-        data: ``(train, test)`` or ``{"train": …, "test": …}`` of data loaders, data sets or other iterables of batches
-            that may be iterated several times; or one of them, which is then only tested on. Nothing is done to their
-            images: they are what the model expects.
-        task: classification if None.
-        num_classes: 0 if None: what the model gives.
-        recipe: batch size, for data sets.
+    Each is a data loader, a data set or another iterable of batches that may be iterated several times; one alone is
+    only tested on. Nothing is done to their images: they are what the model expects.
 
     Raises:
         DataError: it is none of these.
     """
+    if task is not None and task not in list(Task):
+        raise DataError(f"task: expected one of {', '.join(Task)}, found {task!r}")
     if isinstance(data, Mapping):
         train, test = data.get("train"), data.get("test", data.get("val"))
     elif isinstance(data, (tuple, list)) and len(data) == 2:
@@ -137,23 +128,16 @@ def of_user(data: Any, task: str | Task | None, num_classes: int | None, recipe:
         train, test = None, data
     if test is None:
         raise DataError("data: expected (train, test) or {'train': …, 'test': …}, found no test data")
-    loaders = [
-        None if item is None else _own_loader(item, recipe, shuffled)
-        for item, shuffled in ((train, True), (test, False))
-    ]
-    train_images, test_images = (_images(loader) for loader in loaders)
-    assert loaders[1] is not None
-    return Data(
-        YOUR_DATA, Task(task or Task.CLASSIFICATION), num_classes or 0, loaders[0], loaders[1], train_images,
-        test_images, without_effect=_without_effect(train, test),
-    )  # fmt: skip
-
-
-def _without_effect(train: Any, test: Any) -> frozenset[str]:
-    """The fields that speak of what the user's own data sets and loaders have done already."""
+    # what data sets and loaders have done already
     by_us = {"train_images": _is_set_of_images(train), "test_images": _is_set_of_images(test)}
-    fields = {name for name, ours in by_us.items() if not ours}
-    return frozenset({"crop_scale", "hflip"} | fields | (set() if any(by_us.values()) else {"batch_size"}))
+    by_user = {"crop_scale", "hflip"} | {name for name, ours in by_us.items() if not ours}
+    by_user |= set() if any(by_us.values()) else {"batch_size"}
+    train_loader = None if train is None else _own_loader(train, recipe, True)
+    test_loader = _own_loader(test, recipe, False)
+    return Data(
+        YOUR_DATA, Task(task or Task.CLASSIFICATION), num_classes or 0, train_loader, test_loader,
+        _images(train_loader), _images(test_loader), without_effect=frozenset(by_user),
+    )  # fmt: skip
 
 
 def _is_set_of_images(item: Any) -> bool:
@@ -176,25 +160,19 @@ def _own_loader(item: Any, recipe: Recipe, shuffled: bool) -> Iterable[Any]:
             f"data: expected a data loader, a data set or a list of batches, found {type(item).__name__}; it is read "
             "once an epoch by both arms"
         )
+    kind = type(item).__name__
     if not isinstance(item, Sized):
-        raise DataError(f"data: expected something of known length, found {type(item).__name__} without len()")
-    if shuffled:
-        _check_length(item)
-    return item
-
-
-def _check_length(item: Sized) -> None:
+        raise DataError(f"data: expected something of known length, found {kind} without len()")
     try:
-        number = len(item)
+        is_empty = shuffled and not len(item)
     except TypeError as error:  # a data loader of an IterableDataset
         raise DataError(
-            f"data: the training {type(item).__name__} has no length ({error}); give its data set a __len__, or a list "
-            "of batches, so that the learning rate can be scheduled"
+            f"data: the training {kind} has no length ({error}); give its data set a __len__, or a list of batches, so "
+            "that the learning rate can be scheduled"
         ) from error
-    if not number:
-        raise DataError(
-            f"data: expected training batches, the {type(item).__name__} has none: too few images for one batch"
-        )
+    if is_empty:
+        raise DataError(f"data: expected training batches, the {kind} has none: too few images for one batch")
+    return item
 
 
 def pair_of(batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -252,43 +230,29 @@ def _loader(examples: Any, batch_size: int, training: bool) -> DataLoader[Any]:
 class _Transformed(Dataset[Any]):
     """Examples as tensors: image ``(C, H, W)`` and target."""
 
-    def __init__(self, examples: Examples, change: Callable[[Any, Any], tuple[Any, Any]]) -> None:
-        self._examples, self._change = examples, change
+    def __init__(self, examples: Examples, transform: _Transform) -> None:
+        self._examples, self._transform = examples, transform
 
     def __len__(self) -> int:
         return len(self._examples)
 
     def __getitem__(self, index: int) -> tuple[Any, Any]:
-        return self._change(*self._examples[index])
+        return self._transform(*self._examples[index])
 
 
-Change = Callable[[Any, Any], tuple[Any, Any]]
-
-
-def _transforms(source: Source, preprocessing: Preprocessing, recipe: Recipe) -> Callable[[bool], Change]:
-    of_task = _segmentation if source.task is Task.SEGMENTATION else _classification
-
-    def transforms(augmented: bool) -> Change:
-        mode, change = "L" if preprocessing.channels == 1 else "RGB", of_task(preprocessing, recipe, augmented)
-        return lambda image, target: change(image.convert(mode), target)
-
-    return transforms
-
-
-def _classification(preprocessing: Preprocessing, recipe: Recipe, augmented: bool) -> Change:
+def _classification(preprocessing: Preprocessing, recipe: Recipe, augmented: bool) -> _Transform:
     from timm.data import create_transform
 
     mean, std = preprocessing.statistics
-    options: dict[str, Any] = {
-        "is_training": augmented, "mean": mean, "std": std, "interpolation": preprocessing.interpolation,
-        "crop_pct": preprocessing.crop, "scale": (recipe.crop_scale, 1.0), "ratio": (0.9, 1.1), "hflip": recipe.hflip,
-        "color_jitter": None,
-    }  # fmt: skip
-    change = create_transform((preprocessing.channels, *preprocessing.size), **options)
+    change = create_transform(
+        (preprocessing.channels, *preprocessing.size), is_training=augmented, mean=mean, std=std,
+        interpolation=preprocessing.interpolation, crop_pct=preprocessing.crop, scale=(recipe.crop_scale, 1.0),
+        ratio=(0.9, 1.1), hflip=recipe.hflip, color_jitter=None,  # type: ignore[arg-type]
+    )  # fmt: skip
     return lambda image, target: (change(image), target)
 
 
-def _segmentation(preprocessing: Preprocessing, recipe: Recipe, augmented: bool) -> Change:
+def _segmentation(preprocessing: Preprocessing, recipe: Recipe, augmented: bool) -> _Transform:
     """Image and mask through the same crop and flip."""
     from torchvision import tv_tensors
     from torchvision.transforms import v2

@@ -1,23 +1,76 @@
-"""What the reader has to know of how a comparison was made."""
+"""What the reader has to know of how a comparison was made, and whether a rewrite changes anything in training."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
+import torch
 from torch import nn
 
-from rewriter.comparison.idle import same_optimizer
-from rewriter.comparison.loading import YOUR_DATA, Data
-from rewriter.comparison.subject import Subject, passes_of, same_weights
+from rewriter.comparison.equivalence import same_in_training
+from rewriter.comparison.loading import YOUR_DATA, Data, first_batch
+from rewriter.comparison.model_pairs import ModelPairs, passes_of, same_weights
 from rewriter.comparison.training import OptimizerFactory, decays_by_place
+from rewriter.layers.registry import calibrated_layers
+from rewriter.planning.record import records_of
 from rewriter.planning.remembered_inputs import inputs_of_rewrite
+
+_IMAGES = 8
+
+
+def why_without_effect(
+    before: nn.Module, after: nn.Module, data: Data, device: torch.device, optimizer: OptimizerFactory | None
+) -> str:
+    """Why training both arms would give the same curves; empty if it would not, or if that cannot be told.
+
+    Only a rewrite is judged: by its plan, by the optimizer's groups, and by outputs and buffers of some training images
+    in training mode. A model that was changed by other means alone is always worth training.
+
+    The models are on the CPU and looked at on ``device``; an optimizer of None is that of the recipe.
+    """
+    layers = calibrated_layers(after)
+    if not records_of(after) or not all(layer.calibrated for layer in layers.values()):
+        return ""
+    if not same_optimizer(before, after, optimizer):
+        return ""
+    batch = first_batch(data.train or ())
+    if batch is None or len(batch[0]) < 2 or not same_in_training(before, after, batch[0][:_IMAGES].to(device)):
+        return ""
+    if passes_of(after):
+        return (
+            "with the same random numbers both arms give the same outputs in training mode, too: what was edited has "
+            "no effect yet (a dropout of rate 0 drops nothing, a map of one position is not pooled)"
+        )
+    return "no pass found a place to edit: both arms are the same model"
+
+
+def same_optimizer(before: nn.Module, after: nn.Module, optimizer: OptimizerFactory | None) -> bool:
+    """Whether the optimizers of both arms train the same parameters with the same options."""
+    if optimizer is None:
+        return not decays_by_place(after) and _trainable(before) == _trainable(after)
+    return _trainable(before) == _trainable(after) and _options(before, optimizer) == _options(after, optimizer)
+
+
+def _trainable(model: nn.Module) -> list[str]:
+    return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
+def _options(model: nn.Module, optimizer: OptimizerFactory) -> dict[str, Any]:
+    """Of each parameter that the optimizer trains, by its name."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    found: dict[str, Any] = {}
+    for group in getattr(optimizer(model), "param_groups", ()):  # what is no optimizer is refused before training
+        options = {name: repr(value) for name, value in group.items() if name not in ("params", "param_names", "name")}
+        found |= {names.get(id(parameter), ""): options for parameter in group["params"]}
+    return found
 
 
 def notes_of(
-    subject: Subject,
+    pairs: ModelPairs,
     first: tuple[nn.Module, nn.Module],
     data: Data,
-    idle: str,
+    without_effect: str,
     *,
     seeds: int,
     trained: bool,
@@ -27,15 +80,14 @@ def notes_of(
     """One sentence each, the most important first.
 
     Args:
-        subject, first, data: what was compared, and the models of the first seed.
-        idle: why training them both is no use; empty if it is of use, or nobody wanted it.
-        seeds: how many were asked for.
-        trained: whether both arms were trained.
-        optimizer: the user's own; None for that of the recipe.
+        pairs, first, data: what was compared, and the models of the first seed.
+        without_effect: why training them both is no use; empty if it is of use, or nobody wanted it.
+        seeds, trained, optimizer: how many were asked for, whether they were trained, and the user's own optimizer.
         levels_given: whether the user named the levels; if not, it is said why nothing was trained.
     """
-    if idle:
-        yield idle if trained else f"nothing was trained: {idle}; the level training would do it all the same"
+    if without_effect:
+        nothing = f"nothing was trained: {without_effect}; the level training would do it all the same"
+        yield without_effect if trained else nothing
     elif data.train is None and not levels_given:
         remedy = "; give (train, test)" if data.name == YOUR_DATA else ""
         yield f"nothing was trained: {data.name} has no training images{remedy}"
@@ -59,15 +111,10 @@ def notes_of(
             yield "weight-decay: your optimizer decides what decays, the pass changes nothing here"
         else:
             yield "weight-decay: your optimizer decides what decays, and it does so otherwise for after than for before"
-    if trained and seeds > 1 and not _varies(subject, first[0]):
+    if trained and seeds > 1 and not pairs.varies_from(first[0]):
         yield (
             "all seeds begin with the weights that were given, so the interval says nothing of other initial weights; "
             "give a function that makes the model to vary them"
         )
     if not same_weights(*first):
         yield "the two models do not begin with the same weights"
-
-
-def _varies(subject: Subject, first: nn.Module) -> bool:
-    """Whether the initial weights depend on the seed."""
-    return subject.varies and not same_weights(first, subject.pair(1)[0])

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError, create_model
 
 from rewriter.errors import ComparisonError
 
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+# descriptions are what error messages expect
+_Count = Annotated[int, Field(ge=1, description="a positive int")]
+_Most = Annotated[_Count | None, Field(description="a positive int or None")]
+_Positive = Annotated[float, Field(gt=0, description="a positive number")]
+_NotNegative = Annotated[float, Field(ge=0, description="a number of at least 0")]
+_Norm = Annotated[_Positive | None, Field(description="a positive number or None")]
+_Area = Annotated[float, Field(gt=0, le=1, description="a number above 0, up to 1")]
+_Part = Annotated[float, Field(ge=0, le=1, description="a number from 0 to 1")]
+_Schedule = Annotated[
+    Literal["cosine", "poly", "tanh", "none"], Field(description="one of cosine, poly, tanh, none")
+]  # fmt: skip
+_Precision = Annotated[Literal["no", "bf16", "fp16"], Field(description="'no', 'bf16' or 'fp16'")]
 
 
 @dataclass(frozen=True)
@@ -40,54 +52,46 @@ class Recipe:
         ComparisonError: a value out of range.
     """
 
-    seeds: int = 5
-    epochs: int = 20
-    batch_size: int = 64
-    train_images: int | None = None
-    test_images: int | None = None
-    optimizer: str = "adamw"
-    lr: float = 1e-3
-    weight_decay: float = 0.05
-    schedule: str = "cosine"
-    warmup: float = 0.05
-    clip_grad: float | None = None
-    crop_scale: float = 0.8
-    hflip: float = 0.0
-    mixed_precision: str = "no"
-    calibration_batches: int = 50
+    seeds: _Count = 5
+    epochs: _Count = 20
+    batch_size: _Count = 64
+    train_images: _Most = None
+    test_images: _Most = None
+    optimizer: Annotated[str, Field(description="a name of timm.optim")] = "adamw"
+    lr: _Positive = 1e-3
+    weight_decay: _NotNegative = 0.05
+    schedule: _Schedule = "cosine"
+    warmup: _Part = 0.05
+    clip_grad: _Norm = None
+    crop_scale: _Area = 0.8
+    hflip: _Part = 0.0
+    mixed_precision: _Precision = "no"
+    calibration_batches: _Count = 50
 
     def __post_init__(self) -> None:
-        for name in ("seeds", "epochs", "batch_size", "calibration_batches"):
-            self._check(name, lambda value: type(value) is int and value >= 1, "a positive int")
-        for name in ("train_images", "test_images"):
-            self._check(
-                name, lambda value: value is None or (type(value) is int and value >= 1), "a positive int or None"
-            )
+        try:
+            _FIELDS.model_validate(self.to_data())
+        except ValidationError as error:
+            problem = error.errors()[0]
+            name = str(problem["loc"][0])
+            expected = _FIELDS.model_fields[name].description
+            raise ComparisonError(f"{name}: expected {expected}, found {getattr(self, name)!r}") from error
         if self.train_images is not None and self.train_images < self.batch_size:
             raise ComparisonError(
                 f"train_images: expected at least one batch of batch_size={self.batch_size}, found "
                 f"{self.train_images}; choose a smaller batch_size or more train_images"
             )
-        self._check("lr", lambda value: _is_number(value) and value > 0, "a positive number")
-        self._check("weight_decay", lambda value: _is_number(value) and value >= 0, "a number of at least 0")
-        self._check(
-            "clip_grad", lambda value: value is None or (_is_number(value) and value > 0), "a positive number or None"
-        )
-        self._check("crop_scale", lambda value: _is_number(value) and 0 < value <= 1, "a number above 0, up to 1")
-        for name in ("warmup", "hflip"):
-            self._check(name, lambda value: _is_number(value) and 0 <= value <= 1, "a number from 0 to 1")
-        schedules = ("cosine", "poly", "tanh", "none")
-        self._check("schedule", lambda value: value in schedules, f"one of {', '.join(schedules)}")
-        self._check("mixed_precision", lambda value: value in ("no", "bf16", "fp16"), "'no', 'bf16' or 'fp16'")
-
-    def _check(self, name: str, holds: Any, expected: str) -> None:
-        if not holds(getattr(self, name)):
-            raise ComparisonError(f"{name}: expected {expected}, found {getattr(self, name)!r}")
 
     def to_data(self) -> dict[str, Any]:
         """As plain data."""
         return dataclasses.asdict(self)
 
+
+_FIELDS = create_model(
+    "_FIELDS",
+    __config__={"strict": True},
+    **{name: (hint, ...) for name, hint in typing.get_type_hints(Recipe, include_extras=True).items()},  # type: ignore[call-overload]
+)
 
 BUDGETS: dict[str, Recipe] = {
     "smoke": Recipe(seeds=2, epochs=3, train_images=512, test_images=200, batch_size=32),
@@ -106,10 +110,9 @@ def resolve_recipe(budget: str | Recipe, changes: Mapping[str, Any]) -> Recipe:
     if not isinstance(budget, Recipe) and (not isinstance(budget, str) or budget not in BUDGETS):
         raise ComparisonError(f"budget: expected one of {', '.join(BUDGETS)} or a Recipe, found {budget!r}")
     recipe = budget if isinstance(budget, Recipe) else BUDGETS[budget]
-    known = [field.name for field in dataclasses.fields(Recipe)]
     for name in changes:
         if name == "recipe":
             raise ComparisonError("give a Recipe as budget=, fields of it by their names: seeds=10, lr=1e-2")
-        if name not in known:
-            raise ComparisonError(f"a recipe has no field {name!r}; its fields: {', '.join(known)}")
+        if name not in _FIELDS.model_fields:
+            raise ComparisonError(f"a recipe has no field {name!r}; its fields: {', '.join(_FIELDS.model_fields)}")
     return dataclasses.replace(recipe, **changes)

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import json
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rewriter.comparison.data import ComparisonData, ImageRow
-from rewriter.comparison.plain import decode, encode
-from rewriter.comparison.sections import sections
-from rewriter.comparison.tables import markdown, plain_text
-from rewriter.comparison.verdict import Outcome, Verdict, judge
-from rewriter.comparison.without_training import sentence
+from rewriter.comparison.findings import Findings, ImageRow, from_plain, to_plain
+from rewriter.comparison.report import as_markdown, as_text, sections
+from rewriter.comparison.verdict import Outcome, Verdict, judge, without_training
 from rewriter.errors import ComparisonError
 
 FORMAT = 1
@@ -26,10 +20,8 @@ _TIMING = ("images_per_second", "peak_megabytes", "seconds")
 
 
 @dataclass(frozen=True)
-class Comparison(ComparisonData):
+class Comparison(Findings):
     """Before and after, at up to three levels. ``print`` shows the verdict first, then what it rests on.
-
-    Text and verdict need scipy once there are runs; without it they raise a :class:`~rewriter.ComparisonError`.
 
     Attributes:
         model: name of the model, or of its class.
@@ -45,18 +37,18 @@ class Comparison(ComparisonData):
     def verdict(self) -> Verdict:
         """Whether the rewrite helped in training; if nothing was trained undecided, with what else was found."""
         if self.training is None:
-            return Verdict(Outcome.UNDECIDED, sentence(self.equivalence, self.trained))
+            return Verdict(Outcome.UNDECIDED, without_training(self.equivalence, self.trained))
         return judge(self.training)
 
     def __str__(self) -> str:
-        return plain_text(sections(self, self.verdict))
+        return as_text(sections(self, self.verdict))
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
         printer.text(str(self))  # what a notebook shows
 
     def to_markdown(self) -> str:
         """What ``print`` shows, as Markdown."""
-        return markdown(sections(self, self.verdict))
+        return as_markdown(sections(self, self.verdict))
 
     def to_json(self, *, timing: bool = True) -> str:
         """The comparison as JSON text, with its verdict.
@@ -65,12 +57,12 @@ class Comparison(ComparisonData):
             timing: with throughput, memory and time under the key ``timing``. Without them, two runs of one command on
                 one machine give the same text as far as training there repeats itself.
         """
-        data = encode(self)
-        spent = []
-        for run in (data["training"] or {"runs": []})["runs"]:
-            spent.append({"arm": run["arm"], "seed": run["seed"], **{name: run.pop(name) for name in _TIMING}})
-        verdict = encode(self.verdict)
-        data = {"kind": _KIND, "format": FORMAT, "verdict": verdict, **data}
+        data = {"kind": _KIND, "format": FORMAT, "verdict": to_plain(self.verdict), **to_plain(self)}
+        runs = data["training"]["runs"] if data["training"] else []
+        spent = [{key: run[key] for key in ("arm", "seed", *_TIMING)} for run in runs]
+        for run in runs:
+            for key in _TIMING:
+                del run[key]
         if timing:
             data["timing"] = spent
         return json.dumps(data, indent=1, allow_nan=False) + "\n"
@@ -88,21 +80,18 @@ class Comparison(ComparisonData):
             data = json.loads(text)
         except (ValueError, TypeError, RecursionError) as error:
             raise ComparisonError(f"the comparison is damaged: not JSON ({error})") from error
-        if not isinstance(data, dict) or data.get("kind") != _KIND or data.get("format") != FORMAT:
-            found = (
-                {key: data.get(key) for key in ("kind", "format")} if isinstance(data, dict) else type(data).__name__
-            )
-            raise ComparisonError(f"expected a {_KIND} of format {FORMAT}, found {found}")
-        names = {item.name for item in dataclasses.fields(Comparison)}
-        kept = {name: value for name, value in data.items() if name not in ("kind", "format", "verdict", "timing")}
+        told = {key: data.pop(key, None) for key in ("kind", "format")} if isinstance(data, dict) else type(data)
+        if told != {"kind": _KIND, "format": FORMAT}:
+            raise ComparisonError(f"expected a {_KIND} of format {FORMAT}, found {told}")
         try:
-            for spent in data.get("timing", ()):
-                for run in kept["training"]["runs"]:
-                    if (run["arm"], run["seed"]) == (spent["arm"], spent["seed"]):
-                        run.update({name: spent[name] for name in _TIMING})
-            return decode(Comparison, kept)
+            timing = {(spent["arm"], spent["seed"]): spent for spent in data.pop("timing", ())}
+            data.pop("verdict", None)
+            for run in data["training"]["runs"] if timing else ():
+                run.update(timing.get((run["arm"], run["seed"]), {}))
+            return from_plain(Comparison, data)
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-            raise ComparisonError(f"the comparison is damaged: {error}. Expected the fields {sorted(names)}") from error
+            names = sorted(item.name for item in dataclasses.fields(Comparison))
+            raise ComparisonError(f"the comparison is damaged: {error}. Expected the fields {names}") from error
 
     def to_csv(self) -> str:
         """The runs as CSV: a row for each arm, seed and epoch, in the order of the runs; numbers in full, no timing.
@@ -115,17 +104,18 @@ class Comparison(ComparisonData):
         """
         if self.training is None:
             raise ComparisonError("there are no runs to write: no training was compared")
-        names = list(
-            dict.fromkeys(name for run in self.training.runs for epoch in run.epochs for name in epoch.metrics)
-        )
-        rows: list[Sequence[Any]] = []
-        for run in self.training.runs:
-            for epoch in run.epochs:
-                metrics = [epoch.metrics.get(name) for name in names]
-                rows.append((run.arm, run.seed, epoch.number, epoch.train_loss, epoch.test_loss, *metrics, run.stopped))
-            if not run.epochs:
-                rows.append((run.arm, run.seed, None, None, None, *(None for _ in names), run.stopped))
-        return _csv(("arm", "seed", "epoch", "train_loss", "test_loss", *names, "stopped"), rows)
+        runs = to_plain(self.training.runs)
+        losses = ("train_loss", "test_loss")
+        names = dict.fromkeys(name for run in runs for epoch in run["epochs"] for name in epoch["metrics"])
+        rows = [
+            (
+                run["arm"], run["seed"], *map(epoch.get, ("number", *losses)),
+                *map(epoch.get("metrics", {}).get, names), run["stopped"],
+            )
+            for run in runs
+            for epoch in run["epochs"] or [{}]
+        ]  # fmt: skip
+        return _csv(("arm", "seed", "epoch", *losses, *names, "stopped"), rows)
 
     def images_to_csv(self) -> str:
         """The test images as CSV, one a row, with the fields of :class:`ImageRow`.
@@ -135,14 +125,12 @@ class Comparison(ComparisonData):
         """
         if self.trained is None:
             raise ComparisonError("there are no images to write: no trained weights were compared")
-        names = [item.name for item in dataclasses.fields(ImageRow)]
-        return _csv(names, ([getattr(row, name) for name in names] for row in self.trained.rows))
+        return _csv([item.name for item in dataclasses.fields(ImageRow)], to_plain(self.trained.rows))
 
 
-def _csv(headings: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """Numbers as Python writes them, so that none of their digits is lost; empty where there is none."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(headings)
-    writer.writerows(rows)
-    return text.getvalue()
+def _csv(columns: Any, rows: Any) -> str:
+    """All digits of numbers; empty where there is none."""
+    import pandas
+
+    text: str = pandas.DataFrame(rows, columns=list(columns), dtype=object).to_csv(index=False)
+    return text

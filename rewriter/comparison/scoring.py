@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torchmetrics import Metric, MetricCollection, classification
 
 from rewriter.data.source import Task
 from rewriter.errors import ComparisonError, DataError
@@ -89,15 +90,11 @@ class Scoring:
             return (logits > 0).squeeze(1)
         return logits > 0 if self.task is Task.MULTI_LABEL else logits.argmax(1)
 
-    def check(self, targets: torch.Tensor, where: str) -> None:
-        """Whether targets are what the task says; those of the user's own loss are the user's business.
-
-        Args:
-            targets: of one batch, on the CPU.
-            where: the data, for the message.
+    def check_targets(self, targets: torch.Tensor, where: str) -> None:
+        """Refuse targets that are not what the task says; those of the user's own loss are the user's business.
 
         Raises:
-            DataError: they are not.
+            DataError: with ``where`` they are from.
         """
         if self.own_loss is not None or not targets.numel():
             return
@@ -127,9 +124,8 @@ class Scoring:
 
     def metrics(self, device: torch.device | None = None) -> dict[str, Any]:
         """Fresh metrics by name, the one that is judged first; see :meth:`update`."""
-        from torchmetrics import Metric
-
-        found = self._metrics()
+        own = self.own_metrics
+        found = self._metrics_of_task() if own is None else {name: metric.clone() for name, metric in own.items()}
         for metric in found.values():
             metric.reset()
             for part in metric.modules():  # a metric may be made of others: 1 - MulticlassAccuracy(10)
@@ -157,25 +153,17 @@ class Scoring:
                     f"{of_metric.dtype} targets of shape {tuple(of_metric.shape)}: {error}"
                 ) from error
 
-    def _metrics(self) -> dict[str, Any]:
-        if self.own_metrics is not None:
-            return {name: metric.clone() for name, metric in self.own_metrics.items()}
-        import torchmetrics.classification as of
-
+    def _metrics_of_task(self) -> dict[str, Any]:
         if self.task is Task.MULTI_LABEL:
-            return {
-                "mAP": of.MultilabelAveragePrecision(self.num_classes),
-                "accuracy": of.MultilabelAccuracy(self.num_classes, average="micro"),
-            }
+            accuracy = classification.MultilabelAccuracy(self.num_classes, average="micro")
+            return {"mAP": classification.MultilabelAveragePrecision(self.num_classes), "accuracy": accuracy}
         if self.task is Task.SEGMENTATION:
             options: dict[str, Any] = {"num_classes": self.num_classes, "ignore_index": self.ignore_index}
-            return {
-                "mIoU": of.MulticlassJaccardIndex(**options),
-                "pixel accuracy": of.MulticlassAccuracy(**options, average="micro"),
-            }
-        found = {"top1": of.MulticlassAccuracy(self.num_classes, average="micro")}
+            pixels = classification.MulticlassAccuracy(**options, average="micro")
+            return {"mIoU": classification.MulticlassJaccardIndex(**options), "pixel accuracy": pixels}
+        found = {"top1": classification.MulticlassAccuracy(self.num_classes, average="micro")}
         if self.num_classes > 5:
-            found["top5"] = of.MulticlassAccuracy(self.num_classes, average="micro", top_k=5)
+            found["top5"] = classification.MulticlassAccuracy(self.num_classes, average="micro", top_k=5)
         return found
 
     @property
@@ -221,12 +209,7 @@ def _number(value: Any) -> float:
 def scoring_of(
     task: Task, num_classes: int, ignore_index: int | None, loss: Loss | None = None, metric: Any = None
 ) -> Scoring:
-    """The scoring of a task, with the user's own loss and metrics where they are given.
-
-    Args:
-        task, num_classes, ignore_index: of the data.
-        loss: ``loss(output, target)``, or None.
-        metric: a ``torchmetrics.Metric``, a dict or ``MetricCollection`` of them, or None.
+    """The scoring of a task, with the user's own loss, and ``Metric``, dict or ``MetricCollection``, if they are given.
 
     Raises:
         ComparisonError: they are no such thing.
@@ -234,22 +217,19 @@ def scoring_of(
     if loss is not None and (not callable(loss) or isinstance(loss, type)):
         found = f"the class {loss.__name__}; call it first" if isinstance(loss, type) else type(loss).__name__
         raise ComparisonError(f"loss: expected a function of output and target, found {found}")
-    return Scoring(task, num_classes, ignore_index, loss, None if metric is None else _named(metric))
-
-
-def _named(metric: Any) -> dict[str, Any]:
-    from torchmetrics import Metric, MetricCollection
-
-    found = dict(metric.items()) if isinstance(metric, (Mapping, MetricCollection)) else {type(metric).__name__: metric}
-    for name, item in found.items():
+    if metric is None:
+        return Scoring(task, num_classes, ignore_index, loss)
+    several = isinstance(metric, (Mapping, MetricCollection))
+    named = dict(metric.items()) if several else {type(metric).__name__: metric}
+    for name, item in named.items():
         if not isinstance(item, Metric):
             raise ComparisonError(
                 f"metric: expected torchmetrics.Metric, found {type(item).__name__} as {name!r}; a function becomes "
                 "one as docs/compare.md shows"
             )
-    if not found:
+    if not named:
         raise ComparisonError("metric: expected at least one torchmetrics.Metric, found an empty collection")
-    return found
+    return Scoring(task, num_classes, ignore_index, loss, named)
 
 
 @contextlib.contextmanager
@@ -277,19 +257,16 @@ def tensor_of(output: Any) -> torch.Tensor:
     Raises:
         ComparisonError: there is none.
     """
-    found: Any = output
-    if not isinstance(found, torch.Tensor):
-        values = dict(found) if isinstance(found, Mapping) else {}
-        named = next((values[name] for name in ("logits", "out") if name in values), None)
-        rest = [named, getattr(found, "logits", None), *values.values()]
-        rest += list(found) if isinstance(found, (tuple, list)) else []
-        found = next((item for item in rest if isinstance(item, torch.Tensor)), None)
-    if not isinstance(found, torch.Tensor):
-        raise ComparisonError(
-            f"the model returns {type(output).__name__}: expected a tensor, or a dict or tuple that holds one. Wrap "
-            "the model."
-        )
-    return found
+    values = dict(output) if isinstance(output, Mapping) else {}
+    named = values["logits"] if "logits" in values else values.get("out")
+    several = output if isinstance(output, (tuple, list)) else []
+    for found in (output, named, getattr(output, "logits", None), *values.values(), *several):
+        if isinstance(found, torch.Tensor):
+            return found
+    raise ComparisonError(
+        f"the model returns {type(output).__name__}: expected a tensor, or a dict or tuple that holds one. Wrap the "
+        "model."
+    )
 
 
 def logits_of(output: Any) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import math
 import statistics
 import time
@@ -12,14 +13,16 @@ from functools import partial
 from typing import Any
 
 import torch
+from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
 from torch import nn
 
-from rewriter.comparison.fitting import in_type_of
+from rewriter.comparison.findings import Epoch, Run
+from rewriter.comparison.first_batch import in_type_of
+from rewriter.comparison.identity import checksum
 from rewriter.comparison.loading import Data, pair_of
-from rewriter.comparison.question import checksum
 from rewriter.comparison.randomness import batches, seed_of_model
 from rewriter.comparison.recipe import Recipe
-from rewriter.comparison.run import Epoch, Run
 from rewriter.comparison.scoring import Scoring, computed
 from rewriter.constants.calibration import calibrate
 from rewriter.data.source import Task
@@ -60,30 +63,19 @@ def train(model: nn.Module, arm: str, seed: int, setting: Setting, advance: Call
     """Train ``model`` in place, and measure it before the first and after every epoch.
 
     Data order, augmentation and the numbers that the model draws depend on ``seed`` alone. A loss that is not finite
-    ends the run. The generators of the process are put back.
-
-    Args:
-        model: with its initial weights; moved to the device of the setting.
-        arm: ``"before"`` or ``"after"``.
-        seed: of everything random.
-        setting: what all runs share.
-        advance: called after every training step.
+    ends the run. The generators of the process are put back. ``advance`` is called after every training step.
     """
     started = time.perf_counter()
+    accelerator = setting.accelerator
     with random_state_kept():
         seed_all(seed_of_model(seed))
-        _forget_scale(setting.accelerator)
-        setting = replace(setting, scoring=setting.scoring.on(setting.accelerator.device))
+        if accelerator.scaler is not None:  # the loss scale of fp16 is found anew: no run depends on those before it
+            accelerator.scaler = type(accelerator.scaler)(accelerator.device.type)
+        setting = replace(setting, scoring=setting.scoring.on(accelerator.device))
         try:
             return _Training(model, arm, seed, setting, advance).run(started)
         finally:
-            setting.accelerator.free_memory()
-
-
-def _forget_scale(accelerator: Any) -> None:
-    """The loss scale of fp16 is found anew, or a run would depend on the runs before it."""
-    if accelerator.scaler is not None:
-        accelerator.scaler = type(accelerator.scaler)(accelerator.device.type)
+            accelerator.free_memory()
 
 
 class _Training:
@@ -97,10 +89,10 @@ class _Training:
         assert setting.data.train is not None
         self.steps_an_epoch: int = len(setting.data.train)  # type: ignore[arg-type]
         self.scheduler = _scheduler(self.optimizer.optimizer, setting.recipe, self.steps_an_epoch)
-        self.seconds: list[float] = []
-        self.images: list[int] = []
-        self.seen: list[int] = []
-        self.classes = _Classes(setting.scoring)
+        self.images_per_second: list[float] = []
+        self.images = 0
+        self.seen: list[str] = []
+        self.classes: set[int] = set()
 
     def run(self, started: float) -> Run:
         memory = PeakMemory(self.setting.accelerator.device)
@@ -116,13 +108,11 @@ class _Training:
                 epochs.pop()
                 break
             if number == 1:
-                self.classes.check(f"{self.setting.data.name}, training data")
-        rates = [images / seconds for images, seconds in zip(self.images, self.seconds, strict=True)]
-        warm = rates[_WARM_UP:] or rates
+                _check_classes(self.classes, self.images, f"{self.setting.data.name}, training data")
+        warm = self.images_per_second[_WARM_UP:] or self.images_per_second
         speed = round(statistics.median(warm), 1) if warm else None
         seconds = round(time.perf_counter() - started, 2)
-        seen = tuple(f"{value:08x}" for value in self.seen)
-        return Run(self.arm, self.seed, tuple(epochs), stopped, speed, memory.megabytes(), seconds, seen)
+        return Run(self.arm, self.seed, tuple(epochs), stopped, speed, memory.megabytes(), seconds, tuple(self.seen))
 
     def _epoch(self, number: int) -> tuple[float, str]:
         """Mean loss of the batches, and why training cannot go on."""
@@ -134,13 +124,14 @@ class _Training:
         step, seen = 0, 0
         for step, batch in enumerate(batches(setting.data.train, self.seed, number), start=1):
             images, targets = pair_of(batch)
-            setting.scoring.check(targets, f"{setting.data.name}, training data")
-            self.classes.add(targets)
+            setting.scoring.check_targets(targets, f"{setting.data.name}, training data")
+            self.classes |= _classes(setting.scoring, targets) if number == 1 else set()
+            self.images += len(targets)
             seen = checksum((images, targets), seen)
             began = time.perf_counter()
             if self.scheduler is not None:
                 self.scheduler.step_update((number - 1) * self.steps_an_epoch + step - 1)
-            images, targets = _moved((in_type_of(self.model, images), targets), accelerator.device)
+            images, targets = _moved(self.model, images, targets, accelerator.device)
             with accelerator.autocast():
                 loss = setting.scoring.loss(self._output(images, number, step), targets)
             value = loss.detach().double().cpu()  # waits for the device
@@ -153,12 +144,11 @@ class _Training:
                 accelerator.clip_grad_norm_(self.model.parameters(), setting.recipe.clip_grad)
             self.optimizer.step()
             total += value
-            self.seconds.append(time.perf_counter() - began)
-            self.images.append(len(images))
+            self.images_per_second.append(len(images) / (time.perf_counter() - began))
             self.advance()
         if not step:
             raise DataError(f"{setting.data.name}: epoch {number} has no training batches; can it be read only once?")
-        self.seen.append(seen)
+        self.seen.append(f"{seen:08x}")
         return (total / step).item(), ""
 
     def _output(self, images: torch.Tensor, number: int, step: int) -> Any:
@@ -184,14 +174,14 @@ def test(model: nn.Module, setting: Setting) -> tuple[float, dict[str, float]]:
     training = model.training
     model.eval()
     device = setting.accelerator.device
-    metrics, classes = setting.scoring.metrics(device), _Classes(setting.scoring)
+    metrics, classes = setting.scoring.metrics(device), set[int]()
     total, number = torch.zeros((), dtype=torch.float64), 0
     where = f"{setting.data.name}, test data"
     for batch in batches(setting.data.test, 0, 0):
         images, targets = pair_of(batch)
-        setting.scoring.check(targets, where)
-        classes.add(targets)
-        images, targets = _moved((in_type_of(model, images), targets), device)
+        setting.scoring.check_targets(targets, where)
+        classes |= _classes(setting.scoring, targets)
+        images, targets = _moved(model, images, targets, device)
         with setting.accelerator.autocast():
             output = model(images)
             loss = setting.scoring.loss(output, targets)
@@ -201,26 +191,18 @@ def test(model: nn.Module, setting: Setting) -> tuple[float, dict[str, float]]:
     model.train(training)
     if not number:
         raise DataError(f"{where}: expected images, found none; can they be read only once?")
-    classes.check(where)
+    _check_classes(classes, number, where)
     return (total / number).item(), computed(metrics)
 
 
-class _Classes:
-    """Whether the targets are of more than one class."""
+def _check_classes(present: set[int], images: int, where: str) -> None:
+    if len(present) == 1 and images > 1:
+        raise DataError(f"{where}: expected at least two classes, found only {present.pop()}")
 
-    def __init__(self, scoring: Scoring) -> None:
-        self.judged = scoring.task is Task.CLASSIFICATION and scoring.own_loss is None
-        self.present: set[int] = set()
-        self.number = 0
 
-    def add(self, targets: torch.Tensor) -> None:
-        if self.judged and len(self.present) < 2:
-            self.present |= set(targets.tolist())
-        self.number += len(targets)
-
-    def check(self, where: str) -> None:
-        if self.judged and len(self.present) < 2 <= self.number:
-            raise DataError(f"{where}: expected at least two classes, found only {self.present.pop()}")
+def _classes(scoring: Scoring, targets: torch.Tensor) -> set[int]:
+    """Those in a batch, where targets are classes; others may all be alike."""
+    return set(targets.tolist()) if scoring.task is Task.CLASSIFICATION and scoring.own_loss is None else set()
 
 
 def check_optimizer(optimizer: Any, recipe: Recipe) -> None:
@@ -234,8 +216,6 @@ def check_optimizer(optimizer: Any, recipe: Recipe) -> None:
         if not callable(optimizer):
             raise ComparisonError(f"optimizer: expected a function of the model, found {type(optimizer).__name__}")
         return
-    from timm.optim import create_optimizer_v2
-
     try:
         found = create_optimizer_v2([nn.Parameter(torch.zeros(2, 2))], recipe.optimizer, recipe.lr, recipe.weight_decay)
     except Exception as error:
@@ -257,20 +237,15 @@ def _check_step(optimizer: torch.optim.Optimizer) -> None:
         raise ComparisonError(f"optimizer: expected one whose step() takes gradients, found {name}, which {what}")
 
 
-def _moved(values: tuple[Any, Any], device: torch.device) -> tuple[Any, Any]:
-    return tuple(value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value for value in values)  # type: ignore[return-value]
+def _moved(model: nn.Module, images: torch.Tensor, targets: torch.Tensor, device: torch.device) -> tuple[Any, Any]:
+    return in_type_of(model, images).to(device, non_blocking=True), targets.to(device, non_blocking=True)
 
 
 def _calibrate(model: nn.Module, seed: int, setting: Setting) -> None:
     """Measure the constants of scale equalizers on the first training batches, as a user would before training."""
-    layers = calibrated_layers(model)
-    if layers and not all(layer.calibrated for layer in layers.values()):
-        images = [
-            in_type_of(model, pair_of(batch)[0])
-            for _, batch in zip(
-                range(setting.recipe.calibration_batches), batches(setting.data.train or (), seed, 0), strict=False
-            )
-        ]
+    if not all(layer.calibrated for layer in calibrated_layers(model).values()):
+        first = itertools.islice(batches(setting.data.train or (), seed, 0), setting.recipe.calibration_batches)
+        images = [in_type_of(model, pair_of(batch)[0]) for batch in first]
         calibrate(model, images, progress=False, all_ranks=False)
 
 
@@ -289,16 +264,9 @@ def _optimizer(model: nn.Module, setting: Setting) -> torch.optim.Optimizer:
                 "such as lambda model: torch.optim.SGD(model.parameters(), lr=0.1)"
             )
         return own
-    from timm.optim import create_optimizer_v2
-
     recipe = setting.recipe
-    options: dict[str, Any] = {}
-    if decays_by_place(model):
-        options["param_group_fn"] = partial(param_groups, weight_decay=recipe.weight_decay)
-    found: torch.optim.Optimizer = create_optimizer_v2(
-        model, recipe.optimizer, recipe.lr, recipe.weight_decay, **options
-    )
-    return found
+    groups: Any = partial(param_groups, weight_decay=recipe.weight_decay) if decays_by_place(model) else None
+    return create_optimizer_v2(model, recipe.optimizer, recipe.lr, recipe.weight_decay, param_group_fn=groups)
 
 
 def decays_by_place(model: nn.Module) -> bool:
@@ -310,8 +278,6 @@ def _scheduler(optimizer: torch.optim.Optimizer, recipe: Recipe, steps_an_epoch:
     """A scheduler of timm that counts steps; None for a constant learning rate."""
     if recipe.schedule == "none":
         return None
-    from timm.scheduler import create_scheduler_v2
-
     lowest = min(group["lr"] for group in optimizer.param_groups) / 100
     rise: Any = recipe.warmup * recipe.epochs
     return create_scheduler_v2(

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import enum
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from rewriter.comparison.data import Training
-from rewriter.comparison.run import AFTER, BEFORE, Epoch, Run
+from rewriter.comparison.findings import AFTER, ALL, BEFORE, Equivalence, Run, Trained, Training
+from rewriter.comparison.number_format import Unit, small
 from rewriter.comparison.statistics import LEVEL, Difference, Interval, mean_interval, paired_difference
-from rewriter.comparison.units import Unit
+from rewriter.errors import listed
 from rewriter.text import counted
-
-TEST_LOSS = "test_loss"
-"""Name of the loss where a metric is asked for."""
 
 _REASONS = 3
 
@@ -59,69 +55,15 @@ class Verdict:
         return self.sentence
 
 
-@dataclass(frozen=True)
-class Pair:
-    """Both runs of one seed that ended, finished or stopped."""
-
-    before: Run
-    after: Run
-
-    @property
-    def same_batches(self) -> bool:
-        """Whether both arms saw the same training batches, as far as both ran."""
-        return all(ours == theirs for ours, theirs in zip(self.before.seen, self.after.seen, strict=False))
-
-    def values(self, metric: str) -> tuple[float, float] | None:
-        """Both final values; None if a run was stopped or its value is not finite."""
-        before, after = final_value(self.before, metric), final_value(self.after, metric)
-        return None if before is None or after is None else (before, after)
-
-
-def value(epoch: Epoch, metric: str) -> float | None:
-    """A metric of one epoch, or its test loss; None if it was not measured or is not finite."""
-    found = epoch.metrics.get(metric, epoch.test_loss if metric == TEST_LOSS else None)
-    return found if found is not None and math.isfinite(found) else None
-
-
-def final_value(run: Run, metric: str) -> float | None:
-    """The value in the last epoch; None for a run that was stopped or whose value is not finite."""
-    return None if run.final is None else value(run.final, metric)
-
-
-def failure(run: Run, metric: str) -> str:
-    """Why a run has no final value; empty if it has one."""
-    return "" if final_value(run, metric) is not None else run.stopped or f"no finite {metric} in the last epoch"
-
-
-def pairs(training: Training) -> list[Pair]:
-    """Pairs in the order of the seeds, without those of which a run is missing."""
-    runs = {(run.arm, run.seed): run for run in training.runs}
-    return [
-        Pair(runs[BEFORE, seed], runs[AFTER, seed])
-        for seed in dict.fromkeys(training.seeds)
-        if (BEFORE, seed) in runs and (AFTER, seed) in runs
-    ]
-
-
-def final_values(training: Training, metric: str) -> list[tuple[float, float]]:
-    """Before and after, for each seed that both arms finished."""
-    return [both for pair in pairs(training) if (both := pair.values(metric)) is not None]
-
-
 def difference_of(training: Training, metric: str) -> Difference | None:
-    """After − before over the seeds that both arms finished; None if there are none.
-
-    Raises:
-        ComparisonError: scipy is not installed.
-    """
-    values = final_values(training, metric)
+    """After − before over the seeds that both arms finished; None if there are none."""
+    values = training.final_values(metric)
     return paired_difference([old for old, _ in values], [new for _, new in values]) if values else None
 
 
 def unit_of(training: Training, metric: str) -> Unit:
     """The unit of a metric, by the values of all epochs of all runs."""
-    values = [value(epoch, metric) for run in training.runs for epoch in run.epochs]
-    unit = Unit.of(metric, [found for found in values if found is not None])
+    unit = Unit.of(metric, training.values(metric))
     # a score that should be low is no share of images or pixels
     return unit if metric != training.metric or training.higher_is_better else replace(unit, percent=False)
 
@@ -135,8 +77,7 @@ def worth_of_image(training: Training) -> float | None:
     images = training.test_images
     if not images or not unit_of(training, training.metric).percent:
         return None
-    found = [value(epoch, training.metric) for run in training.runs for epoch in run.epochs]
-    right = [images * fraction for fraction in found if fraction is not None]
+    right = [images * fraction for fraction in training.values(training.metric)]
     if not right or any(abs(number - round(number)) > _ROUNDING * images for number in right):
         return None
     return 1 / images
@@ -150,70 +91,61 @@ def judge(training: Training) -> Verdict:
     differences are within one test image of each other, or alike but for rounding, its width means nothing, and the
     exact sign-flip p value decides too: it takes six seeds. Fewer than three seeds decide nothing of this, but for two
     in which one arm stops, and the other in none.
-
-    Raises:
-        ComparisonError: scipy is not installed.
     """
-    ended = pairs(training)
+    ended = training.pairs
+    asked = len(set(training.seeds))
     difference = difference_of(training, training.metric)
-    failed_before = [run for pair in ended if failure(run := pair.before, training.metric)]
-    failed_after = [run for pair in ended if failure(run := pair.after, training.metric)]
-    outcome, sentence = _of_difference(training, ended, difference)
+    failed_before = [pair.before for pair in ended if pair.before.failure(training.metric)]
+    failed_after = [pair.after for pair in ended if pair.after.failure(training.metric)]
+    outcome, sentence = _of_difference(training, difference)
     more = len(failed_after) - len(failed_before)
+    of_stops = Outcome.WORSE if more > 0 else Outcome.BETTER
     rest = f"; of the others: {sentence}" if difference is not None else ""
     if abs(more) >= _FEWEST_STOPS:
-        outcome = Outcome.WORSE if more > 0 else Outcome.BETTER
+        outcome = of_stops
         sentence = f"after is {outcome}: it stopped in {'more' if more > 0 else 'fewer'} seeds{rest}"
-    elif more and len(ended) > 1 and outcome is not (Outcome.WORSE if more > 0 else Outcome.BETTER):
+    elif more and len(ended) > 1 and outcome is not of_stops:
         outcome = Outcome.UNDECIDED
         sentence = f"undecided: {'after' if more > 0 else 'before'} stopped in one seed more{rest}"
-    parts = [
-        sentence,
-        *_stops("after", failed_after, training, ended),
-        *_stops("before", failed_before, training, ended),
-    ]
+    parts = [sentence]
+    for arm, failed in ((AFTER, failed_after), (BEFORE, failed_before)):
+        if failed:
+            parts.append(
+                f"{arm} stopped in {len(failed)} of {counted(len(ended), 'seed')}: {_reasons(failed, training)}"
+            )
     apart = [pair for pair in ended if not pair.same_batches]
     if apart:
         parts.append(
             f"the arms did not see the same training batches in {len(apart)} of {counted(len(ended), 'seed')}: the "
             "data draw random numbers that cannot be repeated"
         )
-    if _learned_nothing(training, ended):
+    if all(_learned_nothing(training, runs) for runs in ([p.before for p in ended], [p.after for p in ended])):
         parts.append(f"training improved {training.metric} in neither arm, so this says little about the rewrite")
-    missing = len(set(training.seeds)) - len(ended)
-    if missing:
-        parts.append(f"{missing} of {counted(len(set(training.seeds)), 'seed')} not run to the end by both arms")
+    if asked > len(ended):
+        parts.append(f"{asked - len(ended)} of {counted(asked, 'seed')} not run to the end by both arms")
     return Verdict(outcome, "; ".join(parts), difference)
 
 
-def _learned_nothing(training: Training, ended: Sequence[Pair]) -> bool:
-    """Whether the final metric of both arms is not beyond that before training, over seeds."""
-    metric, sign = training.metric, 1 if training.higher_is_better else -1
-    for runs in ([pair.before for pair in ended], [pair.after for pair in ended]):
-        gains = [
-            sign * (end - start)
-            for run in runs
-            if len(run.epochs) > 1
-            and (start := value(run.epochs[0], metric)) is not None
-            and (end := final_value(run, metric)) is not None
-        ]
-        gain = mean_interval(gains) if len(gains) >= _FEWEST else None
-        if gain is None or gain.interval is None or gain.interval.low > 0:
-            return False
-    return True
+def _learned_nothing(training: Training, runs: Sequence[Run]) -> bool:
+    """Whether the final metric is not beyond that before training, over seeds."""
+    sign = 1 if training.higher_is_better else -1
+    trained = [run for run in runs if len(run.epochs) > 1]
+    ends = [(run.epochs[0].value(training.metric), run.value(training.metric)) for run in trained]
+    gains = [sign * (end - start) for start, end in ends if start is not None and end is not None]
+    gain = mean_interval(gains) if len(gains) >= _FEWEST else None
+    return gain is not None and gain.interval is not None and gain.interval.low <= 0
 
 
-def _of_difference(training: Training, ended: Sequence[Pair], difference: Difference | None) -> tuple[Outcome, str]:
+def _of_difference(training: Training, difference: Difference | None) -> tuple[Outcome, str]:
     if difference is None:
         return Outcome.UNDECIDED, "undecided: no seed was finished by both arms"
-    unit, size = unit_of(training, training.metric), _size(training, difference)
-    if difference.interval is None:
-        found = unit.number(difference.mean, unit.decimals(None, (difference.mean,)), sign=True)
-        shown = f"{found} {unit.difference_label}" if difference.mean else f"exactly equal {unit.metric}"
+    unit, size, interval = unit_of(training, training.metric), _size(training, difference), difference.interval
+    if interval is None:
+        shown = f"{unit.difference(difference.mean)[0]} {unit.difference_label}"
+        shown = shown if difference.mean else f"exactly equal {unit.metric}"
         return Outcome.UNDECIDED, f"undecided: one seed says nothing about others (after − before: {shown})"
     if difference.zero:
-        return _of_equal_metrics(training, ended, unit, size)
-    interval = difference.interval
+        return _of_equal_metrics(training, unit, size)
     if difference.count < _FEWEST:
         decimals = unit.decimals(None, difference.differences)
         each = " and ".join(unit.number(value, decimals, sign=True) for value in difference.differences)
@@ -221,45 +153,39 @@ def _of_difference(training: Training, ended: Sequence[Pair], difference: Differ
             f"undecided: a verdict takes at least {_FEWEST} seeds (after − before: {each} {unit.difference_label}, "
             f"{size})"
         )
+    mean, ends = unit.difference(difference.mean, interval)
     if 0 in interval:
-        bound = max(-interval.low, interval.high)
-        decimals = unit.decimals((interval.high - interval.low) / 2, (interval.low, interval.high))
-        mean, ends = unit.difference(difference.mean, interval)
+        decimals = unit.decimals(interval.half_width, (interval.low, interval.high))
         return Outcome.NO_DIFFERENCE_SEEN, (
-            f"no difference larger than {unit.amount(bound, decimals)} on average was seen with {size} "
-            f"(after − before: {mean}, 95 % interval {ends})"
+            f"no difference larger than {unit.amount(max(-interval.low, interval.high), decimals)} on average was seen "
+            f"with {size} (after − before: {mean}, 95 % interval {ends})"
         )
-    better = (difference.mean > 0) == training.higher_is_better
-    worth = worth_of_image(training) or 0.0
+    outcome = Outcome.BETTER if (difference.mean > 0) == training.higher_is_better else Outcome.WORSE
     width = max(difference.differences) - min(difference.differences)
-    close = difference.alike or width <= (1 + _ROUNDING) * worth
+    close = difference.alike or width <= (1 + _ROUNDING) * (worth_of_image(training) or 0.0)
     if close and difference.p_value is not None and difference.p_value > 1 - LEVEL:
-        mean = unit.number(difference.mean, unit.decimals(None, (difference.mean,)), sign=True)
         each = "in each seed" if difference.alike else "on average, the seeds are within one test image of each other"
         takes = "six seeds" if difference.count < _FEWEST_OF_ONE_SIGN else "more seeds that differ"
         return Outcome.UNDECIDED, (
-            f"undecided: after − before is {mean} {unit.difference_label} {each} ({size}), so that their spread is "
-            f"not known; it takes {takes} to call that {'better' if better else 'worse'}"
+            f"undecided: after − before is {unit.difference(difference.mean)[0]} {unit.difference_label} {each} "
+            f"({size}), so that their spread is not known; it takes {takes} to call that {outcome}"
         )
-    outcome = Outcome.BETTER if better else Outcome.WORSE
-    low, high = sorted((abs(interval.low), abs(interval.high)))
-    decimals = unit.decimals((high - low) / 2, (low, high))
-    shown = unit.interval(Interval(low, high), decimals, sign=False)
+    amounts = Interval(*sorted((abs(interval.low), abs(interval.high))))
+    decimals = unit.decimals(amounts.half_width, (amounts.low, amounts.high))
     direction = "" if training.higher_is_better else "; lower is better"
     return outcome, (
         f"after is {outcome} by {unit.amount(abs(difference.mean), decimals)} "
-        f"(95 % interval {shown}, {size}{direction})"
+        f"(95 % interval {unit.interval(amounts, sign=False)}, {size}{direction})"
     )
 
 
-def _of_equal_metrics(training: Training, ended: Sequence[Pair], unit: Unit, size: str) -> tuple[Outcome, str]:
+def _of_equal_metrics(training: Training, unit: Unit, size: str) -> tuple[Outcome, str]:
     """Equal in every epoch and loss, or no more than a metric that is too coarse to tell the arms apart."""
-    finished = [pair for pair in ended if pair.values(training.metric) is not None]
-    if all(_measured(pair.before) == _measured(pair.after) for pair in finished):
-        return (
-            Outcome.EXACTLY_EQUAL,
-            f"exactly equal in every seed ({size}): {unit.metric} and every loss of every epoch",
-        )
+    finished = [pair for pair in training.pairs if pair.values(training.metric) is not None]
+    # as text a value that is not a number equals itself
+    if all(repr(pair.before.epochs) == repr(pair.after.epochs) for pair in finished):
+        same = f"{unit.metric} and every loss of every epoch"
+        return Outcome.EXACTLY_EQUAL, f"exactly equal in every seed ({size}): {same}"
     if len(finished) < _FEWEST:
         return Outcome.UNDECIDED, (
             f"undecided: a verdict takes at least {_FEWEST} seeds (the final {unit.metric} is the same in each, the "
@@ -273,33 +199,58 @@ def _of_equal_metrics(training: Training, ended: Sequence[Pair], unit: Unit, siz
     )
 
 
-def _measured(run: Run) -> list[str]:
-    """All that was measured, as text: a value that is not a number equals itself."""
-    return [repr(epoch) for epoch in run.epochs]
-
-
 def _size(training: Training, difference: Difference) -> str:
     """How much the verdict rests on: ``5 seeds, 20 epochs, 500 test images``."""
-    asked = len(set(training.seeds))
-    seeds = counted(asked, "seed")
-    if difference.count < asked:
-        seeds = f"{difference.count} of {seeds}"
-    epochs = training.recipe.get("epochs")
-    length = f", {counted(epochs, 'epoch')}" if isinstance(epochs, int) else ""
-    images = f", {counted(training.test_images, 'test image')}" if training.test_images else ""
-    return f"{seeds}{length}{images}"
+    asked, epochs = len(set(training.seeds)), training.recipe.get("epochs")
+    parts = [f"{difference.count} of {counted(asked, 'seed')}" if difference.count < asked else counted(asked, "seed")]
+    parts += [counted(epochs, "epoch")] if isinstance(epochs, int) else []
+    parts += [counted(training.test_images, "test image")] if training.test_images else []
+    return ", ".join(parts)
 
 
-def _stops(arm: str, failed: Sequence[Run], training: Training, ended: Sequence[Pair]) -> list[str]:
-    if not failed:
-        return []
+def _reasons(failed: Sequence[Run], training: Training) -> str:
     seeds: dict[str, list[str]] = {}
     for run in failed:
-        seeds.setdefault(failure(run, training.metric), []).append(str(run.seed))
-    reasons = [
-        f"{reason} ({'seed' if len(numbers) == 1 else 'seeds'} {', '.join(numbers)})"
-        for reason, numbers in list(seeds.items())[:_REASONS]
-    ]
-    if len(seeds) > _REASONS:
-        reasons.append(f"and {len(seeds) - _REASONS} more reasons")
-    return [f"{arm} stopped in {len(failed)} of {counted(len(ended), 'seed')}: {', '.join(reasons)}"]
+        seeds.setdefault(run.failure(training.metric), []).append(str(run.seed))
+    told = [f"{why} ({'seeds' if len(of) > 1 else 'seed'} {', '.join(of)})" for why, of in seeds.items()]
+    more = [f"and {len(told) - _REASONS} more reasons"] if len(told) > _REASONS else []
+    return ", ".join(told[:_REASONS] + more)
+
+
+def without_training(equivalence: Sequence[Equivalence], trained: Trained | None) -> str:
+    """What outputs and metrics of trained weights say, and that no training was compared."""
+    parts = [_outputs(equivalence)] if equivalence else []
+    parts += [] if trained is None else [_metrics(trained)]
+    return "; ".join([*parts, "no training was compared"] if parts else ["undecided: no training was compared"])
+
+
+def _outputs(found: Sequence[Equivalence]) -> str:
+    last = next((item for item in found if item.name == ALL), found[-1])
+    images, by_up_to = counted(last.images, "image"), f"by up to {small(last.max_difference)}"
+    if any(last.not_finite):
+        before, after = last.not_finite
+        return f"the output in evaluation mode is not finite on {before} (before) and {after} (after) of {images}"
+    if last.identical:
+        return f"the output in evaluation mode is bit-identical on {images}"
+    if last.identical is None:
+        return (
+            f"undecided whether the output in evaluation mode is the same: on {images} it differs {by_up_to}, the "
+            f"original from itself by up to {small(last.spread)}"
+        )
+    passes = [item.name for item in found if item.name != ALL and item.identical is False]
+    by = f", changed by {listed(passes)}" if passes else ""
+    return f"the output in evaluation mode differs {by_up_to} on {images}{by}"
+
+
+def _metrics(trained: Trained) -> str:
+    parts, same = [], [name for name in trained.before if trained.before[name] == trained.after[name]]
+    for name in trained.before:
+        if name not in same:
+            values = trained.before[name], trained.after[name]
+            unit = Unit.of(name, values)
+            before, after = (unit.number(value, unit.telling(values)) for value in values)
+            parts.append(f"{unit.label}: {before} before and {after} after")
+    if same:
+        parts.append(f"{listed(same)} {'is' if len(same) == 1 else 'are'} the same")
+    weights = "created" if trained.as_created else "they are"
+    return f"with the weights as {weights}, on {counted(len(trained.rows), 'image')}, {', '.join(parts)}"

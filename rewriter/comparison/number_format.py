@@ -19,12 +19,7 @@ _MOST_DECIMALS = 6
 
 @dataclass(frozen=True)
 class Unit:
-    """The unit of one metric.
-
-    Attributes:
-        metric: its name.
-        percent: whether it is a fraction, shown in percent.
-    """
+    """The unit of the metric of this name; ``percent`` if it is a fraction, shown in percent."""
 
     metric: str
     percent: bool
@@ -32,8 +27,8 @@ class Unit:
     @classmethod
     def of(cls, metric: str, values: Iterable[float]) -> Unit:
         """The unit of ``metric``, which takes these ``values``; those that are not finite say nothing."""
-        finite = [value for value in values if math.isfinite(value)]
-        return cls(metric, "loss" not in metric.lower() and all(0 <= value <= 1 for value in finite))
+        fractions = all(0 <= value <= 1 for value in values if math.isfinite(value))
+        return cls(metric, fractions and "loss" not in metric.lower())
 
     @property
     def label(self) -> str:
@@ -50,15 +45,14 @@ class Unit:
         return 100 * value if self.percent else value
 
     def decimals(self, half_width: float | None, visible: Iterable[float] = ()) -> int:
-        """How many decimals suit this half-width.
-
-        Args:
-            half_width: of the interval; None if there is none.
-            visible: values that must not be shown as zero unless they are.
-        """
-        least = 1 if self.percent else 0
-        decimals = _significant(self.scaled(half_width)) if half_width else 2 if self.percent else 4
-        decimals = max(least, min(decimals, _MOST_DECIMALS))
+        """How many decimals suit an interval of this half-width, and show none of ``visible`` as zero unless it is."""
+        if half_width:  # two significant digits of a half-width below 3.55, 35.5, …, else one
+            shown = self.scaled(half_width)
+            exponent = math.floor(math.log10(shown))
+            decimals = (1 if shown / 10.0**exponent < 3.55 else 0) - exponent
+        else:
+            decimals = 2 if self.percent else 4
+        decimals = max(1 if self.percent else 0, min(decimals, _MOST_DECIMALS))
         numbers = [abs(self.scaled(value)) for value in visible if value != 0]
         while decimals <= _MOST_DECIMALS and any(float(f"{number:.{decimals}f}") == 0 for number in numbers):
             decimals += 1
@@ -67,22 +61,25 @@ class Unit:
     def number(self, value: float, decimals: int, *, sign: bool = False) -> str:
         """The number without its unit; numbers too small for decimals as ``1.2e-09``."""
         scaled = self.scaled(value) + 0.0  # no negative zero
-        form = f".{decimals}f" if decimals <= _MOST_DECIMALS or scaled == 0 else ".2g"
-        if scaled == 0 and decimals > _MOST_DECIMALS:
-            form = ".0f"
-        text = f"{scaled:{'+' if sign and scaled != 0 else ''}{form}}"
-        if math.isfinite(scaled) and float(text) == 0:
+        if not math.isfinite(scaled):
+            return str(scaled)
+        form = f".{decimals}f" if decimals <= _MOST_DECIMALS else ".2g" if scaled else ".0f"
+        text = f"{scaled:{'+' if sign and scaled else ''}{form}}"
+        if float(text) == 0:
             text = text.lstrip("+-")  # rounded to zero it has no direction
-        return text.replace("-", "−") if math.isfinite(scaled) else str(scaled)
+        return text.replace("-", "−")
 
-    def interval(self, interval: Interval, decimals: int, *, sign: bool = True) -> str:
-        """``−0.6 to +0.8``."""
-        ends = (self.number(end, decimals, sign=sign) for end in (interval.low, interval.high))
-        return " to ".join(ends)
+    def interval(self, interval: Interval, decimals: int | None = None, *, sign: bool = True) -> str:
+        """``−0.6 to +0.8``, with the digits that the interval deserves if none are given."""
+        if decimals is None:
+            decimals = self.decimals(interval.half_width, (interval.low, interval.high))
+        return " to ".join(self.number(end, decimals, sign=sign) for end in (interval.low, interval.high))
 
-    def difference(self, mean: float, interval: Interval) -> tuple[str, str]:
+    def difference(self, mean: float, interval: Interval | None = None) -> tuple[str, str]:
         """A mean difference and its interval, with the digits that the interval deserves."""
-        decimals = self.decimals((interval.high - interval.low) / 2, (interval.low, interval.high))
+        if interval is None:
+            return self.number(mean, self.decimals(None, (mean,)), sign=True), ""
+        decimals = self.decimals(interval.half_width, (interval.low, interval.high))
         return self.number(mean, decimals, sign=True), self.interval(interval, decimals)
 
     def amount(self, value: float, decimals: int) -> str:
@@ -96,12 +93,13 @@ class Unit:
         lowest and the highest value.
         """
         low, high = (0.0, 1.0) if self.percent else (-math.inf, math.inf)
+        half = mean.half_width
         if mean.count == 2 or (mean.interval and not low <= mean.interval.low <= mean.interval.high <= high):
-            decimals = self.decimals((mean.range.high - mean.range.low) / 2)
-            shown = f"{self.number(mean.mean, decimals)} ({self.interval(mean.range, decimals, sign=False)})"
-            return f"{shown} %" if self.percent else shown
-        decimals = self.decimals(mean.half_width, () if mean.half_width is None else (mean.half_width,))
-        spread = "" if mean.half_width is None else f" ± {self.number(mean.half_width, decimals)}"
+            decimals = self.decimals(mean.range.half_width)
+            spread = f" ({self.interval(mean.range, decimals, sign=False)})"
+        else:
+            decimals = self.decimals(half, () if half is None else (half,))
+            spread = "" if half is None else f" ± {self.number(half, decimals)}"
         return f"{self.number(mean.mean, decimals)}{spread}{' %' if self.percent else ''}"
 
     def telling(self, *pairs: tuple[float, float]) -> int:
@@ -112,11 +110,6 @@ class Unit:
         ):
             decimals += 1
         return decimals
-
-    def change(self, before: float, after: float) -> str:
-        """The signed difference of two values: ``+0.12``."""
-        difference = after - before
-        return self.number(difference, self.decimals(None, (difference,)), sign=True)
 
 
 def percentage(part: float) -> str:
@@ -132,10 +125,3 @@ def percentage(part: float) -> str:
 def small(value: float) -> str:
     """A difference of outputs, to two digits: ``3.1e-07``; ``0`` only if it is zero."""
     return f"{value:.2g}"
-
-
-def _significant(half_width: float) -> int:
-    """Decimals that show two significant digits of a half-width below 3.55, 35.5, …, else one."""
-    exponent = math.floor(math.log10(half_width))
-    digits = 2 if half_width / 10.0**exponent < 3.55 else 1
-    return max(0, digits - 1 - exponent)

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from rewriter.comparison.findings import ARMS
 from rewriter.comparison.loading import Data, first_batch
-from rewriter.comparison.run import ARMS
 from rewriter.comparison.scoring import Scoring, logits_of
 from rewriter.data.source import Task
 from rewriter.errors import ComparisonError, DataError
@@ -17,22 +17,16 @@ from rewriter.model.random_state import random_state_kept
 from rewriter.model.state import state_kept
 
 
-def fitted(
-    scoring: Scoring,
-    models: tuple[nn.Module, nn.Module],
-    data: Data,
-    device: torch.device,
-    *,
-    task_given: bool,
+def fitted_to_models(
+    scoring: Scoring, models: tuple[nn.Module, nn.Module], data: Data, device: torch.device, *, task_given: bool,
     scored: bool,
-) -> tuple[Scoring, Data]:
+) -> tuple[Scoring, Data]:  # fmt: skip
     """Scoring and data, with the number of classes that the model gives where it was not told, and the images' shape.
 
+    Both models run on the first test batch on ``device``, and are then on the CPU; their state is kept.
+
     Args:
-        scoring: as far as it is known.
-        models: before and after; moved to ``device`` and then to the CPU, their state is kept.
-        data: its first test batch is used.
-        device: where the models run.
+        scoring, models, data, device: as far as they are known.
         task_given: whether the user said what the targets are; if not, floating targets with a loss and a metric of
             the user's own are values to be met, not classes.
         scored: False where only outputs are compared, so that targets do not matter.
@@ -51,24 +45,17 @@ def fitted(
             continue
         on_device = targets.to(device)
         scoring = _told(scoring, output, on_device, task_given)
-        scoring.check(targets, data.name)
+        scoring.check_targets(targets, data.name)
         scoring.update(scoring.metrics(device), output, on_device)
-        _check_loss(scoring.on(device), output, on_device)
+        try:
+            scoring.on(device).loss(output, on_device)
+        except (RuntimeError, TypeError, IndexError) as error:
+            shown = f"of shape {tuple(output.shape)}" if isinstance(output, torch.Tensor) else type(output).__name__
+            raise ComparisonError(
+                f"loss: it does not take an output {shown} and targets {targets.dtype} of shape "
+                f"{tuple(targets.shape)}: {type(error).__name__}: {error}"
+            ) from error
     return scoring, replace(data, num_classes=scoring.num_classes, image_shape=tuple(images.shape[1:]))
-
-
-def _check_loss(scoring: Scoring, output: Any, targets: torch.Tensor) -> None:
-    try:
-        scoring.loss(output, targets)
-    except (RuntimeError, TypeError, IndexError) as error:
-        raise ComparisonError(
-            f"loss: it does not take {_shape(output)} and targets {targets.dtype} of shape {tuple(targets.shape)}: "
-            f"{type(error).__name__}: {error}"
-        ) from error
-
-
-def _shape(output: Any) -> str:
-    return f"an output of shape {tuple(output.shape)}" if isinstance(output, torch.Tensor) else type(output).__name__
 
 
 def _told(scoring: Scoring, output: Any, targets: torch.Tensor, task_given: bool) -> Scoring:

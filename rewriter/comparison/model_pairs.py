@@ -16,17 +16,16 @@ from rewriter.model.copying import WITHOUT, copy_model
 from rewriter.model.random_state import random_state_kept, seed_all
 from rewriter.model.refusal import check_model
 from rewriter.planning.apply import apply_plan
-from rewriter.planning.data import PlanData
 from rewriter.planning.mark import nothing_said
 from rewriter.planning.record import records_of
 from rewriter.text import counted
 
-Make = Callable[[], nn.Module]
-Change = Callable[[nn.Module], nn.Module]
+MakeModel = Callable[[], nn.Module]
+ChangeModel = Callable[[nn.Module], nn.Module]
 
 
 @dataclass(frozen=True)
-class Subject:
+class ModelPairs:
     """What is compared.
 
     Attributes:
@@ -34,8 +33,8 @@ class Subject:
         after: the other: a model, or a function that makes it from an original.
     """
 
-    before: nn.Module | Make
-    after: nn.Module | Change
+    before: nn.Module | MakeModel
+    after: nn.Module | ChangeModel
 
     def pair(self, seed: int) -> tuple[nn.Module, nn.Module]:
         """Both models for one seed, on the same initial weights; nothing that the caller holds is touched.
@@ -54,16 +53,12 @@ class Subject:
                 "before and after are the same model, as after a rewrite in place; give a function that makes the "
                 "original, or rewrite without inplace=True"
             )
-        if isinstance(self.before, nn.Module):
-            check_model(self.before)
-            before = copy_model(self.before, WITHOUT)
-        else:
-            before = _made(self.before, "before")
+        before = _copied(self.before) if isinstance(self.before, nn.Module) else _made(self.before, "before")
         if not isinstance(self.after, nn.Module):
             return before, _made(self.after, "after", copy_model(before, WITHOUT))
-        check_model(self.after)
         if isinstance(self.before, nn.Module):
-            return before, copy_model(self.after, WITHOUT)
+            return before, _copied(self.after)
+        check_model(self.after)
         plans = [record.plan for record in records_of(self.after)]
         if not plans:
             raise ComparisonError(
@@ -75,10 +70,9 @@ class Subject:
             apply_plan(plan, after, inplace=True, verify=False)
         return before, after
 
-    @property
-    def varies(self) -> bool:
-        """Whether the initial weights depend on the seed."""
-        return not isinstance(self.before, nn.Module)
+    def varies_from(self, first: nn.Module) -> bool:
+        """Whether the original of another seed has other weights than ``first``, that of seed 0."""
+        return not isinstance(self.before, nn.Module) and not same_weights(first, self.pair(1)[0])
 
 
 def same_weights(before: nn.Module, after: nn.Module) -> bool:
@@ -113,13 +107,14 @@ def changes(model: nn.Module) -> tuple[str, ...]:
     return (*lines, f"nothing found by {', '.join(idle)}") if idle else tuple(lines)
 
 
-def alone(before: nn.Module, after: nn.Module) -> dict[str, nn.Module]:
+def each_pass_alone(before: nn.Module, after: nn.Module) -> dict[str, nn.Module]:
     """For each pass that edited ``after``, ``before`` with the edits of that pass alone."""
     records, names = records_of(after), passes_of(after)
     if len(records) != 1 or len(names) < 2:  # of several rewrites the later ones do not fit the original
         return {}
     plan = records[0].plan
-    return {name: apply_plan(_only(plan, name), before, verify=False) for name in names}
+    sites = {name: tuple(site for site in plan.sites if site.pass_name == name) for name in names}
+    return {name: apply_plan(replace(plan, sites=sites[name]), before, verify=False) for name in names}
 
 
 def passes_of(model: nn.Module) -> list[str]:
@@ -127,8 +122,9 @@ def passes_of(model: nn.Module) -> list[str]:
     return list(dict.fromkeys(site.pass_name for record in records_of(model) for site in record.plan.sites))
 
 
-def _only(plan: PlanData, name: str) -> PlanData:
-    return replace(plan, sites=tuple(site for site in plan.sites if site.pass_name == name))
+def _copied(model: nn.Module) -> nn.Module:
+    check_model(model)
+    return copy_model(model, WITHOUT)
 
 
 def _made(function: Any, what: str, *arguments: nn.Module) -> nn.Module:
@@ -146,5 +142,4 @@ def _made(function: Any, what: str, *arguments: nn.Module) -> nn.Module:
         raise ComparisonError(
             f"{what}: expected a function that gives a torch.nn.Module, it gave {type(model).__name__}"
         )
-    check_model(model)
-    return copy_model(model, WITHOUT)
+    return _copied(model)

@@ -8,8 +8,12 @@ import pickle
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
+from unittest.mock import patch
 
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from accelerate.utils import gather_object
 
 from rewriter.errors import ComparisonError
 
@@ -18,42 +22,30 @@ _LONGEST = timedelta(days=30)
 
 
 @contextlib.contextmanager
-def accelerated(mixed_precision: str, device: str | None) -> Iterator[Any]:
-    """An ``accelerate.Accelerator``, whatever one the process already has.
+def accelerated(mixed_precision: str, device: str | None) -> Iterator[Accelerator]:
+    """An ``Accelerator``, whatever one the process already has.
 
     Afterwards the caller's accelerator, environment and number of threads are as they were. A process group that was
     made for ``torchrun`` stays, for the next comparison.
 
-    Args:
-        mixed_precision: ``"no"``, ``"bf16"`` or ``"fp16"``.
-        device: such as ``"cpu"`` or ``"cuda"``; None for what accelerate finds.
-
     Raises:
         ComparisonError: there is no such device, or it has no such precision.
     """
-    from accelerate.state import AcceleratorState, GradientState, PartialState
-
-    holders = [holder._shared_state for holder in (AcceleratorState, GradientState, PartialState)]
-    kept = [dict(holder) for holder in holders]
-    threads, environment = torch.get_num_threads(), dict(os.environ)
-    for holder in holders:
-        holder.clear()
-    try:
+    with contextlib.ExitStack() as kept:
+        # accelerate can forget what it keeps, but not put it back
+        for holder in (AcceleratorState, GradientState, PartialState):
+            kept.enter_context(patch.dict(holder._shared_state, clear=True))
+        kept.enter_context(patch.dict(os.environ))
+        kept.callback(_put_back_threads, torch.get_num_threads())
         yield _accelerator(mixed_precision, device)
-    finally:
-        for holder, content in zip(holders, kept, strict=True):
-            holder.clear()
-            holder.update(content)
-        if torch.get_num_threads() != threads:
-            torch.set_num_threads(threads)
-        for name in os.environ.keys() - environment.keys():
-            del os.environ[name]
-        os.environ.update(environment)
 
 
-def _accelerator(mixed_precision: str, device: str | None) -> Any:
-    from accelerate import Accelerator
+def _put_back_threads(number: int) -> None:
+    if torch.get_num_threads() != number:
+        torch.set_num_threads(number)
 
+
+def _accelerator(mixed_precision: str, device: str | None) -> Accelerator:
     wanted = None if device is None else check_device(device)
     # with several processes accelerate wants to be told that there is only the CPU
     cpu = (wanted is not None and wanted.type == "cpu") or not torch.accelerator.is_available()
@@ -92,7 +84,7 @@ def check_device(text: str) -> torch.device:
 
 
 @contextlib.contextmanager
-def errors_shared(accelerator: Any) -> Iterator[None]:
+def errors_shared(accelerator: Accelerator) -> Iterator[None]:
     """An error of one process is raised in all of them, once each has done its part: none waits for one that is gone.
 
     Nothing inside may wait for another process.
@@ -103,8 +95,6 @@ def errors_shared(accelerator: Any) -> Iterator[None]:
     except Exception as error:
         problem = error
     if accelerator.num_processes > 1:
-        from accelerate.utils import gather_object
-
         told = None if problem is None else _sendable(problem, accelerator.process_index)
         everywhere = gather_object([told])  # also by a process with an error of its own
         problem = problem or next((error for error in everywhere if error is not None), None)

@@ -1,4 +1,4 @@
-"""What the runs of a comparison answer, as text: runs of another question are not taken for them."""
+"""What the numbers of a comparison depend on, as text: runs of another comparison are not taken for them."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 from rewriter.comparison.loading import Data, first_batch
+from rewriter.comparison.model_pairs import changes, name_of
 from rewriter.comparison.recipe import Recipe
 from rewriter.comparison.scoring import Scoring
-from rewriter.comparison.subject import changes, name_of
 from rewriter.planning.codec import to_text
 from rewriter.planning.record import records_of
 from rewriter.planning.structure import named_fingerprint
@@ -26,7 +26,7 @@ from rewriter.version import __version__
 _VERSIONED = ("torch", "timm", "torchvision", "accelerate", "torchmetrics", "numpy")
 
 
-def question_of(
+def identity_of(
     first: tuple[nn.Module, nn.Module], data: Data, scoring: Scoring, recipe: Recipe, optimizer: Any, device: str
 ) -> dict[str, dict[str, str]]:
     """Parts, each of texts with names.
@@ -34,25 +34,26 @@ def question_of(
     Functions of the user are known by their name, code and options; what these use is not looked at. Losses and metrics
     are known by their options, data loaders by their number of batches and the first one.
 
-    Args:
-        first: both models of the first seed, on the CPU.
-        data, scoring, recipe: how they are trained and tested.
-        optimizer: the user's own, or None.
-        device: its type.
+    Both models are those of the first seed, on the CPU; an optimizer of None is that of the recipe.
     """
     before, after = first
     own = {"loss": scoring.own_loss, "optimizer": optimizer, **(scoring.own_metrics or {"metric": None})}
+    of_data = {
+        "data": str(data), "task": str(data.task), "classes": str(scoring.num_classes),
+        "first test batch": _checksum_of_first_batch(data.test),
+    }  # fmt: skip
+    if data.train is not None and data.without_effect:  # of a source they follow from its name and the recipe
+        first_batches = {_checksum_of_first_batch(data.train) for _ in range(2)}
+        of_data["training batches"] = str(len(data.train))  # type: ignore[arg-type]
+        of_data["first training batch"] = first_batches.pop() if len(first_batches) == 1 else "another one each time"
     return {
         "models": {
             "model": name_of(before), "structure": named_fingerprint(before), "change": "; ".join(changes(after)),
             "plans": _digest("".join(to_text(record.plan) for record in records_of(after)).encode()),
             "modules": _digest(f"{before!r}{after!r}".encode()),
-            "initial weights": _digest_of_weights(before), "weights of after": _digest_of_weights(after),
+            "initial weights": _digest(*_weights(before)), "weights of after": _digest(*_weights(after)),
         },
-        "data": {
-            "data": str(data), "task": str(data.task), "classes": str(scoring.num_classes),
-            "first test batch": _checksum_of_first_batch(data.test), **_training_batches(data),
-        },
+        "data": of_data,
         "recipe": {name: repr(value) for name, value in recipe.to_data().items() if name != "seeds"},
         "own": {name: _identified(value) for name, value in own.items()},
         "versions": versions() | {"device": device, "threads": str(torch.get_num_threads())},
@@ -67,25 +68,8 @@ def versions() -> dict[str, str]:
 def checksum(values: Iterable[Any], start: int = 0) -> int:
     """CRC-32 of the tensors in nested ``values``, going on from ``start``."""
     for tensor in tensors_in(list(values)):
-        content = tensor.detach().cpu().contiguous().flatten()
-        start = zlib.crc32(content.view(torch.uint8).numpy().data, start)
+        start = zlib.crc32(_bytes_of(tensor), start)
     return start
-
-
-def _checksum_of_first_batch(loader: Iterable[Any]) -> str:
-    batch = first_batch(loader)
-    return "none" if batch is None else f"{checksum(batch):08x}"
-
-
-def _training_batches(data: Data) -> dict[str, str]:
-    """Of the user's own data; those of a source follow from its name and the recipe."""
-    if data.train is None or not data.without_effect:
-        return {}
-    first = {_checksum_of_first_batch(data.train) for _ in range(2)}
-    return {
-        "training batches": str(len(data.train)),  # type: ignore[arg-type]
-        "first training batch": first.pop() if len(first) == 1 else "another one each time",
-    }
 
 
 def described(value: Any) -> str:
@@ -95,13 +79,18 @@ def described(value: Any) -> str:
     return getattr(value, "__qualname__", None) or re.sub(r" at 0x[0-9a-f]+", "", repr(value))
 
 
+def _checksum_of_first_batch(loader: Iterable[Any]) -> str:
+    batch = first_batch(loader)
+    return "none" if batch is None else f"{checksum(batch):08x}"
+
+
 def _identified(value: Any) -> str:
     name = described(value)
     code = getattr(value, "__code__", None)
     if code is not None:
-        return f"{name} {_digest(code.co_code + repr(code.co_names).encode() + _constants(code) + _given(value))}"
+        return f"{name} {_digest(code.co_code, repr(code.co_names).encode(), _constants(code), _given(value))}"
     if isinstance(value, nn.Module):
-        return f"{name} {_digest((_options(value) + _digest_of_weights(value)).encode())}"
+        return f"{name} {_digest((_options(value) + _digest(*_weights(value))).encode())}"
     return name
 
 
@@ -122,26 +111,27 @@ def _given(function: Any) -> bytes:
 
 def _options(module: nn.Module) -> str:
     """Public plain attributes of a module and those in it: repr leaves out most of them."""
-    return repr(
-        [
-            {name: value for name, value in vars(part).items() if name[0] != "_" and _is_plain(value)}
-            for part in module.modules()
-        ]
-    )
+    parts = [vars(part).items() for part in module.modules()]
+    return repr([{name: value for name, value in part if name[0] != "_" and _is_plain(value)} for part in parts])
 
 
 def _is_plain(value: Any) -> bool:
     return isinstance(value, (str, int, float, type(None)))
 
 
-def _digest_of_weights(model: nn.Module) -> str:
-    digest = hashlib.sha256()
+def _weights(model: nn.Module) -> Iterable[bytes | memoryview]:
     for name, value in model.state_dict().items():
         if isinstance(value, torch.Tensor):
-            digest.update(name.encode())
-            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+            yield name.encode()
+            yield _bytes_of(value)
+
+
+def _bytes_of(tensor: torch.Tensor) -> memoryview:
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
+
+
+def _digest(*contents: bytes | memoryview) -> str:
+    digest = hashlib.sha256()
+    for content in contents:
+        digest.update(content)
     return digest.hexdigest()[:16]
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:16]

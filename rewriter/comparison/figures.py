@@ -1,0 +1,248 @@
+"""The figures of a comparison: learning curves, and the difference of each seed with the interval of their mean.
+
+The user's matplotlib settings and backend stay as they are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+import textwrap
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import matplotlib
+import pandas
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from rewriter.comparison.findings import AFTER, ARMS, BEFORE, Findings, Training
+from rewriter.comparison.number_format import Unit, small
+from rewriter.comparison.statistics import Difference
+from rewriter.comparison.verdict import difference_of, judge, unit_of, worth_of_image
+from rewriter.text import counted
+
+_SETTINGS: dict[Any, Any] = {
+    "svg.hashsalt": "rewriter",  # the same figure gives the same file
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlelocation": "left",
+    "legend.frameon": False,
+}
+
+# of the palette of Okabe and Ito, which people with any colour vision tell apart
+_COLOURS = {BEFORE: "#0072B2", AFTER: "#D55E00"}
+_GREEN, _GREY, _LIGHT_GREY = "#009E73", "#5A5A5A", "#DDDDDD"
+# "after" is drawn on "before", which stays visible around it
+_LINES: dict[str, dict[str, Any]] = {
+    BEFORE: {"linewidth": 5, "alpha": 0.45, "markersize": 9, "markeredgewidth": 0, "solid_capstyle": "round"},
+    AFTER: {"linewidth": 1.5, "markersize": 3.5},
+}
+_SMALL, _TITLE = 9, 11
+"""Sizes of text, in points; lengths are in inches."""
+
+_PANEL, _TWO_PANELS, _HEIGHT, _MARGIN = 6.4, 9.8, 3.9, 0.12
+_EPOCHS_FOR_DETAIL = 4
+_MOST_MARKERS = 30
+_LEAST_IMAGES = {"learning_curves": 10, "differences": 5}
+"""An axis is at least so many test images high, or wide to either side: less would make noise look like a result."""
+
+_FARTHEST, _CUT = 5.0, 2.0
+"""An interval that reaches so many times as far as the points is cut, to so many times as far."""
+
+_ROW, _TALLEST, _MEAN, _LEAST_FOR_LABEL = 0.24, 5.0, -0.16, 0.16
+
+
+def files(found: Findings) -> dict[str, bytes]:
+    """The content of each figure as PNG and SVG, by the name of the file."""
+    written = {}
+    with _settings():
+        for name, figure in figures(found).items():
+            for suffix, metadata in (("png", {}), ("svg", {"Date": None})):
+                content = io.BytesIO()
+                figure.savefig(content, format=suffix, dpi="figure", metadata=metadata)
+                written[f"{name}.{suffix}"] = content.getvalue()
+    return written
+
+
+def figures(found: Findings) -> dict[str, Figure]:
+    """``learning_curves`` if some run finished an epoch, ``differences`` if both arms finished a seed."""
+    training = found.training
+    drawn = {}
+    with _settings():
+        if training is not None and any(len(run.epochs) > 1 for run in training.runs):
+            drawn["learning_curves"] = _learning_curves(found, training)
+        if training is not None and (difference := difference_of(training, training.metric)) is not None:
+            drawn["differences"] = _differences(found, training, difference)
+    return drawn
+
+
+@contextlib.contextmanager
+def _settings() -> Iterator[None]:
+    """Matplotlib's own defaults with ours, whatever the user has set; theirs are back afterwards."""
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()  # leaves the backend alone
+        matplotlib.rcParams.update(_SETTINGS)
+        yield
+
+
+def _new_figure(
+    found: Findings, training: Training, subject: str, notes: Sequence[str], width: float, height: float, panels: int
+) -> tuple[Figure, Any]:
+    """A figure that no window and no global state knows, with axes beside each other under its heading."""
+    asked, finished = len(set(training.seeds)), len(training.final_values(training.metric))
+    seeds = counted(asked, "seed") if finished == asked else f"{finished} of {counted(asked, 'seed')} finished by both"
+    verdict = f"verdict on {training.metric}: {judge(training).outcome} ({seeds})"
+    passes = f"passes: {'; '.join(found.change)}"
+    room = width - 2 * _MARGIN
+    if len(_wrapped(passes, room, _SMALL)) > 2:  # only their names
+        passes = f"passes: {', '.join(line.partition(':')[0] for line in found.change)}"
+    below = [f"data: {found.data}", *notes, *([passes] if found.change else [])]
+    blocks: list[tuple[list[str], dict[str, Any]]] = [
+        ([f"{found.model}: {subject}", verdict], {"size": _TITLE, "weight": "bold"}),
+        (below, {"size": _SMALL, "color": _GREY}),
+    ]
+    whole, texts = height + _MARGIN, []
+    for paragraphs, style in reversed(blocks):
+        lines = [line for text in paragraphs for line in _wrapped(text, room, style["size"])]
+        whole += len(lines) * style["size"] * 1.35 / 72
+        texts.append((whole - _MARGIN, "\n".join(lines), style))
+    figure = Figure(figsize=(width, whole), dpi=200)
+    FigureCanvasAgg(figure)
+    side = _MARGIN / width
+    figure.set_layout_engine("constrained", rect=(side / 2, 0, 1 - side, height / whole))
+    for top, text, style in texts:
+        figure.text(side, top / whole, text, va="top", parse_math=False, **style)
+    return figure, figure.subplots(1, panels, squeeze=False)[0]
+
+
+def _wrapped(text: str, width: float, size: float = 10) -> list[str]:
+    """The text in at most three lines of ``width`` inches, by the mean width of bold letters."""
+    return textwrap.wrap(text, int(width * 72 / (0.7 * size)), max_lines=3, placeholder="…")
+
+
+def _worth(training: Training) -> tuple[float, list[str]]:
+    """What one test image is worth in the unit that is shown, 0 if the metric counts no images; and that in words."""
+    worth = worth_of_image(training)
+    if worth is None:
+        return 0.0, []
+    worth = unit_of(training, training.metric).scaled(worth)
+    points = f"{small(worth)} point{'' if small(worth) == '1' else 's'} of {training.metric}"
+    return worth, [f"one test image of {training.test_images} = {points}"]
+
+
+def _learning_curves(found: Findings, training: Training) -> Figure:
+    """All epochs, and beside them the later half on a scale of its own: where arms differ, and little."""
+    unit, (worth, notes) = unit_of(training, training.metric), _worth(training)
+    curves = [
+        [[epoch.value(training.metric) for epoch in run.epochs] for run in (p.before, p.after)] for p in training.pairs
+    ]
+    if any(curve[0] != [None] * len(curve[0]) for curve in curves) and all(before == after for before, after in curves):
+        notes.insert(0, f"both arms have the same {training.metric} in every epoch, to the last digit")
+    last = max(epoch.number for run in training.runs for epoch in run.epochs)
+    starts = (0, (last + 1) // 2) if last >= _EPOCHS_FOR_DETAIL else (0,)
+    width = _PANEL if len(starts) == 1 else _TWO_PANELS
+    subject = f"{training.metric} on the test images"
+    figure, panels = _new_figure(found, training, subject, notes, width, _HEIGHT, len(starts))
+    for axes, start in zip(panels, starts, strict=True):
+        for arm in ARMS:
+            _draw_arm(axes, arm, training, unit, start)
+        low, high = axes.get_ylim()
+        missing = max(_LEAST_IMAGES["learning_curves"] * worth - (high - low), 0)
+        axes.set_ylim(low - missing / 2, high + missing / 2)
+        axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+        axes.yaxis.get_major_formatter().set_useOffset(False)
+        axes.grid(axis="y", color=_LIGHT_GREY, linewidth=0.6)
+        axes.set_axisbelow(True)
+        if start:
+            axes.set_title(f"the later half, from epoch {start} on", size=_SMALL)
+    label = f"{unit.label} ({'higher' if training.higher_is_better else 'lower'} is better)"
+    panels[0].set_ylabel("\n".join(_wrapped(label, 0.7 * _HEIGHT)), parse_math=False)
+    if panels[0].get_legend_handles_labels()[0]:
+        handles = panels[0].get_legend_handles_labels()
+        figure.legend(*handles, loc="outside lower center", ncols=2, fontsize=_SMALL, handlelength=3)
+    return figure
+
+
+def _draw_arm(axes: Any, arm: str, training: Training, unit: Unit, start: int) -> None:
+    """Mean and range over the seeds that both arms finished, or else over all of this arm; other runs as thin lines."""
+    metric = training.metric
+    runs = training.runs_of(arm)
+    finished = {run.seed for run in runs if run.value(metric) is not None}
+    seeds = {pair.before.seed for pair in training.pairs if pair.values(metric)} or finished
+    curves = pandas.DataFrame(
+        {
+            run.seed: {e.number: unit.scaled(y) for e in run.epochs if (y := e.value(metric)) is not None}
+            for run in runs
+        },
+        dtype=float,
+    ).sort_index()
+    curves = curves[curves.index >= start] if start else curves
+    shared = curves[[seed for seed in curves if seed in seeds]].dropna()
+    if not shared.empty:
+        several = len(shared.columns) > 1
+        if several:
+            low, high = shared.min(axis=1), shared.max(axis=1)
+            axes.fill_between(shared.index, low, high, color=_COLOURS[arm], alpha=0.15, linewidth=0)
+        label = f"{arm}, mean and range of {len(shared.columns)} seeds" if several else f"{arm}, one seed"
+        marker = "o" if len(shared) <= _MOST_MARKERS else None
+        axes.plot(shared.mean(axis=1), color=_COLOURS[arm], marker=marker, label=label, **_LINES[arm])
+    stopped = [run.seed for run in runs if run.stopped and curves[run.seed].notna().any()]
+    cross = {"marker": "x", "markevery": [-1], "markersize": 9, "markeredgewidth": 2}
+    for why, drawn, style in (("finished by this arm alone", finished - seeds, {}), ("stopped", stopped, cross)):
+        for number, seed in enumerate(drawn):
+            name = None if number else f"{arm}, {why} ({len(drawn)})"
+            axes.plot(curves[seed].dropna(), color=_COLOURS[arm], linewidth=0.8, label=name, **style)
+
+
+def _differences(found: Findings, training: Training, difference: Difference) -> Figure:
+    """One point a seed, below them the mean and its 95 % interval."""
+    unit, (worth, note), interval = unit_of(training, training.metric), _worth(training), difference.interval
+    ended = training.pairs
+    row = min(_ROW, _TALLEST / len(ended))
+    rows = [row * (len(ended) - number) for number in range(len(ended))]  # in inches, as the whole vertical axis
+    bottom, top = 0.0 if interval is None else _MEAN - 0.3, rows[0] + 0.6 * _ROW
+    subject = f"{training.metric}, after − before"
+    figure, (axes,) = _new_figure(found, training, subject, [], _PANEL, 1.1 + top - bottom, 1)
+    points = max(_LEAST_IMAGES["differences"] * worth, *(abs(unit.scaled(found)) for found in difference.differences))
+    farthest = 0.0 if interval is None else unit.scaled(max(abs(interval.low), abs(interval.high)))
+    reach = max(points, _CUT * points if points and farthest > _FARTHEST * points else farthest) or 1.0
+    axes.set_xlim(-1.05 * reach, 1.05 * reach)
+    axes.set_ylim(bottom, top)
+    if worth:
+        axes.axvspan(-worth, worth, color=_LIGHT_GREY, linewidth=0)
+    axes.axvline(0, color=_GREY, linewidth=1)
+    for place, pair in zip(rows, ended, strict=True):
+        values = pair.values(training.metric)
+        if values is not None:
+            axes.plot([unit.scaled(values[1] - values[0])], [place], "o", color=_GREY, markersize=5)
+            continue
+        failed = [run.arm for run in (pair.before, pair.after) if run.failure(training.metric)]
+        box = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+        style = {"size": _SMALL, "color": _GREY, "style": "italic", "ha": "center", "va": "center", "bbox": box}
+        axes.text(0, place, f"{' and '.join(failed)} stopped", **style)
+    labelled = range(0, len(ended), math.ceil(_LEAST_FOR_LABEL / row))
+    ticks = {rows[number]: f"seed {ended[number].before.seed}" for number in labelled}
+    if interval is not None:
+        low, high = unit.scaled(interval.low), unit.scaled(interval.high)
+        left, right = max(low, -reach), min(high, reach)
+        axes.axvspan(low, high, color=_GREEN, alpha=0.12, linewidth=0)
+        axes.plot([left, right], [_MEAN, _MEAN], color=_GREEN, linewidth=2)
+        for drawn, end, arrow in ((left, low, "<"), (right, high, ">")):  # where the interval leaves the axis
+            marker = "|" if drawn == end else arrow
+            axes.plot([drawn], [_MEAN], marker=marker, color=_GREEN, markersize=9, markeredgewidth=2)
+        axes.plot([unit.scaled(difference.mean)], [_MEAN], "D", color=_GREEN, markersize=6)
+        ticks[_MEAN] = "mean {}\n95 % interval\n{}".format(*unit.difference(difference.mean, interval))
+    axes.set_yticks(list(ticks), list(ticks.values()))
+    sides = (BEFORE, AFTER) if training.higher_is_better else (AFTER, BEFORE)
+    for arm, side, text in zip(sides, ("left", "right"), ("← {} is better", "{} is better →"), strict=True):
+        axes.set_title(text.format(arm), loc=side, size=_SMALL, color=_COLOURS[arm])
+    labels = [f"after − before, {unit.difference_label}", *(f"grey: {text}" for text in note)]
+    axes.set_xlabel("\n".join(line for text in labels for line in _wrapped(text, 0.7 * _PANEL)), parse_math=False)
+    axes.spines["left"].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    return figure
