@@ -9,8 +9,11 @@ print(rewriter.report(model))
 
 import lazy_loader
 
+from rewriter.libraries import missing_of_comparisons as _missing
 from rewriter.renamed import install as _find_old_names
 from rewriter.version import __version__ as __version__
 
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+if _missing():  # they say so when they are asked for; `from rewriter import *` asks for what is there
+    __all__ = [name for name in __all__ if name not in ("Comparison", "Recipe", "compare", "comparison")]
 _find_old_names()

@@ -62,5 +62,15 @@ def versions(names: Iterable[str]) -> dict[str, str]:
     return found
 
 
+def missing_of_comparisons() -> list[str]:
+    """What is not installed of the libraries of the extra ``compare``."""
+    return [name for name in _OF_COMPARISONS if not is_installed(name)]
+
+
+_OF_COMPARISONS = (
+    "accelerate", "matplotlib", "pandas", "pydantic", "rich", "scipy", "tabulate", "timm", "torchmetrics",
+)  # fmt: skip
+
+
 def _whose(needed_by: str) -> str:
     return f"{needed_by}: " if needed_by else ""

@@ -30,7 +30,7 @@ def test_importing_the_package_imports_no_library() -> None:
     found = imported("import rewriter")
     assert not found & HEAVY
     ours = {name for name in found if name.startswith("rewriter.")}
-    assert ours == {"rewriter.renamed", "rewriter.version"}
+    assert ours == {"rewriter.libraries", "rewriter.renamed", "rewriter.version"}
 
 
 def test_what_a_verb_needs_is_loaded_with_it() -> None:
@@ -38,6 +38,15 @@ def test_what_a_verb_needs_is_loaded_with_it() -> None:
     assert "torch" in found and not found & {"timm", "torchvision", "scipy", "matplotlib", "pandas", "pydantic"}
     of_others = ("rewriter.comparison", "rewriter.data", "rewriter.sweep", "rewriter.cli", "rewriter.storage")
     assert not {name for name in found if name.startswith(of_others)}
+
+
+def test_without_the_libraries_of_comparisons_everything_else_is_there() -> None:
+    imported(
+        "import sys\nsys.modules['pandas'] = None\nfrom rewriter import *\nplan, rewrite, Plan, ComparisonError\n"
+        "import rewriter\n"
+        "try:\n    rewriter.compare\nexcept ComparisonError as error:\n    assert 'pandas; install with' in str(error)\n"
+        "else:\n    raise AssertionError"
+    )
 
 
 @pytest.mark.parametrize(

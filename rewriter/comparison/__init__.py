@@ -1,10 +1,7 @@
 """Before against after: outputs, trained weights, training with paired seeds, and a verdict in words."""
 
-import importlib.util
-
 from rewriter.errors import ComparisonError
+from rewriter.libraries import missing_of_comparisons
 
-_LIBRARIES = ("accelerate", "matplotlib", "pandas", "pydantic", "rich", "scipy", "tabulate", "timm", "torchmetrics")
-
-if _missing := [name for name in _LIBRARIES if importlib.util.find_spec(name) is None]:
+if _missing := missing_of_comparisons():
     raise ComparisonError(f'comparisons need {", ".join(_missing)}; install with: pip install "rewriter[compare]"')
