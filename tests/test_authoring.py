@@ -240,6 +240,53 @@ class TestVerbs:
         (skip,) = made.skipped
         assert skip.reason is Reason.WRITTEN_IN_PLACE, "z would be y, and z is written to"
 
+    @pytest.mark.parametrize("written", ["self.act(x)", "F.relu(x)", "x.relu()", "self.inner.act(x)"])
+    def test_a_layer_takes_the_place_of_another_or_of_a_function(
+        self, written: str, import_text: Callable[[str], Any]
+    ) -> None:
+        net = import_text(f"""
+            import torch.nn.functional as F
+            from torch import nn
+            class Inner(nn.Module):
+                def __init__(self):
+                    super().__init__()
+                    self.act = nn.ReLU()
+            class Net(nn.Module):
+                def __init__(self):
+                    super().__init__()
+                    self.act, self.inner = nn.ReLU(), Inner()
+                def forward(self, x):
+                    return {written}
+        """).Net()
+        act = lambda place: place.edit.redirect(place.node, Twice) and Change("double", "for a test")  # noqa: E731
+        made = rewriter.plan(net, Acting(Kind.ACTIVATION, act), input_size=8)
+        x = torch.randn(2, 3, 8, 8)
+        assert torch.equal(made.apply(net)(x), 2 * x) and "return self.twice(x)" in made.diff(net)
+
+    def test_what_an_assignment_in_place_reads_gets_its_layer_where_it_is_made(
+        self, import_text: Callable[[str], Any]
+    ) -> None:
+        net = import_text("""
+            from torch import nn
+            class Net(nn.Module):
+                def __init__(self):
+                    super().__init__()
+                    self.conv = nn.Conv2d(3, 3, 1)
+                def forward(self, x):
+                    y = self.conv(x)
+                    y += x
+                    return y
+        """).Net()
+
+        def act(place: Place[Any]) -> Any:
+            place.edit.insert_before(place.node, place.flow.sources(place.node)[0], Twice)
+            return Change("double", "for a test")
+
+        made = rewriter.plan(net, Acting(Kind.ADD, act), input_size=8)
+        x = torch.randn(2, 3, 8, 8)
+        assert "y = self.twice(self.conv(x))" in made.diff(net)
+        assert torch.allclose(made.apply(net)(x), 2 * net.conv(x) + x)
+
     def test_a_layer_behind_and_before(self) -> None:
         def act(place: Place[Any]) -> Any:
             place.edit.insert_after(place.node, Twice)

@@ -179,6 +179,8 @@ class Editor(DataEdits):
         except Refused as refused:
             if self._may_behave(consumer):
                 return self._behave(str(consumer.target), new, behaviour, "before")
+            if refused.reason is Reason.NOT_MOVABLE and self._at.readers(operand) == [consumer]:  # x += y
+                return self._insert_after(operand, consumer, new, behaviour)
             if refused.reason is not Reason.HELPER_FUNCTION:
                 raise
             return self._insert_before_helper(consumer, operand, lambda _: new)
@@ -205,8 +207,10 @@ class Editor(DataEdits):
         Raises:
             Refused: neither is possible.
         """
-        new = NewLayer(layer, name, options, references)
-        method = next((position.frame.invocation for position in positions(join or producer)), None)
+        return self._insert_after(producer, join or producer, NewLayer(layer, name, options, references), behaviour)
+
+    def _insert_after(self, producer: fx.Node, join: fx.Node, new: NewLayer, behaviour: str) -> list[Edit]:
+        method = next((position.frame.invocation for position in positions(join)), None)
         refusals: list[Refused] = []
         for where in sorted(self._at.giving(producer), key=lambda position: position.frame.invocation != method):
             try:
@@ -324,7 +328,7 @@ class Editor(DataEdits):
 
     @making
     def redirect(self, call: fx.Node, layer: LayerName, *, name: str = "", **options: Any) -> list[Edit]:
-        """Let a new layer stand for the function of the call ``call``; it gets the arguments as they are written.
+        """Let a new layer stand for the function or the module of the call ``call``; it gets the arguments as written.
 
         Where a helper function makes the call, the method that calls the helper gets a copy of it as a method.
 
@@ -352,7 +356,8 @@ class Editor(DataEdits):
     def _redirection(self, where: Position, expression: Expression, call: fx.Node, child: str) -> Redirect:
         number = self._at.operand_number(where, expression, call, call.all_input_nodes[0])
         redirect = Redirect(expression.span, number, child)
-        if number != RECEIVER and called_function(expression.source, expression.node) != call.target:
+        module = self._at.calls_module(expression, call)
+        if number != RECEIVER and not module and called_function(expression.source, expression.node) != call.target:
             raise Refused(Reason.NOT_MOVABLE, "which function is called is decided at run time")
         try:
             tuple(redirect.splices_for(expression.source, "self"))

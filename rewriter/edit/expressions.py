@@ -99,6 +99,19 @@ class Expressions:
             return isinstance(kept, (types.FunctionType, FunctionOfReceiver)) and not in_class
         return position.receives and is_explicit(expression.source, expression.node)
 
+    def calls_module(self, expression: Expression, call: fx.Node) -> bool:
+        """Whether the expression calls, by a path of attributes, the module that ``call`` is."""
+        own = receiver_parameter(expression.source)
+        if call.op != "call_module" or not isinstance(expression.node, ast.Call) or own is None:
+            return False
+        path = attribute_path(expression.node.func, own.arg) if expression.in_method else None
+        module = self._model.get_submodule(expression.path)
+        return path is not None and follow(module, path) is self._model.get_submodule(str(call.target))
+
+    def readers(self, node: fx.Node) -> list[fx.Node]:
+        """What reads ``node``."""
+        return self._flow.users(node)
+
     def _is_module(self, expression: Expression, given: ast.expr) -> bool:
         """Whether what is given is a module, by a path of attributes, and so no tensor."""
         own = receiver_parameter(expression.source)

@@ -87,6 +87,11 @@ class Trace:
         """
         return (self.train if self.model.training else self.eval).graph
 
+    @property
+    def flow(self) -> Dataflow:
+        """The dataflow of the training run."""
+        return self.train.dataflow
+
     def operations(self, *kinds: Kind) -> Iterator[fx.Node]:
         """The operations of the training run that the input reaches, of these kinds, in the order they ran."""
         return self.train.dataflow.nodes(*kinds)
