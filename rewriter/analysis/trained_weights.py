@@ -16,10 +16,12 @@ def carries_trained_weights(model: nn.Module) -> bool:
     constant: training makes the entries of a tensor differ. Where a norm has running statistics these alone tell:
     transformers draws the gammas of some batch norms at random.
     """
-    norms = [module for module in model.modules() if is_norm(module)]
-    if not any(_telling(norm) for norm in norms):
-        return True
-    return any(is_trained(norm) for norm in norms)
+    return not is_told(model) or any(is_trained(module) for module in model.modules() if is_norm(module))
+
+
+def is_told(model: nn.Module) -> bool:
+    """Whether anything in ``model`` tells: it has a norm with statistics or affine parameters."""
+    return any(_telling(module) for module in model.modules() if is_norm(module))
 
 
 def is_trained(norm: nn.Module) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from rewriter.analysis.trained_weights import carries_trained_weights
+from rewriter.analysis.trained_weights import carries_trained_weights, is_told
 from rewriter.edit.classes import class_name, original_class
 from rewriter.errors import ModelError, SelectorError
 from rewriter.guideline.base import Advice, Finding, Pass, Site, Skipped
@@ -75,7 +75,7 @@ def make_plan(
         found = on_every_way(found, traced, resolved)
     findings = _in_force(found, _Deciding(model, selection, held_back), traced, resolved)
     seconds["record again"] = time.perf_counter() - started
-    notes = _notes_on_preserving(findings, changing if trained else set(), preserve)
+    notes = _notes_on_preserving(findings, changing if trained else set(), preserve, told=not trained or is_told(model))
     if traced is not None and traced.backend != "meta":
         why = traced.notes[-1].split(": ", 1)[-1].split(" mode: ", 1)[-1].partition(" The input came from")[0]
         notes.append(f"traced on {traced.backend} tensors, for on tensors without values the model does not run: {why}")
@@ -167,7 +167,7 @@ def _in_force(
         deciding.left_out.update(left_out(sites, failing))
 
 
-def _notes_on_preserving(findings: Sequence[Finding], changing: set[str], preserve: str) -> list[str]:
+def _notes_on_preserving(findings: Sequence[Finding], changing: set[str], preserve: str, *, told: bool) -> list[str]:
     """What was held back, or changes trained weights' output because it was asked for by name."""
     skipped = [finding for finding in findings if isinstance(finding, Skipped)]
     held = dict.fromkeys(skip.pass_name for skip in skipped if skip.reason is Reason.HELD_BACK)
@@ -179,4 +179,5 @@ def _notes_on_preserving(findings: Sequence[Finding], changing: set[str], preser
             how += " gives its plan, plan_file="
         return [f"held back: {', '.join(held)}, because {why}; {how}"]
     named = dict.fromkeys(f.pass_name for f in findings if isinstance(f, Site) and f.pass_name in changing)
-    return [f"{', '.join(named)} changes the output of trained weights, as asked for by name"] if named else []
+    weights = "trained weights" if told else "weights that may be trained, for no norm tells"
+    return [f"{', '.join(named)} changes the output of {weights}, as asked for by name"] if named else []
