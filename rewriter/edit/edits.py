@@ -351,10 +351,17 @@ def _add(model: nn.Module, module: nn.Module, edit: AddModule) -> None:
     near = next(itertools.chain(module.parameters(), module.buffers(), model.parameters()), None)
     if near is not None:
         child.to(near.device)
-    around = list(module.parameters())
-    floating = next((p.dtype for p in (*around, *model.parameters()) if p.is_floating_point()), None)
-    if floating is not None and any(True for _ in child.parameters()):
-        child.to(floating)
-    for parameter in child.parameters():
-        parameter.requires_grad_(not around or any(other.requires_grad for other in around))
+    if any(True for _ in child.parameters()):
+        _fit_parameters(child, module, model)
     module.add_module(edit.name, child)
+
+
+def _fit_parameters(child: nn.Module, module: nn.Module, model: nn.Module) -> None:
+    """Give the parameters of a new ``child`` the floating-point type of its place; frozen where all around it are."""
+    near = itertools.chain(module.parameters(), model.parameters())
+    floating = next((parameter.dtype for parameter in near if parameter.is_floating_point()), None)
+    if floating is not None:
+        child.to(floating)
+    frozen = any(True for _ in module.parameters()) and not any(p.requires_grad for p in module.parameters())
+    for parameter in child.parameters():
+        parameter.requires_grad_(not frozen)
