@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from dropout_places import FEW_IMAGES, POST, PRE, Arm
+from dropout_places import FEW_IMAGES, POST, PRE, TWINS, Arm
 from measuring import markdown
 
 from rewriter.comparison.statistics import Difference, mean_interval, paired_difference
@@ -79,7 +79,7 @@ def by_place(found: Scores) -> str:
     """Every place of a pre-activation block, against no dropout: the shape of the paper's Table 1."""
     lines = []
     for place, paper in PAPER.items():
-        if difference := between(found, Arm(PRE), Arm(PRE, place)):
+        if place not in TWINS and (difference := between(found, Arm(PRE), Arm(PRE, place))):
             beside = " / ".join(f"{value:+.2f}" for value in paper)
             lines.append([place, score(found, Arm(PRE, place)), interval(difference), beside])
     none = score(found, Arm(PRE))
@@ -148,7 +148,9 @@ def draw(found: Scores) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(7, 3.2), layout="constrained")
-    places = [place for place in (*PAPER, "H4", "H5") if between(found, Arm(PRE), Arm(PRE, place))]
+    places = [
+        place for place in (*PAPER, "H4", "H5") if place not in TWINS and between(found, Arm(PRE), Arm(PRE, place))
+    ]
     for number, place in enumerate(places):
         difference = between(found, Arm(PRE), Arm(PRE, place))
         assert difference is not None
