@@ -11,6 +11,7 @@ from torch import nn
 
 from rewriter.analysis.trained_weights import carries_trained_weights, is_told
 from rewriter.edit.classes import class_name, original_class
+from rewriter.edit.plain_values import plain
 from rewriter.errors import ModelError, SelectorError
 from rewriter.guideline.base import Advice, Finding, Pass, Site, Skipped
 from rewriter.guideline.deciding import findings_of
@@ -90,7 +91,7 @@ def make_plan(
     made = Plan(
         class_name(original_class(type(model))),
         fingerprint(model),
-        tuple((item.name, item.options()) for item in resolved),
+        tuple((item.name, plain(item.options(), "options")) for item in resolved),
         tuple(item for item in findings if isinstance(item, Site)),
         tuple(item for item in findings if isinstance(item, Skipped)),
         tuple(item for item in findings if isinstance(item, Advice)),
