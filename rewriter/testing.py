@@ -9,14 +9,16 @@ from torch import nn
 
 from rewriter.api import original_state_dict, plan, undo
 from rewriter.edit.classes import ClassEdit, MethodEdit, class_name, derive, re_emittable_methods, readable_sources
+from rewriter.guideline.base import Passes
 from rewriter.model.contents import tensors_held
-from rewriter.model.copying import copy_model
+from rewriter.model.copying import Model, copy_model
 from rewriter.model.random_state import random_state_kept
 from rewriter.model.state import state_kept
 from rewriter.planning.apply import apply_plan
 from rewriter.planning.mark import nothing_said
 from rewriter.planning.record import records_of
 from rewriter.text import counted
+from rewriter.tracing.input_types import ExampleInputs, InputSize
 from rewriter.tracing.inputs import Inputs, candidate_inputs
 from rewriter.tracing.written import written_parameters
 
@@ -80,8 +82,13 @@ def differences(first: Any, second: Any, path: str = "") -> list[str]:
 
 
 def check_contract(
-    model: nn.Module, passes: Any, *, example_inputs: Any = None, input_size: Any = None, must_find: bool = False
-) -> nn.Module:
+    model: Model,
+    passes: Passes,
+    *,
+    example_inputs: ExampleInputs | None = None,
+    input_size: InputSize | None = None,
+    must_find: bool = False,
+) -> Model:
     """Assert what every pass promises, on ``model``; returns the rewritten model.
 
     The contract is verified, a second rewrite finds nothing to do, a plan survives JSON, a checkpoint of the original
@@ -98,7 +105,8 @@ def check_contract(
         AssertionError: what does not hold. A broken contract is a :class:`rewriter.ContractError`, which is one.
 
     Example:
-        >>> check_contract(timm.create_model("resnet18", drop_rate=0.2), "dropout", input_size=64, must_find=True)
+        >>> model = timm.create_model("test_resnet", drop_rate=0.2)
+        >>> model = rewriter.testing.check_contract(model, "dropout", must_find=True)
     """
     inputs = candidate_inputs(model, example_inputs, input_size)[0]
     made = plan(model, passes, example_inputs=example_inputs, input_size=input_size)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
@@ -178,6 +178,13 @@ Outcome: TypeAlias = Change | Recommendation | Refused
 
 Finding: TypeAlias = Site | Skipped | Advice
 """What a pass finds in a trace."""
+
+
+PassRequest: TypeAlias = "str | Pass | type[Pass] | Mapping[str, Mapping[str, Any]]"
+"""A pass by its name, as an instance, as a class that needs no options, or as ``{name: {option: value}}``."""
+
+Passes: TypeAlias = "PassRequest | Sequence[PassRequest]"
+"""One pass or several."""
 
 
 @dataclass(frozen=True)
