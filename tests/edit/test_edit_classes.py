@@ -326,7 +326,7 @@ class InPlace(Base):
 
 def _placed(operation: Operation, source: FunctionSource, text: str) -> Operation:
     """``operation`` at the expression ``text``."""
-    from test_edit_source import span_of
+    from written_methods import span_of
 
     return type(operation)(**{**vars(operation), "call": span_of(source, text)})
 
