@@ -1,7 +1,7 @@
 """What the passes find in whole model libraries: sweeps, and from their result files docs/coverage.md.
 
     python benchmarks/coverage.py sweep FOLDER     # hours of one core; goes on where it stopped
-    python benchmarks/coverage.py write FOLDER     # docs/coverage.md and the floors in tests/data/sites.json
+    python benchmarks/coverage.py write FOLDER     # docs/coverage.md and the floors in tests/whole/sites.json
 
 The sweeps are those of ``rewriter sweep``; the same commands give the same rows.
 """
@@ -21,7 +21,7 @@ from typing import Any
 from rewriter import zoo
 
 ROOT = Path(__file__).parent.parent
-FAMILIES: dict[str, str] = json.loads((ROOT / "tests" / "data" / "timm_families.json").read_text())
+FAMILIES: dict[str, str] = json.loads((ROOT / "tests" / "timm_families.json").read_text())
 ENCODERS = ("resnet18", "mobilenet_v2", "efficientnet-b0")
 TRANSFORMERS = ("tu-vit_tiny_patch16_224", "tu-vit_small_patch16_224", "tu-deit3_small_patch16_224")
 """DPT reads the tokens of a vision transformer."""
@@ -92,7 +92,7 @@ def read(file: Path) -> tuple[dict[str, str], list[dict[str, Any]]]:
 
 
 def write(folder: Path) -> None:
-    """docs/coverage.md and tests/data/sites.json."""
+    """docs/coverage.md and tests/whole/sites.json."""
     families = set(FAMILIES.values())
     found = {name: read(folder / f"{name}.jsonl") for name in SWEEPS}
     versions, (*meta, numerics) = found["timm"][0], (rows for _, rows in found.values())
@@ -111,7 +111,7 @@ def write(folder: Path) -> None:
     tested = [row for row in rows if row["weights"] == "meta" and (":" in row["name"] or row["name"] in families)]
     floors = {row["name"]: {name: _found(counts) for name, counts in row["passes"].items()} for row in tested}
     lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(sites)}" for name, sites in floors.items())
-    (ROOT / "tests" / "data" / "sites.json").write_text(f"{{\n{lines}\n}}\n")
+    (ROOT / "tests" / "whole" / "sites.json").write_text(f"{{\n{lines}\n}}\n")
 
 
 def kept(page: Path) -> list[str]:

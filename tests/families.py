@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 import rewriter
-from rewriter.tracing.inputs import Inputs
+from rewriter.tracing.inputs import Inputs, tensors_in
 
-FAMILIES: dict[str, str] = json.loads((Path(__file__).parent / "data" / "timm_families.json").read_text())
+FAMILIES: dict[str, str] = json.loads((Path(__file__).parent / "timm_families.json").read_text())
 
 _SMALL_IMAGES = (
     "beit", "cait", "coat", "convit", "deit", "efficientformer_v2", "gcvit", "hiera", "levit", "maxxvit", "mlp_mixer",
@@ -35,7 +35,7 @@ FEW_BLOCKS: dict[str, dict[str, Any]] = {
     "tnt": {"depth": 3},
     "vision_transformer_sam": {"depth": 3},
 }
-"""Fewer blocks of the same kinds, where the smallest model takes long; tests/test_coverage.py plans them whole."""
+"""Fewer blocks of the same kinds, where the smallest model takes long; whole/test_coverage.py plans them whole."""
 
 
 def create(family: str, **kwargs: Any) -> nn.Module:
@@ -86,3 +86,23 @@ def small_inputs(model: nn.Module, batch: int = 2) -> Inputs:
     inputs = rewriter.trace(model, input_size=size).inputs
     generator = torch.Generator().manual_seed(0)
     return inputs.map(lambda t: torch.randn(batch, *t.shape[1:], generator=generator))
+
+
+def saved_bytes(model: nn.Module, inputs: Inputs) -> int:
+    """Bytes that a training forward keeps for the backward pass, outside of checkpointed parts."""
+    total = 0
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        nonlocal total
+        total += tensor.numel() * tensor.element_size()
+        return tensor
+
+    state = torch.get_rng_state()
+    torch.manual_seed(0)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        result = model.train()(*inputs.args, **inputs.kwargs)
+    # the backward pass frees the graph: checkpoints whose backward never runs keep the model alive
+    torch.stack([t.sum() for t in tensors_in(result) if t.requires_grad]).sum().backward()
+    model.zero_grad()
+    torch.set_rng_state(state)
+    return total

@@ -1,4 +1,4 @@
-"""What passes find in whole libraries may not become less: every count in ``data/sites.json`` is a floor.
+"""What passes find in whole libraries may not become less: every count in ``sites.json`` is a floor.
 
 ``python benchmarks/coverage.py`` writes the counts, with the passes as asked for here.
 """
@@ -23,7 +23,7 @@ PASSES = [
     StochasticPooling(),
     WeightDecay(),
 ]
-FLOORS: dict[str, dict[str, int]] = json.loads((Path(__file__).parent / "data" / "sites.json").read_text())
+FLOORS: dict[str, dict[str, int]] = json.loads((Path(__file__).parent / "sites.json").read_text())
 
 
 @pytest.mark.sweep("name", FLOORS)

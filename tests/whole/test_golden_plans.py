@@ -1,7 +1,7 @@
 """Golden plans: what each pass finds in well-known architectures, as text.
 
-``REWRITER_UPDATE_GOLDEN=1 pytest tests/test_golden_plans.py tests/test_foreign_models.py`` writes them anew; read the
-difference before committing.
+``REWRITER_UPDATE_GOLDEN=1 pytest tests/whole/test_golden_plans.py tests/whole/test_foreign_models.py`` writes them
+anew; read the difference before committing.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ import rewriter
 from rewriter.cli import commands as cli
 from rewriter.passes import GroupCount
 
-FIXTURES = Path(__file__).parent / "fixtures" / "version_0_1_0"
+FIXTURES = Path(__file__).parents[1] / "fixtures" / "version_0_1_0"
 OUTPUTS: dict[str, Any] = json.loads((FIXTURES / "outputs.json").read_text(encoding="utf-8"))
 
 

@@ -62,7 +62,7 @@ def test_every_source_is_described_and_tested() -> None:
     assert set(data.names()) == CONTENT.keys()
     described = data.describe()
     assert [item.name for item in described if ":" not in item.name] == data.names()
-    documentation = Path(__file__).parent.parent.joinpath("docs", "data.md").read_text(encoding="utf-8")
+    documentation = Path(__file__).parents[2].joinpath("docs", "data.md").read_text(encoding="utf-8")
     for item in described:
         assert f"`{item.name}`" in documentation and item.install in documentation
 

@@ -1,6 +1,6 @@
 """Every verb on models as trainers and libraries hold them: right, or refused with the remedy.
 
-python tests/trainer_table.py     # writes docs/trainers.md
+python tests/integrations/trainer_table.py     # writes docs/trainers.md
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import rewriter
 from rewriter.layers.registry import calibrated_layers
 from rewriter.model.wrappers import inside, named_modules_inside, parameter_names_inside
 
-PAGE = Path(__file__).parent.parent / "docs" / "trainers.md"
+PAGE = Path(__file__).parents[2] / "docs" / "trainers.md"
 RIGHT, UNSUPPORTED = "right", "not with any model"
 IMAGES = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
@@ -516,7 +516,7 @@ tested by killing it and going on to the same curve:
 nothing casts. A number is a refusal, with the model as it was, and what it says below. `plan` and `rewrite` are asked
 of an original that is held so, all others of a model that was rewritten before. `state dict` is loading there and
 back, and `original_state_dict`; `curve` is training after a rewrite that promises to change nothing yet, to the same
-losses to the last digit. Written by `python tests/trainer_table.py`.
+losses to the last digit. Written by `python tests/integrations/trainer_table.py`.
 
 {table}
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-PAGE = Path(__file__).parent.parent / "docs" / "writing-a-pass.md"
+PAGE = Path(__file__).parents[2] / "docs" / "writing-a-pass.md"
 BLOCKS: list[tuple[str, str]] = re.findall(
     r"^```python (.+?)\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.M | re.S
 )

@@ -380,5 +380,5 @@ assert passes is rewriter.passes and model_zoo is rewriter.zoo and model_zoo.zoo
 assert sys.modules["passes.dropout.layers"] is rewriter.passes.dropout.layers
 """
         command = [sys.executable, "-W", "ignore", "-c", code]
-        done = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True)
+        done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr

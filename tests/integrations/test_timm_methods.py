@@ -11,7 +11,7 @@ import pytest
 import timm
 import timm.optim
 import torch
-from test_families import saved_bytes
+from families import saved_bytes
 from torch import nn
 
 import rewriter

@@ -14,7 +14,7 @@ import torch
 
 pytestmark = pytest.mark.slow
 
-FOLDER = Path(__file__).parent.parent / "benchmarks" / "mechanisms"
+FOLDER = Path(__file__).parents[2] / "benchmarks" / "mechanisms"
 
 SHARE = 24 / 49
 """What a pooling of 7x7 keeps of its elements."""

@@ -242,7 +242,8 @@ def test_a_fresh_process_loads_what_computes_the_same(tmp_path: Path, import_tex
             expected[f"{name} {training}"] = output(copy.deepcopy(rewritten), x, training=training)
         expected[f"{name} class"] = [type(m).__qualname__ for m in rewritten.modules()]
         expected[f"{name} undone"] = [str(type(m)) for m in model.modules()]
-    path = os.pathsep.join([str(tmp_path), str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    folders = (tmp_path, *Path(__file__).parents[:2])
+    path = os.pathsep.join([*map(str, folders), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
         [sys.executable, "-c", _FRESH, str(tmp_path)],
         env={**os.environ, "PYTHONPATH": path},
@@ -325,7 +326,7 @@ class InPlace(Base):
 
 def _placed(operation: Operation, source: FunctionSource, text: str) -> Operation:
     """``operation`` at the expression ``text``."""
-    from test_edit_source import span_of
+    from written_methods import span_of
 
     return type(operation)(**{**vars(operation), "call": span_of(source, text)})
 

@@ -63,7 +63,7 @@ def run(tmp_path: Path) -> object:
 
     def call(*arguments: str) -> str:
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
-        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
         for name in [name for name in environment if name.startswith("PYTEST_")]:
             del environment[name]
         return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True).stdout

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES, FEW_BLOCKS, create, created, no_dropout, small_inputs
+from families import FAMILIES, FEW_BLOCKS, create, created, no_dropout, saved_bytes, small_inputs
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
@@ -108,26 +108,6 @@ def _compare_checkpointing(both: tuple[nn.Module, nn.Module], inputs: Inputs) ->
     for m in both:
         m.set_grad_checkpointing(False)
     assert plain[0] == plain[1] and checkpointed[0] == checkpointed[1]
-
-
-def saved_bytes(model: nn.Module, inputs: Inputs) -> int:
-    """Bytes that a training forward keeps for the backward pass, outside of checkpointed parts."""
-    total = 0
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        nonlocal total
-        total += tensor.numel() * tensor.element_size()
-        return tensor
-
-    state = torch.get_rng_state()
-    torch.manual_seed(0)
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        result = model.train()(*inputs.args, **inputs.kwargs)
-    # the backward pass frees the graph: checkpoints whose backward never runs keep the model alive
-    torch.stack([t.sum() for t in tensors_in(result) if t.requires_grad]).sum().backward()
-    model.zero_grad()
-    torch.set_rng_state(state)
-    return total
 
 
 def _accepts(model: nn.Module, inputs: Inputs) -> bool:

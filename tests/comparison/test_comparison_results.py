@@ -37,7 +37,7 @@ from rewriter.passes import Dropout
 pytestmark = pytest.mark.slow
 
 STOPPED = "loss not finite in epoch 2, step 1"
-GOLDEN = Path(__file__).parent / "golden" / "comparison.txt"
+GOLDEN = Path(__file__).parents[1] / "golden" / "comparison.txt"
 
 
 def measured(model: nn.Module, images: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, float, float]:

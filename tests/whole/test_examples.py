@@ -14,7 +14,7 @@ import pytest
 import timm
 import torch
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 EXAMPLES = {path.stem.removeprefix("train_"): path for path in sorted((ROOT / "examples").glob("train_*.py"))}
 PROCESSES = {"ddp": 2, "fsdp2": 2}
 IN_EVERY_RUN = {"timm"}
