@@ -27,7 +27,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rewriter.analysis.gamma_positions import Category, Position
+from rewriter.analysis.gamma_positions import Category, GammaPosition
 from rewriter.authoring import Pass, Place, Reason, Recommendation, Refused
 
 if TYPE_CHECKING:
@@ -43,15 +43,15 @@ _POLICIES = {
 }
 
 _REASONS = {
-    Position.LAST: "a smaller one brings the block closer to the identity",
-    Position.INSIDE: "a later norm of the branch takes its scale out: no capacity is lost, steps become larger",
-    Position.GATE: "it scales no output of the branch",
-    Position.DENSE: "norms of later layers take its scale out: no capacity is lost, steps become larger",
-    Position.TRANSITION: "the norms of the next dense block take its scale out: no capacity is lost",
-    Position.SHORTCUT: "a smaller one takes the block away from the identity",
-    Position.MAIN: "it is in no branch alone: it scales the stream or what the head reads",
-    Position.CONSTANT: "no input reaches it: it scales a table",
-    Position.UNSEEN: "no recording reached it, so its place is not known: treated as on the main path",
+    GammaPosition.LAST: "a smaller one brings the block closer to the identity",
+    GammaPosition.INSIDE: "a later norm of the branch takes its scale out: no capacity is lost, steps become larger",
+    GammaPosition.GATE: "it scales no output of the branch",
+    GammaPosition.DENSE: "norms of later layers take its scale out: no capacity is lost, steps become larger",
+    GammaPosition.TRANSITION: "the norms of the next dense block take its scale out: no capacity is lost",
+    GammaPosition.SHORTCUT: "a smaller one takes the block away from the identity",
+    GammaPosition.MAIN: "it is in no branch alone: it scales the stream or what the head reads",
+    GammaPosition.CONSTANT: "no input reaches it: it scales a table",
+    GammaPosition.UNSEEN: "no recording reached it, so its place is not known: treated as on the main path",
 }
 
 

@@ -36,7 +36,7 @@ def is_own(entry: EntryPoint) -> bool:
     return _distribution(entry) == _OWN
 
 
-def load(entry: EntryPoint) -> Any:
+def load_entry_point(entry: EntryPoint) -> Any:
     """What ``entry`` names.
 
     Raises:
@@ -57,7 +57,7 @@ def loaded(group: str) -> Iterator[tuple[EntryPoint, Any]]:
     """
     for entry in entry_points(group):
         try:
-            found = load(entry)
+            found = load_entry_point(entry)
         except InstallationError as error:
             leave_out(entry, error)
         else:

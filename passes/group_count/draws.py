@@ -16,13 +16,13 @@ from torch import nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
 from rewriter.analysis.activations import INITIAL_SLOPE
-from rewriter.analysis.parameter_roles import Role
+from rewriter.analysis.parameter_roles import ParameterRole
 from rewriter.tracing.inputs import Inputs, tensors_in
 from rewriter.tracing.kinds import Kind, module_kind
 
 
 def drawn_values(
-    model: nn.Module, roles: Mapping[str, Role], generator: torch.Generator
+    model: nn.Module, roles: Mapping[str, ParameterRole], generator: torch.Generator
 ) -> Callable[[torch.Tensor], torch.Tensor]:
     """Makes, for each tensor of ``model``, one with drawn values: in single precision, on the CPU.
 
@@ -91,13 +91,13 @@ _LENGTHS = ("original0", "weight_g")
 
 
 def _parameter(
-    module: nn.Module, name: str, parameter: torch.Tensor, role: Role, generator: torch.Generator
+    module: nn.Module, name: str, parameter: torch.Tensor, role: ParameterRole, generator: torch.Generator
 ) -> torch.Tensor:
     if module_kind(module) is Kind.ACTIVATION:
         return _filled(parameter, INITIAL_SLOPE)
-    if role in (Role.GAMMA, Role.SCALE) or name in _LENGTHS:
+    if role in (ParameterRole.GAMMA, ParameterRole.SCALE) or name in _LENGTHS:
         return _filled(parameter, 1.0)
-    if role is Role.BETA or (role is Role.ADDED and parameter.dim() < 2):
+    if role is ParameterRole.BETA or (role is ParameterRole.ADDED and parameter.dim() < 2):
         return _filled(parameter, 0.0)
     if isinstance(module, _ConvTransposeNd) and name == "weight":
         return _weight(parameter, parameter.shape[0] // module.groups * math.prod(parameter.shape[2:]), generator)

@@ -12,7 +12,7 @@ from rewriter.analysis.dropouts import drop_rate
 from rewriter.analysis.heads import find_heads, missing_heads, noise_claim
 from rewriter.analysis.layout import channel_dimension
 from rewriter.analysis.naming import name_of, path_of
-from rewriter.analysis.pooling import Pooling, Role, find_poolings
+from rewriter.analysis.pooling import Pooling, PoolingRole, find_poolings
 from rewriter.analysis.weights import PASS_THROUGH
 from rewriter.authoring import Change, Place, Rate
 from rewriter.edit.edits import AddBehaviour, Edit
@@ -28,18 +28,18 @@ FEWEST_ELEMENTS = 4
 """A subset of fewer elements is hardly random."""
 
 _WHY = {
-    Role.HEAD: "everything on the way to the output is averaged here",
-    Role.PYRAMID: "its output is spread over the map again and fused",
-    Role.LOCAL: "it down-samples the main path",
-    Role.SQUEEZE: "gates are taken too, as asked for",
+    PoolingRole.HEAD: "everything on the way to the output is averaged here",
+    PoolingRole.PYRAMID: "its output is spread over the map again and fused",
+    PoolingRole.LOCAL: "it down-samples the main path",
+    PoolingRole.SQUEEZE: "gates are taken too, as asked for",
 }
 
 _WHY_NOT = {
-    Role.SQUEEZE: (Reason.SQUEEZE, "its output becomes a gate; squeeze=True takes it"),
-    Role.SHORTCUT: (Reason.SHORTCUT, "it lies on the shortcut of a residual block"),
-    Role.ANTI_ALIASING: (Reason.ANTI_ALIASING, "it makes the stride of what is before it"),
-    Role.INSIDE_BRANCH: (Reason.INSIDE_BRANCH, "it lies inside a residual branch"),
-    Role.OTHER: (Reason.OUTSIDE, "no output passes only through it, and it is no pyramid level"),
+    PoolingRole.SQUEEZE: (Reason.SQUEEZE, "its output becomes a gate; squeeze=True takes it"),
+    PoolingRole.SHORTCUT: (Reason.SHORTCUT, "it lies on the shortcut of a residual block"),
+    PoolingRole.ANTI_ALIASING: (Reason.ANTI_ALIASING, "it makes the stride of what is before it"),
+    PoolingRole.INSIDE_BRANCH: (Reason.INSIDE_BRANCH, "it lies inside a residual branch"),
+    PoolingRole.OTHER: (Reason.OUTSIDE, "no output passes only through it, and it is no pyramid level"),
 }
 
 
@@ -52,11 +52,11 @@ _NAME = "stochastic_pooling"
 def find_places(trace: Trace) -> Iterator[Place[Subject]]:
     """Every average pooling that runs in training, and what stands in the way of a head's, if it has none."""
     poolings = find_poolings(trace.train.dataflow, trace.model)
-    if not any(pooling.role is Role.HEAD for pooling in poolings):
+    if not any(pooling.role is PoolingRole.HEAD for pooling in poolings):
         missing = dict.fromkeys((reason, detail) for _, reason, detail in missing_heads(trace.train.dataflow))
         for reason, detail in missing:
             if not poolings or reason is not Reason.NO_GLOBAL_POOLING:
-                yield Place(trace, "", Role.HEAD.value, Refused(reason, detail))
+                yield Place(trace, "", PoolingRole.HEAD.value, Refused(reason, detail))
     for same in _by_place(poolings, trace.model):
         yield Place(trace, same[0].node, same[0].role.value, same)
 
@@ -87,7 +87,9 @@ class _Rule:
     def __init__(self, place: Place[Subject], calls: list[Pooling], options: dict[str, Any], squeeze: bool) -> None:
         self.place, self.calls, self.options = place, calls, options
         self.model, self.flow = place.model, place.flow
-        self.wanted = {Role.HEAD, Role.PYRAMID, Role.LOCAL} | ({Role.SQUEEZE} if squeeze else set())
+        self.wanted = {PoolingRole.HEAD, PoolingRole.PYRAMID, PoolingRole.LOCAL} | (
+            {PoolingRole.SQUEEZE} if squeeze else set()
+        )
         heads = find_heads(self.flow, self.model)
         self.weights = {head.pool: head.weights for head in heads}
         self.dropouts = {
@@ -117,7 +119,7 @@ class _Rule:
             f"let {name_of(first.node)} average {kept} of {first.elements} elements in training",
             self._why(first),
             f"keep_prob {keep_prob:g} ({holder}.keep_prob)",
-            noise_claim(first.node) if first.role is Role.HEAD else "",
+            noise_claim(first.node) if first.role is PoolingRole.HEAD else "",
             (Rate(holder, "keep_prob", keep_prob, off=1.0),),
         )
 
@@ -128,7 +130,7 @@ class _Rule:
             Refused: naming this call of the pooling.
         """
         why_not = self._why_not(pooling)
-        if why_not is not None and len(self.calls) > 1 and why_not == _WHY_NOT[Role.OTHER]:
+        if why_not is not None and len(self.calls) > 1 and why_not == _WHY_NOT[PoolingRole.OTHER]:
             detail = f"no output passes only through one of its {len(self.calls)} calls, and it is no pyramid level"
             why_not = Reason.OUTSIDE, detail
         if why_not is not None:
@@ -142,7 +144,7 @@ class _Rule:
                 f"it is stochastic already; set its keep_prob ({module.keep_prob:g}) to change it",
             )
         wanted = pooling.role in self.wanted
-        if not wanted and pooling.role not in (Role.INSIDE_BRANCH, Role.OTHER):
+        if not wanted and pooling.role not in (PoolingRole.INSIDE_BRANCH, PoolingRole.OTHER):
             return _WHY_NOT[pooling.role]
         if not pooling.side_by_side:
             return Reason.OVERLAPPING_WINDOWS, "its windows overlap or reach over the border"
@@ -188,7 +190,7 @@ class _Rule:
             try:
                 return edit.redirect(node, StochasticFunction, name=_NAME, function=function, **self.options)
             except Refused as refused:
-                if refused.reason is not Reason.HELPER_FUNCTION or pooling.role is not Role.HEAD:
+                if refused.reason is not Reason.HELPER_FUNCTION or pooling.role is not PoolingRole.HEAD:
                     raise
 
             def options(given: fx.Node) -> dict[str, Any] | None:

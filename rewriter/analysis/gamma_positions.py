@@ -14,7 +14,7 @@ class Category(enum.StrEnum):
     BRANCH_LAST = "branch_last"
 
 
-class Position(enum.StrEnum):
+class GammaPosition(enum.StrEnum):
     """The place in words; each belongs to one category."""
 
     LAST = "last norm of a residual branch"
@@ -34,13 +34,13 @@ class Position(enum.StrEnum):
 
 
 _CATEGORIES = {
-    Position.LAST: Category.BRANCH_LAST,
-    Position.INSIDE: Category.BRANCH_OTHER,
-    Position.GATE: Category.BRANCH_OTHER,
-    Position.DENSE: Category.BRANCH_OTHER,
-    Position.TRANSITION: Category.BRANCH_OTHER,
-    Position.SHORTCUT: Category.SHORTCUT,
-    Position.MAIN: Category.MAIN,
-    Position.CONSTANT: Category.MAIN,
-    Position.UNSEEN: Category.MAIN,
+    GammaPosition.LAST: Category.BRANCH_LAST,
+    GammaPosition.INSIDE: Category.BRANCH_OTHER,
+    GammaPosition.GATE: Category.BRANCH_OTHER,
+    GammaPosition.DENSE: Category.BRANCH_OTHER,
+    GammaPosition.TRANSITION: Category.BRANCH_OTHER,
+    GammaPosition.SHORTCUT: Category.SHORTCUT,
+    GammaPosition.MAIN: Category.MAIN,
+    GammaPosition.CONSTANT: Category.MAIN,
+    GammaPosition.UNSEEN: Category.MAIN,
 }

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from torch import fx, nn
 
 from rewriter.analysis.carrying import carried, carrying, handed_on
-from rewriter.analysis.gamma_positions import Category, Position
+from rewriter.analysis.gamma_positions import Category, GammaPosition
 from rewriter.analysis.naming import path_of
 from rewriter.analysis.norms import Norm, find_norms, parameter_role
 from rewriter.analysis.residual import Branch, find_branches, find_long_skips
@@ -37,7 +37,7 @@ class Gamma:
 
     name: str | None
     path: str
-    position: Position
+    position: GammaPosition
     uses: int = 1
 
     @property
@@ -52,9 +52,9 @@ def find_gammas(trace: Trace) -> list[Gamma]:
     Where a norm ran in training its places there count, otherwise those of the evaluation mode.
     """
     names = canonical_names(trace.model)
-    places: dict[tuple[str | None, str], list[Position]] = {}
+    places: dict[tuple[str | None, str], list[GammaPosition]] = {}
     for recording in (trace.train, trace.eval):
-        found: dict[tuple[str | None, str], list[Position]] = {}
+        found: dict[tuple[str | None, str], list[GammaPosition]] = {}
         for norm, position in _positions(recording.dataflow, trace.model):
             for name in dict.fromkeys(names[gamma] for gamma in norm.gammas) or (None,):
                 path = _holder(name) if name is not None else path_of(norm.node)
@@ -62,7 +62,7 @@ def find_gammas(trace: Trace) -> list[Gamma]:
         for key, positions in found.items():
             places.setdefault(key, positions)
     for name in _unseen(trace.model, names):
-        places.setdefault((name, _holder(name)), [Position.UNSEEN])
+        places.setdefault((name, _holder(name)), [GammaPosition.UNSEEN])
     order = list(Category)
     return [
         Gamma(name, path, min(positions, key=lambda p: order.index(p.category)), len(positions))
@@ -94,13 +94,13 @@ def _unseen(model: nn.Module, names: dict[str, str]) -> list[str]:
 
 
 @once
-def _positions(flow: Dataflow, model: nn.Module) -> list[tuple[Norm, Position]]:
+def _positions(flow: Dataflow, model: nn.Module) -> list[tuple[Norm, GammaPosition]]:
     norms = find_norms(flow, model)
     applied = {norm.node for norm in norms}
     branches = [branch for branch in find_branches(flow, model) if not _of_other_channels(branch)]
     joins = {branch.join for branch in branches}
     blocks = sorted(((_shortcut(b, joins), b) for b in branches), key=lambda item: len(item[0]) + len(item[1].nodes))
-    decided: dict[fx.Node, Position] = {}
+    decided: dict[fx.Node, GammaPosition] = {}
     for shortcut, branch in blocks:
         last = _last(branch, applied) if branch.form == "residual" else set()
         gate = branch.nodes - carried(flow, branch.operand, branch.nodes, model)
@@ -108,15 +108,15 @@ def _positions(flow: Dataflow, model: nn.Module) -> list[tuple[Norm, Position]]:
             if node in decided or (node in shortcut and node in branch.nodes):  # both read it: the block around them
                 continue
             if node in shortcut:
-                decided[node] = Position.SHORTCUT
+                decided[node] = GammaPosition.SHORTCUT
             elif branch.form == "dense":
-                decided[node] = Position.DENSE
+                decided[node] = GammaPosition.DENSE
             elif node in last:
-                decided[node] = Position.LAST
+                decided[node] = GammaPosition.LAST
             else:
-                decided[node] = Position.GATE if node in gate else Position.INSIDE
+                decided[node] = GammaPosition.GATE if node in gate else GammaPosition.INSIDE
     for skip in find_long_skips(flow, model):
-        decided |= dict.fromkeys((applied & _shortcut(skip, joins)) - decided.keys(), Position.SHORTCUT)
+        decided |= dict.fromkeys((applied & _shortcut(skip, joins)) - decided.keys(), GammaPosition.SHORTCUT)
     dense = [branch for branch in branches if branch.form == "dense"]
     inside = set[fx.Node]().union(*(branch.nodes for branch in branches))
     return [
@@ -124,15 +124,17 @@ def _positions(flow: Dataflow, model: nn.Module) -> list[tuple[Norm, Position]]:
     ]
 
 
-def _outside(node: fx.Node, flow: Dataflow, model: nn.Module, *, dense: list[Branch], inside: set[fx.Node]) -> Position:
+def _outside(
+    node: fx.Node, flow: Dataflow, model: nn.Module, *, dense: list[Branch], inside: set[fx.Node]
+) -> GammaPosition:
     if node not in flow:
         joined = _joined_by(node, flow)
-        return Position.GATE if joined and joined <= inside - _handed_on(flow, model) else Position.CONSTANT
+        return GammaPosition.GATE if joined and joined <= inside - _handed_on(flow, model) else GammaPosition.CONSTANT
     if node not in _handed_on(flow, model) and flow.output in flow.reachable(node):
-        return Position.GATE
+        return GammaPosition.GATE
     behind = any(flow.dominates(branch.join, node) for branch in dense)
     before = any(flow.dominates(node, branch.fork) for branch in dense)
-    return Position.TRANSITION if behind and before else Position.MAIN
+    return GammaPosition.TRANSITION if behind and before else GammaPosition.MAIN
 
 
 def _joined_by(node: fx.Node, flow: Dataflow) -> set[fx.Node]:

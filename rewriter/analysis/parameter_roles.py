@@ -21,7 +21,7 @@ from rewriter.tracing.kinds import Kind, function_name, module_kind
 from rewriter.tracing.trace import Trace
 
 
-class Role(enum.StrEnum):
+class ParameterRole(enum.StrEnum):
     """The roles; of several the first one holds."""
 
     GAMMA = "gamma of a norm"
@@ -35,17 +35,17 @@ class Role(enum.StrEnum):
     WEIGHT = "weight"
 
 
-def find_roles(trace: Trace) -> dict[str, Role]:
+def find_roles(trace: Trace) -> dict[str, ParameterRole]:
     """The role of every parameter of the model, by its (first) name, in the model's order."""
     names = canonical_names(trace.model)
-    roles: dict[str, set[Role]] = {name: set() for name, _ in trace.model.named_parameters()}
+    roles: dict[str, set[ParameterRole]] = {name: set() for name, _ in trace.model.named_parameters()}
     for recording in (trace.train, trace.eval):
         for name, role, _ in _uses(recording.dataflow, trace.model):
             roles[names[name]].add(role)
     for name, role in _by_module(trace.model):
         roles[names[name]] = roles[names[name]] or {role}
-    order = list(Role)
-    return {name: min(found, key=order.index, default=Role.UNSEEN) for name, found in roles.items()}
+    order = list(ParameterRole)
+    return {name: min(found, key=order.index, default=ParameterRole.UNSEEN) for name, found in roles.items()}
 
 
 def find_unknown_readers(trace: Trace) -> dict[str, str]:
@@ -56,22 +56,22 @@ def find_unknown_readers(trace: Trace) -> dict[str, str]:
         names[name]: function_name(reader.target)  # type: ignore[arg-type]
         for recording in (trace.eval, trace.train)
         for name, role, reader in _uses(recording.dataflow, trace.model)
-        if role is Role.OTHER and sizes[names[name]] > 1
+        if role is ParameterRole.OTHER and sizes[names[name]] > 1
     }
 
 
 @once
-def _uses(flow: Dataflow, model: nn.Module) -> list[tuple[str, Role, fx.Node]]:
+def _uses(flow: Dataflow, model: nn.Module) -> list[tuple[str, ParameterRole, fx.Node]]:
     """Parameters by name with the role that each has in an operation, and that operation."""
     return list(_each_use(flow, model))
 
 
-def _each_use(flow: Dataflow, model: nn.Module) -> Iterator[tuple[str, Role, fx.Node]]:
+def _each_use(flow: Dataflow, model: nn.Module) -> Iterator[tuple[str, ParameterRole, fx.Node]]:
     parameters = dict(model.named_parameters(remove_duplicate=False))
     of_norms: set[str] = set()
     for norm in find_norms(flow, model):
-        yield from ((name, Role.GAMMA, norm.node) for name in norm.gammas)
-        yield from ((name, Role.BETA, norm.node) for name in norm.betas)
+        yield from ((name, ParameterRole.GAMMA, norm.node) for name in norm.gammas)
+        yield from ((name, ParameterRole.BETA, norm.node) for name in norm.betas)
         of_norms |= {*norm.gammas, *norm.betas}
     called = set()
     for node in flow.output.graph.nodes:
@@ -83,7 +83,7 @@ def _each_use(flow: Dataflow, model: nn.Module) -> Iterator[tuple[str, Role, fx.
             yield from ((*use, node) for use in _of_leaf(str(node.target), module, facts(node)["kind"]))
 
 
-def _by_module(model: nn.Module) -> Iterator[tuple[str, Role]]:
+def _by_module(model: nn.Module) -> Iterator[tuple[str, ParameterRole]]:
     """What the module that holds it says, for parameters that no operation was seen to read."""
     for path, module in model.named_modules():
         kind = module_kind(module)
@@ -91,25 +91,25 @@ def _by_module(model: nn.Module) -> Iterator[tuple[str, Role]]:
             yield from _of_leaf(path, module, kind)
 
 
-def _of_leaf(path: str, module: nn.Module, kind: Kind) -> Iterator[tuple[str, Role]]:
+def _of_leaf(path: str, module: nn.Module, kind: Kind) -> Iterator[tuple[str, ParameterRole]]:
     for name, parameter in module.named_parameters(remove_duplicate=False):
         called = parameter_role(name)
         if kind is Kind.NORM:
-            role = Role.GAMMA if called.startswith("weight") else Role.BETA
+            role = ParameterRole.GAMMA if called.startswith("weight") else ParameterRole.BETA
         elif kind is Kind.EMBEDDING:
-            role = Role.EMBEDDING
+            role = ParameterRole.EMBEDDING
         elif kind is Kind.ACTIVATION:
-            role = Role.SCALE
+            role = ParameterRole.SCALE
         elif "bias" in called or parameter.dim() < 2:
-            role = Role.ADDED
+            role = ParameterRole.ADDED
         elif "weight" in called or sum(size > 1 for size in parameter.shape) > 1:
-            role = Role.WEIGHT
+            role = ParameterRole.WEIGHT
         else:
-            role = Role.SCALE  # the gain of a standardised convolution
+            role = ParameterRole.SCALE  # the gain of a standardised convolution
         yield f"{path}.{name}".lstrip("."), role
 
 
-def _readers(constant: fx.Node, flow: Dataflow) -> Iterator[tuple[Role, fx.Node]]:
+def _readers(constant: fx.Node, flow: Dataflow) -> Iterator[tuple[ParameterRole, fx.Node]]:
     """Each operation that reads ``constant``, through operations that hold no data, and its role there."""
     pending: list[fx.Node] = [constant]
     seen: set[fx.Node] = set()
@@ -126,48 +126,58 @@ def _readers(constant: fx.Node, flow: Dataflow) -> Iterator[tuple[Role, fx.Node]
                 yield role, reader
 
 
-def _role_in(reader: fx.Node, operand: fx.Node, flow: Dataflow) -> Role | None:
+def _role_in(reader: fx.Node, operand: fx.Node, flow: Dataflow) -> ParameterRole | None:
     """What ``operand`` is to ``reader``; None if it is only transformed, and what comes of it tells."""
     kind = facts(reader)["kind"]
     if reader.op == "output" or reader.op == "call_module":
-        return Role.TOKEN
+        return ParameterRole.TOKEN
     name = function_name(reader.target)  # type: ignore[arg-type]
     if kind is Kind.EMBEDDING:
-        return Role.EMBEDDING
+        return ParameterRole.EMBEDDING
     if name == "scaled_dot_product_attention":
-        return Role.TOKEN if operand in reader.args[:3] else Role.ADDED
+        return ParameterRole.TOKEN if operand in reader.args[:3] else ParameterRole.ADDED
     if name in ("addmm", "baddbmm", "addbmm", "addmv") and reader.args and reader.args[0] is operand:
-        return Role.ADDED
+        return ParameterRole.ADDED
     if kind is Kind.RECURRENT:
         if operand in _nodes(reader.args[:2]):
-            return Role.TOKEN  # the first hidden state
-        return Role.WEIGHT if len(facts(operand)["shape"] or ()) > 1 else Role.ADDED
+            return ParameterRole.TOKEN  # the first hidden state
+        return ParameterRole.WEIGHT if len(facts(operand)["shape"] or ()) > 1 else ParameterRole.ADDED
     if kind in (Kind.CONV, Kind.LINEAR, Kind.ATTENTION) and name != "addmm":
         weight = _WEIGHT.get(name, 1)
         if operand in reader.args[:weight]:
-            return Role.TOKEN
+            return ParameterRole.TOKEN
         is_bias = reader.kwargs.get("bias") is operand or operand in reader.args[weight + 1 :]
-        return Role.ADDED if is_bias and operand is not argument(reader, "weight", weight) else Role.WEIGHT
+        return (
+            ParameterRole.ADDED
+            if is_bias and operand is not argument(reader, "weight", weight)
+            else ParameterRole.WEIGHT
+        )
     if reader not in flow:
         return None
     if kind is Kind.SELECT and any(index in flow for index in _nodes(reader.args[1:])):
-        return Role.EMBEDDING  # rows picked by what the input says
-    return _BY_KIND.get(kind) or _BY_NAME.get(name, Role.OTHER)
+        return ParameterRole.EMBEDDING  # rows picked by what the input says
+    return _BY_KIND.get(kind) or _BY_NAME.get(name, ParameterRole.OTHER)
 
 
 _WEIGHT = {"bilinear": 2}
 """Where torch's functions take their weight, if not second; their bias comes after it."""
 
 _BY_KIND = {
-    Kind.LINEAR: Role.WEIGHT,
-    Kind.MATMUL: Role.WEIGHT,
-    Kind.ADD: Role.ADDED,
-    Kind.CONCAT: Role.TOKEN,
-    Kind.MULTIPLY: Role.SCALE,
-    Kind.ACTIVATION: Role.SCALE,
+    Kind.LINEAR: ParameterRole.WEIGHT,
+    Kind.MATMUL: ParameterRole.WEIGHT,
+    Kind.ADD: ParameterRole.ADDED,
+    Kind.CONCAT: ParameterRole.TOKEN,
+    Kind.MULTIPLY: ParameterRole.SCALE,
+    Kind.ACTIVATION: ParameterRole.SCALE,
 }
 
-_BY_NAME = {"sub": Role.ADDED, "rsub": Role.ADDED, "addcmul": Role.SCALE, "where": Role.TOKEN, "stack": Role.TOKEN}
+_BY_NAME = {
+    "sub": ParameterRole.ADDED,
+    "rsub": ParameterRole.ADDED,
+    "addcmul": ParameterRole.SCALE,
+    "where": ParameterRole.TOKEN,
+    "stack": ParameterRole.TOKEN,
+}
 
 
 def _nodes(values: Iterable[object]) -> Iterator[fx.Node]:

@@ -18,7 +18,7 @@ from rewriter.tracing.facts import facts
 from rewriter.tracing.kinds import Kind
 
 
-class Role(enum.Enum):
+class PoolingRole(enum.Enum):
     """What an average pooling is there for.
 
     HEAD: everything on the way to an output passes through it. PYRAMID: its output is upsampled again and fused.
@@ -52,7 +52,7 @@ class Pooling:
 
     node: fx.Node
     source: fx.Node
-    role: Role
+    role: PoolingRole
     elements: int
     side_by_side: bool
     in_steps: bool = False
@@ -68,7 +68,7 @@ def find_poolings(flow: Dataflow, model: nn.Module) -> list[Pooling]:
         if window is not None:
             first = first_step(node, flow)
             found.append(Pooling(first, flow.sources(first)[0], roles.of(first), *window, first is not node))
-    return [pooling for pooling in found if pooling.role is not Role.OTHER or not _may_be_statistics(pooling)]
+    return [pooling for pooling in found if pooling.role is not PoolingRole.OTHER or not _may_be_statistics(pooling)]
 
 
 def _statistics(flow: Dataflow, model: nn.Module) -> set[fx.Node]:
@@ -114,31 +114,31 @@ class _Roles:
     def __init__(self, flow: Dataflow, model: nn.Module) -> None:
         self._flow, self._model = flow, model
         self._heads = {head.pool for head in find_heads(flow, model)}
-        self._path: dict[fx.Node, Role] = {}  # of the innermost residual block around a node
+        self._path: dict[fx.Node, PoolingRole] = {}  # of the innermost residual block around a node
         regions = []
         for branch in find_branches(flow, model):
             if branch.form == "residual":
-                regions.append((branch.nodes, Role.INSIDE_BRANCH))
+                regions.append((branch.nodes, PoolingRole.INSIDE_BRANCH))
                 if branch.shortcut is not branch.fork:
-                    regions.append((flow.region(branch.fork, branch.shortcut), Role.SHORTCUT))
+                    regions.append((flow.region(branch.fork, branch.shortcut), PoolingRole.SHORTCUT))
         for nodes, role in sorted(regions, key=lambda region: len(region[0]), reverse=True):
             self._path.update(dict.fromkeys(nodes, role))
 
-    def of(self, node: fx.Node) -> Role:
+    def of(self, node: fx.Node) -> PoolingRole:
         if node in self._heads:
-            return Role.HEAD
+            return PoolingRole.HEAD
         of_windows = facts(node)["kind"] is Kind.AVG_POOL and bool(pooling_arguments(node, self._model))
         if not of_windows:
             use = self._use(node)
             if use is not None:
                 return use
         if not of_windows and (facts(node)["kind"] is Kind.MEAN or all(size == 1 for size in facts(node)["shape"][2:])):
-            return Role.OTHER
+            return PoolingRole.OTHER
         if self._makes_a_stride(node):
-            return Role.ANTI_ALIASING
-        return self._path.get(node, Role.LOCAL if self._flow.leads_to_output(node) else Role.OTHER)
+            return PoolingRole.ANTI_ALIASING
+        return self._path.get(node, PoolingRole.LOCAL if self._flow.leads_to_output(node) else PoolingRole.OTHER)
 
-    def _use(self, node: fx.Node) -> Role | None:
+    def _use(self, node: fx.Node) -> PoolingRole | None:
         """Follow what is made of the pooling alone up to where it meets a larger map: the role it plays there.
 
         Added to every position, or concatenated to it, it is context like a level of a pyramid that is upsampled.
@@ -153,8 +153,8 @@ class _Roles:
             if any(_positions(other) > positions for other in others):
                 kind = facts(current)["kind"]
                 if kind is Kind.MULTIPLY and weights:
-                    return Role.SQUEEZE
-                return Role.PYRAMID if kind in (Kind.CONCAT, Kind.ADD) else None
+                    return PoolingRole.SQUEEZE
+                return PoolingRole.PYRAMID if kind in (Kind.CONCAT, Kind.ADD) else None
             made.add(current)
             weights += has_weight(current, flow) and not upsampled
             upsampled |= facts(current)["kind"] is Kind.INTERPOLATE
@@ -171,9 +171,9 @@ class _Roles:
         if facts(before)["kind"] is Kind.MAX_POOL:
             return _positions(before) == _positions(self._flow.sources(before)[0])
         passed = 0
-        while facts(before)["kind"] in _BETWEEN and self._path.get(before) is Role.INSIDE_BRANCH:
+        while facts(before)["kind"] in _BETWEEN and self._path.get(before) is PoolingRole.INSIDE_BRANCH:
             before, passed = self._flow.sources(before)[0], passed + 1
-        inside = self._path.get(node) is self._path.get(before) is Role.INSIDE_BRANCH
+        inside = self._path.get(node) is self._path.get(before) is PoolingRole.INSIDE_BRANCH
         return inside and passed > 0 and facts(before)["kind"] is Kind.CONV
 
 

@@ -15,7 +15,7 @@ from torch import fx, nn
 
 from rewriter.analysis.naming import name_of
 from rewriter.edit.classes import method_source
-from rewriter.edit.control_flow import Branch, branches, exits_before, exits_between
+from rewriter.edit.control_flow import Arm, branches, exits_before, exits_between
 from rewriter.edit.expression import Expression, expression_at
 from rewriter.edit.positions import Position, positions
 from rewriter.edit.receivers import Receivers
@@ -59,7 +59,7 @@ def _condition(here: Expression, there: Expression | None) -> str | None:
     """The condition on what is evaluated ``here`` in a method that what is evaluated ``there`` does not have."""
     tree, reads = here.source.tree, _reads(here.node)
     around = [branch for branch in branches(tree, here.node) if isinstance(branch.parent, _CONDITIONS)]
-    enclosing: list[Branch] = [] if there is None else branches(tree, there.node)
+    enclosing: list[Arm] = [] if there is None else branches(tree, there.node)
     for branch in around:
         if branch not in enclosing and not branch.only_asks_for(reads):
             return branch.reason

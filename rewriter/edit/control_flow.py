@@ -9,7 +9,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Branch:
+class Arm:
     """A part of a statement or expression that is not evaluated whenever the whole is.
 
     Attributes:
@@ -85,14 +85,14 @@ _LOOPS = (ast.For, ast.While)
 _EXITS = (ast.Return, ast.Raise, ast.Break, ast.Continue)
 
 
-def branches(function: ast.FunctionDef, node: ast.AST) -> list[Branch]:
+def branches(function: ast.FunctionDef, node: ast.AST) -> list[Arm]:
     """The branches of ``function`` that ``node`` is in, outermost first."""
     found = []
     for parent, field, index in (_steps(function, node) or [])[1:]:
         always = isinstance(parent, _SHORT_CIRCUIT) and index == 0
         if field in _BRANCHES.get(type(parent), ()) and not always:
             numbered = isinstance(parent, (*_SHORT_CIRCUIT, ast.Match))
-            found.append(Branch(parent, field, index if numbered else 0))
+            found.append(Arm(parent, field, index if numbered else 0))
     return found
 
 
@@ -130,13 +130,13 @@ def exits_before(function: ast.FunctionDef, node: ast.AST) -> Iterator[tuple[ast
                 yield leaving, tuple(test for branch in around for test in branch.tests)
 
 
-def _excludes(some: list[Branch], others: list[Branch]) -> bool:
+def _excludes(some: list[Arm], others: list[Arm]) -> bool:
     """Whether the two lie in different alternatives of one condition."""
     alternatives = [branch for branch in some if isinstance(branch.parent, _ALTERNATIVES)]
     return any(one.parent is other.parent and one != other for one in alternatives for other in others)
 
 
-def _leaves(leaving: ast.stmt, around: list[Branch], ends: Sequence[Branch]) -> bool:
+def _leaves(leaving: ast.stmt, around: list[Arm], ends: Sequence[Arm]) -> bool:
     """Whether what ``leaving`` ends, a function or a loop, is around one of the two ends of the way."""
     kinds = _LOOPS if isinstance(leaving, (ast.Break, ast.Continue)) else _FUNCTIONS
     left = [branch for branch in around if isinstance(branch.parent, kinds) and branch.field == "body"]

@@ -10,7 +10,7 @@ from importlib.metadata import EntryPoint
 from typing import Any
 
 from rewriter.edit.json_values import json_value
-from rewriter.entry_points import PASS_GROUP, described, entry_points, leave_out, load
+from rewriter.entry_points import PASS_GROUP, described, entry_points, leave_out, load_entry_point
 from rewriter.errors import InstallationError, SelectorError
 from rewriter.guideline.base import Contract, Pass
 from rewriter.guideline.option_types import misfit
@@ -32,7 +32,7 @@ def installed_passes() -> dict[str, type[Pass]]:
     _BROKEN.clear()
     for entry in entry_points(PASS_GROUP):
         try:
-            cls = _checked(load(entry), entry, found)
+            cls = _checked(load_entry_point(entry), entry, found)
         except InstallationError as error:
             leave_out(entry, error)
             _BROKEN.setdefault(entry.name, error)

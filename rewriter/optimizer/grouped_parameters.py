@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from rewriter.analysis.parameter_roles import Role
+from rewriter.analysis.parameter_roles import ParameterRole
 from rewriter.errors import OptimizerError, listed
 from rewriter.model.wrappers import looked_through, parameter_names_inside
 
@@ -106,8 +106,8 @@ class ParamGroups(list[dict[str, Any]]):
     @property
     def table(self) -> str:
         """Every gamma, and what is not known, with the decision and the reason; of everything else the numbers."""
-        unknown = {Role.OTHER, Role.UNSEEN}
-        counted = {str(role) for role in Role} - unknown
+        unknown = {ParameterRole.OTHER, ParameterRole.UNSEEN}
+        counted = {str(role) for role in ParameterRole} - unknown
         named = [d for d in self.decisions if d.category not in counted]
         first = "gamma" if unknown.isdisjoint(d.category for d in named) else "parameter"
         rows = [(first, "category", "", "reason")]

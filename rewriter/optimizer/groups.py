@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from rewriter.analysis.gammas import Gamma, canonical_names
-from rewriter.analysis.parameter_roles import Role
+from rewriter.analysis.parameter_roles import ParameterRole
 from rewriter.argument_checks import checked_flag
 from rewriter.errors import InputError, ModelError, OptimizerError, SelectorError, TraceError, listed
 from rewriter.guideline.registry import resolve_passes, suggest
@@ -157,9 +157,9 @@ def _decide(
             gammas[name] = Decision(name, str(gamma.category), *rule.policy(gamma))
         else:
             kind, reader = kind_and_reader(kinds[name])
-            role = Role(kind)
+            role = ParameterRole(kind)
             reason = _UNKNOWN.format(reader) if reader else _REASONS.get(role, "it is no weight")
-            others[name] = Decision(name, str(role), role is Role.WEIGHT, reason)
+            others[name] = Decision(name, str(role), role is ParameterRole.WEIGHT, reason)
     decisions = gammas | others
     for name, reason in excluded.items():
         if name in decisions:
@@ -168,9 +168,9 @@ def _decide(
 
 
 _REASONS = {
-    Role.WEIGHT: "as usual",
-    Role.UNSEEN: "what it does is not known",
-    Role.OTHER: "an operation that is not known reads it; it has one axis only",
+    ParameterRole.WEIGHT: "as usual",
+    ParameterRole.UNSEEN: "what it does is not known",
+    ParameterRole.OTHER: "an operation that is not known reads it; it has one axis only",
 }
 _UNKNOWN = "what {}() does with it is not known; if it is a weight, give it a group that decays"
 

@@ -10,18 +10,18 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from rewriter.analysis.gamma_positions import Category, Position
+from rewriter.analysis.gamma_positions import Category, GammaPosition
 from rewriter.analysis.gammas import Gamma, canonical_names, find_gammas
 from rewriter.analysis.norms import parameter_role
-from rewriter.analysis.parameter_roles import Role, find_roles, find_unknown_readers
+from rewriter.analysis.parameter_roles import ParameterRole, find_roles, find_unknown_readers
 from rewriter.model.wrappers import paths_inside
 from rewriter.planning.record import Record, records_of, rewritten_parts
 from rewriter.tracing.trace import Trace
 
-_POSITIONS = {str(position) for position in Position}
+_POSITIONS = {str(position) for position in GammaPosition}
 _CAREFUL = [
-    *map(str, sorted(Position, key=lambda position: list(Category).index(position.category))),
-    *map(str, Role),
+    *map(str, sorted(GammaPosition, key=lambda position: list(Category).index(position.category))),
+    *map(str, ParameterRole),
 ]
 """Of several kinds that tied parameters had, the first one holds."""
 
@@ -29,9 +29,11 @@ _CAREFUL = [
 def find_kinds(trace: Trace) -> dict[str, str]:
     """The kind of every parameter of the model that was traced, by its first name; gammas first."""
     kinds = {gamma.name: str(gamma.position) for gamma in find_gammas(trace) if gamma.name is not None}
-    unknown = {name: f"{Role.OTHER}: {reader}" for name, reader in find_unknown_readers(trace).items()}
+    unknown = {name: f"{ParameterRole.OTHER}: {reader}" for name, reader in find_unknown_readers(trace).items()}
     roles = {name: str(role) for name, role in find_roles(trace).items() if name not in kinds}
-    return kinds | {name: unknown.get(name, role) if role == Role.OTHER else role for name, role in roles.items()}
+    return kinds | {
+        name: unknown.get(name, role) if role == ParameterRole.OTHER else role for name, role in roles.items()
+    }
 
 
 def recorded_kinds(model: nn.Module) -> dict[str, str]:
@@ -74,4 +76,4 @@ def kind_and_reader(kind: str) -> tuple[str, str]:
 
 def as_gamma(name: str, kind: str) -> Gamma | None:
     """The gamma that a parameter of this kind is; None if it is none."""
-    return Gamma(name, name.rpartition(".")[0], Position(kind)) if kind in _POSITIONS else None
+    return Gamma(name, name.rpartition(".")[0], GammaPosition(kind)) if kind in _POSITIONS else None

@@ -90,11 +90,11 @@ class Verifier:
             after = self._observe(training=training)
         except Exception as error:
             return Verification((Check(Checked.EVAL_MODE, False, f"{type(error).__name__}: {error}"),))
-        found = compare(before, after, contracts)
+        found = check_contracts(before, after, contracts)
         if any(check.what is Checked.EVAL_OUTPUT for check in found.failed):
             # it may count its calls where nothing can put that back
             drift = drift_between(after, self._observe(training=False))
-            found = compare(replace(before, spread=max(before.spread, drift)), after, contracts)
+            found = check_contracts(replace(before, spread=max(before.spread, drift)), after, contracts)
         return found
 
     def _judge_alone(self, passes: Sequence[str], *, training: bool = True) -> Verification:
@@ -129,7 +129,7 @@ class Verifier:
         failed, own = {check.what for check in verification.failed}, dict[Checked, str]()
         for _ in range(_MOST_RUNS):
             try:
-                again = compare(self._before, self._observe(), self._contracts(passes))
+                again = check_contracts(self._before, self._observe(), self._contracts(passes))
             except Exception as error:
                 own = dict.fromkeys(failed, f"it does not run any more, {type(error).__name__}: {error}")
             else:
@@ -158,7 +158,7 @@ class Verifier:
         return [self._plan.contracts.get(name, Contract()) for name in passes]
 
 
-def compare(before: Observation, after: Observation, contracts: Sequence[Contract]) -> Verification:
+def check_contracts(before: Observation, after: Observation, contracts: Sequence[Contract]) -> Verification:
     """Whether ``after`` keeps ``contracts``."""
     checks: list[Check] = []
     changed = other_structure(before.outputs, after.outputs)
