@@ -80,7 +80,7 @@ def make_plan(
         why = traced.notes[-1].split(": ", 1)[-1].split(" mode: ", 1)[-1].partition(" The input came from")[0]
         notes.append(f"traced on {traced.backend} tensors, for on tensors without values the model does not run: {why}")
     request = {
-        "input": traced.inputs.origin if traced else "none",
+        "input": str(traced.inputs.origin) if traced else "none",
         "input_size": list(traced.inputs.image_size) if traced and traced.inputs.image_size else None,
         "arguments": describe_inputs(traced.inputs, model) if traced else None,
         "only": selector_texts(only),
