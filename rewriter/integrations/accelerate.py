@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from accelerate import Accelerator
 from torch import nn
 
-from rewriter.errors import PlanMismatchError
+from rewriter import libraries
+from rewriter.errors import InstallationError, PlanMismatchError
 from rewriter.model.wrappers import looked_through
 from rewriter.planning.plan import Plan
 from rewriter.storage.pretrained import plans_of
+
+with libraries.needed("accelerate", InstallationError, __name__):
+    from accelerate import Accelerator
 
 
 class RegisteredPlan:

@@ -12,8 +12,6 @@ from rewriter import libraries, version
 from rewriter.errors import SweepError
 from rewriter.guideline.registry import resolve_passes
 
-_LIBRARIES = ("torch", "timm", "torchvision", "segmentation_models_pytorch", "transformers", "diffusers")
-
 
 @dataclass(frozen=True)
 class Request:
@@ -79,4 +77,5 @@ class Request:
 
 def versions() -> dict[str, str]:
     """Versions of everything that a finding depends on; libraries that are not installed are ``"none"``."""
-    return {"rewriter": version.__version__, **dict.fromkeys(_LIBRARIES, "none"), **libraries.versions(_LIBRARIES)}
+    names = libraries.MODEL_LIBRARIES
+    return {"rewriter": version.__version__, **dict.fromkeys(names, "none"), **libraries.versions(names)}
