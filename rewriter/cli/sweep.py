@@ -32,9 +32,7 @@ if TYPE_CHECKING:
 
 try:
     import typer
-    from rich.console import Console
     from rich.padding import Padding
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
     from rich.text import Text
 except ImportError:  # installed without the extra; rewriter.cli.commands.main() says so
     if not TYPE_CHECKING:
@@ -123,24 +121,21 @@ def _check_writable(path: Path | None) -> None:
 
 @contextlib.contextmanager
 def _progress(names: list[str], output: Path | None) -> Iterator[Any]:
-    """Shows on stderr, on a terminal only, what runs, how many are done and the time left."""
-    columns = (
-        TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-    )  # fmt: skip
-    console = Console(stderr=True)
+    """Shows, on a terminal only, what runs, how many are done and the time left."""
+    from rewriter.reporting.progress import progress_bar
+
     done = 0
 
     def on_row(row: Row) -> None:
         nonlocal done
         done += 1
-        bar.advance(task)
-        if not row.ok and console.is_terminal:
-            bar.console.print(Text(f"{row.name}: {row.status}: {row.error}", "yellow"))
+        bar()
+        if not row.ok:
+            bar.say(f"{row.name}: {row.status}: {row.error}")
 
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("starting", total=len(names))
+    with progress_bar("starting", len(names)) as bar:
         try:
-            yield lambda name: bar.update(task, description=name), on_row
+            yield bar.rename, on_row
         except KeyboardInterrupt:
             kept = f"; {output} holds them, the same command goes on" if output is not None else ""
             print(f"interrupted: {done} of {len(names)} models done{kept}", file=sys.stderr)
