@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 import sys
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from rewriter.cli.options import (
     option,
     output_console,
     parsed_pass,
+    print_json,
     stdout_kept_clean,
     two_columns,
 )
@@ -99,7 +99,7 @@ def sweep_command(
                 except OSError as error:
                     raise SweepError(f"{markdown} cannot be written: {error.strerror}") from error
         if as_json:
-            print(json.dumps(done.to_data(), indent=2))
+            print_json(done.to_data())
         else:
             _show(done)
     if not done.ok:

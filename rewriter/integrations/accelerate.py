@@ -10,6 +10,7 @@ from torch import nn
 from rewriter import libraries
 from rewriter.errors import InstallationError, PlanMismatchError
 from rewriter.model.wrappers import looked_through
+from rewriter.planning.codec import from_data
 from rewriter.planning.plan import Plan
 from rewriter.storage.pretrained import plans_of
 
@@ -42,7 +43,7 @@ class RegisteredPlan:
             PlanMismatchError: the edits are others.
         """
         saved, here = (
-            [Plan.from_json(json.dumps(item)).edits for item in plans]
+            [from_data(Plan, item).edits for item in plans]
             for plans in (json.loads(state["plans"]), plans_of(self._model))
         )
         if saved != here:
