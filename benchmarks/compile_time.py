@@ -23,7 +23,7 @@ from typing import Any
 
 import timm
 import torch
-from measuring import Step, interleave, markdown
+from measuring import Step, interleave
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -37,6 +37,7 @@ import rewriter
 from rewriter.model.collector import collector_paused
 from rewriter.model.random_state import random_state_kept
 from rewriter.passes import Dropout, StochasticPooling
+from rewriter.reporting.tables import markdown_table
 from rewriter.tracing.recorder import Recorder
 from rewriter.tracing.skeleton import meta_twin, skeleton
 
@@ -196,7 +197,7 @@ def show(console: Console, title: str, header: Sequence[str], rows: Sequence[Seq
     for row in rows:
         table.add_row(*row)
     console.print(table)
-    print(f"\n{markdown(header, rows)}\n")
+    print(f"\n{markdown_table(header, rows, 'lr')}\n")
 
 
 def main() -> None:

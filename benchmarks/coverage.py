@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from rewriter import zoo
+from rewriter.reporting.tables import markdown_table
 
 ROOT = Path(__file__).parent.parent
 FAMILIES: dict[str, str] = json.loads((ROOT / "tests" / "timm_families.json").read_text())
@@ -129,7 +130,7 @@ def libraries(rows: Sequence[dict[str, Any]], numerics: Sequence[dict[str, Any]]
         found = [row for row in rows if (row["name"].partition(":")[0] if ":" in row["name"] else "timm") == prefix]
         lines.append([library, *_counts(found, passes)])
     lines.append(["timm, one a family, with weights", *_counts(numerics, passes)])
-    return table(header, lines)
+    return markdown_table(header, lines)
 
 
 def _counts(rows: Sequence[dict[str, Any]], passes: Sequence[str]) -> list[str]:
@@ -150,7 +151,7 @@ def not_ok(rows: Sequence[dict[str, Any]]) -> str:
     found = [row for row in rows if row["status"] != "ok" or "held" not in (row["verified"], row["undo"])]
     lines = [[row["name"], row["status"], row["error"] or row["undo_detail"] or ""] for row in found]
     late = "\n\nWhat timed out takes longer than that to run forward and backward several times on one thread."
-    text = table(["model", "status", "why"], lines) if lines else "None."
+    text = markdown_table(["model", "status", "why"], lines) if lines else "None."
     return text + late if any(row["status"] == "timed out" for row in found) else text
 
 
@@ -164,14 +165,14 @@ def reasons(rows: Iterable[dict[str, Any]]) -> str:
                 places[name, reason] += count
                 models_with[name, reason] += 1
     lines = [[name, reason, str(n), str(models_with[name, reason])] for (name, reason), n in places.most_common()]
-    return table(["pass", "reason", "places", "models"], sorted(lines, key=lambda line: line[0]))
+    return markdown_table(["pass", "reason", "places", "models"], sorted(lines, key=lambda line: line[0]))
 
 
 def with_weights(rows: Iterable[dict[str, Any]]) -> str:
     """Models that were run with values, and what they were traced on."""
     found = [row for row in rows if row["weights"] == "real"]
     lines = [[row["name"], row["backend"] or "", row["verified"] or "", row["undo"] or ""] for row in found]
-    return table(["model", "traced on", "verified", "undone"], lines)
+    return markdown_table(["model", "traced on", "verified", "undone"], lines)
 
 
 def models(rows: Sequence[dict[str, Any]]) -> str:
@@ -186,12 +187,7 @@ def models(rows: Sequence[dict[str, Any]]) -> str:
         sites = (str(_found(row["passes"][name]) or "") if name in row["passes"] else "?" for name in passes)
         why = ", ".join(f"{count} {reason}" for reason, count in sorted(skipped.items()))
         lines.append([row["name"], f"{(row['parameters'] or 0) / 1e6:.1f} M", *sites, why])
-    return table(header, lines)
-
-
-def table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
-    return "\n".join(f"| {' | '.join(line)} |" for line in (header, ["---"] * len(header), *lines))
+    return markdown_table(header, lines)
 
 
 def main() -> None:

@@ -14,11 +14,12 @@ from typing import Any
 import timm
 import torch
 import torch.nn.functional as F
-from measuring import Step, interleave, markdown
+from measuring import Step, interleave
 from torch import nn
 
 import rewriter
 from rewriter.reporting.memory import PeakMemory
+from rewriter.reporting.tables import markdown_table
 
 RATE = 0.2
 
@@ -93,7 +94,7 @@ def main() -> None:
     torch.set_num_threads(1)
     header = ["model", "dropout", "saved, MB", "beside none", "peak, MB", "step, ms: median (quartiles)"]
     rows = [row for name in options.names for row in measure(name, options.batch, options.size, options.rounds)]
-    print(markdown(header, rows))
+    print(markdown_table(header, rows, "lr"))
 
 
 if __name__ == "__main__":

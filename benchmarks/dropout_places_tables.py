@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from dropout_places import FEW_IMAGES, POST, PRE, TWINS, Arm
-from measuring import markdown
 
 from rewriter.comparison.statistics import Difference, mean_interval, paired_difference
+from rewriter.reporting.tables import markdown_table
 
 ROOT = Path(__file__).parent.parent
 MEASURED = ROOT / "benchmarks" / "results" / "dropout_places.json"
@@ -84,7 +84,7 @@ def by_place(found: Scores) -> str:
             lines.append([place, score(found, Arm(PRE, place)), interval(difference), beside])
     none = score(found, Arm(PRE))
     header = ["place", "top-1, %", f"against none ({none} %)", "paper: PreResNet-50 / -110"]
-    return "**Pre-activation ResNet, a dropout of 0.2 in every block**\n\n" + markdown(header, lines)
+    return "**Pre-activation ResNet, a dropout of 0.2 in every block**\n\n" + markdown_table(header, lines, "lr")
 
 
 def after_rewriting(found: Scores) -> str:
@@ -94,7 +94,7 @@ def after_rewriting(found: Scores) -> str:
         if difference := between(found, Arm(PRE, place), Arm(PRE, "P6")):
             lines.append([words, score(found, Arm(PRE, place)), score(found, Arm(PRE, "P6")), interval(difference)])
     header = ["the user's dropout of 0.2 stands", "before, %", "after `rewrite`, %", "after − before, points"]
-    return "**The same network, before and after `rewrite`**\n\n" + markdown(header, lines)
+    return "**The same network, before and after `rewrite`**\n\n" + markdown_table(header, lines, "lr")
 
 
 def heads(found: Scores) -> str:
@@ -117,7 +117,7 @@ def against_none(found: Scores, title: str, none: Arm, arms: Sequence[Arm]) -> s
     if len(arms) == 2 and (difference := between(found, arms[1], arms[0])):
         lines.append([f"{arms[0].place} against {arms[1].place}", "", interval(difference)])
     header = ["dropout of 0.2", "top-1, %", f"against none ({score(found, none)} %)"]
-    return f"**{title}**\n\n" + markdown(header, lines)
+    return f"**{title}**\n\n" + markdown_table(header, lines, "lr")
 
 
 def between(found: Scores, before: Arm, after: Arm) -> Difference | None:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from rewriter.comparison.result import Comparison
 from rewriter.comparison.verdict import difference_of, unit_of
+from rewriter.reporting.tables import markdown_table
 
 ROOT = Path(__file__).parent.parent
 _SEGMENT = "--data mri-seg --budget full --seeds 5 --epochs 20 -r batch_size=14 --input-size 96 -k channels=64"
@@ -122,6 +123,11 @@ _SECTIONS = {
 }
 """Headings of docs/mechanisms.md."""
 
+_HEADER = (
+    "guideline, and its mechanism", "experiment", "data", "seeds", "metric", "before", "after", "after − before",
+    "verdict",
+)  # fmt: skip
+
 INTRODUCTION = """# Evidence
 
 What each guideline did to accuracy, before against after, on data that fit a CPU; and, in
@@ -138,9 +144,7 @@ trains. Scale `sqrt` was first run with five seeds, as the others: +0.12 points 
 two test images. Because that is little to go by, both scales then got ten. That one of {count} intervals of 95 % leaves
 out zero by chance alone happens about every second time.
 
-| guideline, and its mechanism | experiment | data | seeds | metric | before | after | after − before | verdict |
-| --- | --- | --- | ---: | --- | ---: | ---: | ---: | --- |
-{rows}
+{table}
 
 Before and after are means over seeds, in percent; differences are in points.
 
@@ -190,13 +194,13 @@ def write(folder: Path) -> None:
     text = INTRODUCTION.format(
         count=len(found),
         device=", ".join(sorted({str(training.environment["device"]) for training in trainings})),
-        rows="\n".join(_row(experiment, comparison) for experiment, comparison in found.items()),
+        table=markdown_table(_HEADER, (_row(*item) for item in found.items()), "lllrlrrrl"),
         commands="\n".join(experiment.command("runs") for experiment in found),
     )
     (ROOT / "docs" / "evidence.md").write_text(text, encoding="utf-8")
 
 
-def _row(experiment: Experiment, comparison: Comparison) -> str:
+def _row(experiment: Experiment, comparison: Comparison) -> list[str]:
     training = comparison.training
     assert training is not None
     unit = unit_of(training, training.metric)
@@ -208,7 +212,7 @@ def _row(experiment: Experiment, comparison: Comparison) -> str:
         f"{unit.scaled(value):+.2f}" for value in (difference.mean, difference.interval.low, difference.interval.high)
     )
     guideline = f"[{experiment.guideline}](mechanisms.md#{_SECTIONS[experiment.guideline]})"
-    cells = [
+    return [
         guideline,
         experiment.asks,
         comparison.data,
@@ -217,8 +221,8 @@ def _row(experiment: Experiment, comparison: Comparison) -> str:
         before,
         after,
         f"{mean} ({low} to {high})",
+        str(comparison.verdict.outcome),
     ]
-    return f"| {' | '.join([*cells, str(comparison.verdict.outcome)])} |"
 
 
 def main() -> None:

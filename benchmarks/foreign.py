@@ -32,6 +32,8 @@ from foreign_libraries import Build, libraries
 from torch import nn
 
 import rewriter
+from rewriter.libraries import versions
+from rewriter.reporting.tables import markdown_table
 
 PASSES: list[Any] = [
     "atrous-rates", {"dropout": {"p": 0.1, "head_p": 0}}, "group-count", {"scale-equalizer": {"additive": True}},
@@ -144,7 +146,7 @@ def table(folder: Path) -> Iterator[str]:
         "recording, plan (s)",
         *names,
     ]
-    yield from ("| " + " | ".join(head) + " |", "| " + " | ".join("---" for _ in head) + " |")
+    lines: list[list[Any]] = []
     reasons: Counter[tuple[str, str]] = Counter()
     for file in sorted(folder.glob("*.jsonl")):
         everything = rows_of(folder, file.stem)
@@ -175,17 +177,14 @@ def table(folder: Path) -> Iterator[str]:
             backends,
             times,
         ]
-        yield "| " + " | ".join(map(str, [*cells, *sites])) + " |"
-    yield from ("", "| pass | reason | places |", "| --- | --- | --- |")
-    yield from (f"| {name} | {reason} | {count} |" for (name, reason), count in sorted(reasons.items()))
+        lines.append([*cells, *sites])
+    yield from (markdown_table(head, lines), "")
+    yield markdown_table(["pass", "reason", "places"], ((*why, count) for why, count in sorted(reasons.items())))
 
 
 def _version(library: str) -> str:
     (distribution,) = importlib.metadata.packages_distributions().get(library, [library])[:1]
-    try:
-        return f"{library} {importlib.metadata.version(distribution)}"
-    except importlib.metadata.PackageNotFoundError:
-        return library
+    return " ".join((library, *versions([distribution]).values()))
 
 
 def differences(folder: Path, older: Path) -> Iterator[str]:

@@ -7,7 +7,6 @@ names of their parameters; a class that needs another one is left out.
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import inspect
 import pkgutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -15,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
+
+from rewriter.libraries import is_installed
 
 Build = Callable[[], nn.Module]
 
@@ -38,7 +39,7 @@ def libraries() -> dict[str, Mapping[str, Build]]:
     """The models of every library that is installed, by the name it is installed under."""
     found = {}
     for name, models in _LIBRARIES.items():
-        if importlib.util.find_spec(name) is not None:
+        if is_installed(name):
             found[name] = dict(models())
     return found
 

@@ -1,11 +1,11 @@
-"""Times of steps that run in turns, and the tables they make."""
+"""Times of steps that run in turns."""
 
 from __future__ import annotations
 
 import gc
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -64,9 +64,3 @@ def interleave(steps: dict[str, Step], rounds: int, seconds: float) -> None:
                 step.take()
             if number == 0 and sum(step.milliseconds) < limit:
                 step.milliseconds.clear()
-
-
-def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table; all columns but the first are numbers."""
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

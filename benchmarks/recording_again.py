@@ -20,6 +20,7 @@ from rich.progress import track
 
 import rewriter
 from rewriter.planning.make import make_plan
+from rewriter.reporting.tables import markdown_table
 
 WHOLE = 30e6
 """Parameters up to which a whole rewrite is timed: above, verifying takes minutes on one thread."""
@@ -55,10 +56,9 @@ def main() -> None:
         before, again = planned(name, arguments.rounds)
         share = share_of_rewrite(name)
         whole = "–" if share is None else f"{100 * share:.1f} %"
-        rows.append(f"| {name} | {before:.0f} | {again:.0f} | {again / before:.2f} | {whole} |")
-    print("| model | trace and passes, ms | recorded again, ms | ratio | share of a rewrite |")
-    print("| --- | ---: | ---: | ---: | ---: |")
-    print("\n".join(rows))
+        rows.append([name, f"{before:.0f}", f"{again:.0f}", f"{again / before:.2f}", whole])
+    header = ["model", "trace and passes, ms", "recorded again, ms", "ratio", "share of a rewrite"]
+    print(markdown_table(header, rows, "lr"))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from rich.table import Table
 from torch import nn
 
 import rewriter
-from rewriter.tracing.inputs import tensors_in
+from rewriter.tracing.containers import tensors_in
 
 MODELS = {
     "smp DeepLabV3+, resnet18": lambda: smp.DeepLabV3Plus("resnet18", encoder_weights=None),

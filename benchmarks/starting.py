@@ -11,7 +11,7 @@ import statistics
 import subprocess
 import sys
 
-from measuring import markdown
+from rewriter.reporting.tables import markdown_table
 
 PROGRAMS = {
     "import torch": ["-c", "import torch"],
@@ -41,7 +41,7 @@ def main() -> None:
         for name, arguments in PROGRAMS.items():
             found[name].append(seconds(arguments))
     rows = [[f"`{name}`", f"{statistics.median(times):.2f}"] for name, times in found.items()]
-    print(markdown(["process", f"CPU seconds, median of {rounds}"], rows))
+    print(markdown_table(["process", f"CPU seconds, median of {rounds}"], rows, "lr"))
 
 
 if __name__ == "__main__":

@@ -13,15 +13,6 @@ from rewriter import libraries
 
 InputSize = tuple[int, int, int]
 
-_PACKAGES = {
-    "timm": "timm>=1.0.20",
-    "torchvision": "torchvision",
-    "segmentation_models_pytorch": "segmentation-models-pytorch>=0.5",
-    "transformers": "transformers>=4.50",
-    "diffusers": "diffusers>=0.30",
-}
-"""What installs each library."""
-
 
 class ModelZooError(ValueError):
     """Base class of the errors raised here."""
@@ -89,7 +80,7 @@ def require(library: str) -> Any:
     Raises:
         MissingLibrary: with the command that installs it.
     """
-    return libraries.load(library, f'pip install "{_PACKAGES[library.partition(".")[0]]}"', MissingLibrary)
+    return libraries.load(library, libraries.install_command(library), MissingLibrary)
 
 
 def build(

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from rewriter.image_size import configured_channels, configured_size
 from rewriter.zoo.entry import CreationError, Entry, InputSize, Source, build, require, unknown
 
 _TASKS = ("IMAGE_CLASSIFICATION", "SEMANTIC_SEGMENTATION", "DEPTH_ESTIMATION", "OBJECT_DETECTION")
@@ -37,7 +38,7 @@ def _create(name: str, local: str, pretrained: bool, kwargs: dict[str, Any]) -> 
     else:
         constructor = functools.partial(_from_options, transformers, local)
         model = build(name, constructor, _DEFAULTS.get(local, {}), kwargs)
-    return Entry(model, name, _input_size(transformers, model), dict(kwargs))
+    return Entry(model, name, _input_size(model), dict(kwargs))
 
 
 def _from_options(transformers: Any, class_name: str, **options: Any) -> Any:
@@ -83,16 +84,9 @@ def _takes_images(cls: Any) -> bool:
     return getattr(cls, "main_input_name", None) == "pixel_values"
 
 
-def _input_size(transformers: Any, model: Any) -> InputSize:
-    """From the configuration, or from that of the part which sees the image."""
-    parts = [part for part in vars(model.config).values() if isinstance(part, transformers.PretrainedConfig)]
-    size = _first([model.config, *parts], "image_size", _SIDE)
-    height, width = (size, size) if isinstance(size, int) else size
-    return _first([model.config, *parts], "num_channels", 3), int(height), int(width)
-
-
-def _first(configs: list[Any], attribute: str, default: Any) -> Any:
-    return next((value for config in configs if (value := getattr(config, attribute, None)) is not None), default)
+def _input_size(model: Any) -> InputSize:
+    found, channels = configured_size(model), configured_channels(model)
+    return channels[0] if channels else 3, *(found.height_and_width if found is not None else (_SIDE, _SIDE))
 
 
 def _library() -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from rewriter.image_size import ConfiguredSize, configured_channels, configured_size
 from rewriter.zoo import packaged_weights
 from rewriter.zoo.entry import CreationError, Entry, InputSize, Source, build, require, unknown
 
@@ -47,16 +48,12 @@ def _pretrained(timm: Any, name: str, local: str, kwargs: dict[str, Any]) -> Any
 
 def _input_size(model: Any, kwargs: dict[str, Any]) -> InputSize | None:
     """From the model's configuration; the options of the constructor come first."""
-    configuration = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None) or {}
-    size = configuration.get("input_size")
-    if size is None:
+    found, channels = configured_size(model), configured_channels(model)
+    if found is None or not channels:
         return None
-    built_for = getattr(getattr(model, "patch_embed", None), "img_size", None)
-    if built_for is None:
-        side = kwargs.get("img_size")
-        built_for = (side, side) if isinstance(side, int) else side
-    height, width = built_for if built_for is not None else size[1:]
-    return int(kwargs.get("in_chans", size[0])), int(height), int(width)
+    if kwargs.get("img_size") is not None:
+        found = ConfiguredSize(kwargs["img_size"], found.attribute)
+    return int(kwargs.get("in_chans", channels[0])), *found.height_and_width
 
 
 def _names() -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+from rewriter.image_size import configured_size
 from rewriter.zoo import torchvision_inputs
 from rewriter.zoo.entry import Entry, InputSize, Source, build, require, unknown
 
@@ -39,16 +40,17 @@ def _chosen_by_weights(model: Any) -> dict[str, Any]:
 
 
 def _input_size(models: Any, local: str, model: Any) -> InputSize | None:
-    side = getattr(model, "image_size", None)
-    if not isinstance(side, int):
-        transforms = models.get_model_weights(local).DEFAULT.transforms()
-        kind = type(transforms).__name__
-        if kind == "ImageClassification":
-            side = transforms.crop_size[0]
-        elif kind == "SemanticSegmentation":
-            side = _SEGMENTATION_SIDE
-        else:  # lists of images, clips, pairs of images: see torchvision_inputs
-            return None
+    found = configured_size(model)
+    if found is not None:
+        return 3, *found.height_and_width
+    transforms = models.get_model_weights(local).DEFAULT.transforms()
+    kind = type(transforms).__name__
+    if kind == "ImageClassification":
+        side = transforms.crop_size[0]
+    elif kind == "SemanticSegmentation":
+        side = _SEGMENTATION_SIDE
+    else:  # lists of images, clips, pairs of images: see torchvision_inputs
+        return None
     return 3, side, side
 
 

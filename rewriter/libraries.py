@@ -4,9 +4,26 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+MODEL_LIBRARIES = ("torch", "timm", "torchvision", "segmentation_models_pytorch", "transformers", "diffusers")
+"""What makes models: a finding about one depends on their versions."""
+
+_REQUIREMENTS = {
+    "timm": "timm>=1.0.20", "segmentation_models_pytorch": "segmentation-models-pytorch>=0.5",
+    "transformers": "transformers>=4.50", "diffusers": "diffusers>=0.30", "accelerate": "accelerate>=1.0",
+    "lightning": "lightning>=2.4",
+}  # fmt: skip
+"""As the extras of pyproject.toml have them."""
+
+
+def install_command(name: str) -> str:
+    """What installs a library, or the one that a module belongs to."""
+    root = name.partition(".")[0]
+    return f'pip install "{_REQUIREMENTS.get(root, root)}"'
 
 
 def load(name: str, install: str, error: type[Exception], needed_by: str = "") -> Any:
@@ -21,13 +38,24 @@ def load(name: str, install: str, error: type[Exception], needed_by: str = "") -
     Raises:
         error: it is not installed, with the command; or it is, and cannot be imported.
     """
-    try:
+    with needed(name, error, needed_by, install):
         return importlib.import_module(name)
+
+
+@contextmanager
+def needed(name: str, error: type[Exception], needed_by: str = "", install: str = "") -> Iterator[None]:
+    """Around imports of a library: if it is missing, that is told as :func:`load` tells it.
+
+    Raises:
+        error: it is not installed, with the command; or it is, and cannot be imported.
+    """
+    try:
+        yield
     except ImportError as reason:
         root = name.partition(".")[0]
         if reason.name is not None and reason.name.partition(".")[0] != root:  # installed, but broken: say how
             raise error(f"{_whose(needed_by)}{root} cannot be imported: {reason}") from reason
-        raise missing(root, install, error, needed_by) from reason
+        raise missing(root, install or install_command(root), error, needed_by) from reason
 
 
 def missing(name: str, install: str, error: type[Exception], needed_by: str = "") -> Exception:
@@ -63,9 +91,14 @@ def versions(names: Iterable[str]) -> dict[str, str]:
     return found
 
 
+def not_installed(names: Iterable[str]) -> list[str]:
+    """Those of ``names`` that are not installed."""
+    return [name for name in names if not is_installed(name)]
+
+
 def missing_of_comparisons() -> list[str]:
     """What is not installed of the libraries of the extra ``compare``."""
-    return [name for name in _OF_COMPARISONS if not is_installed(name)]
+    return not_installed(_OF_COMPARISONS)
 
 
 _OF_COMPARISONS = (

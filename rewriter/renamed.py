@@ -21,7 +21,7 @@ MOVED = {
     "adapters": "model", "contents": "model", "copier": "model", "copy_rules": "model", "copying": "model",
     "generators": "model", "hooks": "model", "iterators": "model", "mutable_state": "model",
     "reach": "model", "resources": "model", "state": "model", "surroundings": "model", "whole_state": "model",
-    "wrappers": "model", "input_description": "tracing", "inputs": "tracing", "skeleton": "tracing",
+    "wrappers": "model", "input_description": "tracing", "skeleton": "tracing",
     "analysis.dataflow": "tracing.dataflow", "freshness": "analysis.trained_weights", "measured": "layers",
     "scripting": "layers", "manager": "guideline.registry", "plan_making": "planning.make",
     "plan_applying": "planning.apply", "plan_file": "planning", "plan_mark": "planning.mark",
@@ -48,6 +48,7 @@ MOVED = {
 """Old names below ``rewriter`` → the room that has the module now, or its new name."""
 
 DIVIDED = {
+    "inputs": ("tracing.containers", "tracing.inputs"),
     "guard": ("model.refusal", "model.random_state", "model.collector"),
     "record": ("planning.record", "planning.report", "planning.checks", "planning.staleness"),
     "verification": ("planning.verify", "planning.observe", "planning.checks"),

@@ -12,6 +12,7 @@ from rewriter.edit.classes import ClassEdit, MethodEdit, class_name, derive, re_
 from rewriter.guideline.base import Passes
 from rewriter.model.contents import tensors_held
 from rewriter.model.copying import Model, copy_model
+from rewriter.model.differences import differences
 from rewriter.model.random_state import random_state_kept
 from rewriter.model.state import state_kept
 from rewriter.planning.apply import apply_plan
@@ -63,22 +64,6 @@ def behaviour(model: nn.Module, inputs: Inputs, *, training: bool, seed: int = 0
             "random": torch.get_rng_state(),
         }
     return found
-
-
-def differences(first: Any, second: Any, path: str = "") -> list[str]:
-    """Where two results of :func:`behaviour` are not equal bit for bit."""
-    if isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor):
-        same = first.shape == second.shape and torch.equal(first.nan_to_num(), second.nan_to_num())
-        return [] if same else [path]
-    if isinstance(first, dict) and isinstance(second, dict):
-        if list(first) != list(second):
-            return [f"{path}: other keys"]
-        return [d for key in first for d in differences(first[key], second[key], f"{path}/{key}")]
-    if isinstance(first, (list, tuple)) and isinstance(second, (list, tuple)):
-        if len(first) != len(second):
-            return [f"{path}: other length"]
-        return [d for i, (a, b) in enumerate(zip(first, second, strict=True)) for d in differences(a, b, f"{path}/{i}")]
-    return [] if first is second or first == second else [path]
 
 
 def check_contract(

@@ -1,10 +1,10 @@
-"""Many places told as few: paths and texts that differ only in numbers, as one."""
+"""Many places told as few: paths and texts that differ only in numbers, as one; counts and times in words."""
 
 from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -91,3 +91,8 @@ def _numbers(numbers: Sequence[int]) -> str:
 def counted(number: int, noun: str) -> str:
     """``1 site``, ``2 sites``."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def in_milliseconds(seconds: Mapping[str, float]) -> str:
+    """``trace 12 ms, plan 3 ms``."""
+    return ", ".join(f"{step} {1000 * value:.0f} ms" for step, value in seconds.items())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import importlib.util
 import json
 import math
 import time
@@ -19,7 +18,9 @@ import torch
 from PIL import Image
 from torch import nn
 
+from rewriter import libraries
 from rewriter.comparison.statistics import mean_interval
+from rewriter.reporting.tables import markdown_table
 
 
 @dataclass(frozen=True)
@@ -57,9 +58,8 @@ class Table:
 
     def __str__(self) -> str:
         header = list(self.rows[0])
-        lines = [header, ["---", *["---:"] * (len(header) - 1)]]
-        lines += [[cell if isinstance(cell, str) else number(cell) for cell in row.values()] for row in self.rows]
-        return f"**{self.title}**\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        lines = [[cell if isinstance(cell, str) else number(cell) for cell in row.values()] for row in self.rows]
+        return f"**{self.title}**\n\n{markdown_table(header, lines, 'lr')}"
 
 
 def number(value: Any) -> str:
@@ -138,10 +138,10 @@ def digits(count: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _package(name: str) -> Path:
-    found = importlib.util.find_spec(name)
-    if found is None or found.origin is None:
-        raise ModuleNotFoundError(f"{name} is not installed, and its images are needed; run: pip install {name}")
-    return Path(found.origin).parent
+    found = libraries.folder(name)
+    if found is None:
+        raise libraries.missing(name, f"pip install {name}", ModuleNotFoundError, "images")
+    return found
 
 
 def _tensor(picture: Image.Image, size: int) -> torch.Tensor:

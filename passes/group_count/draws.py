@@ -17,7 +17,8 @@ from torch.nn.modules.conv import _ConvTransposeNd
 
 from rewriter.analysis.activations import INITIAL_SLOPE
 from rewriter.analysis.parameter_roles import ParameterRole
-from rewriter.tracing.inputs import Inputs, tensors_in
+from rewriter.tracing.containers import tensors_in
+from rewriter.tracing.inputs import Inputs
 from rewriter.tracing.kinds import Kind, module_kind
 
 

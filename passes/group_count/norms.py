@@ -21,6 +21,7 @@ from rewriter.passes.group_count.measuring import draws_of, expected_gains, meas
 from rewriter.passes.group_count.rules import Choosing, GroupChoice
 from rewriter.tracing.dataflow import Dataflow
 from rewriter.tracing.facts import facts
+from rewriter.tracing.inputs import Origin
 from rewriter.tracing.kinds import Kind
 from rewriter.tracing.trace import Trace
 from rewriter.tracing.values import has_values
@@ -129,7 +130,7 @@ class _Chosen:
         self._gains = expected_gains(self._trace)
 
     def _measure(self) -> None:
-        given = self._trace.inputs.origin == "example_inputs"
+        given = self._trace.inputs.origin is Origin.EXAMPLE_INPUTS
         self._how = f"measured on {'the given' if given else 'Gaussian'} input"
         if not has_values(self._trace):
             self._why_not = "the model has no values"

@@ -36,8 +36,7 @@ def main() -> None:
     """Entry point of the ``rewriter`` command."""
     write_what_can_be_encoded()
     warnings.formatwarning = _in_one_line(warnings.formatwarning)
-    missing = [name for name in _NEEDED if not libraries.is_installed(name)]
-    if missing:
+    if missing := libraries.not_installed(_NEEDED):
         print(f"error: the command line needs {', '.join(missing)}; install it with: {INSTALL}", file=sys.stderr)
         sys.exit(1)
     try:

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.text import Text
 from torch import nn
 
 from rewriter.cli.asked import Asked
@@ -22,12 +21,13 @@ from rewriter.guideline.registry import resolve_passes
 from rewriter.planning.data import PlanData
 from rewriter.planning.record import Record
 from rewriter.planning.structure import has_structure_of
+from rewriter.reporting.progress import progress_bar
 from rewriter.storage.checkpoint import check_weights, classes_and_channels, read_checkpoint
 
 
 @dataclass
 class Work:
-    """Names the step that runs on stderr (a terminal only, if ``shown``), and times the steps."""
+    """Names the step that runs, if ``shown``, and times the steps."""
 
     seconds: dict[str, float] = field(default_factory=dict)
     shown: bool = True
@@ -35,7 +35,7 @@ class Work:
     @contextlib.contextmanager
     def step(self, name: str, text: str) -> Iterator[None]:
         started = time.perf_counter()
-        with Console(stderr=True).status(Text(f"{text} …")) if self.shown else contextlib.nullcontext():
+        with progress_bar(f"{text} …", 1, shown=self.shown):
             yield
         self.seconds[name] = time.perf_counter() - started
 

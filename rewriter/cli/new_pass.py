@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import keyword
 import re
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from rewriter.cli.options import JSON, argument, errors_reported, option
+from rewriter.cli.options import JSON, argument, errors_reported, option, print_json
 from rewriter.errors import StorageError
 
 _NAME = Annotated[str, argument(help="What users will call it: lower-case words with hyphens, such as blur-pool.")]
@@ -142,7 +141,7 @@ def new_pass_command(name: _NAME, output: _DIRECTORY = None, as_json: JSON = Fal
         except OSError as error:
             raise StorageError(f"{folder} cannot be written: {error.strerror}") from error
         if as_json:
-            print(json.dumps({"directory": str(folder), "files": [str(file) for file in texts]}, indent=2))
+            print_json({"directory": str(folder), "files": [str(file) for file in texts]})
             return
         print("\n".join(f"wrote {file}" for file in texts))
         print(f"next: pip install -e {folder}, then rewriter plan resnet18 --pass {name} --diff")

@@ -108,7 +108,7 @@ def errors_reported(as_json: bool) -> Iterator[None]:
             raise
         message = " ".join(str(error).split())
         if as_json and int(os.environ.get("RANK", 0)) == 0:  # of several processes one reports
-            print(json.dumps({"error": {"type": type(error).__name__, "message": message}}, indent=2))
+            print_json({"error": {"type": type(error).__name__, "message": message}})
         print(f"error: {message}", file=sys.stderr)
         raise typer.Exit(1) from None
 
@@ -125,6 +125,11 @@ def stdout_kept_clean(as_json: bool) -> Iterator[None]:
     """Libraries that print do so on stderr."""
     with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
         yield
+
+
+def print_json(data: Any) -> None:
+    """One JSON document on standard output."""
+    print(json.dumps(data, indent=2))
 
 
 @contextlib.contextmanager

@@ -17,8 +17,8 @@ from rewriter.edit.classes import class_name, original_class
 from rewriter.planning.data import PlanData
 from rewriter.planning.diff import diff_of
 from rewriter.planning.record import Record
-from rewriter.planning.render import INACTIVE_REMEDY, order_of
-from rewriter.text import counted, group
+from rewriter.planning.render import details_of, order_of
+from rewriter.text import counted, group, in_milliseconds
 from rewriter.tracing.inputs import BATCH
 
 
@@ -72,11 +72,8 @@ def show_sites(console: Console, made: PlanData, *, done: bool) -> None:
         for paths, site in group(sites):
             mark = ("~ ", "yellow") if site.inactive else ("+ ", "green")
             _indented(console, Text.assemble(mark, (paths, "bold"), f"  {site.pattern}"), 4)
-            _indented(console, Text(site.action), 8)
-            _indented(console, Text(f"because {site.reason}"), 8)
-            if site.rate_at:
-                no_effect = f"; no effect until it is another, {INACTIVE_REMEDY}" if site.inactive else ""
-                _indented(console, Text(f"setting: {site.rate_at}{no_effect}"), 8)
+            for line in details_of(site):
+                _indented(console, Text(line), 8)
         if advice:
             _indented(console, Text("nothing is edited; it says:"), 4)
         for paths, item in group(advice):
@@ -118,19 +115,18 @@ def show_verdict(console: Console, record: Record) -> None:
         _heading(console, why)
         return
     _heading(console, "verified on this model")
-    words = {True: Text("holds", "green"), False: Text("BROKEN", "bold red"), None: Text("not decidable", "yellow")}
+    styles = {True: "green", False: "bold red", None: "yellow"}
     table = two_columns()
     table.add_column()
     for check in record.verdict.checks:
-        table.add_row(check.name, words[check.held], check.detail)
+        table.add_row(check.name, Text(check.verdict, styles[check.held]), check.detail)
     console.print(Padding(table, (0, 0, 0, 2)))
 
 
 def show_seconds(console: Console, seconds: dict[str, float]) -> None:
     """How long each step took."""
-    steps = ", ".join(f"{step} {1000 * value:.0f} ms" for step, value in seconds.items())
     console.print()
-    console.print(Text(f"time: {steps}", "dim"))
+    console.print(Text(f"time: {in_milliseconds(seconds)}", "dim"))
 
 
 def show_saved(console: Console, output: Path, *, rebuilds: bool, name: str) -> None:

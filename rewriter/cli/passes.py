@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from typing import Any
 
 from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
-from rewriter.cli.options import JSON, errors_reported, output_console, two_columns
+from rewriter.cli.options import JSON, errors_reported, output_console, print_json, two_columns
 from rewriter.guideline.base import Pass
 
 
@@ -21,7 +20,7 @@ def passes_command(as_json: JSON = False) -> None:
     with errors_reported(as_json):
         found = [_described(cls) for cls in installed_passes().values()]
         if as_json:
-            print(json.dumps(found, indent=2))
+            print_json(found)
             return
         with output_console() as console:
             for number, item in enumerate(found):

@@ -22,6 +22,7 @@ from rewriter.cli.options import (
     errors_reported,
     option,
     output_console,
+    print_json,
     stdout_kept_clean,
 )
 
@@ -74,7 +75,7 @@ def rewrite_command(
                 with work.step("save", f"writing {output}"):
                     rewriter.save(model, output, recipe=recipe)
         if as_json:
-            print(json.dumps(_rewrite_as_data(wanted, model, output, work.seconds), indent=2))
+            print_json(_rewrite_as_data(wanted, model, output, work.seconds))
             return
         with output_console() as console:
             wanted.show(console, entry, record.plan)
@@ -102,7 +103,7 @@ def _rewrite_as_data(
         "inactive": len(report.inactive),
         "skipped": len(report.skipped),
         "verified": report.verified,
-        "report": json.loads(report.to_json()),
+        "report": report.to_data(),
         "milliseconds": {step: round(1000 * value, 1) for step, value in seconds.items()},
         "directory": None if output is None else str(output),
     }

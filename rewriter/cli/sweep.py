@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 import sys
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from rewriter.cli.options import (
     option,
     output_console,
     parsed_pass,
+    print_json,
     stdout_kept_clean,
     two_columns,
 )
@@ -32,9 +32,7 @@ if TYPE_CHECKING:
 
 try:
     import typer
-    from rich.console import Console
     from rich.padding import Padding
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
     from rich.text import Text
 except ImportError:  # installed without the extra; rewriter.cli.commands.main() says so
     if not TYPE_CHECKING:
@@ -101,7 +99,7 @@ def sweep_command(
                 except OSError as error:
                     raise SweepError(f"{markdown} cannot be written: {error.strerror}") from error
         if as_json:
-            print(json.dumps(done.to_data(), indent=2))
+            print_json(done.to_data())
         else:
             _show(done)
     if not done.ok:
@@ -123,24 +121,21 @@ def _check_writable(path: Path | None) -> None:
 
 @contextlib.contextmanager
 def _progress(names: list[str], output: Path | None) -> Iterator[Any]:
-    """Shows on stderr, on a terminal only, what runs, how many are done and the time left."""
-    columns = (
-        TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-    )  # fmt: skip
-    console = Console(stderr=True)
+    """Shows, on a terminal only, what runs, how many are done and the time left."""
+    from rewriter.reporting.progress import progress_bar
+
     done = 0
 
     def on_row(row: Row) -> None:
         nonlocal done
         done += 1
-        bar.advance(task)
-        if not row.ok and console.is_terminal:
-            bar.console.print(Text(f"{row.name}: {row.status}: {row.error}", "yellow"))
+        bar()
+        if not row.ok:
+            bar.say(f"{row.name}: {row.status}: {row.error}")
 
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("starting", total=len(names))
+    with progress_bar("starting", len(names)) as bar:
         try:
-            yield lambda name: bar.update(task, description=name), on_row
+            yield bar.rename, on_row
         except KeyboardInterrupt:
             kept = f"; {output} holds them, the same command goes on" if output is not None else ""
             print(f"interrupted: {done} of {len(names)} models done{kept}", file=sys.stderr)

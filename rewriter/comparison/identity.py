@@ -20,7 +20,7 @@ from rewriter.comparison.scoring import Scoring
 from rewriter.planning.codec import to_text
 from rewriter.planning.record import records_of
 from rewriter.planning.structure import named_fingerprint
-from rewriter.tracing.inputs import tensors_in
+from rewriter.tracing.containers import tensors_in
 from rewriter.version import __version__
 
 _VERSIONED = ("torch", "timm", "torchvision", "accelerate", "torchmetrics", "numpy")

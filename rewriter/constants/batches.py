@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from rewriter.errors import CalibrationError
-from rewriter.tracing.inputs import Inputs, tensors_in
+from rewriter.tracing.containers import tensors_in
+from rewriter.tracing.inputs import Inputs, Origin
 
 _IMAGE = 3
 """Dimensions that an image has at least; what has fewer are labels, tokens, lengths."""
@@ -107,7 +108,7 @@ class Batches:
 
     def _inputs(self, batch: Any, number: int) -> Inputs:
         given = self._arguments(batch, number) if self._prepare is None else self._prepared(batch, number)
-        inputs = Inputs(*given, f"batch {number}")
+        inputs = Inputs(*given, Origin.BATCH)
         tensors = list(tensors_in(given))
         if not tensors:
             holder, remedy = (

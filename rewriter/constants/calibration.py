@@ -32,9 +32,10 @@ from rewriter.model.state import state_kept
 from rewriter.planning.ranks import check_same_weights, several_ranks
 from rewriter.planning.report import needs_no_calibration
 from rewriter.reporting.progress import progress_bar
+from rewriter.tracing.containers import tensors_in
 from rewriter.tracing.dataflow import Dataflow
 from rewriter.tracing.facts import facts
-from rewriter.tracing.inputs import Inputs, tensors_in
+from rewriter.tracing.inputs import Inputs
 from rewriter.tracing.kinds import Kind
 from rewriter.tracing.trace import trace_model
 

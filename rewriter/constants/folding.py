@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -25,6 +26,7 @@ from rewriter.layers.registry import CalibratedLayer, calibrated_layers
 from rewriter.model.adapters import refuse_adapters
 from rewriter.model.contents import tensors_held
 from rewriter.model.copying import Model, copy_model
+from rewriter.model.differences import difference
 from rewriter.model.random_state import random_state_kept
 from rewriter.model.refusal import check_model
 from rewriter.model.state import state_kept
@@ -214,10 +216,10 @@ def _change(before: list[torch.Tensor], after: list[torch.Tensor]) -> str:
         if not old.is_floating_point() or not old.numel():
             continue
         allowed = HALF_TOLERANCE if torch.finfo(old.dtype).bits < 32 else TOLERANCE
-        difference, largest = float((old.double() - new.double()).abs().max()), float(old.double().abs().max())
-        if not difference <= allowed * largest:  # also where they are not finite
+        change, largest = difference(old, new), float(old.double().abs().max())
+        if not change <= allowed * largest < math.inf:
             return (
-                f"folding would change an output by {difference:.3g}, more than {allowed:.0e} of its largest value "
+                f"folding would change an output by {change:.3g}, more than {allowed:.0e} of its largest value "
                 f"{largest:.3g}"
             )
     return ""

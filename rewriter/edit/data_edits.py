@@ -11,9 +11,9 @@ from torch import nn
 from rewriter.edit.edits import AddBehaviour, ChangeTensor, Edit, SetAttribute, value_now
 from rewriter.edit.expressions import Expressions
 from rewriter.edit.free_names import FreeNames
-from rewriter.edit.json_values import json_value
 from rewriter.errors import PlanError
 from rewriter.layers.registry import layer_name
+from rewriter.plain_data import json_value
 
 _Editing = TypeVar("_Editing", bound=Callable[..., list[Edit]])
 

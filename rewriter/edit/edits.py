@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -32,6 +32,7 @@ from rewriter.edit.tensors import Changed, change_tensor
 from rewriter.errors import PlanError, RewriterError
 from rewriter.layers.registry import layer_class
 from rewriter.model.wrappers import module_inside
+from rewriter.plain_data import Codec
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,10 @@ class SetAttribute(Edit):
     kind: ClassVar[str] = "set"
     name: str
     value: Any
+
+    def __post_init__(self) -> None:
+        if isinstance(self.value, list):  # JSON knows no tuples, and hyper-parameters are no lists
+            object.__setattr__(self, "value", tuple(self.value))
 
 
 @dataclass(frozen=True)
@@ -114,6 +119,12 @@ _EDITS: dict[str, type[Edit]] = {
 _OPERATIONS: dict[str, type[Operation]] = {
     cls.kind: cls for cls in (Move, Remove, RemoveBinary, Wrap, WrapTogether, Redirect, Adopt, CallMethod)
 }
+
+CODEC = Codec(
+    {Edit: _EDITS, Operation: _OPERATIONS}, lists=(Span,), names={"Edit": Edit},
+    added_since=frozenset({"condition", "rates", "parameters", "adds_parameters"}),
+)  # fmt: skip
+"""How edits, and what holds them, become plain data and come back."""
 
 
 def class_edits(edits: Sequence[Edit]) -> dict[str, ClassEdit]:
@@ -237,19 +248,7 @@ def find_module(model: nn.Module, path: str) -> nn.Module:
 
 def edit_to_data(edit: Edit) -> dict[str, Any]:
     """JSON-ready form of an edit."""
-    data = {"kind": edit.kind, **asdict(edit)}
-    if isinstance(edit, EditMethod):
-        data["operation"] = _operation_to_data(edit.operation)
-    return data
-
-
-def _operation_to_data(operation: Operation) -> dict[str, Any]:
-    data: dict[str, Any] = {"kind": operation.kind}
-    for name in (f.name for f in fields(operation)):
-        value = getattr(operation, name)
-        if isinstance(value, Span):
-            value = [value.line, value.column, value.end_line, value.end_column]
-        data[name] = _operation_to_data(value) if isinstance(value, Operation) else value
+    data: dict[str, Any] = CODEC.to_plain(edit)
     return data
 
 
@@ -259,55 +258,10 @@ def edit_from_data(data: Any) -> Edit:
     Raises:
         PlanError: the data is not such a description.
     """
-    values = dict(data) if isinstance(data, dict) else {}
-    cls = _EDITS.get(str(values.pop("kind", "")))
-    if cls is EditMethod:
-        values["operation"] = _operation_from_data(values.get("operation"))
-    elif cls is SetAttribute and isinstance(values.get("value"), list):
-        values["value"] = tuple(values["value"])  # JSON knows no tuples, and hyper-parameters are no lists
-    if cls is None or not _fits(cls, values):
-        raise PlanError(f"the plan is damaged: not an edit: {data!r}")
-    return cls(**values)
-
-
-def _operation_from_data(data: Any) -> Operation:
-    values = dict(data) if isinstance(data, dict) else {}
-    cls = _OPERATIONS.get(str(values.pop("kind", "")))
-    for name in ("call", "target"):
-        span = values.get(name)
-        if isinstance(span, list) and len(span) == 4 and all(type(v) is int for v in span):
-            values[name] = Span(*span)
-    if cls is Adopt:
-        values["change"] = _operation_from_data(values.get("change"))
-    if cls is None or not _fits(cls, values):
-        raise PlanError(f"the plan is damaged: not an operation: {data!r}")
-    return cls(**values)
-
-
-_ADDED_SINCE = frozenset({"condition"})
-"""Fields that plans of version 0.1.0 do not have."""
-
-_FIELD_TYPES: dict[str, tuple[type, ...]] = {
-    "options": (dict,),
-    "references": (dict,),
-    "operation": (Operation,),
-    "change": (Redirect,),
-    "call": (Span,),
-    "target": (Span,),
-    "operand": (int,),
-    "count": (int,),
-    "target_operand": (int,),
-    "value": (bool, int, float, str, tuple, dict, type(None)),
-}
-
-
-def _fits(cls: type[Edit] | type[Operation], values: dict[str, Any]) -> bool:
-    """Whether ``values`` are the fields of ``cls``, each of its type; fields not listed above are texts."""
-    names = {f.name for f in fields(cls)}
-    if not names - _ADDED_SINCE <= set(values) <= names:
-        return False
-    typed = all(isinstance(value, _FIELD_TYPES.get(name, (str,))) for name, value in values.items())
-    return typed and all(isinstance(path, str) for path in values.get("references", {}).values())
+    try:
+        return CODEC.from_plain(Edit, data, "edit")
+    except (ValueError, TypeError) as error:
+        raise PlanError(f"the plan is damaged: {error}") from error
 
 
 def value_now(module: nn.Module, edit: SetAttribute) -> Any:

@@ -12,10 +12,10 @@ from typing import Any
 from torch import nn
 
 from rewriter.edit.edits import AddModule
-from rewriter.edit.json_values import json_value
 from rewriter.layers.added import why_not_added
 from rewriter.layers.registry import layer_class, layer_name
 from rewriter.model.random_state import random_state_kept
+from rewriter.plain_data import json_value
 
 LayerName = str | type[nn.Module]
 """A registered layer: its name, or its class."""

@@ -9,11 +9,11 @@ from dataclasses import MISSING, fields
 from importlib.metadata import EntryPoint
 from typing import Any
 
-from rewriter.edit.json_values import json_value
 from rewriter.entry_points import PASS_GROUP, described, entry_points, leave_out, load_entry_point
 from rewriter.errors import InstallationError, SelectorError
 from rewriter.guideline.base import Contract, Pass
 from rewriter.guideline.option_types import misfit
+from rewriter.plain_data import json_value
 
 _BROKEN: dict[str, InstallationError] = {}
 """Of the passes of other packages that are left out, why, by the name of the entry point."""

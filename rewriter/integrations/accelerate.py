@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from accelerate import Accelerator
 from torch import nn
 
-from rewriter.errors import PlanMismatchError
+from rewriter import libraries
+from rewriter.errors import InstallationError, PlanMismatchError
 from rewriter.model.wrappers import looked_through
+from rewriter.planning.codec import from_data
 from rewriter.planning.plan import Plan
 from rewriter.storage.pretrained import plans_of
+
+with libraries.needed("accelerate", InstallationError, __name__):
+    from accelerate import Accelerator
 
 
 class RegisteredPlan:
@@ -39,7 +43,7 @@ class RegisteredPlan:
             PlanMismatchError: the edits are others.
         """
         saved, here = (
-            [Plan.from_json(json.dumps(item)).edits for item in plans]
+            [from_data(Plan, item).edits for item in plans]
             for plans in (json.loads(state["plans"]), plans_of(self._model))
         )
         if saved != here:

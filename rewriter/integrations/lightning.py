@@ -6,16 +6,19 @@ import warnings
 from functools import partial
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
+from rewriter import libraries
 from rewriter.api import rewrite, undo
 from rewriter.constants.calibration import calibrate
-from rewriter.errors import ModelError, PlanError, RewriterError, RewriterWarning
+from rewriter.errors import InstallationError, ModelError, PlanError, RewriterError, RewriterWarning
 from rewriter.model.wrappers import looked_through
 from rewriter.planning.codec import to_text
 from rewriter.planning.plan_file import check_passes, is_rewritten_by, plan_of_text, rewritten_by
 from rewriter.planning.record import Record, records_of
+
+with libraries.needed("lightning", InstallationError, __name__):
+    from lightning.pytorch import Callback, LightningModule, Trainer
 
 KEY = "rewriter"
 """Under which a checkpoint holds the plan, and the name of the attribute of the model that it is of."""

@@ -12,12 +12,12 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-import timm.optim
 import torch
 from torch import nn
 
+from rewriter import libraries
 from rewriter.api import rewrite
-from rewriter.errors import OptimizerError, PlanError, RewriterError, StorageError
+from rewriter.errors import InstallationError, OptimizerError, PlanError, RewriterError, StorageError
 from rewriter.model.wrappers import looked_through
 from rewriter.optimizer.grouped_parameters import ParamGroups
 from rewriter.optimizer.groups import param_groups
@@ -25,6 +25,9 @@ from rewriter.planning.codec import to_text
 from rewriter.planning.plan import Plan
 from rewriter.planning.plan_file import check_passes, plan_of_text, rewritten_by
 from rewriter.planning.record import records_of
+
+with libraries.needed("timm", InstallationError, __name__):
+    import timm.optim
 
 
 class CheckpointHook:

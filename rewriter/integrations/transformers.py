@@ -6,12 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from rewriter import libraries
 from rewriter.edit.classes import original_class
+from rewriter.errors import InstallationError
 from rewriter.model.wrappers import looked_through
 from rewriter.optimizer.groups import param_groups
 from rewriter.storage.pretrained import from_pretrained, plans_of, write_plans
+
+with libraries.needed("transformers", InstallationError, __name__):
+    from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 
 class RewriterCallback(TrainerCallback):  # type: ignore[misc]

@@ -29,7 +29,7 @@ from rewriter.planning.remembered_inputs import inputs_of_plan
 from rewriter.planning.structure import check_fits
 from rewriter.planning.verify import Verifier
 from rewriter.reasons import TECHNICAL
-from rewriter.tracing.inputs import Inputs, candidate_inputs
+from rewriter.tracing.inputs import Inputs, Origin, candidate_inputs
 from rewriter.tracing.trace import trace_candidates
 
 AnyPlan = TypeVar("AnyPlan", bound=PlanData)
@@ -80,7 +80,7 @@ def apply_plan(
             try:
                 verifier = Verifier(made, target, inputs)
             except InputError:
-                if not made_up or inputs.origin != "example_inputs":
+                if not made_up or inputs.origin is not Origin.EXAMPLE_INPUTS:
                     raise  # on values that were made up for the user's own inputs nothing need run
     previous = records_in_force(target)
     with _timed(seconds, "apply"):

@@ -41,6 +41,11 @@ class Check:
         """What it is about, in words."""
         return f"{self.what} of {', '.join(self.alone)} alone" if self.alone else str(self.what)
 
+    @property
+    def verdict(self) -> str:
+        """Whether it held, in words."""
+        return {True: "holds", False: "BROKEN", None: "not decidable"}[self.held]
+
     def to_data(self) -> list[Any]:
         """What JSON can hold: name, whether it held, and the detail."""
         return [self.name, self.held, self.detail]
@@ -74,5 +79,4 @@ class Verification:
         return tuple(check for check in self.checks if check.held is False)
 
     def __str__(self) -> str:
-        words = {True: "holds", False: "BROKEN", None: "not decidable"}
-        return "; ".join(f"{c.name} {words[c.held]}" + (f" ({c.detail})" if c.detail else "") for c in self.checks)
+        return "; ".join(f"{c.name} {c.verdict}" + (f" ({c.detail})" if c.detail else "") for c in self.checks)

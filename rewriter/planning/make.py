@@ -10,7 +10,6 @@ from torch import nn
 
 from rewriter.analysis.trained_weights import carries_trained_weights, is_told
 from rewriter.edit.classes import class_name, original_class
-from rewriter.edit.json_values import json_value
 from rewriter.errors import ModelError, SelectorError
 from rewriter.guideline.base import Advice, Finding, Pass, Passes, Site, Skipped
 from rewriter.guideline.deciding import findings_of
@@ -18,6 +17,7 @@ from rewriter.guideline.registry import resolve_passes
 from rewriter.model.adapters import refuse_adapters, refuse_mixed_precision
 from rewriter.model.collector import collector_paused
 from rewriter.model.refusal import check_model
+from rewriter.plain_data import json_value
 from rewriter.planning.hidden_branches import on_every_way
 from rewriter.planning.in_force import Recorded, not_in_force, places_left
 from rewriter.planning.left_out import left_out
@@ -81,7 +81,7 @@ def make_plan(
         why = traced.notes[-1].split(": ", 1)[-1].split(" mode: ", 1)[-1].partition(" The input came from")[0]
         notes.append(f"traced on {traced.backend} tensors, for on tensors without values the model does not run: {why}")
     request = {
-        "input": traced.inputs.origin if traced else "none",
+        "input": str(traced.inputs.origin) if traced else "none",
         "input_size": list(traced.inputs.image_size) if traced and traced.inputs.image_size else None,
         "arguments": describe_inputs(traced.inputs, model) if traced else None,
         "only": selector_texts(only),

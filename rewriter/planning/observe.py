@@ -7,15 +7,14 @@ buffers, gradients, modes and random numbers are afterwards as they were.
 from __future__ import annotations
 
 import math
-import numbers
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import nn
 
 from rewriter.errors import listed
 from rewriter.model.contents import Content, Unseen, contents, is_unseen, tensors_held
+from rewriter.model.differences import dense, largest_difference, other_structure
 from rewriter.model.random_state import random_state_kept, seed_all
 from rewriter.model.state import saved_tensors, state_kept
 from rewriter.tracing.inputs import Inputs
@@ -57,7 +56,7 @@ def drift_between(first: Observation, second: Observation) -> float:
 
 
 def _drift(first: list[Content], second: list[Content]) -> float:
-    return largest_difference(first, second)[0] if _structure(first) == _structure(second) else math.inf
+    return largest_difference(first, second)[0] if not other_structure(first, second) else math.inf
 
 
 def _train(model: nn.Module, inputs: Inputs) -> tuple[frozenset[str], str]:
@@ -66,7 +65,7 @@ def _train(model: nn.Module, inputs: Inputs) -> tuple[frozenset[str], str]:
         model.train()
         with torch.enable_grad():
             result = model(*inputs.args, **inputs.kwargs)
-            scalars = [_dense(t).abs().float().mean() for t in tensors_held(result) if t.requires_grad]
+            scalars = [dense(t).abs().float().mean() for t in tensors_held(result) if t.requires_grad]
             if not scalars:
                 return frozenset(), "no output requires a gradient"
             torch.stack(scalars).sum().backward()  # type: ignore[no-untyped-call]
@@ -106,59 +105,3 @@ def judge_outputs(before: Observation, after: Observation) -> tuple[bool | None,
         detail = f"the model itself varies by {before.spread:.3g} from run to run, the change is {difference:.3g}"
         return None, detail
     return False, f"max |difference| {difference:.3g} at output{where}"
-
-
-def largest_difference(first: list[Content], second: list[Content]) -> tuple[float, str]:
-    """The largest difference and where it is; 0 only if all are equal bit for bit (NaN equals NaN)."""
-    worst, where = 0.0, ""
-    for a, b in zip(first, second, strict=True):
-        found = _difference(a.value, b.value)
-        if found > worst:
-            worst, where = found, a.path
-    return worst, where
-
-
-def _difference(a: Any, b: Any) -> float:
-    if isinstance(a, (str, numbers.Number)):
-        return 0.0 if _same_number(a, b) else math.inf
-    if not isinstance(a, torch.Tensor) or a is b or a.is_meta:
-        return 0.0
-    a, b = (torch.view_as_real(t.resolve_conj()) if t.is_complex() else t for t in (_dense(a), _dense(b)))
-    if a.shape != b.shape:
-        return math.inf
-    if torch.equal(a, b):
-        return 0.0
-    if a.is_floating_point() and bool((a.isnan() == b.isnan()).all()):
-        return float((a.double() - b.double()).abs().nan_to_num(0.0).max())
-    return math.inf
-
-
-def _same_number(a: Any, b: Any) -> bool:
-    try:
-        return bool(a == b or (a != a and b != b))
-    except Exception:  # a number that refuses to be compared, as a signalling NaN of Decimal does
-        return repr(a) == repr(b)
-
-
-def _dense(tensor: torch.Tensor) -> torch.Tensor:
-    """Of sparse, quantized and nested tensors the numbers in them."""
-    if tensor.is_nested:
-        return torch.cat([part.flatten() for part in tensor.unbind()])
-    if tensor.is_quantized:
-        return tensor.dequantize()
-    return tensor if tensor.layout is torch.strided else tensor.to_dense()
-
-
-def _structure(outputs: list[Content]) -> list[tuple[str, str]]:
-    return [(content.path, content.kind) for content in outputs]
-
-
-def other_structure(before: list[Content], after: list[Content]) -> str:
-    """Where two outputs are built differently, in words; empty if they are not."""
-    old, new = _structure(before), _structure(after)
-    if old == new:
-        return ""
-    if len(old) != len(new):
-        return f"{len(old)} values → {len(new)} values"
-    path, kind, other_path, other = next((*a, *b) for a, b in zip(old, new, strict=True) if a != b)
-    return f"output{path}: {kind} → {other}" if path == other_path else f"output{path} → output{other_path}"

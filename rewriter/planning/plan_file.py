@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import uuid
 from collections.abc import Callable, Collection
@@ -15,6 +14,7 @@ from torch import nn
 from rewriter.argument_checks import checked_path
 from rewriter.errors import PlanError
 from rewriter.guideline.registry import resolve_passes
+from rewriter.plain_data import PLAIN
 from rewriter.planning.plan import Plan
 from rewriter.planning.ranks import from_first_rank, several_ranks
 from rewriter.planning.record import records_of
@@ -140,6 +140,6 @@ def check_passes(plan: Plan, passes: Any, holder: str) -> None:
         raise PlanError(f"{holder} is a plan of {found}; asked for: {here}. {remedy}.")
     for (name, written), (_, options) in zip(plan.passes, asked, strict=True):
         for option, there in written.items():  # one that the pass did not have yet when it was written is not in it
-            here = json.loads(json.dumps(options.get(option)))
+            here = PLAIN.to_plain(options.get(option))
             if there != here:
                 raise PlanError(f"{holder} has {name}:{option}={there}; asked for: {here}. {remedy}.")

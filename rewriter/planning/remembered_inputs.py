@@ -11,7 +11,7 @@ from rewriter.planning.data import PlanData
 from rewriter.planning.record import records_of
 from rewriter.tracing.input_description import described_inputs
 from rewriter.tracing.input_types import ExampleInputs, InputSize
-from rewriter.tracing.inputs import Inputs, candidate_inputs
+from rewriter.tracing.inputs import Inputs, Origin, candidate_inputs
 from rewriter.tracing.trace import trace_candidates
 
 
@@ -24,7 +24,7 @@ def inputs_of_plan(made: PlanData, model: nn.Module, *, meta: bool = False) -> I
     if made.request.get("arguments") is not None:
         return described_inputs(made.request["arguments"], model, origin, meta=meta)
     size = made.request.get("input_size")
-    if size is None and origin in ("example_inputs", "none"):
+    if size is None and origin in (Origin.EXAMPLE_INPUTS, "none"):
         return None
     try:  # a plan of version 0.1.0 names the size only
         return trace_candidates(model, candidate_inputs(model, None, tuple(size) if size is not None else None)).inputs

@@ -31,13 +31,8 @@ def text_of(plan: PlanData) -> str:
         lines.append(f"{name}: {counted(len(sites) - off, 'site')}{idle}, {len(skipped)} skipped{given}")
         for paths, site in group(sites):
             lines.append(f"  {'~' if site.inactive else '+'} {paths}: {site.pattern}")
-            lines.append(f"      {site.action}")
-            lines.append(f"      because {site.reason}")
-            if site.rate_at:
-                no_effect = f"; no effect until it is another, {INACTIVE_REMEDY}" if site.inactive else ""
-                lines.append(f"      setting: {site.rate_at}{no_effect}")
-            own = _own_classes(site)
-            if own:
+            lines += [f"      {line}" for line in details_of(site)]
+            if own := _own_classes(site):
                 lines.append(f"      class of its own: {own}")
         for paths, skip in group(skipped):
             lines.append(f"  - {paths}: {skip.pattern} [{skip.reason}]")
@@ -51,6 +46,13 @@ def text_of(plan: PlanData) -> str:
 def order_of(plan: PlanData) -> str:
     """The passes with the options that were given, in the order that they come in."""
     return " → ".join(_with_options(*item) for item in plan.passes) or "no passes"
+
+
+def details_of(site: Site) -> list[str]:
+    """What is done at a site, why, and where its rate is set."""
+    no_effect = f"; no effect until it is another, {INACTIVE_REMEDY}" if site.inactive else ""
+    setting = [f"setting: {site.rate_at}{no_effect}"] if site.rate_at else []
+    return [site.action, f"because {site.reason}", *setting]
 
 
 def _own_classes(site: Site) -> str:

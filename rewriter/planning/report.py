@@ -17,7 +17,7 @@ from rewriter.planning.record import Record, records_of, rewritten_parts
 from rewriter.planning.render import INACTIVE_REMEDY, order_of
 from rewriter.planning.staleness import stale as stale_paths
 from rewriter.reasons import TECHNICAL
-from rewriter.text import counted, group
+from rewriter.text import counted, group, in_milliseconds
 
 
 @dataclass(frozen=True)
@@ -61,30 +61,31 @@ class Report:
         held = [check.held for record in self.records if record.verdict for check in record.verdict.checks]
         return None if not held or None in held else all(held)
 
+    def to_data(self) -> list[dict[str, Any]]:
+        """What JSON can hold, of each rewrite."""
+        return [
+            {
+                "plan": to_data(record.plan),
+                "in_force": not record.unchecked if record.plan.sites else None,
+                "not_checked_in_force": record.unchecked if record.plan.sites else "",
+                "verified": [check.to_data() for check in record.verdict.checks] if record.verdict else None,
+                "milliseconds": {name: round(1000 * value, 1) for name, value in record.seconds.items()},
+                "inactive": [
+                    {"pass": site.pass_name, "path": site.path, "action": site.action}
+                    for site in record.plan.sites
+                    if site in self.inactive
+                ],
+                "stale": list(self.stale),
+                "uncalibrated": list(self.uncalibrated),
+                "calibrated": {path: [list(pair) for pair in pairs] for path, pairs in self.calibrated},
+                "folded": [list(entry) for entry in record.folded],
+            }
+            for record in self.records
+        ]
+
     def to_json(self) -> str:
         """The report as JSON text."""
-        return json.dumps(
-            [
-                {
-                    "plan": to_data(record.plan),
-                    "in_force": not record.unchecked if record.plan.sites else None,
-                    "not_checked_in_force": record.unchecked if record.plan.sites else "",
-                    "verified": [check.to_data() for check in record.verdict.checks] if record.verdict else None,
-                    "milliseconds": {name: round(1000 * value, 1) for name, value in record.seconds.items()},
-                    "inactive": [
-                        {"pass": site.pass_name, "path": site.path, "action": site.action}
-                        for site in record.plan.sites
-                        if site in self.inactive
-                    ],
-                    "stale": list(self.stale),
-                    "uncalibrated": list(self.uncalibrated),
-                    "calibrated": {path: [list(pair) for pair in pairs] for path, pairs in self.calibrated},
-                    "folded": [list(entry) for entry in record.folded],
-                }
-                for record in self.records
-            ],
-            indent=2,
-        )
+        return json.dumps(self.to_data(), indent=2)
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
         printer.text(str(self))  # what a notebook shows
@@ -121,7 +122,7 @@ class Report:
             if record.plan.sites:
                 lines.append(_in_force(record))
             lines.append(f"verified: {record.verdict or 'no'}")
-            lines.append("time: " + ", ".join(f"{name} {1000 * s:.0f} ms" for name, s in record.seconds.items()))
+            lines.append(f"time: {in_milliseconds(record.seconds)}")
             whole = [path for path, reason in record.folded if not reason]
             if record.folded:
                 lines.append(f"folded into the weights that follow: {', '.join(whole) or 'none'}")

@@ -10,10 +10,11 @@ from torch import nn
 from rewriter.edit.edits import apply_edits, take_back
 from rewriter.errors import ContractError, InputError
 from rewriter.guideline.base import Contract
+from rewriter.model.differences import other_structure
 from rewriter.model.random_state import random_state_kept
 from rewriter.planning.checks import Check, Checked, Verification
 from rewriter.planning.data import PlanData
-from rewriter.planning.observe import Observation, drift_between, judge_outputs, observe, other_structure
+from rewriter.planning.observe import Observation, drift_between, judge_outputs, observe
 from rewriter.planning.zero_gains import filled, zero_gains
 from rewriter.tracing.inputs import Inputs
 

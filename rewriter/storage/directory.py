@@ -10,12 +10,11 @@ A directory holds
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,11 +29,13 @@ from rewriter.argument_checks import checked_path
 from rewriter.edit.classes import class_name, is_called, original_class
 from rewriter.errors import PlanError, StorageError, listed
 from rewriter.model.copying import WITHOUT, copy_model
+from rewriter.model.differences import difference
 from rewriter.model.refusal import check_model
 from rewriter.model.whole_state import whole_state_dict
 from rewriter.model.wrappers import looked_through, module_inside
+from rewriter.plain_data import PLAIN
 from rewriter.planning.checks import Check, Verification
-from rewriter.planning.codec import to_data
+from rewriter.planning.codec import from_data, to_data
 from rewriter.planning.data import PlanData
 from rewriter.planning.mark import MARK, has_mark
 from rewriter.planning.plan import Plan
@@ -42,6 +43,7 @@ from rewriter.planning.plan_file import plan_files_in
 from rewriter.planning.record import Record, records_in_force, records_of, rewritten_parts, set_records
 from rewriter.planning.report import make_report
 from rewriter.storage.checkpoint import check_weights, read_safetensors
+from rewriter.storage.damage import damage_of, read_json
 from rewriter.storage.extra_state import extra_state_to_store, stored_extra_state
 from rewriter.storage.original_recipe import checked_recipe, original_of
 from rewriter.storage.savable import check_savable
@@ -52,9 +54,15 @@ FORMAT = 2
 
 RECIPE, PLAN, REPORT, WEIGHTS = "recipe.json", "plan.json", "report.json", "model.safetensors"
 _FILES = (RECIPE, PLAN, REPORT, WEIGHTS)
-_VERSIONED = (
-    "rewriter", "torch", "timm", "torchvision", "segmentation-models-pytorch", "transformers", "diffusers",
-)  # fmt: skip
+_VERSIONED = ("rewriter", *(name.replace("_", "-") for name in libraries.MODEL_LIBRARIES))
+
+_SHAPE: dict[str, Any] = {
+    "model": str | None, "kwargs": dict[str, Any], "class": str, "versions": dict[str, str],
+    "rates": dict[str, dict[str, float]], "options": dict[str, dict[str, Any]], "training": bool,
+    "in_other_mode": list[str], "frozen": list[str], "memory_order": dict[str, list[int]], "types": dict[str, str],
+    "sha256": dict[str, str],
+}  # fmt: skip
+"""What a recipe holds."""
 
 
 def save(model: nn.Module, directory: str | Path, *, recipe: Mapping[str, Any] | None = None) -> None:
@@ -162,13 +170,13 @@ def load(directory: str | Path, model: nn.Module | None = None) -> nn.Module:
     if not is_called(found, recipe["class"]):
         here = class_name(found)
         raise StorageError(f"{source} holds a {recipe['class']}, found a {here}; give a fresh original of that class")
-    with _damage(source / RECIPE):
+    with damage_of(source / RECIPE):
         extra = stored_extra_state(recipe.get("extra_state", {}))
     for path, part in rewritten_parts(target):
         if has_mark(part):  # directories of earlier versions have none, and their plans are here
             state[f"{path}.{MARK}".lstrip(".")] = part.state_dict()[MARK]
     check_weights(target, {**state, **extra}, f"the weights in {source}", versions)
-    with _damage(source / RECIPE):
+    with damage_of(source / RECIPE):
         restore_types(target, state, recipe)
         with torch.no_grad():
             target.load_state_dict({**state, **extra}, strict=True)
@@ -195,7 +203,7 @@ def check_target(directory: str | Path) -> Path:
         raise StorageError(f"{target} is not empty and was not written by rewriter.save ({', '.join(foreign[:5])})")
     if any(path not in others for path in target.iterdir()):
         try:
-            _read_json(target / RECIPE)["format"]
+            read_json(target / RECIPE)["format"]
         except (StorageError, KeyError, TypeError) as error:
             raise StorageError(
                 f"{target} is not empty and was not written by rewriter.save; remove it first"
@@ -243,8 +251,8 @@ def _part_of(model: nn.Module, path: Any, source: Path) -> nn.Module:
 
 def _restore_verdicts(model: nn.Module, source: Path) -> None:
     """Put back what was verified and how long it took, so that the report of a loaded model is the one it had."""
-    with _damage(source / REPORT):
-        entries = _read_json(source / REPORT)
+    with damage_of(source / REPORT):
+        entries = read_json(source / REPORT)
         parts = [(part, record) for _, part in rewritten_parts(model) for record in records_of(part)]
         told: dict[nn.Module, list[Record]] = {part: [] for part, _ in parts}
         for (part, record), entry in zip(parts, entries, strict=True):
@@ -259,7 +267,8 @@ def _restore_verdicts(model: nn.Module, source: Path) -> None:
 def _check_loaded(model: nn.Module, state: Mapping[str, torch.Tensor], source: Path) -> None:
     """Every key has its own value: wrong where the original ties weights that were saved untied, or casts them."""
     found = model.state_dict()
-    wrong = [key for key, value in state.items() if not _same_bits(found[key], value)]
+    pairs = ((key, found[key].detach().cpu(), value.cpu()) for key, value in state.items())
+    wrong = [key for key, there, saved in pairs if there.dtype != saved.dtype or difference(there, saved) > 0]
     if wrong:
         raise StorageError(
             f"{source}: the weights loaded differ from those saved: {listed(wrong)}. "
@@ -273,21 +282,15 @@ def _read_recipe(source: Path) -> dict[str, Any]:
     missing = [file for file in _FILES if not (source / file).is_file()]
     if missing:
         raise StorageError(f"{source} is incomplete: {', '.join(missing)} is missing")
-    recipe = _read_json(source / RECIPE)
+    recipe = read_json(source / RECIPE)
     if not isinstance(recipe, dict) or recipe.get("format") != FORMAT:
         found = recipe.get("format") if isinstance(recipe, dict) else type(recipe).__name__
         raise StorageError(f"{source / RECIPE}: expected format {FORMAT}, found {found!r}; save the model again")
-    shape = {
-        "kwargs": dict, "class": str, "versions": dict, "rates": dict, "options": dict, "training": bool,
-        "in_other_mode": list, "frozen": list, "memory_order": dict, "types": dict, "sha256": dict,
-    }  # fmt: skip
-    for key, kind in shape.items():
-        if not isinstance(recipe.get(key), kind):
-            raise StorageError(f"{source / RECIPE} is damaged: {key!r} is missing or not a {kind.__name__}")
-    if not isinstance(recipe.get("model"), (str, type(None))):
-        raise StorageError(f"{source / RECIPE} is damaged: 'model' is not a name")
+    for key, kind in _SHAPE.items():
+        with damage_of(source / RECIPE):
+            PLAIN.from_plain(kind, recipe.get(key), key)
     for file in (PLAN, REPORT, WEIGHTS):
-        with _damage(source / file):
+        with damage_of(source / file):
             found = _sha256(source / file)
         if recipe["sha256"].get(file) != found:
             raise StorageError(f"{source / file} is damaged, or was changed after it was saved (checksum)")
@@ -295,33 +298,13 @@ def _read_recipe(source: Path) -> dict[str, Any]:
 
 
 def _read_plans(source: Path) -> list[Plan]:
-    with _damage(source / PLAN):
-        return [Plan.from_json(json.dumps(item)) for item in list(_read_json(source / PLAN))]
+    with damage_of(source / PLAN):
+        return [from_data(Plan, item) for item in list(read_json(source / PLAN))]
 
 
 def _read_weights(path: Path) -> dict[str, torch.Tensor]:
-    with _damage(path):
+    with damage_of(path):
         return read_safetensors(path)
-
-
-def _read_json(path: Path) -> Any:
-    with _damage(path):
-        return json.loads(path.read_text(encoding="utf-8"))
-
-
-@contextlib.contextmanager
-def _damage(path: Path) -> Iterator[None]:
-    """What goes wrong while a file is read or used is that file's damage."""
-    try:
-        yield
-    except (StorageError, PlanError):
-        raise
-    except FileNotFoundError as error:
-        raise StorageError(f"{path}: no such file") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, RecursionError) as error:
-        raise StorageError(f"{path} is damaged or cannot be read: {type(error).__name__}: {error}") from error
-    except safetensors.SafetensorError as error:
-        raise StorageError(f"{path} is damaged: {error}") from error
 
 
 def _put_in_place(partial: Path, target: Path) -> None:
@@ -346,15 +329,6 @@ def _version_note(recipe: Mapping[str, Any]) -> str:
     here = libraries.versions(_VERSIONED)
     other = [f"{n} {v}, here {here.get(n, 'none')}" for n, v in recipe["versions"].items() if v != here.get(n)]
     return f" (saved with {'; '.join(other)})" if other else ""
-
-
-def _same_bits(first: torch.Tensor, second: torch.Tensor) -> bool:
-    if first.dtype != second.dtype or first.shape != second.shape:
-        return False
-    first, second = first.detach().cpu(), second.detach().cpu()
-    if torch.equal(first, second):  # but for the sign of zero
-        return True
-    return torch.equal(first.reshape(-1).view(torch.uint8), second.reshape(-1).view(torch.uint8))  # NaN
 
 
 def _sha256(path: Path) -> str:

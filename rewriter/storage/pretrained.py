@@ -20,10 +20,11 @@ from rewriter.errors import PlanError, RewriterError, StorageError, listed
 from rewriter.model.copying import WITHOUT, copy_model
 from rewriter.model.refusal import check_model
 from rewriter.model.wrappers import looked_through
-from rewriter.planning.codec import to_data
+from rewriter.planning.codec import from_data, to_data
 from rewriter.planning.plan import Plan
 from rewriter.planning.record import is_folded, records_in_force, records_of
 from rewriter.storage.checkpoint import check_weights, read_checkpoint
+from rewriter.storage.damage import damage_of, read_json
 
 PLAN, CONFIG = "rewriter-plan.json", "config.json"
 """The file of the plans, and the library's own, which holds them too under :data:`KEY`."""
@@ -148,7 +149,7 @@ def _of_transformers(cls: Any, source: Path) -> nn.Module:
     Raises:
         StorageError: weights of the original are missing.
     """
-    logging = libraries.load("transformers", "pip install transformers", StorageError).utils.logging
+    logging = libraries.load("transformers", libraries.install_command("transformers"), StorageError).utils.logging
     said = logging.get_verbosity()
     logging.set_verbosity_error()  # it would tell of our keys, which are loaded afterwards
     try:
@@ -167,7 +168,7 @@ def _writer(model: nn.Module) -> Callable[..., Any]:
     if callable(own := getattr(model, "save_pretrained", None)):
         return own  # type: ignore[no-any-return]
     if isinstance(getattr(model, "pretrained_cfg", None), dict):
-        hub = libraries.load("timm.models", "pip install timm", StorageError, "a model of timm")
+        hub = libraries.load("timm.models", libraries.install_command("timm"), StorageError, "a model of timm")
 
         def write(target: Path, **options: Any) -> None:
             hub.save_for_hf(model, str(target), **{"safe_serialization": True, **options})
@@ -182,24 +183,22 @@ def _writer(model: nn.Module) -> Callable[..., Any]:
 def _add_to_config(file: Path, plans: list[Any]) -> None:
     if not file.is_file():
         return
-    config = json.loads(file.read_text(encoding="utf-8"))
+    config = read_json(file)
     file.write_text(json.dumps({**config, KEY: plans}, indent=2) + "\n", encoding="utf-8")
 
 
 def _read_plans(source: Path) -> list[Plan]:
     if not source.is_dir():
         raise StorageError(f"{source}: no such directory")
-    try:
-        found = _json(source / PLAN) if (source / PLAN).is_file() else _json(source / CONFIG).get(KEY)
-    except (OSError, ValueError, AttributeError) as error:
-        raise StorageError(f"{source} is damaged or incomplete: {type(error).__name__}: {error}") from error
+    with damage_of(source / CONFIG):
+        found = read_json(source / PLAN) if (source / PLAN).is_file() else read_json(source / CONFIG).get(KEY)
     if not isinstance(found, list):
         raise StorageError(
             f"{source} has no {PLAN}, and no {KEY} in {CONFIG}: it was not written by rewriter.save_pretrained. The "
             "library's own from_pretrained loads what the library wrote."
         )
     try:
-        return [Plan.from_json(json.dumps(item)) for item in found]
+        return [from_data(Plan, item) for item in found]
     except PlanError as error:
         raise PlanError(f"{source}: {error}") from error
 
@@ -227,7 +226,9 @@ def _original(cls_or_factory: Any, source: Path) -> tuple[Any, bool]:
         config = {key: value for key, value in cls_or_factory.load_config(str(source)).items() if key != KEY}
         return cls_or_factory.from_config(config), False  # type: ignore[attr-defined]
     if hasattr(cls_or_factory, "from_pretrained"):  # the mixin of huggingface_hub wrote the arguments of the class
-        config = {key: value for key, value in _json(source / CONFIG).items() if key != KEY and not key.startswith("_")}
+        config = {
+            key: value for key, value in read_json(source / CONFIG).items() if key != KEY and not key.startswith("_")
+        }
         if "encoder_weights" in config:
             config["encoder_weights"] = None  # the directory has the weights
         return cls_or_factory(**config), False
@@ -251,10 +252,8 @@ def _read_weights(source: Path) -> dict[str, torch.Tensor]:
 
 
 def _parts(index: Path) -> Iterator[Path]:
-    try:
-        files = dict.fromkeys(_json(index)["weight_map"].values())
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise StorageError(f"{index} is damaged: {type(error).__name__}: {error}") from error
+    with damage_of(index):
+        files = dict.fromkeys(read_json(index)["weight_map"].values())
     return (index.parent / Path(str(file)).name for file in files)
 
 
@@ -265,7 +264,3 @@ def _fill_tied(model: nn.Module, state: dict[str, torch.Tensor]) -> None:
     for key, tensor in own.items():
         if key not in state and id(tensor) in first:
             state[key] = state[first[id(tensor)]]
-
-
-def _json(file: Path) -> Any:
-    return json.loads(file.read_text(encoding="utf-8"))

@@ -17,6 +17,7 @@ from rewriter import zoo
 from rewriter.api import undo
 from rewriter.edit.classes import class_name, original_class
 from rewriter.errors import ContractError, TraceError
+from rewriter.model.differences import differences
 from rewriter.model.state import state_kept
 from rewriter.planning.apply import apply_plan
 from rewriter.planning.checks import Checked, Verification
@@ -27,7 +28,7 @@ from rewriter.planning.record import records_of
 from rewriter.reporting.memory import PeakMemory
 from rewriter.sweep.request import Request
 from rewriter.sweep.row import Held, Row, Status, one_line
-from rewriter.testing import behaviour, differences
+from rewriter.testing import behaviour
 from rewriter.tracing.inputs import Inputs, candidate_inputs
 from rewriter.tracing.trace import Trace, trace_model
 from rewriter.tracing.written import written_parameters

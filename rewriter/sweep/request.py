@@ -13,8 +13,6 @@ from rewriter.errors import SweepError
 from rewriter.guideline.registry import resolve_passes
 from rewriter.planning.selection import Preserve
 
-_LIBRARIES = ("torch", "timm", "torchvision", "segmentation_models_pytorch", "transformers", "diffusers")
-
 
 @dataclass(frozen=True)
 class Request:
@@ -80,4 +78,5 @@ class Request:
 
 def versions() -> dict[str, str]:
     """Versions of everything that a finding depends on; libraries that are not installed are ``"none"``."""
-    return {"rewriter": version.__version__, **dict.fromkeys(_LIBRARIES, "none"), **libraries.versions(_LIBRARIES)}
+    names = libraries.MODEL_LIBRARIES
+    return {"rewriter": version.__version__, **dict.fromkeys(names, "none"), **libraries.versions(names)}

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import enum
 import json
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
+
+from rewriter.plain_data import PLAIN
 
 
 class Status(enum.StrEnum):
@@ -71,7 +73,8 @@ class Row:
 
     def to_data(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        return asdict(self)
+        data: dict[str, Any] = PLAIN.to_plain(self)
+        return data
 
     def to_json(self) -> str:
         """One line of JSON."""
@@ -84,15 +87,7 @@ class Row:
         Raises:
             ValueError: the data is not a row.
         """
-        known = {f.name for f in fields(Row)}
-        if not isinstance(data, dict) or set(data) != known or not isinstance(data["name"], str):
-            raise ValueError("not a row of a sweep")
-        row = Row(**data)
-        row.status = Status(row.status)
-        row.verified = None if row.verified is None else Held(row.verified)
-        row.undo = None if row.undo is None else Held(row.undo)
-        row.checks = [(name, Held(held), detail) for name, held, detail in row.checks]
-        return row
+        return PLAIN.from_plain(Row, data)
 
 
 def one_line(text: str, limit: int = 500) -> str:

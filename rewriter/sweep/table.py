@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
+from rewriter.reporting.tables import markdown_table
 from rewriter.sweep.row import Row
 from rewriter.sweep.runner import Sweep
+from rewriter.text import counted
 
 _HEADINGS = ("model", "class", "parameters", "status", "traced", "passes", "verified", "undo", "ms", "MB")
 
@@ -21,7 +23,7 @@ def summary_lines(sweep: Sweep) -> list[tuple[str, str]]:
         ("traced on", _counts(found["backend"])),
     ]
     for name, total in found["passes"].items():
-        models = f"{total['models']} model{'' if total['models'] == 1 else 's'}"
+        models = counted(total["models"], "model")
         advised = f", {total['advised']} places advised on" if total["advised"] else ""
         lines.append((name, f"{total['applied']} of {total['sites']} sites applied{advised}, in {models}"))
         if total["skipped"]:
@@ -42,13 +44,19 @@ def markdown(sweep: Sweep) -> str:
     parts.append("\n".join(f"* {name}: {value}" if name else f"  {value}" for name, value in summary_lines(sweep)))
     bad = [row for row in sweep.rows if not row.ok]
     if bad:
-        parts += ["## Not ok", _table(("model", "status", "why"), [(r.name, r.status, r.error or "") for r in bad])]
+        parts += [
+            "## Not ok",
+            markdown_table(("model", "status", "why"), [(r.name, r.status, r.error or "") for r in bad]),
+        ]
     found = sweep.summary()
     extremes = (("Slowest", "slowest", "milliseconds", "ms"), ("Most memory", "largest", "peak_mb", "MB"))
     for title, key, value, unit in extremes:
         if found[key]:
-            parts += [f"## {title}", _table(("model", unit), [(i["name"], f"{i[value]:.0f}") for i in found[key]])]
-    parts += ["## All models", _table(_HEADINGS, [_cells(row) for row in sweep.rows])]
+            parts += [
+                f"## {title}",
+                markdown_table(("model", unit), [(i["name"], f"{i[value]:.0f}") for i in found[key]]),
+            ]
+    parts += ["## All models", markdown_table(_HEADINGS, [_cells(row) for row in sweep.rows])]
     return "\n\n".join(parts) + "\n"
 
 
@@ -75,8 +83,3 @@ def _pass_cell(name: str, counts: Mapping[str, Any]) -> str:
 
 def _counts(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{count} {name}" for name, count in counts.items())
-
-
-def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [headings, ["---"] * len(headings), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from rewriter.tracing.inputs import Inputs
+from rewriter.tracing.inputs import Inputs, Origin
 
 _PLAIN = (type(None), bool, int, float, str)
 _MODEL_TYPE = "of the model"
@@ -30,18 +30,20 @@ def describe_inputs(inputs: Inputs, model: nn.Module) -> dict[str, Any] | None:
 def described_inputs(description: Any, model: nn.Module, origin: str, *, meta: bool = False) -> Inputs | None:
     """Arguments as they were described, on the model's device; always the same. None if the data is no description.
 
-    With ``meta`` they have no values. Tensors that had the model's floating-point type get the one that it has now.
+    ``origin`` is in the words of :class:`Origin`. With ``meta`` they have no values. Tensors that had the model's
+    floating-point type get the one that it has now.
     """
     reference = _reference(model)
     making = _Making(reference.dtype, torch.device("meta") if meta else reference.device)
     try:
+        known = Origin(origin)
         args = tuple(making.of(value) for value in description["args"])
         kwargs = {str(name): making.of(value) for name, value in description["kwargs"].items()}
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, RecursionError):
         return None
     image = args[0] if len(args) == 1 and not kwargs else None
-    size = tuple(image.shape[1:]) if isinstance(image, torch.Tensor) and origin != "example_inputs" else None
-    return Inputs(args, kwargs, origin, size if size is not None and len(size) == 3 else None)
+    size = tuple(image.shape[1:]) if isinstance(image, torch.Tensor) and known is not Origin.EXAMPLE_INPUTS else None
+    return Inputs(args, kwargs, known, size if size is not None and len(size) == 3 else None)
 
 
 class _NotPlain(Exception):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import enum
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,10 +13,26 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from rewriter.errors import InputError
+from rewriter.image_size import configured_channels, configured_size
+from rewriter.tracing.containers import map_tensors, tensors_in
 from rewriter.tracing.input_types import ExampleInputs, InputSize
 
 BATCH = 2
 """Batch size of made-up inputs: batch norm in training needs more than one value per channel."""
+
+_COLOURS = 3
+
+
+class Origin(enum.StrEnum):
+    """Where the arguments of a call came from, in the words of messages and plans."""
+
+    EXAMPLE_INPUTS = "example_inputs"
+    INPUT_SIZE = "input_size"
+    PRETRAINED_CFG = "model.pretrained_cfg"
+    DEFAULT_CFG = "model.default_cfg"
+    CONFIG = "model.config"
+    IMAGE_SIZE = "model.image_size"
+    BATCH = "batch 0"  # of the data; a model is traced on the first one
 
 
 @dataclass(frozen=True)
@@ -24,7 +41,7 @@ class Inputs:
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    origin: str
+    origin: Origin
     image_size: tuple[int, int, int] | None = None
 
     def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Inputs:
@@ -57,38 +74,10 @@ def candidate_inputs(
     if example_inputs is not None:
         return [_from_examples(example_inputs)]
     if input_size is not None:
-        sizes, origin = [_normalise(input_size, channels) for channels in _input_channels(model)], "input_size"
+        sizes, origin = [_normalise(input_size, channels) for channels in _input_channels(model)], Origin.INPUT_SIZE
     else:
         sizes, origin = _from_configuration(model)
     return [Inputs((_image(model, size),), {}, origin, size) for size, _ in itertools.groupby(sizes)]
-
-
-def tensors_in(value: Any) -> Iterator[torch.Tensor]:
-    """Every tensor in nested tuples, lists and dicts, however deep; one that holds itself is not entered again."""
-    ways, around = [iter((value,))], [0]
-    while ways:
-        for item in ways[-1]:
-            if isinstance(item, torch.Tensor):
-                yield item
-            elif isinstance(item, (list, tuple, Mapping)) and id(item) not in around:
-                ways.append(iter(item.values() if isinstance(item, Mapping) else item))
-                around.append(id(item))
-                break
-        else:
-            ways.pop()
-            around.pop()
-
-
-def map_tensors(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-    """``value`` (nested tuples, lists and dicts) with every tensor changed."""
-    if isinstance(value, torch.Tensor):
-        return change(value)
-    if isinstance(value, (tuple, list)):
-        items = [map_tensors(item, change) for item in value]
-        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
-    if isinstance(value, Mapping):
-        return {key: map_tensors(item, change) for key, item in value.items()}
-    return value
 
 
 def _from_examples(example_inputs: Any) -> Inputs:
@@ -107,7 +96,7 @@ def _from_examples(example_inputs: Any) -> Inputs:
         )
     if not any(True for _ in tensors_in((args, kwargs))):
         raise InputError("example_inputs: expected at least one tensor, found none")
-    return Inputs(args, kwargs, "example_inputs")
+    return Inputs(args, kwargs, Origin.EXAMPLE_INPUTS)
 
 
 def _normalise(size: Any, channels: int) -> tuple[int, int, int]:
@@ -125,22 +114,9 @@ def _input_channels(model: nn.Module) -> list[int]:
     Where the convolution alone tells, the three of a colour image are tried after it; it comes again at the end, for
     the last candidate is tried on all kinds of tensors.
     """
-    configured = [(_configuration(model, name) or {}).get("input_size") for name in _CONFIGURATIONS]
-    channels = [size[0] for size in configured if size is not None]
-    of_config = getattr(getattr(model, "config", None), "num_channels", None)
-    convolution = next((m.in_channels for m in model.modules() if isinstance(m, _ConvNd)), 3)
-    channels += [of_config] if isinstance(of_config, int) else []
-    return list(dict.fromkeys([*channels, convolution])) if channels else [convolution, _COLOURS, convolution]
-
-
-_COLOURS = 3
-
-_CONFIGURATIONS = ("pretrained_cfg", "default_cfg")
-
-
-def _configuration(model: nn.Module, name: str) -> Mapping[str, Any] | None:
-    found = getattr(model, name, None)
-    return found if isinstance(found, Mapping) else None
+    configured = configured_channels(model)
+    convolution = next((m.in_channels for m in model.modules() if isinstance(m, _ConvNd)), _COLOURS)
+    return list(dict.fromkeys([*configured, convolution])) if configured else [convolution, _COLOURS, convolution]
 
 
 def _image(model: nn.Module, size: tuple[int, int, int]) -> torch.Tensor:
@@ -154,20 +130,11 @@ def _image(model: nn.Module, size: tuple[int, int, int]) -> torch.Tensor:
     return image.to(reference.device, reference.dtype)
 
 
-def _from_configuration(model: nn.Module) -> tuple[list[tuple[int, int, int]], str]:
-    size, origin = None, ""
-    for name in _CONFIGURATIONS:
-        if size is None and (configured := (_configuration(model, name) or {}).get("input_size")) is not None:
-            built_for = getattr(getattr(model, "patch_embed", None), "img_size", None)
-            size, origin = built_for if isinstance(built_for, tuple | list) else configured[-2:], f"model.{name}"
-    config = getattr(model, "config", None)
-    if size is None:
-        size = getattr(config, "image_size", None) or getattr(model, "image_size", None)
-        origin = "model.config" if config is not None else "model.image_size"
-    if not isinstance(size, int | tuple | list):
+def _from_configuration(model: nn.Module) -> tuple[list[tuple[int, int, int]], Origin]:
+    found = configured_size(model)
+    if found is None:
         raise InputError(
             f"no input size found: {type(model).__name__} has no pretrained_cfg, default_cfg or config.image_size. "
             "Give input_size=224, input_size=(H, W) or example_inputs=, of the resolution that it is trained at."
         )
-    sides = size if isinstance(size, int) else tuple(size)
-    return [_normalise(sides, channels) for channels in _input_channels(model)], origin
+    return [_normalise(found.sides, channels) for channels in _input_channels(model)], Origin(found.attribute)

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from rewriter.tracing import shapes
-from rewriter.tracing.inputs import map_tensors, tensors_in
+from rewriter.tracing.containers import map_tensors, tensors_in
 from rewriter.tracing.kinds import function_name, is_in_place
 
 _MOST_ELEMENTS = 1024

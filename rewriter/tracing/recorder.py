@@ -22,9 +22,9 @@ from rewriter.model.contents import contents, tensors_held
 from rewriter.model.hooks import between_hooks, call_hooked
 from rewriter.tracing import shapes
 from rewriter.tracing.caches import forget_meta_tensors
+from rewriter.tracing.containers import tensors_in
 from rewriter.tracing.facts import facts
 from rewriter.tracing.frames import Frame, FrameReader, owner_of
-from rewriter.tracing.inputs import tensors_in
 from rewriter.tracing.kinds import Kind, function_kind, has_own_forward, is_active_dropout, module_kind
 from rewriter.tracing.known_values import KnownValues
 from rewriter.tracing.memory import named_tensors, storage_of

@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 from torch.overrides import TorchFunctionMode
 
-from rewriter.tracing.inputs import tensors_in
+from rewriter.tracing.containers import tensors_in
 from rewriter.tracing.kinds import Kind, forward_owner
 from rewriter.tracing.shape_rules import RULES, like
 

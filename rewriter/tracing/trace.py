@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import traceback
 import types
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +14,6 @@ import torch
 from torch import fx, nn
 
 from rewriter.errors import TraceError
-from rewriter.model import hooks
 from rewriter.model.collector import collector_paused
 from rewriter.model.random_state import random_state_seeded
 from rewriter.model.state import state_kept
@@ -24,6 +22,7 @@ from rewriter.tracing.caches import forget_meta_tensors
 from rewriter.tracing.dataflow import Dataflow
 from rewriter.tracing.drawing import draw
 from rewriter.tracing.facts import facts
+from rewriter.tracing.failure import explained, own_tensor_reached, unstarted_result
 from rewriter.tracing.inputs import Inputs
 from rewriter.tracing.kinds import Kind
 from rewriter.tracing.known_values import KnownValues
@@ -213,16 +212,13 @@ def _record(
     try:
         result = recorder.run(twins.args, twins.kwargs)
     except ForbiddenTensor as error:
-        raise _Unfinished(_reached(model, error.args[0])) from None
+        raise _Unfinished(own_tensor_reached(model, error.args[0])) from None
     except Exception as error:
-        raise _explained(error, recorder.failed_in, model, inputs.origin, training) from error
-    if type(result) in _UNSTARTED:
-        if isinstance(result, (types.GeneratorType, types.CoroutineType)):
-            result.close()
-        raise TraceError(
-            f"the forward of {type(model).__name__} is {_UNSTARTED[type(result)]}: what it does runs later, outside of "
-            "the call. Give a model whose forward returns what it computed."
-        )
+        raise explained(error, recorder.failed_in, model, inputs.origin, training) from error
+    if isinstance(result, (types.GeneratorType, types.CoroutineType)):
+        result.close()
+    if (unstarted := unstarted_result(model, result)) is not None:
+        raise TraceError(unstarted)
     made = made_in_forward(model, copy, modules, parameters.values())
     if made is not None:
         raise _Unfinished(made)
@@ -232,53 +228,6 @@ def _record(
         if parameter._version > 0 or storage_of(parameter) in recorder.written  # by way of .data
     )
     return Recording(recorder.graph, recorder.calls, training, result, written, recorder.kept)
-
-
-def _reached(model: nn.Module, tensor: object) -> str:
-    """Why a trace that came upon the model's own tensor cannot go on."""
-    registered = (*model.named_parameters(), *model.named_buffers())
-    name = next(name for name, other in registered if other is tensor)
-    return (
-        f"{type(model).__name__} reaches {name} by a way that does not begin at its attributes (a global variable or "
-        "an attribute of a class). Let the module that uses it hold it."
-    )
-
-
-_UNSTARTED: dict[type, str] = {
-    types.GeneratorType: "a generator function",
-    types.CoroutineType: "an async function",
-    types.AsyncGeneratorType: "an async generator function",
-    map: "a function that returns a map which nobody has gone through",
-    filter: "a function that returns a filter which nobody has gone through",
-}
-
-_NOT_THEIRS = (Path(__file__).parent, Path(hooks.__file__), *map(Path, torch.__path__))
-"""What calls the user's modules during a trace: of an error, the line that counts is theirs."""
-
-
-def _explained(error: Exception, path: str | None, model: nn.Module, origin: str, training: bool) -> TraceError:
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not _is_in(f.filename, _NOT_THEIRS)]
-    where = f" at {frames[-1].filename}:{frames[-1].lineno} (`{frames[-1].line}`)" if frames else ""
-    module = f"module {path!r} ({type(model.get_submodule(path)).__name__})" if path else type(model).__name__
-    message = str(error).strip().splitlines()[0] if str(error).strip() else ""
-    return TraceError(
-        f"the model could not be run in {'training' if training else 'evaluation'} mode: "
-        f"{type(error).__name__}: {message} in {module}{where}. "
-        f"The input came from {origin}{_remedy(origin, message)}."
-    )
-
-
-def _is_in(file: str, places: tuple[Path, ...]) -> bool:
-    return any(Path(file).is_relative_to(place) for place in places)
-
-
-def _remedy(origin: str, message: str) -> str:
-    if "missing" in message and "argument" in message:
-        return "; the model takes more than that: give example_inputs= with all its arguments, by name as a dict"
-    if origin == "input_size" and "channels" in message:
-        return "; for another number of channels give input_size=(channels, height, width)"
-    made_up = origin.startswith("model.") or origin in ("input_size", "example_inputs")
-    return "; if it needs another, give input_size= or example_inputs=" if made_up else ""
 
 
 @contextlib.contextmanager

@@ -13,8 +13,9 @@ from rewriter.errors import RewriterError, TraceError
 from rewriter.model.hooks import between_hooks
 from rewriter.model.random_state import random_state_seeded
 from rewriter.model.surroundings import surroundings_kept
+from rewriter.tracing.containers import tensors_in
 from rewriter.tracing.facts import facts
-from rewriter.tracing.inputs import Inputs, tensors_in
+from rewriter.tracing.inputs import Inputs
 from rewriter.tracing.kinds import Kind, function_kind, module_kind
 from rewriter.tracing.skeleton import skeleton
 from rewriter.tracing.trace import Trace

@@ -361,6 +361,7 @@ class TestOldNames:
             "guard": ("check_model", "random_state_kept", "collector_paused"),
             "record": ("Report", "Record", "Verdict", "make_report"),
             "verification": ("observe", "compare"),
+            "inputs": ("Inputs", "candidate_inputs", "tensors_in", "map_tensors"),
         }.items(),
     )
     def test_a_module_that_was_divided_has_the_names_of_its_parts(self, old: str, names: tuple[str, ...]) -> None:

@@ -20,7 +20,7 @@ from rewriter.constants import folding
 from rewriter.layers.registry import calibrated_layers
 from rewriter.model.copying import copy_model
 from rewriter.passes import ScaleEqualizer
-from rewriter.tracing.inputs import tensors_in
+from rewriter.tracing.containers import tensors_in
 
 pytestmark = pytest.mark.slow
 

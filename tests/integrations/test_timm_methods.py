@@ -16,7 +16,7 @@ from torch import nn
 
 import rewriter
 from rewriter.passes import Dropout
-from rewriter.tracing.inputs import Inputs
+from rewriter.tracing.inputs import Inputs, Origin
 
 pytestmark = pytest.mark.slow
 
@@ -94,7 +94,7 @@ def test_parameter_groups_and_configuration_are_the_same(pair: Pair) -> None:
 
 def test_gradient_checkpointing_saves_the_same_memory(pair: Pair) -> None:
     model, rewritten, x = pair
-    inputs = Inputs((x,), {}, "test")
+    inputs = Inputs((x,), {}, Origin.EXAMPLE_INPUTS)
     before = [saved_bytes(m, inputs) for m in (model, rewritten)]
     try:
         for m in (model, rewritten):

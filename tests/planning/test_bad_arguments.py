@@ -88,16 +88,16 @@ def test_a_plan_whose_places_are_no_texts_is_refused(kind: str, field: str, valu
     data[kind] = [PLACES[kind]]
     rewriter.Plan.from_json(json.dumps(data))
     data[kind] = [PLACES[kind] | {field: value}]
-    with pytest.raises(PlanError, match=f"^the plan is damaged: what is {kind} is told in texts"):
+    with pytest.raises(PlanError, match=rf"^the plan is damaged: {kind}\[0\]\.\w+: expected "):
         rewriter.Plan.from_json(json.dumps(data))
 
 
 @pytest.mark.parametrize(
     ("part", "value", "message"),
     [
-        ("notes", [None], "notes are texts"),
-        ("parameters", {"weight": 3}, "what parameters are is told in texts"),
-        ("parameters", ["weight"], "what parameters are is told in texts"),
+        ("notes", [None], r"notes\[0\]: expected a text, found None"),
+        ("parameters", {"weight": 3}, r"parameters\.weight: expected a text, found 3"),
+        ("parameters", ["weight"], "parameters: expected named values"),
         ("passes", [], "passes that are not named \\(dropout\\)"),
         ("contracts", {}, "no contract of dropout"),
     ],

@@ -55,7 +55,7 @@ def _checked_application(text: str, model: nn.Module) -> None:
         ("{}", "expected a plan of format 3, found None"),
         ('{"format": 1}', "expected a plan of format 3, found 1"),
         ('{"format": "3"}', "expected a plan of format 3, found '3'"),
-        ('{"format": 3}', "the plan is damaged: KeyError"),
+        ('{"format": 3}', "the plan is damaged: passes: expected a list, found None"),
         ("[" * 100_000, "damaged"),
         ('{"format": 3, "a": "\\ud800"}', "damaged"),
     ],

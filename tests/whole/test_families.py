@@ -14,7 +14,8 @@ from torch.overrides import TorchFunctionMode
 import rewriter
 from rewriter.passes import Dropout, StochasticPooling
 from rewriter.testing import behaviour, check_contract, differences, null_rewrite
-from rewriter.tracing.inputs import Inputs, tensors_in
+from rewriter.tracing.containers import tensors_in
+from rewriter.tracing.inputs import Inputs
 from rewriter.tracing.skeleton import meta_twin, skeleton
 
 

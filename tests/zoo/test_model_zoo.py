@@ -172,7 +172,7 @@ def test_imports_what_is_needed() -> None:
     code = f"""
 import contextlib, sys
 from rewriter import zoo
-OURS = ('rewriter.zoo', 'rewriter.libraries', 'rewriter.renamed', 'rewriter.version')
+OURS = ('rewriter.zoo', 'rewriter.image_size', 'rewriter.libraries', 'rewriter.renamed', 'rewriter.version')
 def show():
     ours = {{name for name in sys.modules if name.startswith('rewriter.') and not name.startswith(OURS)}}
     print(sorted(ours | {{name.split('.')[0] for name in sys.modules}} & {{*{LIBRARIES}}}))

@@ -1,0 +1,79 @@
+"""How two results of models differ: where they are built otherwise, and by how much their values differ."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from rewriter.model.contents import Content, contents
+
+
+def differences(first: Any, second: Any) -> list[str]:
+    """Where two objects are not equal bit for bit, as ways into them; or how they are built otherwise."""
+    old, new = list(contents(first)), list(contents(second))
+    if built_otherwise := other_structure(old, new):
+        return [built_otherwise]
+    return [a.path or "value" for a, b in zip(old, new, strict=True) if difference(a.value, b.value) > 0]
+
+
+def largest_difference(first: Sequence[Content], second: Sequence[Content]) -> tuple[float, str]:
+    """The largest difference of two outputs of one structure and where it is; 0 only if all are equal bit for bit."""
+    worst, where = 0.0, ""
+    for a, b in zip(first, second, strict=True):
+        found = difference(a.value, b.value)
+        if found > worst:
+            worst, where = found, a.path
+    return worst, where
+
+
+def difference(first: Any, second: Any) -> float:
+    """By how much two values differ: of tensors the largest |difference|, 0 only if they are equal bit for bit.
+
+    A NaN equals a NaN, and an infinity itself. It is infinite where only one number is finite, where shapes differ, and
+    of numbers and texts that are not equal; 0 of what holds no values: tensors on meta, and other objects.
+    """
+    if isinstance(first, (str, numbers.Number)):
+        return 0.0 if _is_same(first, second) else math.inf
+    if not isinstance(first, torch.Tensor) or first is second or first.is_meta:
+        return 0.0
+    a, b = (torch.view_as_real(t.resolve_conj()) if t.is_complex() else t for t in (dense(first), dense(second)))
+    if a.shape != b.shape:
+        return math.inf
+    if torch.equal(a, b):
+        return 0.0
+    if not a.is_floating_point():
+        return math.inf
+    a, b = a.double(), b.double()
+    same = (a == b) | (a.isnan() & b.isnan())
+    return float((a - b).abs().nan_to_num(nan=math.inf, posinf=math.inf).masked_fill(same, 0.0).max())
+
+
+def dense(tensor: torch.Tensor) -> torch.Tensor:
+    """Of sparse, quantized and nested tensors the numbers in them."""
+    if tensor.is_nested:
+        return torch.cat([part.flatten() for part in tensor.unbind()])
+    if tensor.is_quantized:
+        return tensor.dequantize()
+    return tensor if tensor.layout is torch.strided else tensor.to_dense()
+
+
+def other_structure(before: Sequence[Content], after: Sequence[Content]) -> str:
+    """Where two outputs are built differently, in words; empty if they are not."""
+    old, new = ([(content.path, content.kind) for content in output] for output in (before, after))
+    if old == new:
+        return ""
+    if len(old) != len(new):
+        return f"{len(old)} values → {len(new)} values"
+    path, kind, other_path, other = next((*a, *b) for a, b in zip(old, new, strict=True) if a != b)
+    return f"output{path}: {kind} → {other}" if path == other_path else f"output{path} → output{other_path}"
+
+
+def _is_same(first: Any, second: Any) -> bool:
+    try:
+        return bool(first == second or (first != first and second != second))
+    except Exception:  # a number that refuses to be compared, as a signalling NaN of Decimal does
+        return repr(first) == repr(second)
