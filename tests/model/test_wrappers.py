@@ -150,6 +150,7 @@ class Task(nn.Module):
         return self.net(x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "wrap", [lambda model: model, lambda model: torch.compile(model, backend="eager"), checkpointed]
 )
@@ -198,6 +199,7 @@ def told(model: nn.Module) -> list[str]:
     return [line for line in str(rewriter.report(model)).splitlines() if not line.startswith("time:")]
 
 
+@pytest.mark.slow
 def test_what_holds_rewritten_models_is_saved_whole_and_loaded(tmp_path: Path) -> None:
     def nets() -> tuple[nn.Module, nn.Module]:
         small = {"in_channels": 3, "encoder_weights": None}
