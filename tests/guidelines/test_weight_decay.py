@@ -266,6 +266,7 @@ def change_of_output(model: nn.Module, category: str, images: torch.Tensor) -> f
     return float((after - before).std() / before.std())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "resnetv2_18"])
 def test_what_halving_the_gammas_of_a_category_does(name: str) -> None:
     """Only those inside branches do not matter: a later norm takes their scale out."""
