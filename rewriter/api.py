@@ -12,8 +12,9 @@ from rewriter.edit.classes import carries_edit, is_generated
 from rewriter.edit.edits import AddModule, take_back
 from rewriter.edit.held_methods import wrapped_edit
 from rewriter.errors import ModelError, UndoError
+from rewriter.guideline.base import Passes
 from rewriter.layers.registry import is_layer
-from rewriter.model.copying import copy_model
+from rewriter.model.copying import Model, copy_model
 from rewriter.model.refusal import check_model
 from rewriter.model.whole_state import whole_state_dict
 from rewriter.model.wrappers import (
@@ -33,23 +34,25 @@ from rewriter.planning.plan_file import is_rewritten_by, plan_of_file
 from rewriter.planning.record import is_folded, records_of, rewritten_parts, set_records
 from rewriter.planning.remembered_inputs import inputs_to_run_on
 from rewriter.planning.report import Report, make_report
+from rewriter.planning.selection import Preserve, Selectors
+from rewriter.tracing.input_types import ExampleInputs, InputSize
 from rewriter.tracing.trace import Trace, trace_candidates
 
 
 def rewrite(
-    model: nn.Module,
-    passes: Any = None,
+    model: Model,
+    passes: Passes | None = None,
     *,
-    example_inputs: Any = None,
-    input_size: Any = None,
-    only: Any = None,
-    skip: Any = None,
-    preserve: str = "auto",
+    example_inputs: ExampleInputs | None = None,
+    input_size: InputSize | None = None,
+    only: Selectors | None = None,
+    skip: Selectors | None = None,
+    preserve: Preserve = "auto",
     inplace: bool = False,
     verify: bool = True,
     plan_file: str | Path | None = None,
     all_ranks: bool = True,
-) -> nn.Module:
+) -> Model:
     """Apply guidelines to ``model`` and return it, an object of the same class.
 
     Rewrite before the optimizer, EMA, ``torch.compile`` and DDP are built: with ``inplace=False`` the result is a copy
@@ -77,15 +80,29 @@ def rewrite(
     Raises:
         PlanError: the plan in ``plan_file`` is damaged, of other passes or options, or does not fit the model.
         RewriterError: every refusal; the model given is then exactly as it was.
+
+    Example:
+        >>> model = timm.create_model("test_resnet", drop_rate=0.2)
+        >>> model = rewriter.rewrite(model, ["dropout", {"weight-decay": {"gamma": "decay-all"}}])
+        >>> print(rewriter.report(model).applied[0].action)
+        move dropout() in forward_head() before global_pool.pool
     """
     inplace, verify = checked_flag("inplace", inplace), checked_flag("verify", verify)
     all_ranks = checked_flag("all_ranks", all_ranks)
     planned: list[tuple[Plan, Trace | None, dict[str, float]]] = []
 
     def make() -> Plan:
-        limits = {"only": only, "skip": skip, "preserve": preserve}
-        planned.append(make_plan(model, passes, example_inputs=example_inputs, input_size=input_size, **limits))
-        return planned[0][0]
+        found = make_plan(
+            model,
+            passes,
+            example_inputs=example_inputs,
+            input_size=input_size,
+            only=only,
+            skip=skip,
+            preserve=preserve,
+        )
+        planned.append(found)
+        return found[0]
 
     if plan_file is None:
         made = make()
@@ -109,21 +126,27 @@ def rewrite(
 
 def plan(
     model: nn.Module,
-    passes: Any = None,
+    passes: Passes | None = None,
     *,
-    example_inputs: Any = None,
-    input_size: Any = None,
-    only: Any = None,
-    skip: Any = None,
-    preserve: str = "auto",
+    example_inputs: ExampleInputs | None = None,
+    input_size: InputSize | None = None,
+    only: Selectors | None = None,
+    skip: Selectors | None = None,
+    preserve: Preserve = "auto",
 ) -> Plan:
-    """What :func:`rewrite` would do, without doing it. The arguments are those of :func:`rewrite`."""
+    """What :func:`rewrite` would do, without doing it. The arguments are those of :func:`rewrite`.
+
+    Example:
+        >>> plan = rewriter.plan(timm.create_model("test_resnet", drop_rate=0.2), "dropout")
+        >>> [(site.pass_name, site.pattern) for site in plan.sites]
+        [('dropout', 'head')]
+    """
     return make_plan(
         model, passes, example_inputs=example_inputs, input_size=input_size, only=only, skip=skip, preserve=preserve
     )[0]
 
 
-def undo(model: nn.Module, inplace: bool = False) -> nn.Module:
+def undo(model: Model, inplace: bool = False) -> Model:
     """Take every rewrite of ``model`` back: classes, structure, hyper-parameters and forward; values stay.
 
     Where edits change the output, a :class:`rewriter.RewriterWarning` names them: with the weights that stay, the
@@ -134,6 +157,11 @@ def undo(model: nn.Module, inplace: bool = False) -> nn.Module:
     Raises:
         UndoError: the model was not rewritten, or others have changed the class of an edited module since.
         ModelError: it cannot be copied; ``inplace=True`` needs no copy.
+
+    Example:
+        >>> model = rewriter.rewrite(timm.create_model("test_resnet", drop_rate=0.2), "dropout")
+        >>> type(rewriter.undo(model)) is timm.models.resnet.ResNet
+        True
     """
     parts = rewritten_parts(looked_through(model))
     inplace = checked_flag("inplace", inplace)
@@ -213,29 +241,46 @@ def report(model: nn.Module) -> Report:
     """What was done to a rewritten model, what was skipped and why, what was verified, and what is stale by now.
 
     The model may be wrapped or compiled, or hold rewritten ones as parts: those inside are reported on.
+
+    Example:
+        >>> model = rewriter.rewrite(timm.create_model("test_resnet", drop_rate=0.2), "dropout")
+        >>> rewriter.report(model).verified, len(rewriter.report(model).applied)
+        (True, 1)
     """
     return make_report(looked_through(model))
 
 
-def trace(model: nn.Module, example_inputs: Any = None, input_size: Any = None) -> Trace:
+def trace(model: nn.Module, example_inputs: ExampleInputs | None = None, input_size: InputSize | None = None) -> Trace:
     """Run a skeleton of ``model`` and record it; the model itself is not touched.
 
     Without an input it is run on what its latest rewrite was planned on, or else on the size that it is configured for.
 
     Raises:
         ModelError, InputError, TraceError: with the module, the source line and the remedy.
+
+    Example:
+        >>> trace = rewriter.trace(timm.create_model("test_resnet"), input_size=64)
+        >>> [trace.shape(node) for node in trace.operations(rewriter.authoring.Kind.LINEAR)]
+        [(2, 1000)]
     """
     check_model(model)
     return trace_candidates(model, inputs_to_run_on(model, example_inputs, input_size))
 
 
-def to_graph_module(model: nn.Module, example_inputs: Any = None, input_size: Any = None) -> fx.GraphModule:
+def to_graph_module(
+    model: nn.Module, example_inputs: ExampleInputs | None = None, input_size: InputSize | None = None
+) -> fx.GraphModule:
     """The model as one flat ``fx.GraphModule`` that shares its parameters.
 
     It is fixed to the mode, batch size and resolution that it was traced with.
 
     Raises:
         TraceError: part of the model runs outside torch's sight.
+
+    Example:
+        >>> graph = rewriter.to_graph_module(timm.create_model("test_resnet").eval(), input_size=64)
+        >>> graph(torch.zeros(1, 3, 64, 64)).shape
+        torch.Size([1, 1000])
     """
     from rewriter.tracing.export import graph_module
 
@@ -255,6 +300,12 @@ def original_state_dict(model: nn.Module) -> dict[str, Any]:
     Raises:
         ModelError: the model was folded, so its weights are not those of the original any more; or it is only a part of
             a rewritten model, which alone knows what was added to it.
+
+    Example:
+        >>> original = timm.create_model("test_resnet", drop_rate=0.2)
+        >>> model = rewriter.rewrite(original, "dropout")
+        >>> original.load_state_dict(rewriter.original_state_dict(model))
+        <All keys matched successfully>
     """
     outer, model = model, looked_through(model)
     parts = rewritten_parts(model)

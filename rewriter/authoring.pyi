@@ -1,9 +1,11 @@
 from .analysis.heads import find_heads as find_heads
+from .analysis.interference import Interference as Interference
 from .analysis.naming import name_of as name_of
 from .analysis.naming import path_of as path_of
 from .analysis.residual import Branch as Branch
 from .analysis.residual import find_branches as find_branches
 from .analysis.weights import has_weight as has_weight
+from .edit.editor import Editor as Editor
 from .guideline.base import Change as Change
 from .guideline.base import Contract as Contract
 from .guideline.base import Outcome as Outcome
@@ -15,6 +17,7 @@ from .layers.added import AddedLayer as AddedLayer
 from .layers.registry import register_layer as register_layer
 from .reasons import Reason as Reason
 from .reasons import Refused as Refused
+from .tracing.dataflow import Dataflow as Dataflow
 from .tracing.kinds import Kind as Kind
 from .tracing.trace import Trace as Trace
 
@@ -23,6 +26,9 @@ __all__ = [
     "Branch",
     "Change",
     "Contract",
+    "Dataflow",
+    "Editor",
+    "Interference",
     "Kind",
     "Outcome",
     "Pass",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import importlib.util
 from collections.abc import Iterable
 from pathlib import Path
@@ -53,6 +52,8 @@ def folder(package: str) -> Path | None:
 
 def versions(names: Iterable[str]) -> dict[str, str]:
     """Versions by the names of libraries, without those that are not installed."""
+    import importlib.metadata  # of what this module is imported for, only --version asks
+
     found = {}
     for name in names:
         try:

@@ -7,15 +7,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from rewriter.api import plan, undo
+from rewriter.api import original_state_dict, plan, undo
 from rewriter.edit.classes import ClassEdit, MethodEdit, class_name, derive, re_emittable_methods, readable_sources
+from rewriter.guideline.base import Passes
 from rewriter.model.contents import tensors_held
-from rewriter.model.copying import copy_model
+from rewriter.model.copying import Model, copy_model
 from rewriter.model.random_state import random_state_kept
 from rewriter.model.state import state_kept
 from rewriter.planning.apply import apply_plan
 from rewriter.planning.mark import nothing_said
 from rewriter.planning.record import records_of
+from rewriter.text import counted
+from rewriter.tracing.input_types import ExampleInputs, InputSize
 from rewriter.tracing.inputs import Inputs, candidate_inputs
 from rewriter.tracing.written import written_parameters
 
@@ -78,24 +81,67 @@ def differences(first: Any, second: Any, path: str = "") -> list[str]:
     return [] if first is second or first == second else [path]
 
 
-def check_contract(model: nn.Module, passes: Any, *, example_inputs: Any = None, input_size: Any = None) -> nn.Module:
+def check_contract(
+    model: Model,
+    passes: Passes,
+    *,
+    example_inputs: ExampleInputs | None = None,
+    input_size: InputSize | None = None,
+    must_find: bool = False,
+) -> Model:
     """Assert what every pass promises, on ``model``; returns the rewritten model.
 
-    The contract is verified, a second rewrite finds nothing to do, a plan survives JSON, and undo gives back a model
-    that behaves exactly like the original in both modes.
+    The contract is verified, a second rewrite finds nothing to do, a plan survives JSON, a checkpoint of the original
+    loads with ``strict=True`` and the other way round (:func:`rewriter.original_state_dict`), and undo gives back a
+    model that behaves exactly like the original in both modes.
+
+    Args:
+        model: it is left as it is.
+        passes: as for :func:`rewriter.rewrite`.
+        example_inputs, input_size: likewise.
+        must_find: assert also that something is applied; a pass that does nothing keeps every promise.
+
+    Raises:
+        AssertionError: what does not hold. A broken contract is a :class:`rewriter.ContractError`, which is one.
+
+    Example:
+        >>> model = timm.create_model("test_resnet", drop_rate=0.2)
+        >>> model = rewriter.testing.check_contract(model, "dropout", must_find=True)
     """
     inputs = candidate_inputs(model, example_inputs, input_size)[0]
     made = plan(model, passes, example_inputs=example_inputs, input_size=input_size)
+    found = f"{counted(len(made.skipped), 'place')} left alone:\n{made}" if made.skipped else "no candidates"
+    assert made.sites or not must_find, f"nothing is applied to this {type(model).__name__}; {found}"
     assert type(made).from_json(made.to_json()) == made, "the plan does not survive JSON"
     rewritten = apply_plan(made, model, inputs=inputs)
     verdict = records_of(rewritten)[-1].verdict
     assert verdict is not None and not verdict.failed, str(verdict)
+    with nothing_said():
+        _check_checkpoints(model, rewritten)
     again = plan(rewritten, passes, example_inputs=example_inputs, input_size=input_size)
     assert not again.sites, f"a second rewrite finds more to do:\n{again}"
     with nothing_said():
         restored = undo(rewritten)
     assert [type(m) for m in restored.modules()] == [type(m) for m in model.modules()], "undo left other classes"
     for training in (False, True):
-        found = differences(behaviour(model, inputs, training=training), behaviour(restored, inputs, training=training))
-        assert not found, f"after undo these differ: {found[:5]}"
+        others = differences(
+            behaviour(model, inputs, training=training), behaviour(restored, inputs, training=training)
+        )
+        assert not others, f"after undo these differ: {others[:5]}"
     return rewritten
+
+
+def _check_checkpoints(model: nn.Module, rewritten: nn.Module) -> None:
+    """Assert that a checkpoint of either loads into the other, strictly."""
+    for target, given, whose in (
+        (copy_model(rewritten), model.state_dict(), "a checkpoint of the original does not load"),
+        (
+            copy_model(model),
+            original_state_dict(rewritten),
+            "what original_state_dict gives does not load",
+        ),
+    ):
+        try:
+            target.load_state_dict(given)
+        except RuntimeError as error:
+            raise AssertionError(f"{whose}: {error}") from error

@@ -72,6 +72,7 @@ def application() -> typer.Typer:
         help="Apply published training guidelines to the vision model you already have.",
         no_args_is_help=True,
         pretty_exceptions_enable=False,
+        rich_markup_mode="rich" if _shows_help() else None,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(_options_of_all)
@@ -82,6 +83,11 @@ def application() -> typer.Typer:
     app.command("sweep")(sweep_command)
     app.command("new-pass")(new_pass_command)
     return app
+
+
+def _shows_help() -> bool:
+    """Whether help is asked for. What typer draws it with is slow to import; an error does without."""
+    return len(sys.argv) == 1 or not {"-h", "--help"}.isdisjoint(sys.argv)
 
 
 def _show_version(wanted: bool) -> None:

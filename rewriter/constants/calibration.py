@@ -11,7 +11,7 @@ import logging
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -25,6 +25,7 @@ from rewriter.errors import CalibrationError, TraceError
 from rewriter.layers.measured import quiet
 from rewriter.layers.registry import CalibratedLayer, calibrated_layers
 from rewriter.model.adapters import refuse_adapters
+from rewriter.model.copying import Model
 from rewriter.model.random_state import random_state_kept
 from rewriter.model.refusal import check_model
 from rewriter.model.state import state_kept
@@ -49,14 +50,14 @@ _TOO_FEW = "Expected more than 1 value per channel"
 
 
 def calibrate(
-    model: nn.Module,
-    batches: Any,
+    model: Model,
+    batches: Iterable[Any],
     max_batches: int | None = None,
     *,
     prepare: Callable[[Any], Any] | None = None,
     progress: bool = True,
     all_ranks: bool = True,
-) -> nn.Module:
+) -> Model:
     """Measure the mean and standard deviation of every map that ``model``'s equalizers take, over all ``batches``.
 
     Run it after :func:`rewriter.rewrite`, on the training data with the training transforms, before training begins.
@@ -93,6 +94,11 @@ def calibrate(
             The model is as it was, also if something else ends the calibration: an error of the data's own, Ctrl-C.
         ModelError: the model is wrapped or compiled.
         RewriterError: the weights of another process are others, or it does not call.
+
+    Example:
+        >>> original = rewriter.zoo.create("zoo:psphead-resnet10t", channels=16).model
+        >>> model = rewriter.rewrite(original, "scale-equalizer", input_size=64)
+        >>> model = rewriter.calibrate(model, [torch.randn(4, 3, 64, 64)], progress=False)
     """
     check_model(model)
     refuse_adapters(model)

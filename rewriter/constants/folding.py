@@ -13,7 +13,6 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import fx, nn
@@ -25,7 +24,7 @@ from rewriter.errors import FoldError, InputError
 from rewriter.layers.registry import CalibratedLayer, calibrated_layers
 from rewriter.model.adapters import refuse_adapters
 from rewriter.model.contents import tensors_held
-from rewriter.model.copying import copy_model
+from rewriter.model.copying import Model, copy_model
 from rewriter.model.random_state import random_state_kept
 from rewriter.model.refusal import check_model
 from rewriter.model.state import state_kept
@@ -34,6 +33,7 @@ from rewriter.planning.remembered_inputs import inputs_of_rewrite
 from rewriter.planning.report import needs_no_calibration
 from rewriter.tracing.dataflow import Dataflow
 from rewriter.tracing.facts import facts
+from rewriter.tracing.input_types import ExampleInputs, InputSize
 from rewriter.tracing.inputs import Inputs, candidate_inputs
 from rewriter.tracing.kinds import Kind
 from rewriter.tracing.trace import trace_model
@@ -78,12 +78,12 @@ class Target:
 
 
 def fold(
-    model: nn.Module,
+    model: Model,
     inplace: bool = False,
     *,
-    example_inputs: Any = None,
-    input_size: Any = None,
-) -> nn.Module:
+    example_inputs: ExampleInputs | None = None,
+    input_size: InputSize | None = None,
+) -> Model:
     """Fold the constants of calibrated equalizers into the weights that follow, for inference and export.
 
     The output in evaluation mode stays the same up to rounding; this is checked on one input, one equalizer after the
@@ -103,6 +103,14 @@ def fold(
         FoldError: the model was never rewritten, was not calibrated, or was folded before.
         ModelError, InputError, TraceError: the model is wrapped or compiled, or does not run on the input.
             The model is as it was in every case.
+
+    Example:
+        >>> original = rewriter.zoo.create("zoo:psphead-resnet10t", channels=16).model
+        >>> model = rewriter.rewrite(original, "scale-equalizer", input_size=64)
+        >>> model = rewriter.calibrate(model, [torch.randn(4, 3, 64, 64)], progress=False)
+        >>> folded = rewriter.fold(model, input_size=64)
+        >>> len(rewriter.report(folded).applied)
+        1
     """
     check_model(model)
     refuse_adapters(model)
@@ -162,7 +170,7 @@ def _conditions(model: nn.Module) -> dict[str, str]:
     }
 
 
-def _inputs(model: nn.Module, example_inputs: Any, input_size: Any) -> Inputs:
+def _inputs(model: nn.Module, example_inputs: ExampleInputs | None, input_size: InputSize | None) -> Inputs:
     if example_inputs is not None or input_size is not None:
         return candidate_inputs(model, example_inputs, input_size)[0]
     found = inputs_of_rewrite(model)

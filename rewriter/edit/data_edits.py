@@ -8,9 +8,11 @@ from typing import Any, TypeVar, cast
 
 from torch import nn
 
-from rewriter.edit.edits import AddBehaviour, ChangeTensor, Edit, SetAttribute
+from rewriter.edit.edits import AddBehaviour, ChangeTensor, Edit, SetAttribute, value_now
 from rewriter.edit.expressions import Expressions
 from rewriter.edit.free_names import FreeNames
+from rewriter.edit.plain_values import plain
+from rewriter.errors import PlanError
 from rewriter.layers.registry import layer_name
 
 _Editing = TypeVar("_Editing", bound=Callable[..., list[Edit]])
@@ -37,8 +39,19 @@ class DataEdits:
 
     @making
     def set(self, path: str, name: str, value: Any) -> list[Edit]:
-        """Set a hyper-parameter of the module at ``path``."""
-        return [SetAttribute(path, name, value)]
+        """Set a hyper-parameter of the module at ``path``.
+
+        Raises:
+            ValueError: the module has no such hyper-parameter.
+            TypeError: the value is nothing that a plan can hold.
+        """
+        held = plain(value, name)
+        edit = SetAttribute(path, name, tuple(held) if isinstance(held, list) else held)
+        try:
+            value_now(self._names.module(path), edit)
+        except PlanError as error:
+            raise ValueError(str(error)) from None
+        return [edit]
 
     @making
     def behave(self, path: str, behaviour: str | type[nn.Module], **options: Any) -> list[Edit]:
@@ -48,7 +61,7 @@ class DataEdits:
         methods and keeps everything else. ``options`` are properties of it that can be set.
         """
         name = behaviour if isinstance(behaviour, str) else layer_name(behaviour)
-        return [AddBehaviour(path, name, options)]
+        return [AddBehaviour(path, name, plain(options, "options"))]
 
     @making
     def scale(self, path: str, name: str, by: float | Sequence[float], dim: int | None = None) -> list[Edit]:

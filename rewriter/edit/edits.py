@@ -167,7 +167,7 @@ def apply_edits(model: nn.Module, edits: Sequence[Edit]) -> Applied:
                 _add(model, module, edit)
                 undo.append(lambda module=module, name=edit.name: delattr(module, name))  # type: ignore[misc]
             elif isinstance(edit, SetAttribute):
-                old = _settable_value(module, edit)
+                old = value_now(module, edit)
                 previous.append((edit.path, edit.name, old))
                 setattr(module, edit.name, edit.value)
                 undo.append(lambda module=module, name=edit.name, old=old: setattr(module, name, old))  # type: ignore[misc]
@@ -310,8 +310,12 @@ def _fits(cls: type[Edit] | type[Operation], values: dict[str, Any]) -> bool:
     return typed and all(isinstance(path, str) for path in values.get("references", {}).values())
 
 
-def _settable_value(module: nn.Module, edit: SetAttribute) -> Any:
-    """The present value of a hyper-parameter; anything else may not be set."""
+def value_now(module: nn.Module, edit: SetAttribute) -> Any:
+    """The present value of the hyper-parameter that ``edit`` sets.
+
+    Raises:
+        PlanError: the module has none of that name.
+    """
     plain = edit.name in module.__dict__ or isinstance(getattr(type(module), edit.name, None), property)
     value = getattr(module, edit.name, None)
     if not plain or edit.name.startswith("_") or callable(value) or isinstance(value, torch.Tensor | dict | list):

@@ -18,9 +18,13 @@ class FreeNames:
         self._model = model
         self._given: set[tuple[str, str]] = set()
 
+    def module(self, path: str) -> nn.Module:
+        """The module that names are taken in."""
+        return self._model.get_submodule(path)
+
     def take(self, path: str, name: str) -> str:
         """``name``, or ``name_1``, …: the first that the module at ``path`` does not use and that was not given yet."""
-        module = self._model.get_submodule(path)
+        module = self.module(path)
         candidates = itertools.chain([name], (f"{name}_{index}" for index in itertools.count(1)))
         free = next(c for c in candidates if not hasattr(module, c) and (path, c) not in self._given)
         self._given.add((path, free))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,7 +12,10 @@ from typing import Any
 from torch import nn
 
 from rewriter.edit.edits import AddModule
-from rewriter.layers.registry import layer_name
+from rewriter.edit.plain_values import plain
+from rewriter.layers.added import why_not_added
+from rewriter.layers.registry import layer_class, layer_name
+from rewriter.model.random_state import random_state_kept
 
 LayerName = str | type[nn.Module]
 """A registered layer: its name, or its class."""
@@ -34,5 +40,27 @@ class NewLayer:
         return self.name_given or self.registered.rpartition("/")[2].replace("-", "_")
 
     def child(self, path: str, name: str) -> AddModule:
-        """The edit that adds it to the module at ``path``."""
-        return AddModule(path, name, self.registered, dict(self.options), dict(self.references or {}))
+        """The edit that adds it to the module at ``path``.
+
+        Raises:
+            TypeError: an option is nothing that a plan can hold, the layer does not take it, or it has parameters or
+                buffers that checkpoints of the original model lack.
+        """
+        options, references = plain(dict(self.options), "options"), dict(self.references or {})
+        cls = layer_class(self.registered)
+        try:
+            inspect.signature(cls).bind(**options, **references)
+        except TypeError as error:
+            raise TypeError(f"{cls.__qualname__} is not made with these options: {error}") from None
+        if not references:
+            _check_that_it_can_be_made(cls, json.dumps(options))  # type: ignore[arg-type]
+        return AddModule(path, name, self.registered, options, references)
+
+
+@functools.lru_cache(maxsize=1024)
+def _check_that_it_can_be_made(cls: type[nn.Module], options: str) -> None:
+    """Make one and throw it away: what its constructor raises is the pass's own error, and no fault of a place."""
+    with random_state_kept():
+        layer = cls(**json.loads(options))
+    if why_not := why_not_added(layer):
+        raise TypeError(why_not)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from rewriter.analysis.naming import name_of
 from rewriter.edit.positions import Position, positions
 from rewriter.edit.receivers import Receivers
 from rewriter.reasons import Reason, Refused
@@ -42,14 +43,16 @@ class RepeatedCalls:
             raise Refused(Reason.SHARED_MODULE, self._told(path))
         if len(self._invocations[path, frame.code]) > 1:
             raise Refused(Reason.SHARED_MODULE, f"{frame.code.co_qualname}() is called more than once in one forward")
-        if position.direct and self._evaluations[frame.invocation, frame.instruction] > 1:
+        times = self._evaluations[frame.invocation, frame.instruction]
+        if position.direct and times > 1:
             if node.op == "call_module" and self.of(str(node.target)) > 1:
                 raise Refused(Reason.SHARED_MODULE, self._told(str(node.target)))
             module = self._model.get_submodule(path)
             if type(module).__module__.startswith("torch."):
                 detail = f"the loop of {path!r}, an nn.{type(module).__name__}, calls it"
             else:
-                detail = f"{facts(node)['owner']} evaluates one expression for several operations"
+                line = f"line {frame.line} in {frame.code.co_qualname}()"
+                detail = f"{line}, which issues {name_of(node)}, runs {times} times in one call; an edit acts on all"
             raise Refused(Reason.IN_A_LOOP, detail)
 
     def _told(self, path: str) -> str:

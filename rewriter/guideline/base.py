@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
@@ -23,8 +23,10 @@ class Contract:
     """What a pass promises to leave as it is; ``verify=True`` checks it on every rewritten model.
 
     Attributes:
-        eval_output: whether the output in evaluation mode stays equal bit for bit. If not, the state dict of a
-            rewritten model has one key more, ``rewriter_plan``, which :func:`rewriter.original_state_dict` leaves out.
+        eval_output: whether the output in evaluation mode stays equal bit for bit, whatever the weights are: gains that
+            are all zero, as the last gammas of a fresh ResNet, have values while it is checked. If not, the state dict
+            of a rewritten model has one key more, ``rewriter_plan``, which :func:`rewriter.original_state_dict` leaves
+            out.
         state_dict: whether keys, shapes and values of all else in the state dict stay equal.
         gradients: whether every parameter that received a gradient still does.
         adds_buffers: whether modules it adds bring buffers. Then checkpoints of the original still load with
@@ -176,6 +178,13 @@ Outcome: TypeAlias = Change | Recommendation | Refused
 
 Finding: TypeAlias = Site | Skipped | Advice
 """What a pass finds in a trace."""
+
+
+PassRequest: TypeAlias = "str | Pass | type[Pass] | Mapping[str, Mapping[str, Any]]"
+"""A pass by its name, as an instance, as a class that needs no options, or as ``{name: {option: value}}``."""
+
+Passes: TypeAlias = "PassRequest | Sequence[PassRequest]"
+"""One pass or several."""
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import sysconfig
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+
+import torch
 
 from rewriter.edit.free_names import FreeNames
 from rewriter.errors import PassError, RewriterError
@@ -105,13 +108,21 @@ def _shown(place: Place[object]) -> str:
 
 
 def _failed(item: Pass, where: str, error: Exception) -> str:
-    frames = traceback.extract_tb(error.__traceback__)
-    own = next((frame for frame in reversed(frames) if not frame.filename.startswith(_OURS)), None)
-    line = f" ({own.filename}:{own.lineno})" if own is not None else ""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not _is_library(Path(frame.filename))]
+    line = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
     return (
         f"pass {item.name!r} failed{where}: {type(error).__name__}: {error}{line}. Mend it there, "
         "or leave the pass out with passes="
     )
 
 
-_OURS = str(Path(__file__).parent)
+_REWRITER = Path(__file__).parent.parent
+_STDLIB, _TORCH = Path(sysconfig.get_path("stdlib")), Path(torch.__file__).parent
+
+
+def _is_library(file: Path) -> bool:
+    """Whether code is neither a pass's nor its author's."""
+    if file.is_relative_to(_REWRITER):
+        return not file.is_relative_to(_REWRITER / "passes")
+    in_stdlib = file.is_relative_to(_STDLIB) and "site-packages" not in file.parts
+    return in_stdlib or file.is_relative_to(_TORCH)

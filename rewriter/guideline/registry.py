@@ -9,9 +9,11 @@ from dataclasses import MISSING, fields
 from importlib.metadata import EntryPoint
 from typing import Any
 
+from rewriter.edit.plain_values import plain
 from rewriter.entry_points import PASS_GROUP, described, entry_points, leave_out, load
 from rewriter.errors import InstallationError, SelectorError
 from rewriter.guideline.base import Contract, Pass
+from rewriter.guideline.option_types import misfit
 
 _BROKEN: dict[str, InstallationError] = {}
 """Of the passes of other packages that are left out, why, by the name of the entry point."""
@@ -92,7 +94,7 @@ def resolve_passes(passes: Any) -> list[Pass]:
         passes = (passes,)
     if not isinstance(passes, Sequence):
         raise SelectorError(f"passes: expected a sequence of passes, found {type(passes).__name__}")
-    resolved = [_resolve(item) for item in passes]
+    resolved = [_with_plain_options(_resolve(item)) for item in passes]
     names = [item.name for item in resolved]
     for name in names:
         if names.count(name) > 1:
@@ -128,9 +130,21 @@ def _resolve(item: Any) -> Pass:
         if option not in accepted:
             raise SelectorError(f"pass {name!r} has no option {option!r}; its options: {', '.join(accepted)}")
     try:
-        return known[name](**options)
+        made = known[name](**options)
     except (TypeError, ValueError) as error:
         raise SelectorError(f"pass {name!r}: {error}") from error
+    if problem := misfit(known[name], options):
+        raise SelectorError(f"pass {name!r}: {problem}")
+    return made
+
+
+def _with_plain_options(item: Pass) -> Pass:
+    try:
+        for name, value in item.options().items():
+            plain(value, f"option {name}")
+    except TypeError as error:
+        raise SelectorError(f"pass {item.name!r}: {error}") from None
+    return item
 
 
 def _ordered(passes: list[Pass]) -> list[Pass]:

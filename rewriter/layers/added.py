@@ -47,6 +47,18 @@ class AddedLayer(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[no-untyped-call]
 
 
+def why_not_added(layer: nn.Module) -> str:
+    """Which part of a layer has tensors that a checkpoint of the original model lacks and cannot do without."""
+    for path, module in layer.named_modules():
+        if not isinstance(module, AddedLayer) and (own := _own_tensors(module)):
+            part = f"its {path}, {type(module).__name__}," if path else "it"
+            return (
+                f"{type(layer).__qualname__}: {part} has {', '.join(own)} of its own and is no AddedLayer, so "
+                f"checkpoints of the original would not load; write class {type(module).__name__}(AddedLayer, …)"
+            )
+    return ""
+
+
 def _own_tensors(layer: nn.Module) -> dict[str, torch.Tensor]:
     """Those of the layer itself that are in its state dict."""
     buffers = {name: buffer for name, buffer in layer._buffers.items() if name not in layer._non_persistent_buffers_set}

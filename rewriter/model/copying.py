@@ -6,7 +6,7 @@ import copy
 import functools
 import types
 import weakref
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -16,6 +16,9 @@ from rewriter.errors import ModelError
 from rewriter.model.copier import Copier
 from rewriter.model.hooks import REGISTRIES
 from rewriter.model.reach import reachable, slots_of
+
+Model = TypeVar("Model", bound=nn.Module)
+"""A model, of the class that it was given as."""
 
 _STRUCTURE = frozenset({
     tuple, list, dict, set, frozenset, functools.partial, weakref.ReferenceType,
@@ -28,7 +31,7 @@ WITHOUT = "Remove the attribute, and set it again afterwards."
 INPLACE = "Give inplace=True, which copies nothing, or remove the attribute."
 
 
-def copy_model(model: nn.Module, remedy: str = INPLACE) -> nn.Module:
+def copy_model(model: Model, remedy: str = INPLACE) -> Model:
     """``deepcopy`` for models that run: functions, methods and weak references that lead to the model lead to the copy.
 
     Tensors cached during a forward pass, which plain ``deepcopy`` refuses, are copied too. What cannot be copied, as
@@ -45,7 +48,7 @@ def copy_model(model: nn.Module, remedy: str = INPLACE) -> nn.Module:
     """
     copier = _ModelCopier(model, remedy)
     with _DetachedCopies():
-        result: nn.Module = copier.copy(model)
+        result: Model = copier.copy(model)
     copier.check_apart(result)
     return result
 

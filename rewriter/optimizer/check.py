@@ -27,6 +27,11 @@ def check_optimizer(model: nn.Module, optimizer: Any) -> None:
     Raises:
         OptimizerError: naming the parameters that are missing; or ``optimizer`` is none.
         ModelError: ``model`` is no model.
+
+    Example:
+        >>> original = timm.create_model("test_resnet", drop_rate=0.2)
+        >>> optimizer = torch.optim.AdamW(rewriter.param_groups(original))
+        >>> rewriter.check_optimizer(rewriter.rewrite(original, "dropout", inplace=True), optimizer)
     """
     model = looked_through(model)
     held = {id(tensor): tensor for tensor in _tensors(optimizer)}

@@ -25,6 +25,7 @@ from rewriter.optimizer.grouped_parameters import Decision, ParamGroups, tensor_
 from rewriter.planning.parameter_kinds import as_gamma, find_kinds, kind_and_reader, recorded_kinds
 from rewriter.planning.record import records_of
 from rewriter.planning.remembered_inputs import inputs_to_run_on
+from rewriter.tracing.input_types import ExampleInputs, InputSize
 from rewriter.tracing.trace import trace_candidates
 
 _PASS = "weight-decay"
@@ -42,8 +43,8 @@ def param_groups(
     weight_decay: float | None = 5e-2,
     *,
     gamma: str | Mapping[str, bool] | None = None,
-    example_inputs: Any = None,
-    input_size: Any = None,
+    example_inputs: ExampleInputs | None = None,
+    input_size: InputSize | None = None,
     no_weight_decay: str | Iterable[str] = (),
     within: Iterable[Mapping[str, Any]] | None = None,
     named: bool = False,
@@ -81,6 +82,12 @@ def param_groups(
             parameters came since the rewrite, and the model cannot be run as it is now.
         SelectorError: an unknown policy or category, or a name in ``no_weight_decay`` that matches nothing.
         ModelError, InputError, TraceError: the model cannot be run.
+
+    Example:
+        >>> groups = rewriter.param_groups(timm.create_model("test_vit"), weight_decay=0.05)
+        >>> {group["name"]: group["weight_decay"] for group in groups}
+        {'decay': 0.05, 'no_decay': 0.0}
+        >>> optimizer = torch.optim.AdamW(groups)
     """
     _check_weight_decay(weight_decay)
     named = checked_flag("named", named)
@@ -105,7 +112,9 @@ def param_groups(
     return groups
 
 
-def _kinds(model: nn.Module, names: Mapping[str, str], example_inputs: Any, input_size: Any) -> dict[str, str]:
+def _kinds(
+    model: nn.Module, names: Mapping[str, str], example_inputs: ExampleInputs | None, input_size: InputSize | None
+) -> dict[str, str]:
     """What each trainable parameter is: as its rewrite recorded it, or by a trace of the model as it is today.
 
     By the name that it has with those of wrappers; ``names`` are those without.

@@ -16,7 +16,7 @@ from rewriter.errors import InputError, PlaceLeftAlone, PlanError, RewriterError
 from rewriter.guideline.base import Pass
 from rewriter.guideline.registry import resolve_passes
 from rewriter.model.adapters import refuse_adapters, refuse_mixed_precision
-from rewriter.model.copying import copy_model
+from rewriter.model.copying import Model, copy_model
 from rewriter.model.random_state import random_state_kept
 from rewriter.model.refusal import check_model
 from rewriter.planning.checks import Check, Checked, Verification
@@ -37,7 +37,7 @@ AnyPlan = TypeVar("AnyPlan", bound=PlanData)
 
 def apply_plan(
     made: PlanData,
-    model: nn.Module,
+    model: Model,
     *,
     inplace: bool = False,
     verify: bool = True,
@@ -45,7 +45,7 @@ def apply_plan(
     in_force: bool = False,
     exactly: bool = False,
     seconds: dict[str, float] | None = None,
-) -> nn.Module:
+) -> Model:
     """Carry a plan out; see :meth:`rewriter.Plan.apply`.
 
     Args:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from torch import nn
 
 from rewriter.analysis.trained_weights import carries_trained_weights, is_told
 from rewriter.edit.classes import class_name, original_class
+from rewriter.edit.plain_values import plain
 from rewriter.errors import ModelError, SelectorError
-from rewriter.guideline.base import Advice, Finding, Pass, Site, Skipped
+from rewriter.guideline.base import Advice, Finding, Pass, Passes, Site, Skipped
 from rewriter.guideline.deciding import findings_of
 from rewriter.guideline.registry import resolve_passes
 from rewriter.model.adapters import refuse_adapters, refuse_mixed_precision
@@ -25,10 +25,11 @@ from rewriter.planning.parameter_kinds import find_kinds
 from rewriter.planning.plan import Plan
 from rewriter.planning.record import is_folded, records_in_force
 from rewriter.planning.remembered_inputs import inputs_to_run_on
-from rewriter.planning.selection import Selection, as_sequence, select, selector_texts
+from rewriter.planning.selection import Preserve, Selection, Selectors, as_sequence, select, selector_texts
 from rewriter.planning.structure import fingerprint
 from rewriter.reasons import Reason
 from rewriter.tracing.input_description import describe_inputs
+from rewriter.tracing.input_types import ExampleInputs, InputSize
 from rewriter.tracing.trace import Trace, trace_candidates
 
 _PRESERVE = ("auto", "eval", "nothing")
@@ -37,13 +38,13 @@ _PRESERVE = ("auto", "eval", "nothing")
 @collector_paused()
 def make_plan(
     model: nn.Module,
-    passes: Any,
+    passes: Passes | None,
     *,
-    example_inputs: Any = None,
-    input_size: Any = None,
-    only: Any = None,
-    skip: Any = None,
-    preserve: str = "auto",
+    example_inputs: ExampleInputs | None = None,
+    input_size: InputSize | None = None,
+    only: Selectors | None = None,
+    skip: Selectors | None = None,
+    preserve: Preserve = "auto",
 ) -> tuple[Plan, Trace | None, dict[str, float]]:
     """The plan, the trace that it was made from (None without passes) and the seconds that each step took.
 
@@ -90,7 +91,7 @@ def make_plan(
     made = Plan(
         class_name(original_class(type(model))),
         fingerprint(model),
-        tuple((item.name, item.options()) for item in resolved),
+        tuple((item.name, plain(item.options(), "options")) for item in resolved),
         tuple(item for item in findings if isinstance(item, Site)),
         tuple(item for item in findings if isinstance(item, Skipped)),
         tuple(item for item in findings if isinstance(item, Advice)),

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from rewriter.model.copying import Model
 from rewriter.planning.agreement import check_same_plan
 from rewriter.planning.apply import apply_plan
 from rewriter.planning.codec import from_text, to_text
@@ -32,9 +33,7 @@ class Plan(PlanData):
         parameters: what each parameter is to the model, by name, see :mod:`rewriter.planning.parameter_kinds`.
     """
 
-    def apply(
-        self, model: nn.Module, inplace: bool = False, verify: bool = True, *, all_ranks: bool = True
-    ) -> nn.Module:
+    def apply(self, model: Model, inplace: bool = False, verify: bool = True, *, all_ranks: bool = True) -> Model:
         """Carry the plan out on ``model``, or on a copy of it, and check the passes' contracts.
 
         Args:

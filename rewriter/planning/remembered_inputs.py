@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Any
 
 from torch import nn
 
@@ -11,6 +10,7 @@ from rewriter.errors import InputError
 from rewriter.planning.data import PlanData
 from rewriter.planning.record import records_of
 from rewriter.tracing.input_description import described_inputs
+from rewriter.tracing.input_types import ExampleInputs, InputSize
 from rewriter.tracing.inputs import Inputs, candidate_inputs
 from rewriter.tracing.trace import trace_candidates
 
@@ -38,7 +38,9 @@ def inputs_of_rewrite(model: nn.Module) -> Inputs | None:
     return next((inputs for inputs in found if inputs is not None), None)
 
 
-def inputs_to_run_on(model: nn.Module, example_inputs: Any = None, input_size: Any = None) -> list[Inputs]:
+def inputs_to_run_on(
+    model: nn.Module, example_inputs: ExampleInputs | None = None, input_size: InputSize | None = None
+) -> list[Inputs]:
     """What the caller gives; else what the model was rewritten for, and then what its configuration says.
 
     The likeliest first, as :func:`rewriter.tracing.inputs.candidate_inputs` gives them.

@@ -6,12 +6,18 @@ import fnmatch
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from torch import nn
 
 from rewriter.errors import SelectorError
 from rewriter.guideline.registry import suggest
+
+Selectors: TypeAlias = "str | type[nn.Module] | Iterable[str | type[nn.Module]]"
+"""Module paths, globs, ``"re:…"`` patterns or classes."""
+
+Preserve: TypeAlias = Literal["auto", "eval", "nothing"]
+"""Which passes that change the eval output are held back: on trained weights those not named, always all, never any."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +33,7 @@ class Selection:
         return not (chain & self.skip) and (self.only is None or bool(chain & self.only))
 
 
-def select(model: nn.Module, only: Any = None, skip: Any = None) -> Selection:
+def select(model: nn.Module, only: Selectors | None = None, skip: Selectors | None = None) -> Selection:
     """Resolve selectors on ``model``.
 
     Args:

@@ -14,6 +14,7 @@ from rewriter.model.random_state import random_state_kept
 from rewriter.planning.checks import Check, Checked, Verification
 from rewriter.planning.data import PlanData
 from rewriter.planning.observe import Observation, drift_between, judge_outputs, observe, other_structure
+from rewriter.planning.zero_gains import filled, zero_gains
 from rewriter.tracing.inputs import Inputs
 
 _MOST_RUNS = 3
@@ -39,8 +40,9 @@ class Verifier:
     def __init__(self, plan: PlanData, model: nn.Module, inputs: Inputs) -> None:
         self._plan, self._model, self._inputs = plan, model, inputs
         self._passes = list(dict.fromkeys(site.pass_name for site in plan.sites))
+        self._gains = zero_gains(model)
         try:
-            self._before = observe(model, inputs)
+            self._before = self._observe_first()
         except Exception as error:
             raise InputError(
                 f"{type(model).__name__} does not run on the {inputs.origin} it is to be verified on: "
@@ -67,17 +69,31 @@ class Verifier:
         """``verification`` and what was checked of passes by themselves."""
         return Verification((*verification.checks[:1], *self._preserving, *verification.checks[1:]))
 
+    def _observe_first(self) -> Observation:
+        """What the model does with values for gains of zero; as it is, if it does not run with them."""
+        try:
+            return self._observe()
+        except Exception:
+            if not self._gains:
+                raise
+            self._gains = ()
+            return self._observe()
+
+    def _observe(self, *, training: bool = True) -> Observation:
+        with filled(self._model, self._gains):
+            return observe(self._model, self._inputs, training=training)
+
     def _judge(self, passes: Sequence[str], *, training: bool = True) -> Verification:
         """Whether the model as it is keeps the contracts of ``passes``; one that does not run keeps none."""
         before, contracts = self._before, self._contracts(passes)
         try:
-            after = observe(self._model, self._inputs, training=training)
+            after = self._observe(training=training)
         except Exception as error:
             return Verification((Check(Checked.EVAL_MODE, False, f"{type(error).__name__}: {error}"),))
         found = compare(before, after, contracts)
         if any(check.what is Checked.EVAL_OUTPUT for check in found.failed):
             # it may count its calls where nothing can put that back
-            drift = drift_between(after, observe(self._model, self._inputs, training=False))
+            drift = drift_between(after, self._observe(training=False))
             found = compare(replace(before, spread=max(before.spread, drift)), after, contracts)
         return found
 
@@ -113,7 +129,7 @@ class Verifier:
         failed, own = {check.what for check in verification.failed}, dict[Checked, str]()
         for _ in range(_MOST_RUNS):
             try:
-                again = compare(self._before, observe(self._model, self._inputs), self._contracts(passes))
+                again = compare(self._before, self._observe(), self._contracts(passes))
             except Exception as error:
                 own = dict.fromkeys(failed, f"it does not run any more, {type(error).__name__}: {error}")
             else:

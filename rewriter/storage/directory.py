@@ -69,6 +69,11 @@ def save(model: nn.Module, directory: str | Path, *, recipe: Mapping[str, Any] |
     Raises:
         ModelError: what was given is no model, or one that is sharded or holds wrapped parts.
         StorageError: the directory holds something else or cannot be written, or the model cannot be stored.
+
+    Example:
+        >>> model = rewriter.rewrite(timm.create_model("test_resnet", drop_rate=0.2), "dropout")
+        >>> rewriter.save(model, "rewritten", recipe={"model": "test_resnet", "kwargs": {"drop_rate": 0.2}})
+        >>> model = rewriter.load("rewritten")
     """
     outer, model = model, looked_through(model)
     check_savable(outer, model)
@@ -125,6 +130,11 @@ def load(directory: str | Path, model: nn.Module | None = None) -> nn.Module:
             fit it.
         PlanError: the plans were made for another model.
         ModelError: ``model`` is no model, or one that is wrapped or compiled.
+
+    Example:
+        >>> model = rewriter.rewrite(timm.create_model("test_resnet", drop_rate=0.2), "dropout")
+        >>> rewriter.save(model, "rewritten")
+        >>> model = rewriter.load("rewritten", timm.create_model("test_resnet", drop_rate=0.2))
     """
     source = checked_path("directory", directory)
     recipe = _read_recipe(source)

@@ -50,6 +50,10 @@ def save_pretrained(model: nn.Module, directory: str | Path, **options: Any) -> 
     Raises:
         StorageError: the model was not rewritten, its library writes no such directories, or it cannot be written.
         ModelError: it is no model.
+
+    Example:
+        >>> model = rewriter.rewrite(timm.create_model("test_resnet", drop_rate=0.2), "dropout")
+        >>> rewriter.save_pretrained(model, "rewritten")
     """
     model = looked_through(model)
     check_model(model, may_be_wrapped=True)
@@ -103,6 +107,11 @@ def from_pretrained(cls_or_factory: Any, directory: str | Path) -> nn.Module:
         StorageError: the directory holds no plan or no weights, they are damaged or do not fit, or the original cannot
             be made.
         PlanError: the plan was made for another model.
+
+    Example:
+        >>> model = rewriter.rewrite(timm.create_model("test_resnet", drop_rate=0.2), "dropout")
+        >>> rewriter.save_pretrained(model, "rewritten")
+        >>> model = rewriter.from_pretrained(lambda: timm.create_model("test_resnet", drop_rate=0.2), "rewritten")
     """
     source = checked_path("directory", directory)
     plans = _read_plans(source)

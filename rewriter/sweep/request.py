@@ -11,6 +11,7 @@ from typing import Any
 from rewriter import libraries, version
 from rewriter.errors import SweepError
 from rewriter.guideline.registry import resolve_passes
+from rewriter.planning.selection import Preserve
 
 _LIBRARIES = ("torch", "timm", "torchvision", "segmentation_models_pytorch", "transformers", "diffusers")
 
@@ -27,12 +28,12 @@ class Request:
     """
 
     passes: tuple[tuple[str, dict[str, Any]], ...]
-    preserve: str = "auto"
+    preserve: Preserve = "auto"
     model_kwargs: dict[str, Any] = field(default_factory=dict)
     numerics: bool = False
 
     @staticmethod
-    def of(passes: Any, preserve: str, model_kwargs: Mapping[str, Any] | None, numerics: bool) -> Request:
+    def of(passes: Any, preserve: Preserve, model_kwargs: Mapping[str, Any] | None, numerics: bool) -> Request:
         """The request with the passes resolved.
 
         Raises:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rewriter.errors import SweepError
+from rewriter.planning.selection import Preserve
 from rewriter.sweep.pool import COMMAND, Pool
 from rewriter.sweep.request import Request, versions
 from rewriter.sweep.results import SweepFile
@@ -87,7 +88,7 @@ def run(
     names: Sequence[str],
     passes: Any = None,
     *,
-    preserve: str = "auto",
+    preserve: Preserve = "auto",
     model_kwargs: Mapping[str, Any] | None = None,
     numerics: bool = False,
     jobs: int | None = None,

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from rewriter.errors import InputError
+from rewriter.tracing.input_types import ExampleInputs, InputSize
 
 BATCH = 2
 """Batch size of made-up inputs: batch norm in training needs more than one value per channel."""
@@ -31,7 +32,9 @@ class Inputs:
         return replace(self, args=map_tensors(self.args, change), kwargs=map_tensors(self.kwargs, change))
 
 
-def candidate_inputs(model: nn.Module, example_inputs: Any = None, input_size: Any = None) -> list[Inputs]:
+def candidate_inputs(
+    model: nn.Module, example_inputs: ExampleInputs | None = None, input_size: InputSize | None = None
+) -> list[Inputs]:
     """Arguments to run ``model`` on, on the model's device and in its floating-point type; the likeliest first.
 
     There are two candidates where the model's configuration and its first convolution disagree on the channels: either
