@@ -11,7 +11,7 @@ from torch import nn
 from rewriter.edit.edits import AddBehaviour, ChangeTensor, Edit, SetAttribute, value_now
 from rewriter.edit.expressions import Expressions
 from rewriter.edit.free_names import FreeNames
-from rewriter.edit.plain_values import plain
+from rewriter.edit.json_values import json_value
 from rewriter.errors import PlanError
 from rewriter.layers.registry import layer_name
 
@@ -45,7 +45,7 @@ class DataEdits:
             ValueError: the module has no such hyper-parameter.
             TypeError: the value is nothing that a plan can hold.
         """
-        held = plain(value, name)
+        held = json_value(value, name)
         edit = SetAttribute(path, name, tuple(held) if isinstance(held, list) else held)
         try:
             value_now(self._names.module(path), edit)
@@ -61,7 +61,7 @@ class DataEdits:
         methods and keeps everything else. ``options`` are properties of it that can be set.
         """
         name = behaviour if isinstance(behaviour, str) else layer_name(behaviour)
-        return [AddBehaviour(path, name, plain(options, "options"))]
+        return [AddBehaviour(path, name, json_value(options, "options"))]
 
     @making
     def scale(self, path: str, name: str, by: float | Sequence[float], dim: int | None = None) -> list[Edit]:

@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from rewriter.edit.edits import AddModule
-from rewriter.edit.plain_values import plain
+from rewriter.edit.json_values import json_value
 from rewriter.layers.added import why_not_added
 from rewriter.layers.registry import layer_class, layer_name
 from rewriter.model.random_state import random_state_kept
@@ -46,7 +46,7 @@ class NewLayer:
             TypeError: an option is nothing that a plan can hold, the layer does not take it, or it has parameters or
                 buffers that checkpoints of the original model lack.
         """
-        options, references = plain(dict(self.options), "options"), dict(self.references or {})
+        options, references = json_value(dict(self.options), "options"), dict(self.references or {})
         cls = layer_class(self.registered)
         try:
             inspect.signature(cls).bind(**options, **references)

@@ -9,7 +9,7 @@ from dataclasses import MISSING, fields
 from importlib.metadata import EntryPoint
 from typing import Any
 
-from rewriter.edit.plain_values import plain
+from rewriter.edit.json_values import json_value
 from rewriter.entry_points import PASS_GROUP, described, entry_points, leave_out, load
 from rewriter.errors import InstallationError, SelectorError
 from rewriter.guideline.base import Contract, Pass
@@ -141,7 +141,7 @@ def _resolve(item: Any) -> Pass:
 def _with_plain_options(item: Pass) -> Pass:
     try:
         for name, value in item.options().items():
-            plain(value, f"option {name}")
+            json_value(value, f"option {name}")
     except TypeError as error:
         raise SelectorError(f"pass {item.name!r}: {error}") from None
     return item

@@ -85,7 +85,7 @@ def not_in_force(sites: Sequence[Site], recorded: Recorded) -> list[tuple[Site, 
         if not recorded.planning:
             trace_model(recorded.model, recorded.inputs)
             raise PlanError(f"the model does not run with the edits of this plan: {error}") from error
-        return _that_donot_run(list(sites), recorded, str(error))
+        return _that_do_not_run(list(sites), recorded, str(error))
     failing = dict(not_run(sites, recorded.model, edited, again, behaved))
     for site, reason in _found_again([site for site in sites if id(site) not in failing], recorded, again):
         failing[id(site)] = reason
@@ -105,7 +105,7 @@ def _record_edited(sites: Sequence[Site], recorded: Recorded) -> tuple[nn.Module
     return edited, again, behaved
 
 
-def _that_donot_run(sites: list[Site], recorded: Recorded, error: str) -> list[tuple[Site, str]]:
+def _that_do_not_run(sites: list[Site], recorded: Recorded, error: str) -> list[tuple[Site, str]]:
     """Sites with which the edited model cannot be run; all of them, if it only fails with all of them together."""
     if len(sites) == 1:
         return [(sites[0], f"the model does not run with this edit: {error}")]
@@ -114,7 +114,7 @@ def _that_donot_run(sites: list[Site], recorded: Recorded, error: str) -> list[t
         try:
             _record_edited(half, recorded)
         except recorded.expected_errors as of_half:
-            found += _that_donot_run(half, recorded, str(of_half))
+            found += _that_do_not_run(half, recorded, str(of_half))
     return found or [(site, f"the model does not run with these edits together: {error}") for site in sites]
 
 
@@ -132,7 +132,7 @@ def not_run(
     ran = _Ran(edited, again, behaved)
     for site in sites:
         functions_first = sorted(site.edits, key=lambda edit: not isinstance(edit, EditMethod))
-        reason = next(filter(None, (_whynot_run(edit, site, model, edited, ran) for edit in functions_first)), None)
+        reason = next(filter(None, (_why_not_run(edit, site, model, edited, ran) for edit in functions_first)), None)
         if reason is not None:
             yield id(site), reason
 
@@ -181,7 +181,7 @@ def _frames_of(found: Any) -> tuple[Frame, ...]:
     return frames
 
 
-def _whynot_run(edit: Edit, site: Site, model: nn.Module, edited: nn.Module, ran: _Ran) -> str | None:
+def _why_not_run(edit: Edit, site: Site, model: nn.Module, edited: nn.Module, ran: _Ran) -> str | None:
     match edit:
         case AddModule(path=path, name=name):
             child = f"{path}.{name}".lstrip(".")

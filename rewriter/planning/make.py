@@ -10,7 +10,7 @@ from torch import nn
 
 from rewriter.analysis.trained_weights import carries_trained_weights, is_told
 from rewriter.edit.classes import class_name, original_class
-from rewriter.edit.plain_values import plain
+from rewriter.edit.json_values import json_value
 from rewriter.errors import ModelError, SelectorError
 from rewriter.guideline.base import Advice, Finding, Pass, Passes, Site, Skipped
 from rewriter.guideline.deciding import findings_of
@@ -91,7 +91,7 @@ def make_plan(
     made = Plan(
         class_name(original_class(type(model))),
         fingerprint(model),
-        tuple((item.name, plain(item.options(), "options")) for item in resolved),
+        tuple((item.name, json_value(item.options(), "options")) for item in resolved),
         tuple(item for item in findings if isinstance(item, Site)),
         tuple(item for item in findings if isinstance(item, Skipped)),
         tuple(item for item in findings if isinstance(item, Advice)),

@@ -5,19 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 
-def plain(value: Any, where: str) -> Any:
+def json_value(value: Any, where: str) -> Any:
     """``value`` as it is after a way through JSON: tuples are lists.
 
     Raises:
         TypeError: a plan cannot hold it; the message begins with ``where`` it is.
     """
     if isinstance(value, (list, tuple)):
-        return [plain(item, f"{where}[{number}]") for number, item in enumerate(value)]
+        return [json_value(item, f"{where}[{number}]") for number, item in enumerate(value)]
     if isinstance(value, dict):
         for name in value:
             if not isinstance(name, str):
                 raise TypeError(f"{where}: a plan holds dicts by texts, found the key {name!r}")
-        return {name: plain(item, f"{where}[{name!r}]") for name, item in value.items()}
+        return {name: json_value(item, f"{where}[{name!r}]") for name, item in value.items()}
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     raise TypeError(
