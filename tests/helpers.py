@@ -6,12 +6,13 @@ import hashlib
 import os
 import random
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import timm
 import torch
 from torch import nn
@@ -33,6 +34,11 @@ def timm_model(name: str, **options: Any) -> nn.Module:
     """A timm model whose weights are always the same."""
     torch.manual_seed(0)
     return timm.create_model(name, **options)
+
+
+def slow_but(quick: Iterable[str], names: Iterable[str]) -> list[Any]:
+    """``names`` as parameters of a test, of which all but ``quick`` are marked slow."""
+    return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
 def image(size: int = 64, channels: int = 3, batch: int = 2) -> torch.Tensor:

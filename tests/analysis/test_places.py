@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import slow_but
 from torch import nn
 
 import rewriter
@@ -172,6 +173,7 @@ def test_a_loss_is_not_scaled() -> None:
     assert torch.equal(rewritten.train()(patches), model.train()(patches))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["steps", "kept steps", "last steps"])
 def test_a_pooling_in_steps_is_one(how: str) -> None:
     model = Pooled(how)
@@ -189,6 +191,7 @@ def test_a_pooling_in_steps_is_one(how: str) -> None:
     assert not plan.sites and [skip.reason for skip in plan.skipped] == [Reason.IN_STEPS]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["tokens", "ceil"])
 def test_a_pooling_over_all_positions_is_global(how: str) -> None:
     assert [pattern for pattern, _ in sites(Pooled(how))] == ["head"]
@@ -252,7 +255,7 @@ class Summed(nn.Module):
         return self.head(x.amax((2, 3)))
 
 
-@pytest.mark.parametrize("how", ["sum", "difference", "lerp", "addcmul", "stack", "to"])
+@pytest.mark.parametrize("how", slow_but(["sum"], ["sum", "difference", "lerp", "addcmul", "stack", "to"]))
 def test_a_block_is_found_however_its_sum_is_written(how: str) -> None:
     assert sites(Summed(how)) == [("residual branch", "move drop before second")]
     assert categories(Summed(how)) == {"norm": "decay"}

@@ -314,6 +314,7 @@ print(sorted(installed_passes()), passes.MINE, model_zoo.MINE)
         done = subprocess.run([sys.executable, "-c", self.CODE], cwd=tmp_path, capture_output=True, text=True)
         assert done.stdout.strip() == f"{sorted(installed_passes())} passes model_zoo", done.stderr
 
+    @pytest.mark.slow
     def test_a_command_runs_there(self, tmp_path: Path) -> None:
         for name in ("passes", "model_zoo"):
             (tmp_path / name).mkdir()
@@ -372,6 +373,7 @@ class TestOldNames:
             assert found.__module__ in {f"rewriter.{part}" for part in renamed.DIVIDED[old]}
         assert not hasattr(module, "no_such_name")
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("first", ["passes", "rewriter"])
     def test_a_folder_of_the_checkout_is_the_part_of_the_same_name(self, first: str) -> None:
         code = f"""

@@ -22,8 +22,6 @@ from typer.testing import CliRunner, Result
 import rewriter
 from rewriter.cli import commands as cli
 
-pytestmark = pytest.mark.slow
-
 SMALL = ("test_vit", "-k", "proj_drop_rate=0.1,img_size=(64,64)")
 
 
@@ -107,11 +105,13 @@ class TestPlan:
         made = json.loads(run("plan", *SMALL, "--pass", "dropout:p=0.3,head_p=0.2", "--json").stdout)
         assert made["passes"] == [{"dropout": {"p": 0.3, "head_p": 0.2}}]
 
+    @pytest.mark.slow
     def test_options_of_passes_as_people_write_them(self) -> None:
         made = run("plan", "seresnet18", "--pass", "stochastic-pooling:squeeze=true,scale=none", "--json").stdout
         assert dict(rewriter.Plan.from_json(made).passes)["stochastic-pooling"]["squeeze"] is True
         assert len(rewriter.Plan.from_json(made).sites) == 9
 
+    @pytest.mark.slow
     def test_selection(self) -> None:
         made = json.loads(
             run("plan", *SMALL, "--only", "blocks.0", "--only", "blocks.1", "--skip", "*.mlp", "--json").stdout
@@ -119,11 +119,13 @@ class TestPlan:
         assert {site["path"].rsplit(".", 1)[0] for site in made["sites"]} <= {"blocks.0", "blocks.1", "blocks"}
         assert made["request"]["only"] == ["blocks.0", "blocks.1"] and made["request"]["skip"] == ["*.mlp"]
 
+    @pytest.mark.slow
     def test_torchvision(self) -> None:
         done = run("plan", "torchvision:resnet18", "--pass", "dropout:p=0.1", "--input-size", "64")
         assert done.exit_code == 0, done.stderr
         assert "torchvision.models.resnet.ResNet" in done.stdout
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("name", "words"),
         [
@@ -138,6 +140,7 @@ class TestPlan:
         assert words in flat(done.stdout) and "insert dropout after" in flat(done.stdout)
 
 
+@pytest.mark.slow
 class TestRewrite:
     def test_first_sight(self, tmp_path: Path) -> None:
         arguments = ("--model-kwargs", "drop_rate=0.2", "--input-size", "64", "-o", str(tmp_path / "out"))
@@ -230,6 +233,7 @@ class TestRewrite:
 
 
 class TestErrors:
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("arguments", "kind", "words"),
         [
@@ -257,6 +261,7 @@ class TestErrors:
         error = json.loads(done.stdout)["error"]
         assert error["type"] == kind and words in error["message"]
 
+    @pytest.mark.slow
     def test_checkpoint_that_does_not_fit(self, tmp_path: Path) -> None:
         state = timm.create_model("test_vit").state_dict()
         state["extra"] = state.pop("norm.weight")
@@ -265,6 +270,7 @@ class TestErrors:
         assert done.exit_code == 1
         assert "missing: norm.weight; unexpected: extra" in done.stderr and "-k" not in done.stderr
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("name", "options", "told"),
         [
@@ -285,6 +291,7 @@ class TestErrors:
         assert done.exit_code == 1 and done.stderr.endswith(f". They fit a model made with {told}\n")
         assert run("plan", name, "--checkpoint", str(path), *told.split()).exit_code == 0
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("name", "options", "told"),
         [
@@ -354,6 +361,7 @@ class TestErrors:
         monkeypatch.setattr(rewriter, "plan", interrupt)
         assert run("plan", *SMALL).exit_code == 130
 
+    @pytest.mark.slow
     @pytest.mark.skipif(os.name != "posix", reason="signals")
     def test_interrupt_of_a_process(self, tmp_path: Path) -> None:
         """Ctrl-C while weights are written leaves nothing behind."""
@@ -390,6 +398,7 @@ class TestMain:
         assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("buffered", ["", "1"])
 @pytest.mark.parametrize("arguments", [("passes",), ("--help",), ("plan", "nosuchmodel", "--json")], ids=" ".join)
 def test_output_that_cannot_be_written_is_one_line_and_an_exit_code(arguments: tuple[str, ...], buffered: str) -> None:
@@ -405,6 +414,7 @@ def test_output_that_cannot_be_written_is_one_line_and_an_exit_code(arguments: t
     assert (done.returncode, done.stderr) == (1, "error: standard output is closed\n")
 
 
+@pytest.mark.slow
 def test_a_reader_that_goes_away_is_told_nothing() -> None:
     command = [sys.executable, "-c", "from rewriter.cli.commands import main; main()", "passes"]
     reading, writing = os.pipe()
@@ -414,6 +424,7 @@ def test_a_reader_that_goes_away_is_told_nothing() -> None:
     assert (done.returncode, done.stderr) == (1, "")
 
 
+@pytest.mark.slow
 def test_errors_do_not_go_to_standard_output_where_there_is_no_other() -> None:
     code = "from rewriter.cli.commands import main; main()"
     command = ["sh", "-c", 'exec "$@" 2>&-', "sh", sys.executable, "-c", code, "plan", "nosuchmodel"]
@@ -426,6 +437,7 @@ def test_trained_weights_are_no_option_of_the_model() -> None:
     assert done.exit_code == 2 and "give --pretrained" in flat(done.output.replace("│", ""))
 
 
+@pytest.mark.slow
 def test_a_plan_measures_where_a_pass_needs_values_as_the_rewrite_will() -> None:
     model = ("resnet18", "-k", "norm_layer=groupnorm", "--input-size", "64")
     done = run("plan", *model, "--pass", "group-count:rule=measured-isometry")

@@ -22,8 +22,6 @@ from rewriter.model.copying import copy_model
 from rewriter.passes import ScaleEqualizer
 from rewriter.tracing.containers import tensors_in
 
-pytestmark = pytest.mark.slow
-
 LIMIT = 1e-5
 
 
@@ -59,6 +57,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], int]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_real_models_compute_the_same_at_any_size(name: str) -> None:
     create, folded = MODELS[name]
@@ -102,6 +101,7 @@ READERS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", READERS)
 def test_every_kind_of_convolution(name: str) -> None:
     torch.manual_seed(0)
@@ -130,6 +130,7 @@ class Tokens(nn.Module):
         return self.reader(torch.cat([self.low(x).permute(0, 2, 3, 1), high], dim=-1))
 
 
+@pytest.mark.slow
 def test_a_linear_layer_behind_channels_last_maps() -> None:
     torch.manual_seed(0)
     model = calibrated(Tokens(), size=16)
@@ -219,6 +220,7 @@ LEFT: dict[str, tuple[Callable[[], nn.Module], str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LEFT)
 def test_what_cannot_be_folded_stays_with_the_reason(name: str) -> None:
     create, reason = LEFT[name]
@@ -304,6 +306,7 @@ class TestRefusals:
         assert_unchanged(model, before)
 
 
+@pytest.mark.slow
 def test_a_later_rewrite_that_found_nothing_does_not_matter() -> None:
     model = calibrated(Fused(nn.Conv2d(12, 5, 1)), size=16)
     again = rewriter.rewrite(model, "stochastic-pooling", input_size=16)

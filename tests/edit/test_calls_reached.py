@@ -15,7 +15,7 @@ import calls_kept
 import calls_named
 import pytest
 import torch
-from helpers import assert_unchanged, image, output, snapshot
+from helpers import assert_unchanged, image, output, slow_but, snapshot
 from torch import nn
 
 import rewriter
@@ -79,7 +79,7 @@ def through_file(model: nn.Module) -> nn.Module:
 COPIES = {"deepcopy": copy.deepcopy, "pickle": through_pickle, "torch.save": through_file}
 
 
-@pytest.mark.parametrize("name", PASSES)
+@pytest.mark.parametrize("name", slow_but(["dropout", "stochastic-pooling"], PASSES))
 @pytest.mark.parametrize("way", WAYS)
 def test_the_edited_method_is_the_one_that_is_called(name: str, way: str, import_text: Load) -> None:
     made = import_text(calls.model_text(name, WAYS[way]))

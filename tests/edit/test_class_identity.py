@@ -73,6 +73,7 @@ def imported(path: Path, name: str) -> ModuleType:
     return module
 
 
+@pytest.mark.slow
 def test_what_a_script_saved_loads_where_its_classes_are_imported(
     written: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 import torchvision
-from helpers import assert_unchanged, image, output, snapshot, timm_model
+from helpers import assert_unchanged, image, output, slow_but, snapshot, timm_model
 from timm.models.densenet import DenseNet
 from timm.utils import ModelEmaV3
 from torch import nn
@@ -55,6 +55,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], int, set[str]]] = {
     "densenet": (_small_densenet, 32, {"add", "edit"}),
     "torchvision mobilenet_v2": (_mobilenet, 64, set()),
 }
+QUICK = ("test_resnet", "densenet")
 
 
 def rewritten_model(name: str, **options: Any) -> tuple[nn.Module, nn.Module, torch.Tensor]:
@@ -85,7 +86,7 @@ def assert_really_edited(model: nn.Module, rewritten: nn.Module, x: torch.Tensor
 # Identity of the class
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", slow_but(QUICK, MODELS))
 def test_a_generated_class_looks_like_its_original(name: str) -> None:
     model, rewritten, x = rewritten_model(name)
     generated = [
@@ -158,7 +159,7 @@ DUPLICATORS: dict[str, Callable[[nn.Module], nn.Module]] = {
 
 
 @pytest.mark.parametrize("duplicate", DUPLICATORS.values(), ids=DUPLICATORS)
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", slow_but(QUICK, MODELS))
 def test_a_duplicate_computes_the_same_and_can_be_undone(name: str, duplicate: Any) -> None:
     model, rewritten, x = rewritten_model(name)
     before = snapshot(rewritten)
@@ -175,6 +176,7 @@ def test_a_duplicate_computes_the_same_and_can_be_undone(name: str, duplicate: A
     assert_same_computation(undone, model, x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("duplicate", DUPLICATORS.values(), ids=DUPLICATORS)
 def test_a_moved_rate_of_a_duplicate_belongs_to_the_duplicate(duplicate: Any) -> None:
     _, rewritten, x = rewritten_model("torchvision mobilenet_v2")
@@ -408,7 +410,7 @@ def test_two_layers_of_edits_hold_both_and_are_pickled_and_undone(import_text: L
         assert module.__class__._rewriter_base is type(once)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", slow_but(QUICK, MODELS))
 def test_a_second_rewrite_and_its_undo_restore_exact_classes(name: str) -> None:
     make, size, _ = MODELS[name]
     model, x = make(), image(size)
@@ -421,7 +423,7 @@ def test_a_second_rewrite_and_its_undo_restore_exact_classes(name: str) -> None:
     assert_unchanged(model, before)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", slow_but(QUICK, MODELS))
 def test_rewriting_twice_changes_nothing_the_second_time(name: str) -> None:
     _, rewritten, x = rewritten_model(name)
     again = rewriter.rewrite(rewritten, Dropout(p=0.2), example_inputs=x)
@@ -429,7 +431,7 @@ def test_rewriting_twice_changes_nothing_the_second_time(name: str) -> None:
     assert len(rewriter.report(again).applied) == len(rewriter.report(rewritten).applied)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", slow_but(QUICK, MODELS))
 def test_state_dicts_load_both_ways_and_attributes_stay(name: str) -> None:
     model, rewritten, x = rewritten_model(name)
     assert list(model.state_dict()) == list(rewritten.state_dict())

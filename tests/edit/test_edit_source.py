@@ -441,7 +441,7 @@ def test_a_file_edited_after_the_import_is_refused(before: str, after: str, impo
 def test_a_deleted_file_is_refused(import_text: Load) -> None:
     made = import_text(SPELLINGS["plain"])
     os.remove(made.__file__ or "")
-    linecache.clearcache()
+    linecache.checkcache()
     with pytest.raises(SourceError, match="not available"):
         read_source(made.M.forward)
 

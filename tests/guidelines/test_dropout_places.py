@@ -10,6 +10,7 @@ import timm
 import torch
 import torch.nn.functional as F
 import torchvision
+from helpers import slow_but
 from torch import nn
 
 import rewriter
@@ -78,7 +79,7 @@ _FAMILIES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", _FAMILIES)
+@pytest.mark.parametrize("name", slow_but(["resnet18"], _FAMILIES))
 def test_a_branch_that_ends_with_a_norm_is_dropped_behind_it(name: str) -> None:
     torch.manual_seed(0)
     model = timm.create_model(name, num_classes=10, **_FAMILIES[name])
@@ -225,6 +226,7 @@ class LeftOutByChance(nn.Module):
         return self.head(x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_a_plan_does_not_depend_on_what_the_process_has_drawn(device: str) -> None:
     plans = set()

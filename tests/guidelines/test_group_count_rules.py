@@ -10,7 +10,7 @@ import timm
 import torch
 from group_norms import Chain
 from helpers import assert_unchanged, image, snapshot
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -31,6 +31,8 @@ from rewriter.passes.group_count.rules import (
 gain = st.one_of(st.floats(0.01, 100), st.sampled_from([0.0, math.inf]))
 
 
+@pytest.mark.slow
+@settings(deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.sampled_from([16, 48, 60, 64, 96, 210]), st.data())
 def test_a_choice_is_nearest_to_one_in_the_band_and_of_equals_the_largest_groups(channels: int, data: Any) -> None:
     numbers = divisors(channels)
@@ -46,6 +48,8 @@ def test_a_choice_is_nearest_to_one_in_the_band_and_of_equals_the_largest_groups
     assert all(distance(other) > min(map(distance, band)) + TIE for other in band if other < chosen)
 
 
+@pytest.mark.slow
+@settings(deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.sampled_from([16, 48, 60, 64, 96, 210]), st.integers(1, 64), st.data())
 def test_channels_per_group_are_as_near_as_the_band_allows(channels: int, size: int, data: Any) -> None:
     numbers = divisors(channels)
@@ -55,6 +59,8 @@ def test_channels_per_group_are_as_near_as_the_band_allows(channels: int, size: 
     assert distances[chosen] <= min(distances.values()) + TIE
 
 
+@pytest.mark.slow
+@settings(deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.sampled_from([16, 48, 60, 64, 96, 210]), st.floats(0, 0.5), st.data())
 def test_a_choice_changes_no_more_than_it_must(channels: int, tolerance: float, data: Any) -> None:
     numbers = divisors(channels)

@@ -161,6 +161,7 @@ def test_a_response_of_the_features_is_no_norm() -> None:
     assert not decisions["encoder.stages.0.layers.0.grn.weight"].decays
 
 
+@pytest.mark.slow
 def test_a_denoising_unet_keeps_its_blocks_though_the_timestep_enters_them() -> None:
     diffusers = pytest.importorskip("diffusers")
     unet = diffusers.UNet2DModel(
@@ -231,6 +232,7 @@ def renamed(model: nn.Module, seed: int) -> nn.Module:
     return fx.GraphModule(attributes, graph)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     ["torchvision:resnet18", "resnetv2_18", "densenet121", "vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"],
@@ -264,6 +266,7 @@ def change_of_output(model: nn.Module, category: str, images: torch.Tensor) -> f
     return float((after - before).std() / before.std())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "resnetv2_18"])
 def test_what_halving_the_gammas_of_a_category_does(name: str) -> None:
     """Only those inside branches do not matter: a later norm takes their scale out."""

@@ -194,7 +194,7 @@ def test_a_copy_computes_with_its_own_modules(way: str) -> None:
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("head", [Head, NeedsValues])
+@pytest.mark.parametrize("head", [Head, pytest.param(NeedsValues, marks=pytest.mark.slow)])
 def test_a_trace_runs_the_skeletons_modules(way: str, head: type[Head]) -> None:
     model = wrapped(way, head).train()
     before = described(model)

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+from helpers import slow_but
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -195,6 +196,7 @@ def _holding_itself(tensor: torch.Tensor) -> Any:
     return result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "wrap",
     [_holding_itself, _in(lambda value: [value], 5000), _in(lambda value: {"a": value}, 5000)],
@@ -218,7 +220,7 @@ ARRAYS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-@pytest.mark.parametrize("kind", ARRAYS)
+@pytest.mark.parametrize("kind", slow_but(["big-endian"], ARRAYS))
 def test_an_array_of_any_kind_is_compared(kind: str) -> None:
     def wrap(tensor: torch.Tensor) -> Any:
         return tensor, ARRAYS[kind](tensor.detach().numpy())

@@ -13,7 +13,7 @@ import pytest
 import segmentation_models_pytorch as smp
 import timm
 import torch
-from helpers import image
+from helpers import image, slow_but
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
 from torch.optim.swa_utils import AveragedModel
@@ -69,7 +69,7 @@ WRAPPERS: dict[str, Callable[[nn.Module], Any]] = {
 }
 
 
-@pytest.fixture(params=WRAPPERS)
+@pytest.fixture(params=slow_but(["nothing", "torch.compile", "activation checkpointing", "bfloat16"], WRAPPERS))
 def wrapped(request: pytest.FixtureRequest) -> Iterator[tuple[nn.Module, nn.Module]]:
     """A rewritten model, and the same one wrapped."""
     model = rewriter.rewrite(vit(), ["dropout", "weight-decay"])
@@ -150,6 +150,7 @@ class Task(nn.Module):
         return self.net(x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "wrap", [lambda model: model, lambda model: torch.compile(model, backend="eager"), checkpointed]
 )
@@ -198,6 +199,7 @@ def told(model: nn.Module) -> list[str]:
     return [line for line in str(rewriter.report(model)).splitlines() if not line.startswith("time:")]
 
 
+@pytest.mark.slow
 def test_what_holds_rewritten_models_is_saved_whole_and_loaded(tmp_path: Path) -> None:
     def nets() -> tuple[nn.Module, nn.Module]:
         small = {"in_channels": 3, "encoder_weights": None}

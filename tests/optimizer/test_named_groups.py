@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from helpers import slow_but
 from ranks import run_ranks
 from timm.utils import ModelEmaV3
 from torch import nn
@@ -38,7 +39,9 @@ def untraced(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class TestRecorded:
-    @pytest.mark.parametrize("name", ["test_vit", "test_resnet", "test_efficientnet_gn", "test_byobnet"])
+    @pytest.mark.parametrize(
+        "name", slow_but(["test_vit"], ["test_vit", "test_resnet", "test_efficientnet_gn", "test_byobnet"])
+    )
     @pytest.mark.parametrize("policy", [None, "decay-all", {"main": True}])
     def test_a_rewritten_model_is_divided_as_a_trace_divides_it(self, name: str, policy: Any) -> None:
         original = timm.create_model(name)

@@ -130,6 +130,7 @@ def test_a_model_that_names_one_or_something_else(resnet: nn.Module) -> None:
         rewriter.param_groups(model)
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.data())
 def test_each_trainable_parameter_is_in_one_group(data: st.DataObject) -> None:

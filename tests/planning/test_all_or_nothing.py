@@ -27,6 +27,7 @@ from rewriter.planning import verify
 from rewriter.tracing.trace import Trace
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("failing", ["first", "last"])
 def test_an_edit_that_fails_half_way_leaves_the_model_unchanged(failing: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = timm_model("densenet121", drop_rate=0.1)
@@ -199,6 +200,7 @@ _BROKEN = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("deed", "what"), _BROKEN)
 @pytest.mark.parametrize("inplace", [False, True])
 def test_an_installed_pass_that_breaks_its_contract_is_named(

@@ -132,6 +132,7 @@ _JSON = st.one_of(
 )
 
 
+@pytest.mark.slow
 @settings(
     max_examples=100,
     deadline=None,

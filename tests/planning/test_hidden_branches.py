@@ -409,6 +409,7 @@ class TwoBlocksInOneMethod(nn.Module):
         return self.head(x[:, 0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flag", [True, False])
 def test_another_place_of_the_same_module_is_no_objection(flag: bool) -> None:
     plan = rewriter.plan(TwoBlocksInOneMethod(flag), "dropout", input_size=16)

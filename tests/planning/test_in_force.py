@@ -186,6 +186,7 @@ class TestPlansFromElsewhere:
         report = rewriter.report(rewriter.Plan.from_json(text).apply(Switched()))
         assert len(report.applied) == 1 and json.loads(report.to_json())[0]["in_force"] is True
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("verify", [True, False])
     def test_inputs_that_are_no_plain_data_are_not_checked_and_it_says_so(self, verify: bool) -> None:
         class Boxed:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 import torchvision
-from helpers import assert_unchanged, image, output, snapshot, timm_model
+from helpers import assert_unchanged, image, output, slow_but, snapshot, timm_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -41,6 +41,7 @@ SUBJECTS: dict[str, Any] = {
     "densenet121": lambda: timm_model("densenet121", drop_rate=0.1),
     "torchvision mobilenet_v2": torchvision.models.mobilenet_v2,
 }
+QUICK = ("test_resnet", "test_vit")
 
 
 def planned(name: str) -> tuple[nn.Module, rewriter.Plan]:
@@ -50,7 +51,7 @@ def planned(name: str) -> tuple[nn.Module, rewriter.Plan]:
     return model, plan
 
 
-@pytest.mark.parametrize("name", SUBJECTS)
+@pytest.mark.parametrize("name", slow_but(QUICK, SUBJECTS))
 def test_a_plan_read_back_is_equal_and_does_the_same(name: str) -> None:
     model, plan = planned(name)
     text = plan.to_json()
@@ -63,7 +64,7 @@ def test_a_plan_read_back_is_equal_and_does_the_same(name: str) -> None:
     assert torch.equal(output(first, x, training=True), output(second, x, training=True))
 
 
-@pytest.mark.parametrize("name", SUBJECTS)
+@pytest.mark.parametrize("name", slow_but(QUICK, SUBJECTS))
 def test_a_plan_is_plain_json_and_plain_python(name: str) -> None:
     _, plan = planned(name)
 
@@ -78,6 +79,7 @@ def test_a_plan_is_plain_json_and_plain_python(name: str) -> None:
     assert pickle.loads(pickle.dumps(plan)) == plan
 
 
+@pytest.mark.slow
 def test_planning_twice_and_in_another_process_gives_the_same_text(tmp_path: Path) -> None:
     script = (
         "import torch; torch.set_num_threads(1); import timm, rewriter; from passes import Dropout\n"
@@ -138,7 +140,7 @@ def test_no_passes_is_a_plan_without_sites_and_a_plain_copy(empty: Any) -> None:
     assert same is model and {type(m) for m in same.modules()} == {original_class(type(m)) for m in same.modules()}
 
 
-@pytest.mark.parametrize("name", SUBJECTS)
+@pytest.mark.parametrize("name", slow_but(QUICK, SUBJECTS))
 def test_planning_and_printing_leave_the_model_unchanged(name: str) -> None:
     model = SUBJECTS[name]().train()
     before = snapshot(model)
@@ -147,7 +149,7 @@ def test_planning_and_printing_leave_the_model_unchanged(name: str) -> None:
     assert_unchanged(model, before)
 
 
-@pytest.mark.parametrize("name", SUBJECTS)
+@pytest.mark.parametrize("name", slow_but(QUICK, SUBJECTS))
 def test_every_site_and_every_skip_says_where_and_why(name: str) -> None:
     model, plan = planned(name)
     paths = dict(model.named_modules())
@@ -160,7 +162,7 @@ def test_every_site_and_every_skip_says_where_and_why(name: str) -> None:
         assert isinstance(skip.reason, Reason) and skip.detail
 
 
-@pytest.mark.parametrize("name", SUBJECTS)
+@pytest.mark.parametrize("name", slow_but(QUICK, SUBJECTS))
 def test_a_rewritten_model_is_planned_as_already_done(name: str) -> None:
     model, plan = planned(name)
     size = 160 if name == "test_vit" else 64

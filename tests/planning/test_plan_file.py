@@ -100,6 +100,7 @@ class TestRefusals:
         rewriter.rewrite(model(), [Dropout(), GroupCount()], **SIZE, plan_file=tmp_path / "plan.json")
         return tmp_path / "plan.json"
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("passes", "message"),
         [

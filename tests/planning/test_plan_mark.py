@@ -56,11 +56,13 @@ class TestTheMark:
         for passes in ("dropout", "stochastic-pooling", "scale-equalizer"):
             assert not has_mark(rewriter.rewrite(original(drop_rate=0.1), passes, input_size=64))
 
+    @pytest.mark.slow
     def test_it_is_that_of_the_edits(self) -> None:
         assert mark(rewritten(16)) == mark(rewritten(16)) != mark(rewritten(32))
         other = rewriter.rewrite(original(), GroupCount(rule=nearest(channels_per_group(16))), input_size=96)
         assert mark(other) == mark(rewritten(16))  # whatever found them, and at whatever size
 
+    @pytest.mark.slow
     def test_dilations_and_numbers_written_in_the_code(self, import_text: Any) -> None:
         entry = zoo.create("smp:deeplabv3-resnet18", encoder_weights=None)
         assert has_mark(rewriter.rewrite(entry.model, "atrous-rates", input_size=128, preserve="nothing"))
@@ -76,6 +78,7 @@ class TestTheMark:
         ]
         assert mark(found[0]) == mark(found[1])
 
+    @pytest.mark.slow
     def test_copies_pickles_and_a_second_rewrite_have_it(self) -> None:
         model = rewritten()
         for found in (
@@ -150,6 +153,7 @@ class TestLoading:
             assert not other.load_state_dict(found, strict=True).unexpected_keys
         other.load_state_dict(state, assign=True)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("inside", [False, True], ids=["itself", "a part of another model"])
     def test_other_edits_are_refused_before_anything_is_copied(self, inside: bool) -> None:
         model, state = rewritten(16), rewritten(32).state_dict()

@@ -79,6 +79,7 @@ def test_a_helper_that_became_a_method(form: type[nn.Module], duplicate: Callabl
     assert [skip.reason for skip in both.skipped] == [Reason.CLAIMED] * places
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "options"),
     [

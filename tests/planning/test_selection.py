@@ -97,6 +97,7 @@ def test_a_glob_selects_what_the_shell_would(path: str, data: st.DataObject) -> 
     assert allowed(only=pattern) == below(*(p for p in PATHS if fnmatch.fnmatchcase(p, pattern)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "inside"),
     [

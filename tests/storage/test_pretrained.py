@@ -72,6 +72,7 @@ def logits(model: nn.Module, inputs: Any) -> torch.Tensor:
     return found if isinstance(found, torch.Tensor) else found[0]
 
 
+@pytest.mark.slow
 def test_there_and_back_in_the_format_of_the_library(case: Any, tmp_path: Path) -> None:
     make, reader, model, inputs = case
     rewriter.save_pretrained(model, tmp_path / "saved")
@@ -88,6 +89,7 @@ def test_there_and_back_in_the_format_of_the_library(case: Any, tmp_path: Path) 
     assert torch.equal(logits(rewriter.from_pretrained(reader, copied), inputs), logits(model, inputs))
 
 
+@pytest.mark.slow
 def test_the_library_itself_speaks_up(case: Any, tmp_path: Path, capfd: Any, caplog: Any) -> None:
     make, reader, model, _ = case
     rewriter.save_pretrained(model, tmp_path)
@@ -107,6 +109,7 @@ def test_the_library_itself_speaks_up(case: Any, tmp_path: Path, capfd: Any, cap
     assert "rewriter_plan" in said or "scale_equalizer" in said
 
 
+@pytest.mark.slow
 def test_parts_half_precision_and_tied_weights(tmp_path: Path) -> None:
     model = rewriter.rewrite(segformer(), input_size=64).bfloat16()
     rewriter.save_pretrained(model, tmp_path, max_shard_size="100KB")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -50,9 +51,17 @@ def assert_same(first: nn.Module, second: nn.Module) -> None:
     assert all(torch.equal(a, b) for a, b in zip(outputs(first), outputs(second), strict=True))
 
 
+@pytest.fixture(scope="module")
+def saved_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(1)  # not the weights that a test makes
+    directory = tmp_path_factory.mktemp("once") / "saved"
+    rewriter.save(rewritten(), directory, recipe=RECIPE)
+    return directory
+
+
 @pytest.fixture
-def saved(tmp_path: Path) -> Path:
-    rewriter.save(rewritten(), tmp_path / "saved", recipe=RECIPE)
+def saved(saved_once: Path, tmp_path: Path) -> Path:
+    shutil.copytree(saved_once, tmp_path / "saved")
     return tmp_path / "saved"
 
 

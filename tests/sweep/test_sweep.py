@@ -30,8 +30,6 @@ from rewriter.sweep.request import Request
 from rewriter.sweep.results import SweepFile
 from rewriter.sweep.row import Held, Status
 
-pytestmark = pytest.mark.slow
-
 PASSES = [{"dropout": {"p": 0.1}}]
 NAMES = ["resnet10t", "test_vit", "torchvision:shufflenet_v2_x0_5", "smp:unet"]
 NO_WORKER = (sys.executable, "-c", "raise SystemExit('no worker was to be started')")
@@ -61,6 +59,7 @@ def kept(swept: tuple[Result, Path], tmp_path: Path) -> Path:
     return copy
 
 
+@pytest.mark.slow
 class TestRows:
     def test_every_library(self, swept: tuple[Result, Path]) -> None:
         done, path = swept
@@ -226,6 +225,7 @@ def worker(tmp_path: Path) -> tuple[str, ...]:
     return sys.executable, str(path)
 
 
+@pytest.mark.slow
 class TestWorkers:
     def test_death_and_silence_cost_one_row(self, worker: tuple[str, ...], tmp_path: Path) -> None:
         output = tmp_path / "rows.jsonl"
@@ -290,6 +290,7 @@ def children(pid: int) -> list[int]:
     return found
 
 
+@pytest.mark.slow
 class TestResultFile:
     def test_resume(self, kept: Path) -> None:
         before = kept.read_bytes()
@@ -374,6 +375,7 @@ class TestResultFile:
             assert done.exit_code == 1 and str(tmp_path / "none") in done.stderr.replace("\n", "")
 
 
+@pytest.mark.slow
 class TestOutput:
     def test_markdown(self, swept: tuple[Result, Path]) -> None:
         text = Path(f"{swept[1]}.md").read_text(encoding="utf-8")
@@ -404,6 +406,7 @@ class TestOutput:
         assert done.exit_code == 1 and json.loads(done.stdout)["error"]["type"] == "SweepError"
 
 
+@pytest.mark.slow
 def test_import_stays_quick() -> None:
     code = "import sys, rewriter; print([m for m in sys.modules if m.startswith(('rewriter.sweep', 'timm', 'rich'))])"
     done = subprocess.run(

@@ -42,6 +42,7 @@ def test_hidden_states_that_transformers_collects_with_hooks(ran_before: bool) -
     assert traced.eval.graph.find_nodes(op="output")[0].meta["shape"] == (2, 2, 16, 16)
 
 
+@pytest.mark.slow
 def test_verification_leaves_no_hooks() -> None:
     """A second forward would register them again, and collect every state twice."""
     model, x = segformer().eval(), torch.randn(1, 3, 64, 64)

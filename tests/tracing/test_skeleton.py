@@ -159,6 +159,7 @@ def test_a_skeleton_runs_and_changes_nothing_of_the_model(model_name: str) -> No
     assert_unchanged(model, before)
 
 
+@pytest.mark.slow
 def test_models_that_deepcopy_refuses_have_a_skeleton_and_a_plan() -> None:
     model = timm_model("levit_128s")
     x = image(224)

@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from helpers import image, output, timm_model
+from helpers import image, output, slow_but, timm_model
 from networks import NETWORKS
 from torch import fx, nn
 
@@ -119,7 +119,7 @@ GRAPHS = {
 }
 
 
-@pytest.mark.parametrize("name", GRAPHS)
+@pytest.mark.parametrize("name", slow_but(["resnet18", "efficientnet_b0", "test_resnet"], GRAPHS))
 def test_a_graph_module_computes_what_the_model_computes(name: str) -> None:
     model, x = timm_model(name).eval(), image(GRAPHS[name])
     flat = rewriter.to_graph_module(model, example_inputs=x)

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import assert_unchanged, global_state, image, random_state, snapshot, timm_model
+from helpers import assert_unchanged, global_state, image, random_state, slow_but, snapshot, timm_model
 from networks import NETWORKS
 from torch import nn
 from torch.nn.modules import module as module_hooks
@@ -35,7 +35,7 @@ VERBS: dict[str, Callable[..., Any]] = {
 
 
 @pytest.mark.parametrize("verb", VERBS)
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", slow_but(["test_resnet", "test_vit"], NETWORKS))
 def test_parameters_buffers_modes_and_gradients_stay(name: str, verb: str) -> None:
     make, size = NETWORKS[name]
     model, x = make().train(), image(size)

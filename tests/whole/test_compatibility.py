@@ -336,6 +336,7 @@ class TestRunDirectory:
         assert done.exit_code == 1 and "timm is" in done.stderr and "0.9.0 in the file" in done.stderr
         assert (place / "runs.jsonl").read_text(encoding="utf-8") == before
 
+    @pytest.mark.slow
     def test_runs_of_the_same_question_are_taken(self, tmp_path: Path) -> None:
         """What the header says of libraries and plans may be another one today; the lines of runs are read."""
         place = tmp_path / "runs"

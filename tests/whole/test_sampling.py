@@ -71,6 +71,7 @@ def run(tmp_path: Path) -> object:
     return call
 
 
+@pytest.mark.slow
 def test_a_part_is_run_told_and_repeated(run: object) -> None:
     assert callable(run)
     whole = run()
@@ -85,6 +86,7 @@ def test_a_part_is_run_told_and_repeated(run: object) -> None:
     assert "1 passed" in run("--sample-seed=7", "-m", "not sweep")
 
 
+@pytest.mark.slow
 def test_a_part_of_today_in_several_processes(run: object) -> None:
     assert callable(run)
     first = datetime.datetime.now(datetime.UTC).date().toordinal()

@@ -11,8 +11,6 @@ import torch
 
 from rewriter import zoo
 
-pytestmark = pytest.mark.slow
-
 _TV_VIT = "torchvision.models.vision_transformer.VisionTransformer"
 
 
@@ -142,6 +140,7 @@ def test_broken_library(monkeypatch: pytest.MonkeyPatch) -> None:
         zoo.create("resnet18")
 
 
+@pytest.mark.slow
 def test_names() -> None:
     found = zoo.names("resnet18*")
     assert {"resnet18", "resnet18d", "torchvision:resnet18"} <= set(found)
@@ -167,6 +166,7 @@ def test_smp() -> None:
 LIBRARIES = ("diffusers", "segmentation_models_pytorch", "timm", "torchvision", "transformers")
 
 
+@pytest.mark.slow
 def test_imports_what_is_needed() -> None:
     """Neither the compiler nor passes; of the libraries those that a name is about, and what they import."""
     code = f"""
