@@ -9,7 +9,7 @@ would be shown as none.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from rewriter.comparison.statistics import Interval, Mean
@@ -46,17 +46,18 @@ class Unit:
 
     def decimals(self, half_width: float | None, visible: Iterable[float] = ()) -> int:
         """How many decimals suit an interval of this half-width, and show none of ``visible`` as zero unless it is."""
+        decimals = 2 if self.percent else 4
         if half_width:  # two significant digits of a half-width below 3.55, 35.5, …, else one
             shown = self.scaled(half_width)
             exponent = math.floor(math.log10(shown))
             decimals = (1 if shown / 10.0**exponent < 3.55 else 0) - exponent
-        else:
-            decimals = 2 if self.percent else 4
         decimals = max(1 if self.percent else 0, min(decimals, _MOST_DECIMALS))
         numbers = [abs(self.scaled(value)) for value in visible if value != 0]
-        while decimals <= _MOST_DECIMALS and any(float(f"{number:.{decimals}f}") == 0 for number in numbers):
-            decimals += 1
-        return decimals
+        return _more(decimals, _MOST_DECIMALS, lambda d: any(float(f"{number:.{d}f}") == 0 for number in numbers))
+
+    def decimals_of(self, interval: Interval) -> int:
+        """As many as an interval deserves, neither of whose ends is shown as zero unless it is."""
+        return self.decimals(interval.half_width, (interval.low, interval.high))
 
     def number(self, value: float, decimals: int, *, sign: bool = False) -> str:
         """The number without its unit; numbers too small for decimals as ``1.2e-09``."""
@@ -71,16 +72,13 @@ class Unit:
 
     def interval(self, interval: Interval, decimals: int | None = None, *, sign: bool = True) -> str:
         """``−0.6 to +0.8``, with the digits that the interval deserves if none are given."""
-        if decimals is None:
-            decimals = self.decimals(interval.half_width, (interval.low, interval.high))
+        decimals = self.decimals_of(interval) if decimals is None else decimals
         return " to ".join(self.number(end, decimals, sign=sign) for end in (interval.low, interval.high))
 
     def difference(self, mean: float, interval: Interval | None = None) -> tuple[str, str]:
         """A mean difference and its interval, with the digits that the interval deserves."""
-        if interval is None:
-            return self.number(mean, self.decimals(None, (mean,)), sign=True), ""
-        decimals = self.decimals(interval.half_width, (interval.low, interval.high))
-        return self.number(mean, decimals, sign=True), self.interval(interval, decimals)
+        decimals = self.decimals(None, (mean,)) if interval is None else self.decimals_of(interval)
+        return self.number(mean, decimals, sign=True), "" if interval is None else self.interval(interval, decimals)
 
     def amount(self, value: float, decimals: int) -> str:
         """Of a difference: ``1.2 points of top1``, ``0.12 in test_loss``."""
@@ -104,24 +102,25 @@ class Unit:
 
     def telling(self, *pairs: tuple[float, float]) -> int:
         """As many decimals as show that two different values of a pair differ, within reason."""
-        decimals = self.decimals(None)
-        while decimals < _MOST_DECIMALS and any(
-            old != new and self.number(old, decimals) == self.number(new, decimals) for old, new in pairs
-        ):
-            decimals += 1
-        return decimals
+        return _more(
+            self.decimals(None), _MOST_DECIMALS - 1,
+            lambda d: any(old != new and self.number(old, d) == self.number(new, d) for old, new in pairs),
+        )  # fmt: skip
 
 
 def percentage(part: float) -> str:
     """A part in [0, 1] as percent; never ``100 %`` or ``0 %`` unless it is so."""
     if part in (0.0, 1.0) or not math.isfinite(part):
         return f"{100 * part:.0f} %"
-    decimals = 1
-    while decimals < _MOST_DECIMALS and float(f"{100 * part:.{decimals}f}") in (0.0, 100.0):
-        decimals += 1
+    decimals = _more(1, _MOST_DECIMALS - 1, lambda d: float(f"{100 * part:.{d}f}") in (0.0, 100.0))
     return f"{100 * part:.{decimals}f} %"
 
 
 def small(value: float) -> str:
     """A difference of outputs, to two digits: ``3.1e-07``; ``0`` only if it is zero."""
     return f"{value:.2g}"
+
+
+def _more(decimals: int, most: int, too_few: Callable[[int], bool]) -> int:
+    """The first number of decimals from ``decimals`` on that are not too few, or else one more than ``most``."""
+    return next((d for d in range(decimals, most + 1) if not too_few(d)), max(decimals, most + 1))

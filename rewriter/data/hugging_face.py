@@ -82,7 +82,8 @@ def from_splits(name: str, splits: Mapping[str, Any], datasets: Any) -> Source:
     )
     return Source(
         name, Task.MULTI_LABEL if is_list else Task.CLASSIFICATION, train_side, test_side,
-        num_classes=feature.num_classes, channels=1 if mode == "L" else 3, size=None, class_names=tuple(feature.names or ()),
+        num_classes=feature.num_classes, channels=1 if mode == "L" else 3, size=None,
+        class_names=tuple(feature.names or ()),
         licence=str(getattr(train.info, "license", "") or "that of the set"), split=split,
     )  # fmt: skip
 
