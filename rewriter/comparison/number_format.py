@@ -9,7 +9,7 @@ would be shown as none.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from rewriter.comparison.statistics import Interval, Mean
@@ -53,7 +53,9 @@ class Unit:
             decimals = (1 if shown / 10.0**exponent < 3.55 else 0) - exponent
         decimals = max(1 if self.percent else 0, min(decimals, _MOST_DECIMALS))
         numbers = [abs(self.scaled(value)) for value in visible if value != 0]
-        return _more(decimals, _MOST_DECIMALS, lambda d: any(float(f"{number:.{d}f}") == 0 for number in numbers))
+        while decimals <= _MOST_DECIMALS and any(float(f"{number:.{decimals}f}") == 0 for number in numbers):
+            decimals += 1
+        return decimals
 
     def decimals_of(self, interval: Interval) -> int:
         """As many as an interval deserves, neither of whose ends is shown as zero unless it is."""
@@ -102,25 +104,24 @@ class Unit:
 
     def telling(self, *pairs: tuple[float, float]) -> int:
         """As many decimals as show that two different values of a pair differ, within reason."""
-        return _more(
-            self.decimals(None), _MOST_DECIMALS - 1,
-            lambda d: any(old != new and self.number(old, d) == self.number(new, d) for old, new in pairs),
-        )  # fmt: skip
+        decimals = self.decimals(None)
+        while decimals < _MOST_DECIMALS and any(
+            old != new and self.number(old, decimals) == self.number(new, decimals) for old, new in pairs
+        ):
+            decimals += 1
+        return decimals
 
 
 def percentage(part: float) -> str:
     """A part in [0, 1] as percent; never ``100 %`` or ``0 %`` unless it is so."""
     if part in (0.0, 1.0) or not math.isfinite(part):
         return f"{100 * part:.0f} %"
-    decimals = _more(1, _MOST_DECIMALS - 1, lambda d: float(f"{100 * part:.{d}f}") in (0.0, 100.0))
+    decimals = 1
+    while decimals < _MOST_DECIMALS and float(f"{100 * part:.{decimals}f}") in (0.0, 100.0):
+        decimals += 1
     return f"{100 * part:.{decimals}f} %"
 
 
 def small(value: float) -> str:
     """A difference of outputs, to two digits: ``3.1e-07``; ``0`` only if it is zero."""
     return f"{value:.2g}"
-
-
-def _more(decimals: int, most: int, too_few: Callable[[int], bool]) -> int:
-    """The first number of decimals from ``decimals`` on that are not too few, or else one more than ``most``."""
-    return next((d for d in range(decimals, most + 1) if not too_few(d)), max(decimals, most + 1))

@@ -104,14 +104,18 @@ class Comparison(Findings):
         """
         if self.training is None:
             raise ComparisonError("there are no runs to write: no training was compared")
+        runs = to_plain(self.training.runs)
+        losses = ("train_loss", "test_loss")
+        names = dict.fromkeys(name for run in runs for epoch in run["epochs"] for name in epoch["metrics"])
         rows = [
-            {"arm": run["arm"], "seed": run["seed"], "epoch": None, "train_loss": None, "test_loss": None}
-            | {"epoch" if name == "number" else name: value for name, value in epoch.items() if name != "metrics"}
-            | epoch.get("metrics", {}) | {"stopped": run["stopped"]}
-            for run in to_plain(self.training.runs)
+            (
+                run["arm"], run["seed"], *map(epoch.get, ("number", *losses)),
+                *map(epoch.get("metrics", {}).get, names), run["stopped"],
+            )
+            for run in runs
             for epoch in run["epochs"] or [{}]
         ]  # fmt: skip
-        return _csv(rows, [name for row in rows for name in row if name != "stopped"] + ["stopped"])
+        return _csv(("arm", "seed", "epoch", *losses, *names, "stopped"), rows)
 
     def images_to_csv(self) -> str:
         """The test images as CSV, one a row, with the fields of :class:`ImageRow`.
@@ -121,12 +125,12 @@ class Comparison(Findings):
         """
         if self.trained is None:
             raise ComparisonError("there are no images to write: no trained weights were compared")
-        return _csv(to_plain(self.trained.rows), [item.name for item in dataclasses.fields(ImageRow)])
+        return _csv([item.name for item in dataclasses.fields(ImageRow)], to_plain(self.trained.rows))
 
 
-def _csv(rows: Any, columns: list[str]) -> str:
+def _csv(columns: Any, rows: Any) -> str:
     """All digits of numbers; empty where there is none."""
     import pandas
 
-    text: str = pandas.DataFrame(rows, columns=list(dict.fromkeys(columns)), dtype=object).to_csv(index=False)
+    text: str = pandas.DataFrame(rows, columns=list(columns), dtype=object).to_csv(index=False)
     return text
