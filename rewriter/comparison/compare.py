@@ -185,8 +185,7 @@ def _without_training(
                 found[1] = replace(of_weights, as_created=not carries_trained_weights(before))
             for model in models:
                 model.to("cpu")
-    if accelerator.num_processes > 1:
-        broadcast_object_list(found)
+    broadcast_object_list(found)
     return found[0], found[1]
 
 

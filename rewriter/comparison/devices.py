@@ -93,15 +93,13 @@ def errors_shared(accelerator: Accelerator) -> Iterator[None]:
         yield
     except Exception as error:
         problem = error
-    if accelerator.num_processes > 1:
-        told = problem
-        try:
-            pickle.loads(pickle.dumps(told))
-        except Exception:
-            what = f"{type(told).__name__}: {told}"
-            told = ComparisonError(f"process {accelerator.process_index} failed: {what}")
-        everywhere = gather_object([told])  # also by a process with an error of its own
-        problem = problem or next((error for error in everywhere if error is not None), None)
+    told = problem
+    try:
+        pickle.loads(pickle.dumps(told))
+    except Exception:
+        told = ComparisonError(f"process {accelerator.process_index} failed: {type(problem).__name__}: {problem}")
+    everywhere = gather_object([told])  # also by a process with an error of its own
+    problem = problem or next((error for error in everywhere if error is not None), None)
     if problem is not None:
         raise problem
 

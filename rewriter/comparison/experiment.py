@@ -81,8 +81,7 @@ def run_all(
                 file.read_again()
             finished = done if file is None else file.results
             raise Interrupted(sum(key in finished for key in wanted), len(wanted)) from interrupt
-    if state.num_processes > 1:
-        done |= {(run.arm, run.seed): run for run in gather_object([done[key] for key in own])}
+    done |= {(run.arm, run.seed): run for run in gather_object([done[key] for key in own])}
     return tuple(done[arm, seed] for seed in seeds for arm in ARMS)
 
 
