@@ -42,8 +42,9 @@ MOVED = {
     "comparison.reports": "comparison.run_directory", "comparison.run_file": "comparison.run_directory",
     "comparison.run_progress": "comparison.experiment", "comparison.without_training": "comparison.verdict",
     "comparison.place": "comparison.devices", "comparison.subject": "comparison.model_pairs",
-    "comparison.question": "comparison.identity", "comparison.fitting": "comparison.first_batch",
-    "comparison.idle": "comparison.notes",
+    "comparison.question": "comparison.identity", "comparison.fitting": "comparison.scoring",
+    "comparison.idle": "comparison.notes", "data.small_images": "data.packaged", "data.photos": "data.packaged",
+    "data.mri": "data.packaged", "data.nuclei": "data.packaged",
 }  # fmt: skip
 """Old names below ``rewriter`` → the room that has the module now, or its new name."""
 

@@ -18,7 +18,6 @@ from rewriter.comparison.devices import accelerated, errors_shared, repeatable
 from rewriter.comparison.equivalence import equivalence, trained
 from rewriter.comparison.experiment import run_all
 from rewriter.comparison.findings import ALL, Equivalence, Trained, Training
-from rewriter.comparison.first_batch import fitted_to_models
 from rewriter.comparison.identity import described, identity_of, versions
 from rewriter.comparison.loading import Data, Preprocessing, data_of_source, data_of_user, first_batch, pair_of
 from rewriter.comparison.model_pairs import (
@@ -35,7 +34,7 @@ from rewriter.comparison.randomness import batches
 from rewriter.comparison.recipe import Recipe, resolve_recipe
 from rewriter.comparison.result import Comparison
 from rewriter.comparison.run_directory import write_reports
-from rewriter.comparison.scoring import Loss, scoring_of
+from rewriter.comparison.scoring import Loss, fitted_to_models, scoring_of
 from rewriter.comparison.training import Setting, check_optimizer
 from rewriter.data import open_source
 from rewriter.data.source import Source
@@ -186,8 +185,7 @@ def _without_training(
                 found[1] = replace(of_weights, as_created=not carries_trained_weights(before))
             for model in models:
                 model.to("cpu")
-    if accelerator.num_processes > 1:
-        broadcast_object_list(found)
+    broadcast_object_list(found)
     return found[0], found[1]
 
 
@@ -255,22 +253,21 @@ def _preprocessing(before: nn.Module, after: nn.Module, source: Source, input_si
 def _image_size(before: nn.Module, after: nn.Module, source: Source, input_size: Any) -> tuple[int, int, int]:
     """What was asked for, what the model was rewritten for, what its configuration says, or the size of the images."""
     inputs = inputs_of_rewrite(after) if input_size is None and records_of(after) else None
-    if inputs is not None and inputs.image_size is not None:
-        return inputs.image_size
-    try:
-        found = trace(before, input_size=input_size).inputs.image_size
-    except InputError:
-        if input_size is not None or source.size is None:
-            raise
-        found = trace(before, input_size=source.size).inputs.image_size
-    assert found is not None
-    return found
+    if inputs is None or inputs.image_size is None:
+        try:
+            inputs = trace(before, input_size=input_size).inputs
+        except InputError:
+            if input_size is not None or source.size is None:
+                raise
+            inputs = trace(before, input_size=source.size).inputs
+    assert inputs.image_size is not None
+    return inputs.image_size
 
 
 def _levels(levels: Sequence[str] | None, before: nn.Module, data: Data) -> tuple[str, ...]:
+    if levels is not None and TRAINING in levels and data.train is None:
+        raise DataError(f"{data.name} has no training data: give (train, test)")
     if levels is None:
         fits = {EQUIVALENCE: True, TRAINED: carries_trained_weights(before), TRAINING: data.train is not None}
-        return tuple(level for level in LEVELS if fits[level])
-    if TRAINING in levels and data.train is None:
-        raise DataError(f"{data.name} has no training data: give (train, test)")
+        levels = [level for level, is_fit in fits.items() if is_fit]
     return tuple(level for level in LEVELS if level in levels)

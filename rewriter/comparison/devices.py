@@ -31,18 +31,17 @@ def accelerated(mixed_precision: str, device: str | None) -> Iterator[Accelerato
     Raises:
         ComparisonError: there is no such device, or it has no such precision.
     """
+    threads = torch.get_num_threads()
     with contextlib.ExitStack() as kept:
         # accelerate can forget what it keeps, but not put it back
         for holder in (AcceleratorState, GradientState, PartialState):
             kept.enter_context(patch.dict(holder._shared_state, clear=True))
         kept.enter_context(patch.dict(os.environ))
-        kept.callback(_put_back_threads, torch.get_num_threads())
-        yield _accelerator(mixed_precision, device)
-
-
-def _put_back_threads(number: int) -> None:
-    if torch.get_num_threads() != number:
-        torch.set_num_threads(number)
+        try:
+            yield _accelerator(mixed_precision, device)
+        finally:
+            if torch.get_num_threads() != threads:
+                torch.set_num_threads(threads)
 
 
 def _accelerator(mixed_precision: str, device: str | None) -> Accelerator:
@@ -94,20 +93,15 @@ def errors_shared(accelerator: Accelerator) -> Iterator[None]:
         yield
     except Exception as error:
         problem = error
-    if accelerator.num_processes > 1:
-        told = None if problem is None else _sendable(problem, accelerator.process_index)
-        everywhere = gather_object([told])  # also by a process with an error of its own
-        problem = problem or next((error for error in everywhere if error is not None), None)
+    told = problem
+    try:
+        pickle.loads(pickle.dumps(told))
+    except Exception:
+        told = ComparisonError(f"process {accelerator.process_index} failed: {type(problem).__name__}: {problem}")
+    everywhere = gather_object([told])  # also by a process with an error of its own
+    problem = problem or next((error for error in everywhere if error is not None), None)
     if problem is not None:
         raise problem
-
-
-def _sendable(problem: Exception, process: int) -> Exception:
-    try:
-        pickle.loads(pickle.dumps(problem))
-        return problem
-    except Exception:
-        return ComparisonError(f"process {process} failed: {type(problem).__name__}: {problem}")
 
 
 @contextlib.contextmanager
@@ -118,11 +112,20 @@ def repeatable(device: torch.device) -> Iterator[None]:
         return
     cudnn: Any = torch.backends.cudnn
     kept = cudnn.deterministic, cudnn.benchmark
-    strict, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     cudnn.deterministic, cudnn.benchmark = True, False
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        with deterministic(True):
+            yield
+    finally:
+        cudnn.deterministic, cudnn.benchmark = kept
+
+
+@contextlib.contextmanager
+def deterministic(wanted: bool) -> Iterator[None]:
+    """Whether torch takes deterministic algorithms where it has them; afterwards it is told what it was told before."""
+    kept = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(wanted, warn_only=wanted)
     try:
         yield
     finally:
-        cudnn.deterministic, cudnn.benchmark = kept
-        torch.use_deterministic_algorithms(strict, warn_only=warns)
+        torch.use_deterministic_algorithms(kept[0], warn_only=kept[1])

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from rewriter.comparison.findings import Equivalence, ImageRow, Trained
-from rewriter.comparison.first_batch import in_type_of
 from rewriter.comparison.loading import Data, pair_of
 from rewriter.comparison.randomness import batches
-from rewriter.comparison.scoring import Scoring, computed, tensor_of
+from rewriter.comparison.scoring import Scoring, computed, in_type_of, tensor_of
 from rewriter.data.source import Task
 from rewriter.errors import ComparisonError, DataError
 from rewriter.model.contents import tensors_held
@@ -40,14 +39,13 @@ def equivalence(
         for batch in images:
             first, second, other = (_outputs(model, batch) for model in (before, before, after))
             ours, again, theirs = (tensors_held(output) for output in (first, second, other))
-            if [tensor.shape for tensor in ours] != [tensor.shape for tensor in theirs]:
-                shapes = " and ".join(str([tuple(tensor.shape) for tensor in found]) for found in (ours, theirs))
-                raise ComparisonError(f"the models give outputs of other shapes: {shapes}")
+            if _shapes(ours) != _shapes(theirs):
+                raise ComparisonError(f"the models give outputs of other shapes: {_shapes(ours)} and {_shapes(theirs)}")
             count += len(batch)
             not_finite = [n + _not_finite(of, len(batch)) for n, of in zip(not_finite, (ours, theirs), strict=True)]
-            for a, b, c in zip(ours, again, theirs, strict=True):
-                spread, largest = max(spread, _largest(a, b)), max(largest, _largest(a, c))
-                scale = max(scale, _largest(a[a.isfinite()], torch.zeros(())))
+            spread, largest = max(spread, _difference(ours, again)), max(largest, _difference(ours, theirs))
+            finite = [tensor[tensor.isfinite()] for tensor in ours]
+            scale = max(scale, _difference(finite, [torch.zeros(())] * len(finite)))
             if not scoring.values and ours and ours[0].is_floating_point() and tensor_of(first).dim() > 1:
                 same = scoring.predictions(tensor_of(first)) == scoring.predictions(tensor_of(other))
                 alike, predicted = alike + int(same.sum()), predicted + same.numel()
@@ -57,22 +55,27 @@ def equivalence(
     return Equivalence(name, count, identical, largest, relative, spread, agreement, tuple(not_finite))
 
 
+def _shapes(outputs: list[torch.Tensor]) -> list[tuple[int, ...]]:
+    return [tuple(output.shape) for output in outputs]
+
+
 def _not_finite(outputs: list[torch.Tensor], images: int) -> int:
     """For how many images some number is not finite."""
     bad = torch.zeros(images, dtype=torch.bool)
     for output in outputs:
         if output.is_floating_point() and output.dim() and len(output) == images:
-            bad |= ~output.isfinite().flatten(1).all(1).cpu() if output.dim() > 1 else ~output.isfinite().cpu()
+            bad |= ~output.isfinite()[:, None].flatten(1).all(1).cpu()
     return int(bad.sum())
 
 
-def _largest(first: torch.Tensor, second: torch.Tensor) -> float:
+def _difference(ours: Sequence[torch.Tensor], theirs: Sequence[torch.Tensor]) -> float:
     """The largest |difference|; infinite where only one is not finite, 0 where both are the same infinity or NaN."""
-    if not first.numel():
-        return 0.0
-    a, b = first.double(), second.double()
-    same = (a == b) | (a.isnan() & b.isnan())
-    return (a - b).abs().nan_to_num(nan=torch.inf, posinf=torch.inf).masked_fill(same, 0.0).max().item()
+    largest = 0.0
+    for a, b in ((a.double(), b.double()) for a, b in zip(ours, theirs, strict=True) if a.numel()):
+        same = (a == b) | (a.isnan() & b.isnan())
+        difference = (a - b).abs().nan_to_num(nan=torch.inf, posinf=torch.inf).masked_fill(same, 0.0)
+        largest = max(largest, difference.max().item())
+    return largest
 
 
 def same_in_training(before: nn.Module, after: nn.Module, images: torch.Tensor) -> bool:
@@ -98,10 +101,10 @@ def _alike_in_training(before: nn.Module, after: nn.Module, images: torch.Tensor
             buffers.append({name: tensor.clone() for name, tensor in model.named_buffers()})
         model.to("cpu")
     (ours, theirs), (old, new) = outputs, buffers
-    if [tensor.shape for tensor in ours] != [tensor.shape for tensor in theirs]:
+    if _shapes(ours) != _shapes(theirs):
         return False
-    pairs = [*zip(ours, theirs, strict=True), *((old[name], new[name]) for name in old if name in new)]
-    return all(_largest(a, b) == 0 for a, b in pairs)
+    shared = [name for name in old if name in new]
+    return _difference([*ours, *(old[n] for n in shared)], [*theirs, *(new[n] for n in shared)]) == 0
 
 
 def trained(before: nn.Module, after: nn.Module, data: Data, scoring: Scoring) -> Trained:
@@ -137,19 +140,16 @@ def _rows(
         ours, theirs = (of_arm[number] for of_arm in predictions)
         target, first, second = (int(item) if single else None for item in (targets[number], ours, theirs))
         same = (ours == theirs).double().mean().item()
-        yield ImageRow(start + number, target, first, second, _largest(before[number], after[number]), same)
+        yield ImageRow(start + number, target, first, second, _difference([before[number]], [after[number]]), same)
 
 
 @contextlib.contextmanager
-def _evaluating(*models: nn.Module) -> Iterator[None]:
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(torch.no_grad())
-        for model in models:
-            stack.enter_context(state_kept(model))
-            model.eval()
+def _evaluating(before: nn.Module, after: nn.Module) -> Iterator[None]:
+    with torch.no_grad(), state_kept(before), state_kept(after):
+        before.eval()
+        after.eval()
         yield
 
 
 def _outputs(model: nn.Module, images: torch.Tensor) -> Any:
-    reference = next(model.parameters(), images)
-    return model(in_type_of(model, images).to(reference.device))
+    return model(in_type_of(model, images).to(next(model.parameters(), images).device))

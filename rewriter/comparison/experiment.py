@@ -58,31 +58,30 @@ def run_all(
     wanted = [(arm, seed) for seed in seeds for arm in _in_turn(seed)]
     with contextlib.ExitStack() as stack:
         file, is_first = None, state.process_index == 0
-        for turn in (
-            is_first,
-            not is_first,
-        ):  # the first process makes what the others read, who read it before it grows
+        # the first process makes what the others read, who read it before it grows
+        for turn in (is_first, not is_first):
             with errors_shared(setting.accelerator):
                 if directory is not None and turn:
                     opened = RunFile(directory, identity, restart=restart and is_first, owner=is_first)
                     file = stack.enter_context(opened)
         done: dict[Any, Run] = {} if file is None else {key: file.results[key] for key in wanted if key in file.results}
         own = [key for key in wanted if key not in done and key[1] % state.num_processes == state.process_index]
-        told = _Told(setting, len(wanted), len(done), len(own), directory, progress)
         try:
-            with errors_shared(setting.accelerator), told.begin() as advance:
+            with (
+                errors_shared(setting.accelerator),
+                _told(setting, len(wanted), len(done), len(own), directory, progress) as (advance, tell),
+            ):
                 for run in _trained(own, models, setting, advance):
                     done[run.arm, run.seed] = run
                     if file is not None:
                         file.append(run)
-                    told.finished(run)
+                    tell(run)
         except KeyboardInterrupt as interrupt:
             if file is not None:
                 file.read_again()
             finished = done if file is None else file.results
             raise Interrupted(sum(key in finished for key in wanted), len(wanted)) from interrupt
-    if state.num_processes > 1:
-        done |= {(run.arm, run.seed): run for run in gather_object([done[key] for key in own])}
+    done |= {(run.arm, run.seed): run for run in gather_object([done[key] for key in own])}
     return tuple(done[arm, seed] for seed in seeds for arm in ARMS)
 
 
@@ -101,55 +100,46 @@ def _trained(
                 yield train(pair.pop(arm), arm, seed, setting, advance)
 
 
-class _Told:
-    """Tells of ``wanted`` runs, of which ``kept`` are in ``directory`` and this process trains its ``own``.
+@contextlib.contextmanager
+def _told(
+    setting: Setting, wanted: int, kept: int, own: int, directory: Path | None, progress: bool
+) -> Iterator[tuple[Callable[[], None], Callable[[Run], None]]]:
+    """Tell of ``wanted`` runs, of which ``kept`` are in ``directory`` and this process trains its ``own``.
 
     On a terminal a bar with the time left, elsewhere a line for each run that is finished. Of several processes the
-    first one tells, of its own runs.
+    first one tells, of its own runs. Gives what is to be called at every training step, and with every finished run.
     """
+    steps = 0 if setting.data.train is None else len(setting.data.train)  # type: ignore[arg-type]
+    if not steps:
+        raise ComparisonError("there are no training batches")
+    processes, bar = setting.accelerator.num_processes, has_bar()
+    shown = progress and setting.accelerator.process_index == 0
+    whose = " of the first process" if processes > 1 else ""
+    told_of = f" in {processes} processes; the first tells of its own {own}" if whose else ""
+    number, total = (0, own) if whose else (kept, wanted)
 
-    def __init__(
-        self, setting: Setting, wanted: int, kept: int, own: int, directory: Path | None, progress: bool
-    ) -> None:
-        self._setting, self._wanted, self._kept, self._own, self._directory = setting, wanted, kept, own, directory
-        self._processes = setting.accelerator.num_processes
-        self._whose = "" if self._processes == 1 else " of the first process"
-        self._shown = progress and setting.accelerator.process_index == 0
-        self._finished = 0
-
-    def begin(self) -> contextlib.AbstractContextManager[Callable[[], None]]:
-        """Tell what is to be done, and show a bar where there is a terminal; to be advanced at every training step."""
-        train_data = self._setting.data.train
-        steps = len(train_data) if train_data is not None else 0  # type: ignore[arg-type]
-        if not steps:
-            raise ComparisonError("there are no training batches")
-        missing, wanted = self._wanted - self._kept, counted(self._wanted, "run")
-        told_of = f" in {self._processes} processes; the first tells of its own {self._own}" if self._whose else ""
-        if not missing:
-            self._say(f"all {wanted} are in {self._directory}")
-        elif self._kept:
-            there = f"{self._kept} of {wanted} {_are(self._kept)} in {self._directory}"
-            self._say(f"{there}, {missing} to train{told_of}")
-        elif not has_bar():
-            self._say(f"training {counted(missing, 'run')}{told_of}")
-        title = f"training {counted(self._own, 'run')}{self._whose}"
-        total = self._own * self._setting.recipe.epochs * steps
-        return progress_bar(title, total, shown=self._shown and has_bar() and self._own > 0)
-
-    def finished(self, run: Run) -> None:
-        """Tell of a run that this process has trained."""
-        self._finished += 1
-        if has_bar():
-            return
-        number, total = (self._finished, self._own) if self._whose else (self._kept + self._finished, self._wanted)
-        metric = self._setting.scoring.judged[0]
-        seconds = f"{run.seconds:.{0 if run.seconds >= 10 else 1}f} s"
-        value = f"{metric} {run.final.metrics[metric]:.4g}" if run.final else f"stopped: {run.stopped}"
-        self._say(f"run {number} of {total}{self._whose}: {run.arm}, seed {run.seed}, {seconds}, {value}")
-
-    def _say(self, line: str) -> None:
-        if self._shown:
+    def say(line: str) -> None:
+        if shown:
             print(line, file=sys.stderr, flush=True)
+
+    def tell(run: Run) -> None:
+        nonlocal number
+        number += 1
+        if not bar:
+            metric = setting.scoring.judged[0]
+            seconds = f"{run.seconds:.{0 if run.seconds >= 10 else 1}f} s"
+            value = f"{metric} {run.final.metrics[metric]:.4g}" if run.final else f"stopped: {run.stopped}"
+            say(f"run {number} of {total}{whose}: {run.arm}, seed {run.seed}, {seconds}, {value}")
+
+    if kept == wanted:
+        say(f"all {counted(wanted, 'run')} are in {directory}")
+    elif kept:
+        say(f"{kept} of {counted(wanted, 'run')} {_are(kept)} in {directory}, {wanted - kept} to train{told_of}")
+    elif not bar:
+        say(f"training {counted(wanted, 'run')}{told_of}")
+    title = f"training {counted(own, 'run')}{whose}"
+    with progress_bar(title, own * setting.recipe.epochs * steps, shown=shown and bar and own > 0) as advance:
+        yield advance, tell
 
 
 def _are(number: int) -> str:

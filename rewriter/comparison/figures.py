@@ -19,19 +19,16 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from rewriter.comparison.findings import AFTER, ARMS, BEFORE, Findings, Training
-from rewriter.comparison.number_format import Unit, small
+from rewriter.comparison.number_format import small
 from rewriter.comparison.statistics import Difference
 from rewriter.comparison.verdict import difference_of, judge, unit_of, worth_of_image
 from rewriter.text import counted
 
 _SETTINGS: dict[Any, Any] = {
     "svg.hashsalt": "rewriter",  # the same figure gives the same file
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlelocation": "left",
+    "font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.titlelocation": "left",
     "legend.frameon": False,
-}
+}  # fmt: skip
 
 # of the palette of Okabe and Ito, which people with any colour vision tell apart
 _COLOURS = {BEFORE: "#0072B2", AFTER: "#D55E00"}
@@ -45,8 +42,7 @@ _SMALL, _TITLE = 9, 11
 """Sizes of text, in points; lengths are in inches."""
 
 _PANEL, _TWO_PANELS, _HEIGHT, _MARGIN = 6.4, 9.8, 3.9, 0.12
-_EPOCHS_FOR_DETAIL = 4
-_MOST_MARKERS = 30
+_EPOCHS_FOR_DETAIL, _MOST_MARKERS = 4, 30
 _LEAST_IMAGES = {"learning_curves": 10, "differences": 5}
 """An axis is at least so many test images high, or wide to either side: less would make noise look like a result."""
 
@@ -95,28 +91,23 @@ def _new_figure(
     """A figure that no window and no global state knows, with axes beside each other under its heading."""
     asked, finished = len(set(training.seeds)), len(training.final_values(training.metric))
     seeds = counted(asked, "seed") if finished == asked else f"{finished} of {counted(asked, 'seed')} finished by both"
-    verdict = f"verdict on {training.metric}: {judge(training).outcome} ({seeds})"
-    passes = f"passes: {'; '.join(found.change)}"
+    heading = [f"{found.model}: {subject}", f"verdict on {training.metric}: {judge(training).outcome} ({seeds})"]
     room = width - 2 * _MARGIN
+    passes = f"passes: {'; '.join(found.change)}"
     if len(_wrapped(passes, room, _SMALL)) > 2:  # only their names
         passes = f"passes: {', '.join(line.partition(':')[0] for line in found.change)}"
     below = [f"data: {found.data}", *notes, *([passes] if found.change else [])]
-    blocks: list[tuple[list[str], dict[str, Any]]] = [
-        ([f"{found.model}: {subject}", verdict], {"size": _TITLE, "weight": "bold"}),
-        (below, {"size": _SMALL, "color": _GREY}),
-    ]
-    whole, texts = height + _MARGIN, []
-    for paragraphs, style in reversed(blocks):
-        lines = [line for text in paragraphs for line in _wrapped(text, room, style["size"])]
-        whole += len(lines) * style["size"] * 1.35 / 72
-        texts.append((whole - _MARGIN, "\n".join(lines), style))
-    figure = Figure(figsize=(width, whole), dpi=200)
+    figure = Figure(figsize=(width, height), dpi=200, layout="constrained")
     FigureCanvasAgg(figure)
-    side = _MARGIN / width
-    figure.set_layout_engine("constrained", rect=(side / 2, 0, 1 - side, height / whole))
-    for top, text, style in texts:
-        figure.text(side, top / whole, text, va="top", parse_math=False, **style)
-    return figure, figure.subplots(1, panels, squeeze=False)[0]
+    inner: Any = figure
+    styles: list[dict[str, Any]] = [{"size": _TITLE, "weight": "bold"}, {"size": _SMALL, "color": _GREY}]
+    for paragraphs, style in zip((heading, below), styles, strict=True):
+        lines = [line for text in paragraphs for line in _wrapped(text, room, style["size"])]
+        height += len(lines) * style["size"] * 1.35 / 72
+        inner.suptitle("\n".join(lines), x=_MARGIN / width, ha="left", parse_math=False, **style)
+        inner = inner.subfigures()
+    figure.set_figheight(height + _MARGIN)
+    return figure, inner.subplots(1, panels, squeeze=False)[0]
 
 
 def _wrapped(text: str, width: float, size: float = 10) -> list[str]:
@@ -126,17 +117,14 @@ def _wrapped(text: str, width: float, size: float = 10) -> list[str]:
 
 def _worth(training: Training) -> tuple[float, list[str]]:
     """What one test image is worth in the unit that is shown, 0 if the metric counts no images; and that in words."""
-    worth = worth_of_image(training)
-    if worth is None:
-        return 0.0, []
-    worth = unit_of(training, training.metric).scaled(worth)
+    worth = unit_of(training).scaled(worth_of_image(training) or 0.0)
     points = f"{small(worth)} point{'' if small(worth) == '1' else 's'} of {training.metric}"
-    return worth, [f"one test image of {training.test_images} = {points}"]
+    return worth, [f"one test image of {training.test_images} = {points}"] if worth else []
 
 
 def _learning_curves(found: Findings, training: Training) -> Figure:
     """All epochs, and beside them the later half on a scale of its own: where arms differ, and little."""
-    unit, (worth, notes) = unit_of(training, training.metric), _worth(training)
+    unit, (worth, notes) = unit_of(training), _worth(training)
     curves = [
         [[epoch.value(training.metric) for epoch in run.epochs] for run in (p.before, p.after)] for p in training.pairs
     ]
@@ -149,7 +137,7 @@ def _learning_curves(found: Findings, training: Training) -> Figure:
     figure, panels = _new_figure(found, training, subject, notes, width, _HEIGHT, len(starts))
     for axes, start in zip(panels, starts, strict=True):
         for arm in ARMS:
-            _draw_arm(axes, arm, training, unit, start)
+            _draw_arm(axes, arm, training, start)
         low, high = axes.get_ylim()
         missing = max(_LEAST_IMAGES["learning_curves"] * worth - (high - low), 0)
         axes.set_ylim(low - missing / 2, high + missing / 2)
@@ -162,46 +150,41 @@ def _learning_curves(found: Findings, training: Training) -> Figure:
             axes.set_title(f"the later half, from epoch {start} on", size=_SMALL)
     label = f"{unit.label} ({'higher' if training.higher_is_better else 'lower'} is better)"
     panels[0].set_ylabel("\n".join(_wrapped(label, 0.7 * _HEIGHT)), parse_math=False)
-    if panels[0].get_legend_handles_labels()[0]:
-        handles = panels[0].get_legend_handles_labels()
+    if (handles := panels[0].get_legend_handles_labels())[0]:
         figure.legend(*handles, loc="outside lower center", ncols=2, fontsize=_SMALL, handlelength=3)
     return figure
 
 
-def _draw_arm(axes: Any, arm: str, training: Training, unit: Unit, start: int) -> None:
+def _draw_arm(axes: Any, arm: str, training: Training, start: int) -> None:
     """Mean and range over the seeds that both arms finished, or else over all of this arm; other runs as thin lines."""
-    metric = training.metric
-    runs = training.runs_of(arm)
+    metric, unit, runs = training.metric, unit_of(training), training.runs_of(arm)
     finished = {run.seed for run in runs if run.value(metric) is not None}
     seeds = {pair.before.seed for pair in training.pairs if pair.values(metric)} or finished
     curves = pandas.DataFrame(
-        {
-            run.seed: {e.number: unit.scaled(y) for e in run.epochs if (y := e.value(metric)) is not None}
-            for run in runs
-        },
+        {r.seed: {e.number: unit.scaled(y) for e in r.epochs if (y := e.value(metric)) is not None} for r in runs},
         dtype=float,
     ).sort_index()
     curves = curves[curves.index >= start] if start else curves
     shared = curves[[seed for seed in curves if seed in seeds]].dropna()
+    style: dict[str, Any] = {"color": _COLOURS[arm]}
     if not shared.empty:
         several = len(shared.columns) > 1
         if several:
-            low, high = shared.min(axis=1), shared.max(axis=1)
-            axes.fill_between(shared.index, low, high, color=_COLOURS[arm], alpha=0.15, linewidth=0)
+            axes.fill_between(shared.index, shared.min(axis=1), shared.max(axis=1), alpha=0.15, linewidth=0, **style)
         label = f"{arm}, mean and range of {len(shared.columns)} seeds" if several else f"{arm}, one seed"
         marker = "o" if len(shared) <= _MOST_MARKERS else None
-        axes.plot(shared.mean(axis=1), color=_COLOURS[arm], marker=marker, label=label, **_LINES[arm])
+        axes.plot(shared.mean(axis=1), marker=marker, label=label, **style, **_LINES[arm])
     stopped = [run.seed for run in runs if run.stopped and curves[run.seed].notna().any()]
     cross = {"marker": "x", "markevery": [-1], "markersize": 9, "markeredgewidth": 2}
-    for why, drawn, style in (("finished by this arm alone", finished - seeds, {}), ("stopped", stopped, cross)):
+    for why, drawn, end in (("finished by this arm alone", finished - seeds, {}), ("stopped", stopped, cross)):
         for number, seed in enumerate(drawn):
             name = None if number else f"{arm}, {why} ({len(drawn)})"
-            axes.plot(curves[seed].dropna(), color=_COLOURS[arm], linewidth=0.8, label=name, **style)
+            axes.plot(curves[seed].dropna(), linewidth=0.8, label=name, **style, **end)
 
 
 def _differences(found: Findings, training: Training, difference: Difference) -> Figure:
     """One point a seed, below them the mean and its 95 % interval."""
-    unit, (worth, note), interval = unit_of(training, training.metric), _worth(training), difference.interval
+    unit, (worth, note), interval = unit_of(training), _worth(training), difference.interval
     ended = training.pairs
     row = min(_ROW, _TALLEST / len(ended))
     rows = [row * (len(ended) - number) for number in range(len(ended))]  # in inches, as the whole vertical axis
@@ -211,8 +194,7 @@ def _differences(found: Findings, training: Training, difference: Difference) ->
     points = max(_LEAST_IMAGES["differences"] * worth, *(abs(unit.scaled(found)) for found in difference.differences))
     farthest = 0.0 if interval is None else unit.scaled(max(abs(interval.low), abs(interval.high)))
     reach = max(points, _CUT * points if points and farthest > _FARTHEST * points else farthest) or 1.0
-    axes.set_xlim(-1.05 * reach, 1.05 * reach)
-    axes.set_ylim(bottom, top)
+    axes.set(xlim=(-1.05 * reach, 1.05 * reach), ylim=(bottom, top))
     if worth:
         axes.axvspan(-worth, worth, color=_LIGHT_GREY, linewidth=0)
     axes.axvline(0, color=_GREY, linewidth=1)

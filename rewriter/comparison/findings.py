@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Annotated, Any, ClassVar, TypeVar, cast
@@ -13,6 +13,7 @@ from typing import Annotated, Any, ClassVar, TypeVar, cast
 from pydantic import BeforeValidator, TypeAdapter, ValidationError
 
 T = TypeVar("T")
+_adapter: Callable[[Any], TypeAdapter[Any]] = cache(TypeAdapter)
 
 BEFORE, AFTER = ARMS = ("before", "after")
 ALL = "all"
@@ -231,10 +232,7 @@ class Findings(_Checked):
 
 def to_plain(value: Any) -> Any:
     """A dataclass, or a list of them, as JSON has it."""
-    items = value if isinstance(value, Sequence) else [value]
-    text = json.dumps([dataclasses.asdict(item) for item in items])
-    plain = json.loads(text, parse_constant=lambda name: str(float(name)))
-    return plain if isinstance(value, Sequence) else plain[0]
+    return json.loads(json.dumps(value, default=dataclasses.asdict), parse_constant=lambda name: str(float(name)))
 
 
 def from_plain(kind: type[T], data: Any) -> T:
@@ -244,13 +242,8 @@ def from_plain(kind: type[T], data: Any) -> T:
         ValueError: the data do not fit, with the name of the field.
     """
     try:
-        return cast(T, _adapter(cast(Any, kind)).validate_json(json.dumps(data)))
+        return cast(T, _adapter(kind).validate_json(json.dumps(data)))
     except ValidationError as error:
         problem = error.errors()[0]
         where = ".".join(map(str, (kind.__name__, *problem["loc"])))
         raise ValueError(f"{where}: {problem['msg']}, found {problem['input']!r:.80}") from error
-
-
-@cache
-def _adapter(kind: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(kind)

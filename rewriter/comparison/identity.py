@@ -24,6 +24,7 @@ from rewriter.tracing.containers import tensors_in
 from rewriter.version import __version__
 
 _VERSIONED = ("torch", "timm", "torchvision", "accelerate", "torchmetrics", "numpy")
+_PLAIN = (str, int, float, type(None))
 
 
 def identity_of(
@@ -85,38 +86,28 @@ def _checksum_of_first_batch(loader: Iterable[Any]) -> str:
 
 
 def _identified(value: Any) -> str:
+    """A function by its code, the defaults of its arguments and plain values around it; a module by what it holds."""
     name = described(value)
     code = getattr(value, "__code__", None)
     if code is not None:
-        return f"{name} {_digest(code.co_code, repr(code.co_names).encode(), _constants(code), _given(value))}"
-    if isinstance(value, nn.Module):
-        return f"{name} {_digest((_options(value) + _digest(*_weights(value))).encode())}"
+        # the order of a frozenset is another one in each process
+        constants = [
+            sorted(map(repr, item)) if isinstance(item, frozenset) else item
+            for item in code.co_consts
+            if not hasattr(item, "co_code")
+        ]
+        around = []
+        for cell in value.__closure__ or ():
+            with contextlib.suppress(ValueError):  # not filled yet
+                around += [cell.cell_contents] if isinstance(cell.cell_contents, _PLAIN) else []
+        given = described([value.__defaults__, value.__kwdefaults__, around])
+        texts = (repr(code.co_names), repr(constants), given)
+        return f"{name} {_digest(code.co_code, *(text.encode() for text in texts))}"
+    if isinstance(value, nn.Module):  # repr leaves out most of its options
+        parts = [vars(part).items() for part in value.modules()]
+        options = [{key: item for key, item in part if key[0] != "_" and isinstance(item, _PLAIN)} for part in parts]
+        return f"{name} {_digest((repr(options) + _digest(*_weights(value))).encode())}"
     return name
-
-
-def _constants(code: Any) -> bytes:
-    kept = [item for item in code.co_consts if not hasattr(item, "co_code")]
-    # the order of a frozenset is another one in each process
-    return repr([sorted(map(repr, item)) if isinstance(item, frozenset) else item for item in kept]).encode()
-
-
-def _given(function: Any) -> bytes:
-    """Defaults of a function, and plain values of the functions around it."""
-    around = []
-    for cell in function.__closure__ or ():
-        with contextlib.suppress(ValueError):  # not filled yet
-            around += [cell.cell_contents] if _is_plain(cell.cell_contents) else []
-    return described([function.__defaults__, function.__kwdefaults__, around]).encode()
-
-
-def _options(module: nn.Module) -> str:
-    """Public plain attributes of a module and those in it: repr leaves out most of them."""
-    parts = [vars(part).items() for part in module.modules()]
-    return repr([{name: value for name, value in part if name[0] != "_" and _is_plain(value)} for part in parts])
-
-
-def _is_plain(value: Any) -> bool:
-    return isinstance(value, (str, int, float, type(None)))
 
 
 def _weights(model: nn.Module) -> Iterable[bytes | memoryview]:

@@ -95,12 +95,12 @@ def data_of_source(source: Source, preprocessing: Preprocessing, recipe: Recipe,
     train = _limited(source.train, recipe.train_images) if training and source.train is not None else None
     if training:
         check_trainable(replace(source, train=train), recipe.batch_size)
-    of_task = _segmentation if source.task is Task.SEGMENTATION else _classification
+    transform = _segmentation if source.task is Task.SEGMENTATION else _classification
     mode = "L" if preprocessing.channels == 1 else "RGB"
 
     def loader(examples: Any, augmented: bool) -> DataLoader[Any]:
-        transform = of_task(preprocessing, recipe, augmented)
-        changed = _Transformed(examples, lambda image, target: transform(image.convert(mode), target))
+        change = transform(preprocessing, recipe, augmented)
+        changed = _Transformed(examples, lambda image, target: change(image.convert(mode), target))
         return _loader(changed, recipe.batch_size, augmented)
 
     return Data(
@@ -147,20 +147,19 @@ def _is_set_of_images(item: Any) -> bool:
 
 def _own_loader(item: Any, recipe: Recipe, shuffled: bool) -> Iterable[Any]:
     if _is_set_of_images(item):
-        limit = recipe.train_images if shuffled else recipe.test_images
-        examples = _limited(item, limit)  # type: ignore[arg-type]
+        examples = _limited(item, recipe.train_images if shuffled else recipe.test_images)
         if shuffled and len(examples) < recipe.batch_size:
             raise DataError(
                 f"data: expected at least one batch of {recipe.batch_size} training images, found {len(examples)}; "
                 "choose a smaller batch_size"
             )
         return _loader(examples, recipe.batch_size, shuffled)
+    kind = type(item).__name__
     if isinstance(item, Iterator) or not isinstance(item, Iterable):
         raise DataError(
-            f"data: expected a data loader, a data set or a list of batches, found {type(item).__name__}; it is read "
-            "once an epoch by both arms"
+            f"data: expected a data loader, a data set or a list of batches, found {kind}; it is read once an epoch by "
+            "both arms"
         )
-    kind = type(item).__name__
     if not isinstance(item, Sized):
         raise DataError(f"data: expected something of known length, found {kind} without len()")
     try:
@@ -215,29 +214,30 @@ def _images(loader: Any) -> int | None:
     return number - number % loader.batch_size if loader.drop_last else number
 
 
-def _limited(examples: Examples, most: int | None) -> Any:
+def _limited(examples: Any, most: int | None) -> Any:
     """The first ``most`` of a fixed shuffle, so that all classes are among them."""
     if most is None or most >= len(examples):
         return examples
     order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(0))
-    return Subset(examples, order[:most].tolist())  # type: ignore[arg-type]
+    return Subset(examples, order[:most].tolist())
 
 
 def _loader(examples: Any, batch_size: int, training: bool) -> DataLoader[Any]:
     return DataLoader(examples, batch_size, shuffle=training, drop_last=training)
 
 
+@dataclass(frozen=True)
 class _Transformed(Dataset[Any]):
     """Examples as tensors: image ``(C, H, W)`` and target."""
 
-    def __init__(self, examples: Examples, transform: _Transform) -> None:
-        self._examples, self._transform = examples, transform
+    examples: Examples
+    transform: _Transform
 
     def __len__(self) -> int:
-        return len(self._examples)
+        return len(self.examples)
 
     def __getitem__(self, index: int) -> tuple[Any, Any]:
-        return self._transform(*self._examples[index])
+        return self.transform(*self.examples[index])
 
 
 def _classification(preprocessing: Preprocessing, recipe: Recipe, augmented: bool) -> _Transform:
@@ -257,17 +257,17 @@ def _segmentation(preprocessing: Preprocessing, recipe: Recipe, augmented: bool)
     from torchvision import tv_tensors
     from torchvision.transforms import v2
 
-    mean, std = preprocessing.statistics
-    steps: list[Any] = [v2.ToImage(), v2.Resize(preprocessing.size, antialias=True)]
+    steps: list[Any] = [v2.Resize(preprocessing.size, antialias=True)]
     if augmented:
         scale = (recipe.crop_scale, 1.0)
         crop = v2.RandomResizedCrop(preprocessing.size, scale, ratio=(0.9, 1.1), antialias=True)
-        steps = [v2.ToImage(), crop, v2.RandomHorizontalFlip(recipe.hflip)]
+        steps = [crop, v2.RandomHorizontalFlip(recipe.hflip)]
     to_values = {tv_tensors.Image: torch.float32, tv_tensors.Mask: torch.int64, "others": None}
-    change = v2.Compose([*steps, v2.ToDtype(to_values, scale=True), v2.Normalize(mean, std)])
+    normalized = v2.Normalize(*preprocessing.statistics)
+    change = v2.Compose([v2.ToImage(), *steps, v2.ToDtype(to_values, scale=True), normalized, v2.ToPureTensor()])
 
     def both(image: Any, target: Any) -> tuple[Any, Any]:
         changed, mask = change(image, tv_tensors.Mask(v2.functional.pil_to_tensor(target)))
-        return changed.as_subclass(torch.Tensor), mask.as_subclass(torch.Tensor)[0]
+        return changed, mask[0]
 
     return both

@@ -47,13 +47,10 @@ def why_without_effect(
 
 def same_optimizer(before: nn.Module, after: nn.Module, optimizer: OptimizerFactory | None) -> bool:
     """Whether the optimizers of both arms train the same parameters with the same options."""
-    if optimizer is None:
-        return not decays_by_place(after) and _trainable(before) == _trainable(after)
-    return _trainable(before) == _trainable(after) and _options(before, optimizer) == _options(after, optimizer)
-
-
-def _trainable(model: nn.Module) -> list[str]:
-    return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    ours, theirs = ([n for n, p in model.named_parameters() if p.requires_grad] for model in (before, after))
+    if ours != theirs or optimizer is None:
+        return ours == theirs and not decays_by_place(after)
+    return _options(before, optimizer) == _options(after, optimizer)
 
 
 def _options(model: nn.Module, optimizer: OptimizerFactory) -> dict[str, Any]:

@@ -46,17 +46,20 @@ class Unit:
 
     def decimals(self, half_width: float | None, visible: Iterable[float] = ()) -> int:
         """How many decimals suit an interval of this half-width, and show none of ``visible`` as zero unless it is."""
+        decimals = 2 if self.percent else 4
         if half_width:  # two significant digits of a half-width below 3.55, 35.5, …, else one
             shown = self.scaled(half_width)
             exponent = math.floor(math.log10(shown))
             decimals = (1 if shown / 10.0**exponent < 3.55 else 0) - exponent
-        else:
-            decimals = 2 if self.percent else 4
         decimals = max(1 if self.percent else 0, min(decimals, _MOST_DECIMALS))
         numbers = [abs(self.scaled(value)) for value in visible if value != 0]
         while decimals <= _MOST_DECIMALS and any(float(f"{number:.{decimals}f}") == 0 for number in numbers):
             decimals += 1
         return decimals
+
+    def decimals_of(self, interval: Interval) -> int:
+        """As many as an interval deserves, neither of whose ends is shown as zero unless it is."""
+        return self.decimals(interval.half_width, (interval.low, interval.high))
 
     def number(self, value: float, decimals: int, *, sign: bool = False) -> str:
         """The number without its unit; numbers too small for decimals as ``1.2e-09``."""
@@ -71,16 +74,13 @@ class Unit:
 
     def interval(self, interval: Interval, decimals: int | None = None, *, sign: bool = True) -> str:
         """``−0.6 to +0.8``, with the digits that the interval deserves if none are given."""
-        if decimals is None:
-            decimals = self.decimals(interval.half_width, (interval.low, interval.high))
+        decimals = self.decimals_of(interval) if decimals is None else decimals
         return " to ".join(self.number(end, decimals, sign=sign) for end in (interval.low, interval.high))
 
     def difference(self, mean: float, interval: Interval | None = None) -> tuple[str, str]:
         """A mean difference and its interval, with the digits that the interval deserves."""
-        if interval is None:
-            return self.number(mean, self.decimals(None, (mean,)), sign=True), ""
-        decimals = self.decimals(interval.half_width, (interval.low, interval.high))
-        return self.number(mean, decimals, sign=True), self.interval(interval, decimals)
+        decimals = self.decimals(None, (mean,)) if interval is None else self.decimals_of(interval)
+        return self.number(mean, decimals, sign=True), "" if interval is None else self.interval(interval, decimals)
 
     def amount(self, value: float, decimals: int) -> str:
         """Of a difference: ``1.2 points of top1``, ``0.12 in test_loss``."""

@@ -7,25 +7,13 @@ import math
 import re
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
-from statistics import median
 from typing import TypeAlias
 
 import pandas
 
-from rewriter.comparison.findings import (
-    AFTER,
-    ALL,
-    ARMS,
-    BEFORE,
-    TEST_LOSS,
-    Equivalence,
-    Findings,
-    ImageRow,
-    Trained,
-    Training,
-)
+from rewriter.comparison.findings import AFTER, ALL, ARMS, BEFORE, TEST_LOSS, Equivalence, Findings, Trained, Training
 from rewriter.comparison.number_format import Unit, percentage, small
-from rewriter.comparison.statistics import Difference, discordance_p_value, mean_interval
+from rewriter.comparison.statistics import discordance_p_value, mean_interval
 from rewriter.comparison.verdict import Verdict, difference_of, unit_of
 from rewriter.errors import listed
 from rewriter.text import counted
@@ -43,7 +31,6 @@ _CHANGE = "after − before"
 Block: TypeAlias = str | tuple[str, ...] | pandas.DataFrame
 """A paragraph, a list or a table."""
 
-
 Section: TypeAlias = tuple[str, list[Block]]
 """A title with what stands under it."""
 
@@ -54,22 +41,19 @@ def as_text(sections: Sequence[Section]) -> str:
 
 
 def _lines(title: str, blocks: list[Block]) -> Iterator[str]:
-    yield from _wrapped(title, "", "  ")
-    previous: Block = ""
-    for block in blocks:
+    def wrapped(text: str, first: str, following: str) -> list[str]:
+        return textwrap.wrap(text, WIDTH, initial_indent=first, subsequent_indent=following, break_on_hyphens=False)
+
+    yield from wrapped(title, "", "  ")
+    for previous, block in zip(["", *blocks], blocks, strict=False):
         if isinstance(block, str):
-            yield from _wrapped(block, "  ", "  ")
+            yield from wrapped(block, "  ", "  ")
         elif isinstance(block, tuple):
             for item in block:
-                yield from _wrapped(item, "  * ", "    ")
+                yield from wrapped(item, "  * ", "    ")
         else:
             yield from [""] if isinstance(previous, pandas.DataFrame) else []
             yield from (f"  {line}" for line in _table_lines(block, WIDTH - 2))
-        previous = block
-
-
-def _wrapped(text: str, first: str, following: str) -> list[str]:
-    return textwrap.wrap(text, WIDTH, initial_indent=first, subsequent_indent=following, break_on_hyphens=False)
 
 
 def _table_lines(frame: pandas.DataFrame, width: int) -> list[str]:
@@ -83,9 +67,9 @@ def _table_lines(frame: pandas.DataFrame, width: int) -> list[str]:
         table.add_column(Text(heading), justify="right" if number else "left")
     for row in frame.itertuples(index=False):
         table.add_row(*map(Text, row))
-    console = Console(file=io.StringIO(), width=width, color_system=None)
-    console.print(table)
-    return [line.rstrip() for line in console.file.getvalue().splitlines()]  # type: ignore[attr-defined]
+    shown = io.StringIO()
+    Console(file=shown, width=width, color_system=None).print(table)
+    return [line.rstrip() for line in shown.getvalue().splitlines()]
 
 
 def as_markdown(sections: Sequence[Section]) -> str:
@@ -134,11 +118,14 @@ def _table(rows: Iterable[Sequence[str]], *headings: str) -> pandas.DataFrame:
 
 def _equivalence(found: Sequence[Equivalence]) -> Section:
     identical = {True: "yes", False: "no", None: "undecidable"}
-    rows = []
-    for item in found:
-        differences = map(small, (item.max_difference, item.relative_difference, item.spread))
-        agreement = _NONE if item.agreement is None else percentage(item.agreement)
-        rows.append((item.name, str(item.images), identical[item.identical], *differences, agreement))
+    rows = [
+        (
+            item.name, str(item.images), identical[item.identical], small(item.max_difference),
+            small(item.relative_difference), small(item.spread),
+            _NONE if item.agreement is None else percentage(item.agreement),
+        )
+        for item in found
+    ]  # fmt: skip
     headings = ("pass", "images", "bit-identical", "max |difference|", "relative", "own spread", "same prediction")
     images = counted(found[-1].images, "test image")
     return (f"output in evaluation mode, first {images}", [_culprits(found), _table(rows, *headings)])
@@ -146,8 +133,7 @@ def _equivalence(found: Sequence[Equivalence]) -> Section:
 
 def _culprits(found: Sequence[Equivalence]) -> str:
     alone = [item for item in found if item.name != ALL]
-    changed = [item.name for item in alone if item.identical is False]
-    kept = [item.name for item in alone if item.identical]
+    changed, kept = ([item.name for item in alone if item.identical is same] for same in (False, True))
     unknown = [item for item in found if item.identical is None]
     together = next((item for item in found if item.name == ALL), None)
     parts = []
@@ -180,12 +166,18 @@ def _trained(trained: Trained) -> Section:
         rows.append((unit.label, *(unit.number(value, unit.telling(values)) for value in values), change))
     title = "weights as created, not trained" if trained.as_created else "trained weights"
     blocks: list[Block] = [_table(rows, "metric", BEFORE, AFTER, _CHANGE)]
-    blocks += _images(trained.rows) if trained.rows else []
+    blocks += _images(trained) if trained.rows else []
     return (f"{title}, {counted(len(trained.rows), 'test image')}", blocks)
 
 
-def _images(rows: Sequence[ImageRow]) -> Iterator[Block]:
-    changed = [row for row in rows if row.agreement < 1]
+def _images(trained: Trained) -> Iterator[Block]:
+    rows, changed = trained.rows, []
+    for row in trained.rows:
+        if row.agreement < 1 and (row.before is None or row.after is None):
+            changed.append(f"image {row.index}: {percentage(row.agreement)} of its predictions are the same")
+        elif row.agreement < 1:
+            target = "" if row.target is None else f" (target {row.target})"
+            changed.append(f"image {row.index}: class {row.before} → {row.after}{target}")
     # not a number is the largest difference of all
     furthest = max(rows, key=lambda row: math.inf if math.isnan(row.max_difference) else row.max_difference)
     where = f" (image {furthest.index})" if furthest.max_difference != 0 else ""
@@ -193,9 +185,9 @@ def _images(rows: Sequence[ImageRow]) -> Iterator[Block]:
         f"same prediction: {percentage(sum(row.agreement for row in rows) / len(rows))}, {len(rows) - len(changed)} of "
         f"{len(rows)} images in full; largest |difference| of two outputs: {small(furthest.max_difference)}{where}"
     )
-    more = len(changed) - _SHOWN_IMAGES
     if changed:
-        yield (*map(_image, changed[:_SHOWN_IMAGES]), *([f"and {more} more images"] if more > 0 else []))
+        more = len(changed) - _SHOWN_IMAGES
+        yield (*changed[:_SHOWN_IMAGES], *([f"and {more} more images"] if more > 0 else []))
     judged = [row for row in rows if None not in (row.target, row.before, row.after)]
     only_before = sum(row.before == row.target != row.after for row in judged)
     only_after = sum(row.after == row.target != row.before for row in judged)
@@ -204,13 +196,6 @@ def _images(rows: Sequence[ImageRow]) -> Iterator[Block]:
             f"right before and wrong after: {only_before}, wrong before and right after: {only_after} "
             f"(exact McNemar p = {discordance_p_value(only_before, only_after):.2g})"
         )
-
-
-def _image(row: ImageRow) -> str:
-    if row.before is None or row.after is None:
-        return f"image {row.index}: {percentage(row.agreement)} of its predictions are the same"
-    target = "" if row.target is None else f" (target {row.target})"
-    return f"image {row.index}: class {row.before} → {row.after}{target}"
 
 
 def _training(training: Training) -> Section:
@@ -225,8 +210,14 @@ def _training(training: Training) -> Section:
         _seed_table(training),
     ]
     difference = difference_of(training, training.metric)
-    if difference is not None and difference.interval is not None:
-        blocks.append(_other_intervals(difference, unit_of(training, training.metric)))
+    if difference is not None and difference.bootstrap is not None:
+        told = f"95 % bootstrap interval of after − before: {unit_of(training).interval(difference.bootstrap)}"
+        if difference.p_value is not None:
+            told += (
+                f"; exact sign-flip p = {difference.p_value:.3g} ({difference.count} pairs cannot give less than "
+                f"{difference.smallest_p_value:.3g})"
+            )
+        blocks.append(told)
     for title, data in (("recipe", training.recipe), ("environment", training.environment)):
         if data:
             blocks.append(f"{title}: {', '.join(f'{name} {value}' for name, value in data.items())}")
@@ -247,11 +238,11 @@ def _metric_row(training: Training, name: str) -> tuple[str, ...]:
 
 
 def _seed_table(training: Training) -> pandas.DataFrame:
-    unit = unit_of(training, training.metric)
+    unit = unit_of(training)
     both = {pair.before.seed: values for pair in training.pairs if (values := pair.values(training.metric))}
     decimals = unit.telling(*both.values())
     of_changes = unit.decimals(None, [after - before for before, after in both.values()])
-    cells = {(seed, arm): "not run" for seed in training.seeds for arm in ARMS}
+    cells = {}
     for run in training.runs:
         value = run.value(training.metric)
         why = "stopped" if run.stopped else run.failure(training.metric)
@@ -260,26 +251,23 @@ def _seed_table(training: Training) -> pandas.DataFrame:
     for seed in dict.fromkeys(training.seeds):
         before, after = both.get(seed, (0.0, 0.0))
         change = "equal" if before == after else unit.number(after - before, of_changes, sign=True)
-        rows.append((str(seed), *(cells[seed, arm] for arm in ARMS), change if seed in both else _NONE))
+        arms = (cells.get((seed, arm), "not run") for arm in ARMS)
+        rows.append((str(seed), *arms, change if seed in both else _NONE))
     return _table(rows, f"seed ({unit.label})", BEFORE, AFTER, _CHANGE)
 
 
-def _other_intervals(difference: Difference, unit: Unit) -> str:
-    assert difference.bootstrap is not None
-    found = f"95 % bootstrap interval of after − before: {unit.interval(difference.bootstrap)}"
-    if difference.p_value is None:
-        return found
-    least = f"{difference.count} pairs cannot give less than {difference.smallest_p_value:.3g}"
-    return f"{found}; exact sign-flip p = {difference.p_value:.3g} ({least})"
-
-
 def _cost(training: Training) -> Section:
-    runs = [training.runs_of(arm) for arm in ARMS]
-    rows = [
-        ("images a second, median of runs", *(_median_and_range(run.images_per_second for run in arm) for arm in runs)),
-        ("peak memory, MB", *(_median_and_range(run.peak_megabytes for run in arm) for arm in runs)),
-        ("all runs, s", *(f"{sum(run.seconds for run in arm):.0f}" for arm in runs)),
-    ]
+    def row(title: str, field: str) -> tuple[str, ...]:
+        """Median and range of the runs of each arm."""
+        cells = []
+        for arm in ARMS:
+            values = pandas.Series([getattr(run, field) for run in training.runs_of(arm)], dtype=float).dropna()
+            low, high, middle = (f"{value:.0f}" for value in (values.min(), values.max(), values.median()))
+            cells.append(_NONE if values.empty else middle if low == high else f"{middle} ({low} to {high})")
+        return (title, *cells)
+
+    rows = [row("images a second, median of runs", "images_per_second"), row("peak memory, MB", "peak_megabytes")]
+    rows.append(("all runs, s", *(f"{sum(run.seconds for run in training.runs_of(arm)):.0f}" for arm in ARMS)))
     blocks: list[Block] = [_table(rows, "", BEFORE, AFTER)]
     blocks += [ratio] if (ratio := _speed_ratio(training)) else []
     blocks.append("These figures vary with the machine, and from run to run with what else it does.")
@@ -304,11 +292,3 @@ def _speed_ratio(training: Training) -> str:
         return "no difference in speed beyond that between runs of one arm"
     mean, low, high = (f"{math.exp(end):.2f}" for end in (found.mean, found.interval.low, found.interval.high))
     return f"after trains at {mean} times the speed of before (95 % interval {low} to {high})"
-
-
-def _median_and_range(found: Iterable[float | None]) -> str:
-    values = [value for value in found if value is not None]
-    if not values:
-        return _NONE
-    low, high = (f"{end:.0f}" for end in (min(values), max(values)))
-    return f"{median(values):.0f}" + (f" ({low} to {high})" if low != high else "")

@@ -1,10 +1,13 @@
-"""What a model's output is worth: loss, metrics and predictions, for each task or as the user wants them."""
+"""What a model's output is worth: loss, metrics and predictions, for each task or as the user wants them.
+
+Whether models, data, loss and metrics fit each other is found out on one batch, before anything is trained.
+"""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,9 +15,14 @@ import torch.nn.functional as F
 from torch import nn
 from torchmetrics import Metric, MetricCollection, classification
 
+from rewriter.comparison.devices import deterministic
+from rewriter.comparison.findings import ARMS
+from rewriter.comparison.loading import Data, first_batch
 from rewriter.data.source import Task
 from rewriter.errors import ComparisonError, DataError
 from rewriter.model.copying import copy_model
+from rewriter.model.random_state import random_state_kept
+from rewriter.model.state import state_kept
 
 Loss = Callable[[Any, Any], torch.Tensor]
 
@@ -67,7 +75,7 @@ class Scoring:
         """The logits in what a model returns, ``(N, classes)`` or ``(N, classes, H, W)`` of the target's size."""
         if self.values:
             return tensor_of(output)
-        logits = logits_of(output)
+        logits = tensor_of(output, 2)
         dimensions = 4 if self.task is Task.SEGMENTATION else 2
         if logits.dim() != dimensions or (self.num_classes and logits.shape[1] != self.num_classes):
             raise DataError(
@@ -99,12 +107,12 @@ class Scoring:
         if self.own_loss is not None or not targets.numel():
             return
         dimensions = {Task.CLASSIFICATION: 1, Task.MULTI_LABEL: 2, Task.SEGMENTATION: 3}[self.task]
-        numbers = self.task is not Task.MULTI_LABEL
+        numbers, shape = self.task is not Task.MULTI_LABEL, tuple(targets.shape)
         if targets.dim() != dimensions or (numbers and (targets.is_floating_point() or targets.dtype == torch.bool)):
             raise DataError(
                 f"{where}, {self.task}: expected targets of {dimensions} dimensions, the first of images"
-                f"{', numbers of classes (integers)' if numbers else ''}; found {targets.dtype} of shape "
-                f"{tuple(targets.shape)}. Give task=, or a loss= and metric= of your own."
+                f"{', numbers of classes (integers)' if numbers else ''}; found {targets.dtype} of shape {shape}. Give "
+                "task=, or a loss= and metric= of your own."
             )
         counted = targets if self.ignore_index is None else targets[targets != self.ignore_index]
         if not counted.numel():
@@ -116,16 +124,15 @@ class Scoring:
                 f"{self.num_classes - 1} (the model has {self.num_classes} classes). Give a model with more, mend the "
                 "targets, or give loss= and metric= that ignore this one."
             )
-        if not numbers and (targets.shape[1] != self.num_classes or not (low >= 0 and high <= 1)):
+        if not numbers and (shape[1] != self.num_classes or not (low >= 0 and high <= 1)):
             raise DataError(
                 f"{where}: expected targets from 0 to 1 of shape (N, {self.num_classes}), found {low:g} to {high:g} of "
-                f"shape {tuple(targets.shape)}"
+                f"shape {shape}"
             )
 
     def metrics(self, device: torch.device | None = None) -> dict[str, Any]:
         """Fresh metrics by name, the one that is judged first; see :meth:`update`."""
-        own = self.own_metrics
-        found = self._metrics_of_task() if own is None else {name: metric.clone() for name, metric in own.items()}
+        found = {name: metric.clone() for name, metric in (self.own_metrics or self._metrics_of_task()).items()}
         for metric in found.values():
             metric.reset()
             for part in metric.modules():  # a metric may be made of others: 1 - MulticlassAccuracy(10)
@@ -145,7 +152,7 @@ class Scoring:
         of_metric = targets.long() if self.task is Task.MULTI_LABEL else targets
         for name, metric in metrics.items():
             try:
-                with _counting():
+                with deterministic(False):  # else torchmetrics counts in memory of pixels times the classes squared
                     metric.update(logits, of_metric)
             except (RuntimeError, ValueError, TypeError) as error:
                 raise ComparisonError(
@@ -153,18 +160,16 @@ class Scoring:
                     f"{of_metric.dtype} targets of shape {tuple(of_metric.shape)}: {error}"
                 ) from error
 
-    def _metrics_of_task(self) -> dict[str, Any]:
+    def _metrics_of_task(self) -> Mapping[str, Metric]:
+        classes, ignored = self.num_classes, self.ignore_index
+        accuracy = partial(classification.MulticlassAccuracy, classes, average="micro")
         if self.task is Task.MULTI_LABEL:
-            accuracy = classification.MultilabelAccuracy(self.num_classes, average="micro")
-            return {"mAP": classification.MultilabelAveragePrecision(self.num_classes), "accuracy": accuracy}
+            mean_precision = classification.MultilabelAveragePrecision(classes)
+            return {"mAP": mean_precision, "accuracy": classification.MultilabelAccuracy(classes, average="micro")}
         if self.task is Task.SEGMENTATION:
-            options: dict[str, Any] = {"num_classes": self.num_classes, "ignore_index": self.ignore_index}
-            pixels = classification.MulticlassAccuracy(**options, average="micro")
-            return {"mIoU": classification.MulticlassJaccardIndex(**options), "pixel accuracy": pixels}
-        found = {"top1": classification.MulticlassAccuracy(self.num_classes, average="micro")}
-        if self.num_classes > 5:
-            found["top5"] = classification.MulticlassAccuracy(self.num_classes, average="micro", top_k=5)
-        return found
+            overlap = classification.MulticlassJaccardIndex(classes, ignore_index=ignored)
+            return {"mIoU": overlap, "pixel accuracy": accuracy(ignore_index=ignored)}
+        return {"top1": accuracy()} | ({"top5": accuracy(top_k=5)} if classes > 5 else {})
 
     @property
     def judged(self) -> tuple[str, bool]:
@@ -183,27 +188,24 @@ class Scoring:
 
 
 def computed(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """The values of metrics by name.
+    """The values of metrics by name, with the digits that float32 has: 0.91, not 0.9100000262260437.
 
     Raises:
         ComparisonError: one gives anything but a number.
     """
     found = {}
     for name, metric in metrics.items():
-        with _counting():
+        with deterministic(False):
             value = metric.compute()
-        if not isinstance(value, (int, float)) and not (isinstance(value, torch.Tensor) and value.numel() == 1):
+        if isinstance(value, torch.Tensor) and value.numel() == 1:
+            exact = value.detach().cpu().reshape(()).numpy()[()]
+            found[name] = float(str(exact)) if value.dtype is torch.float32 else float(value)
+        elif isinstance(value, (int, float)):
+            found[name] = float(value)
+        else:
             shown = f"{value.numel()} numbers" if isinstance(value, torch.Tensor) else type(value).__name__
             raise ComparisonError(f"metric {name!r}: expected one number, found {shown}; choose an average")
-        found[name] = _number(value)
     return found
-
-
-def _number(value: Any) -> float:
-    """With the digits that float32 has: 0.91, not 0.9100000262260437."""
-    if isinstance(value, torch.Tensor) and value.dtype is torch.float32:
-        return float(str(value.detach().cpu().reshape(()).numpy()[()]))
-    return float(value)
 
 
 def scoring_of(
@@ -232,53 +234,108 @@ def scoring_of(
     return Scoring(task, num_classes, ignore_index, loss, named)
 
 
-@contextlib.contextmanager
-def _counting() -> Iterator[None]:
-    """Counts are exact in any order of adding.
-
-    Where torch is told to be deterministic, torchmetrics counts without ``torch.bincount``, in memory of as many
-    numbers as there are pixels times the square of the classes.
-    """
-    strict, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.use_deterministic_algorithms(False)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(strict, warn_only=warns)
-
-
 def _alone() -> bool:
     return False
 
 
-def tensor_of(output: Any) -> torch.Tensor:
+def tensor_of(output: Any, dimensions: int = 0) -> torch.Tensor:
     """The tensor that matters in what a model returns: itself, ``logits`` or ``out`` of it, or its first.
 
     Raises:
-        ComparisonError: there is none.
+        ComparisonError: there is none, or it has fewer ``dimensions``.
     """
     values = dict(output) if isinstance(output, Mapping) else {}
     named = values["logits"] if "logits" in values else values.get("out")
     several = output if isinstance(output, (tuple, list)) else []
-    for found in (output, named, getattr(output, "logits", None), *values.values(), *several):
-        if isinstance(found, torch.Tensor):
-            return found
-    raise ComparisonError(
-        f"the model returns {type(output).__name__}: expected a tensor, or a dict or tuple that holds one. Wrap the "
-        "model."
-    )
-
-
-def logits_of(output: Any) -> torch.Tensor:
-    """The scores of classes in what a model returns.
-
-    Raises:
-        ComparisonError: there are none.
-    """
-    found = tensor_of(output)
-    if found.dim() < 2:
+    candidates = (output, named, getattr(output, "logits", None), *values.values(), *several)
+    found = next((item for item in candidates if isinstance(item, torch.Tensor)), None)
+    if found is None:
+        raise ComparisonError(
+            f"the model returns {type(output).__name__}: expected a tensor, or a dict or tuple that holds one. Wrap "
+            "the model."
+        )
+    if found.dim() < dimensions:
         raise ComparisonError(
             f"the model returns a tensor of shape {tuple(found.shape)}: expected logits, of at least two dimensions. "
             "Give loss= and metric=, or wrap the model."
         )
     return found
+
+
+def fitted_to_models(
+    scoring: Scoring, models: tuple[nn.Module, nn.Module], data: Data, device: torch.device, *, task_given: bool,
+    scored: bool,
+) -> tuple[Scoring, Data]:  # fmt: skip
+    """Scoring and data, with the number of classes that the model gives where it was not told, and the images' shape.
+
+    Both models run on the first test batch on ``device``, and are then on the CPU; their state is kept.
+
+    Args:
+        scoring, models, data, device: as far as they are known.
+        task_given: whether the user said what the targets are; if not, floating targets with a loss and a metric of
+            the user's own are values to be met, not classes.
+        scored: False where only outputs are compared, so that targets do not matter.
+
+    Raises:
+        DataError: there are no test images, or a model does not run on them or has other classes.
+        ComparisonError: the loss or a metric cannot be used.
+    """
+    batch = first_batch(data.test)
+    if batch is None:
+        raise DataError(f"{data.name}: expected test images, found none")
+    images, targets = batch
+    for arm, model in zip(ARMS, models, strict=True):
+        output = _output(arm, model, images.to(device), data)
+        if not scored:
+            continue
+        on_device = targets.to(device)
+        scoring = _told(scoring, output, on_device, task_given)
+        scoring.check_targets(targets, data.name)
+        scoring.update(scoring.metrics(device), output, on_device)
+        try:
+            scoring.on(device).loss(output, on_device)
+        except (RuntimeError, TypeError, IndexError) as error:
+            shown = f"of shape {tuple(output.shape)}" if isinstance(output, torch.Tensor) else type(output).__name__
+            raise ComparisonError(
+                f"loss: it does not take an output {shown} and targets {targets.dtype} of shape "
+                f"{tuple(targets.shape)}: {type(error).__name__}: {error}"
+            ) from error
+    return scoring, replace(data, num_classes=scoring.num_classes, image_shape=tuple(images.shape[1:]))
+
+
+def _told(scoring: Scoring, output: Any, targets: torch.Tensor, task_given: bool) -> Scoring:
+    if scoring.num_classes or scoring.values:
+        return scoring
+    own = scoring.own_loss is not None and scoring.own_metrics is not None
+    if own and not task_given and targets.is_floating_point():
+        return replace(scoring, values=True)
+    shape = tuple(tensor_of(output, 2).shape)
+    wanted = 4 if scoring.task is Task.SEGMENTATION else 2
+    if len(shape) != wanted or (shape[1] < 2 and not own and scoring.task is not Task.MULTI_LABEL):
+        raise DataError(
+            f"{scoring.task}: expected an output of {wanted} dimensions with the classes second, the model gives one "
+            f"of shape {shape}. Give task= and num_classes=, or loss= and metric=."
+        )
+    return replace(scoring, num_classes=shape[1])
+
+
+def _output(arm: str, model: nn.Module, images: torch.Tensor, data: Data) -> Any:
+    model.to(images.device)
+    try:
+        with random_state_kept(), torch.no_grad(), state_kept(model):
+            model.eval()
+            return model(in_type_of(model, images))
+    except Exception as error:
+        first = next(iter(str(error).splitlines()), "")
+        raise DataError(
+            f"the model ({arm}) does not run on {data.name}, images of shape {tuple(images.shape)}: "
+            f"{type(error).__name__}: {first}"
+        ) from error
+    finally:
+        model.to("cpu")
+
+
+def in_type_of(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """A copy of the images, which a model may change in place, in the floating-point type of its parameters."""
+    reference = next((p for p in model.parameters() if p.is_floating_point()), images)
+    return images.to(reference.dtype if images.is_floating_point() else images.dtype, copy=True)

@@ -18,12 +18,11 @@ from timm.scheduler import create_scheduler_v2
 from torch import nn
 
 from rewriter.comparison.findings import Epoch, Run
-from rewriter.comparison.first_batch import in_type_of
 from rewriter.comparison.identity import checksum
 from rewriter.comparison.loading import Data, pair_of
 from rewriter.comparison.randomness import batches, seed_of_model
 from rewriter.comparison.recipe import Recipe
-from rewriter.comparison.scoring import Scoring, computed
+from rewriter.comparison.scoring import Scoring, computed, in_type_of
 from rewriter.constants.calibration import calibrate
 from rewriter.data.source import Task
 from rewriter.errors import ComparisonError, DataError
@@ -81,18 +80,21 @@ def train(model: nn.Module, arm: str, seed: int, setting: Setting, advance: Call
 class _Training:
     def __init__(self, model: nn.Module, arm: str, seed: int, setting: Setting, advance: Callable[[], None]) -> None:
         self.arm, self.seed, self.setting, self.advance = arm, seed, setting, advance
-        accelerator = setting.accelerator
+        accelerator, recipe = setting.accelerator, setting.recipe
+        assert setting.data.train is not None
+        self.batches, self.steps_an_epoch = setting.data.train, len(setting.data.train)  # type: ignore[arg-type]
         model.to(accelerator.device)
-        _calibrate(model, seed, setting)
+        if not all(layer.calibrated for layer in calibrated_layers(model).values()):
+            # on the first training batches, as a user would before training
+            first = itertools.islice(batches(self.batches, seed, 0), recipe.calibration_batches)
+            images = [in_type_of(model, pair_of(batch)[0]) for batch in first]
+            calibrate(model, images, progress=False, all_ranks=False)
         self.model = model  # not prepared by accelerate: no wrapper, each process trains runs of its own
         self.optimizer = accelerator.prepare_optimizer(_optimizer(model, setting))
-        assert setting.data.train is not None
-        self.steps_an_epoch: int = len(setting.data.train)  # type: ignore[arg-type]
-        self.scheduler = _scheduler(self.optimizer.optimizer, setting.recipe, self.steps_an_epoch)
+        self.scheduler = _scheduler(self.optimizer.optimizer, recipe, self.steps_an_epoch)
         self.images_per_second: list[float] = []
-        self.images = 0
         self.seen: list[str] = []
-        self.classes: set[int] = set()
+        self.classes = _Classes(setting, "training data")
 
     def run(self, started: float) -> Run:
         memory = PeakMemory(self.setting.accelerator.device)
@@ -102,13 +104,13 @@ class _Training:
             loss, stopped = self._epoch(number)
             if stopped:
                 break
-            epochs.append(self._tested(number, loss))
-            if not math.isfinite(epochs[-1].test_loss):
-                stopped = f"test loss {epochs[-1].test_loss} after epoch {number}"
-                epochs.pop()
+            tested = self._tested(number, loss)
+            if not math.isfinite(tested.test_loss):
+                stopped = f"test loss {tested.test_loss} after epoch {number}"
                 break
+            epochs.append(tested)
             if number == 1:
-                _check_classes(self.classes, self.images, f"{self.setting.data.name}, training data")
+                self.classes.check()
         warm = self.images_per_second[_WARM_UP:] or self.images_per_second
         speed = round(statistics.median(warm), 1) if warm else None
         seconds = round(time.perf_counter() - started, 2)
@@ -117,16 +119,12 @@ class _Training:
     def _epoch(self, number: int) -> tuple[float, str]:
         """Mean loss of the batches, and why training cannot go on."""
         setting, accelerator = self.setting, self.setting.accelerator
-        assert setting.data.train is not None
         self.model.train()
         self.optimizer.train()  # of those that test other weights than they train
         total = torch.zeros((), dtype=torch.float64)
         step, seen = 0, 0
-        for step, batch in enumerate(batches(setting.data.train, self.seed, number), start=1):
-            images, targets = pair_of(batch)
-            setting.scoring.check_targets(targets, f"{setting.data.name}, training data")
-            self.classes |= _classes(setting.scoring, targets) if number == 1 else set()
-            self.images += len(targets)
+        for step, batch in enumerate(batches(self.batches, self.seed, number), start=1):
+            images, targets = self.classes.pair_of(batch, told=number == 1)
             seen = checksum((images, targets), seen)
             began = time.perf_counter()
             if self.scheduler is not None:
@@ -164,45 +162,49 @@ class _Training:
 
     def _tested(self, number: int, train_loss: float | None) -> Epoch:
         self.optimizer.eval()
-        loss, metrics = test(self.model, self.setting)
-        return Epoch(number, train_loss, loss, metrics)
+        return Epoch(number, train_loss, *test(self.model, self.setting))
 
 
 @torch.no_grad()
 def test(model: nn.Module, setting: Setting) -> tuple[float, dict[str, float]]:
     """Mean loss over the test images, and their metrics, in evaluation mode; the mode is put back."""
-    training = model.training
+    training, device = model.training, setting.accelerator.device
     model.eval()
-    device = setting.accelerator.device
-    metrics, classes = setting.scoring.metrics(device), set[int]()
-    total, number = torch.zeros((), dtype=torch.float64), 0
-    where = f"{setting.data.name}, test data"
+    metrics, classes = setting.scoring.metrics(device), _Classes(setting, "test data")
+    total = torch.zeros((), dtype=torch.float64)
     for batch in batches(setting.data.test, 0, 0):
-        images, targets = pair_of(batch)
-        setting.scoring.check_targets(targets, where)
-        classes |= _classes(setting.scoring, targets)
-        images, targets = _moved(model, images, targets, device)
+        images, targets = _moved(model, *classes.pair_of(batch), device)
         with setting.accelerator.autocast():
             output = model(images)
             loss = setting.scoring.loss(output, targets)
         total += loss.double().cpu() * len(images)
-        number += len(images)
         setting.scoring.update(metrics, output, targets)
     model.train(training)
-    if not number:
-        raise DataError(f"{where}: expected images, found none; can they be read only once?")
-    _check_classes(classes, number, where)
-    return (total / number).item(), computed(metrics)
+    if not classes.images:
+        raise DataError(f"{classes.where}: expected images, found none; can they be read only once?")
+    classes.check()
+    return (total / classes.images).item(), computed(metrics)
 
 
-def _check_classes(present: set[int], images: int, where: str) -> None:
-    if len(present) == 1 and images > 1:
-        raise DataError(f"{where}: expected at least two classes, found only {present.pop()}")
+class _Classes:
+    """Refuses targets that are no classes, and data of which all have the same."""
 
+    def __init__(self, setting: Setting, side: str) -> None:
+        self.scoring, self.where = setting.scoring, f"{setting.data.name}, {side}"
+        self.images, self.present = 0, set[int]()
 
-def _classes(scoring: Scoring, targets: torch.Tensor) -> set[int]:
-    """Those in a batch, where targets are classes; others may all be alike."""
-    return set(targets.tolist()) if scoring.task is Task.CLASSIFICATION and scoring.own_loss is None else set()
+    def pair_of(self, batch: Any, told: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
+        """Images and targets of a batch, whose classes are noted if they are to be ``told``."""
+        images, targets = pair_of(batch)
+        self.scoring.check_targets(targets, self.where)
+        self.images += len(images)
+        if told and self.scoring.task is Task.CLASSIFICATION and self.scoring.own_loss is None:
+            self.present |= set(targets.tolist())  # others may all be alike
+        return images, targets
+
+    def check(self) -> None:
+        if len(self.present) == 1 and self.images > 1:
+            raise DataError(f"{self.where}: expected at least two classes, found only {self.present.pop()}")
 
 
 def check_optimizer(optimizer: Any, recipe: Recipe) -> None:
@@ -227,11 +229,9 @@ def check_optimizer(optimizer: Any, recipe: Recipe) -> None:
 
 def _check_step(optimizer: torch.optim.Optimizer) -> None:
     closure = inspect.signature(optimizer.step).parameters.get("closure")
-    what = ""
+    what = "takes second derivatives" if getattr(optimizer, "is_second_order", False) else ""
     if closure is not None and closure.default is inspect.Parameter.empty:
         what = "runs the model itself, by a closure"
-    elif getattr(optimizer, "is_second_order", False):
-        what = "takes second derivatives"
     if what:
         name = type(optimizer).__name__
         raise ComparisonError(f"optimizer: expected one whose step() takes gradients, found {name}, which {what}")
@@ -241,32 +241,24 @@ def _moved(model: nn.Module, images: torch.Tensor, targets: torch.Tensor, device
     return in_type_of(model, images).to(device, non_blocking=True), targets.to(device, non_blocking=True)
 
 
-def _calibrate(model: nn.Module, seed: int, setting: Setting) -> None:
-    """Measure the constants of scale equalizers on the first training batches, as a user would before training."""
-    if not all(layer.calibrated for layer in calibrated_layers(model).values()):
-        first = itertools.islice(batches(setting.data.train or (), seed, 0), setting.recipe.calibration_batches)
-        images = [in_type_of(model, pair_of(batch)[0]) for batch in first]
-        calibrate(model, images, progress=False, all_ranks=False)
-
-
 def _optimizer(model: nn.Module, setting: Setting) -> torch.optim.Optimizer:
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ComparisonError("there is nothing to train: no parameter of the model requires a gradient")
-    if setting.optimizer is not None:
-        own = setting.optimizer(model)
-        if not isinstance(own, torch.optim.Optimizer):
-            raise ComparisonError(f"optimizer: expected it to give a torch.optim.Optimizer, found {type(own).__name__}")
-        _check_step(own)
-        trained = {id(parameter) for group in own.param_groups for parameter in group["params"]}
-        if not any(id(parameter) in trained for parameter in model.parameters()):
-            raise ComparisonError(
-                "optimizer: expected parameters of the model that it is given, found none of them; write a function "
-                "such as lambda model: torch.optim.SGD(model.parameters(), lr=0.1)"
-            )
-        return own
     recipe = setting.recipe
-    groups: Any = partial(param_groups, weight_decay=recipe.weight_decay) if decays_by_place(model) else None
-    return create_optimizer_v2(model, recipe.optimizer, recipe.lr, recipe.weight_decay, param_group_fn=groups)
+    if setting.optimizer is None:
+        groups: Any = partial(param_groups, weight_decay=recipe.weight_decay) if decays_by_place(model) else None
+        return create_optimizer_v2(model, recipe.optimizer, recipe.lr, recipe.weight_decay, param_group_fn=groups)
+    own = setting.optimizer(model)
+    if not isinstance(own, torch.optim.Optimizer):
+        raise ComparisonError(f"optimizer: expected it to give a torch.optim.Optimizer, found {type(own).__name__}")
+    _check_step(own)
+    trained = {id(parameter) for group in own.param_groups for parameter in group["params"]}
+    if not any(id(parameter) in trained for parameter in model.parameters()):
+        raise ComparisonError(
+            "optimizer: expected parameters of the model that it is given, found none of them; write a function such "
+            "as lambda model: torch.optim.SGD(model.parameters(), lr=0.1)"
+        )
+    return own
 
 
 def decays_by_place(model: nn.Module) -> bool:

@@ -61,8 +61,9 @@ def difference_of(training: Training, metric: str) -> Difference | None:
     return paired_difference([old for old, _ in values], [new for _, new in values]) if values else None
 
 
-def unit_of(training: Training, metric: str) -> Unit:
-    """The unit of a metric, by the values of all epochs of all runs."""
+def unit_of(training: Training, metric: str | None = None) -> Unit:
+    """The unit of a metric, of the one that is judged if None, by the values of all epochs of all runs."""
+    metric = training.metric if metric is None else metric
     unit = Unit.of(metric, training.values(metric))
     # a score that should be low is no share of images or pixels
     return unit if metric != training.metric or training.higher_is_better else replace(unit, percent=False)
@@ -75,12 +76,11 @@ def worth_of_image(training: Training) -> float | None:
     as with losses and intersections over unions.
     """
     images = training.test_images
-    if not images or not unit_of(training, training.metric).percent:
+    if not images or not unit_of(training).percent:
         return None
     right = [images * fraction for fraction in training.values(training.metric)]
-    if not right or any(abs(number - round(number)) > _ROUNDING * images for number in right):
-        return None
-    return 1 / images
+    known = right and all(abs(number - round(number)) <= _ROUNDING * images for number in right)
+    return 1 / images if known else None
 
 
 def judge(training: Training) -> Verdict:
@@ -92,13 +92,13 @@ def judge(training: Training) -> Verdict:
     exact sign-flip p value decides too: it takes six seeds. Fewer than three seeds decide nothing of this, but for two
     in which one arm stops, and the other in none.
     """
-    ended = training.pairs
-    asked = len(set(training.seeds))
+    ended, asked = training.pairs, len(set(training.seeds))
+    of_ended = counted(len(ended), "seed")
+    runs = {AFTER: [pair.after for pair in ended], BEFORE: [pair.before for pair in ended]}
+    failed = {arm: [run for run in of_arm if run.failure(training.metric)] for arm, of_arm in runs.items()}
     difference = difference_of(training, training.metric)
-    failed_before = [pair.before for pair in ended if pair.before.failure(training.metric)]
-    failed_after = [pair.after for pair in ended if pair.after.failure(training.metric)]
     outcome, sentence = _of_difference(training, difference)
-    more = len(failed_after) - len(failed_before)
+    more = len(failed[AFTER]) - len(failed[BEFORE])
     of_stops = Outcome.WORSE if more > 0 else Outcome.BETTER
     rest = f"; of the others: {sentence}" if difference is not None else ""
     if abs(more) >= _FEWEST_STOPS:
@@ -106,20 +106,17 @@ def judge(training: Training) -> Verdict:
         sentence = f"after is {outcome}: it stopped in {'more' if more > 0 else 'fewer'} seeds{rest}"
     elif more and len(ended) > 1 and outcome is not of_stops:
         outcome = Outcome.UNDECIDED
-        sentence = f"undecided: {'after' if more > 0 else 'before'} stopped in one seed more{rest}"
+        sentence = f"undecided: {AFTER if more > 0 else BEFORE} stopped in one seed more{rest}"
     parts = [sentence]
-    for arm, failed in ((AFTER, failed_after), (BEFORE, failed_before)):
-        if failed:
-            parts.append(
-                f"{arm} stopped in {len(failed)} of {counted(len(ended), 'seed')}: {_reasons(failed, training)}"
-            )
-    apart = [pair for pair in ended if not pair.same_batches]
-    if apart:
+    for arm, stopped in failed.items():
+        if stopped:
+            parts.append(f"{arm} stopped in {len(stopped)} of {of_ended}: {_reasons(stopped, training)}")
+    if apart := sum(not pair.same_batches for pair in ended):
         parts.append(
-            f"the arms did not see the same training batches in {len(apart)} of {counted(len(ended), 'seed')}: the "
-            "data draw random numbers that cannot be repeated"
+            f"the arms did not see the same training batches in {apart} of {of_ended}: the data draw random numbers "
+            "that cannot be repeated"
         )
-    if all(_learned_nothing(training, runs) for runs in ([p.before for p in ended], [p.after for p in ended])):
+    if all(_learned_nothing(training, of_arm) for of_arm in runs.values()):
         parts.append(f"training improved {training.metric} in neither arm, so this says little about the rewrite")
     if asked > len(ended):
         parts.append(f"{asked - len(ended)} of {counted(asked, 'seed')} not run to the end by both arms")
@@ -129,20 +126,19 @@ def judge(training: Training) -> Verdict:
 def _learned_nothing(training: Training, runs: Sequence[Run]) -> bool:
     """Whether the final metric is not beyond that before training, over seeds."""
     sign = 1 if training.higher_is_better else -1
-    trained = [run for run in runs if len(run.epochs) > 1]
-    ends = [(run.epochs[0].value(training.metric), run.value(training.metric)) for run in trained]
+    ends = [(run.epochs[0].value(training.metric), run.value(training.metric)) for run in runs if len(run.epochs) > 1]
     gains = [sign * (end - start) for start, end in ends if start is not None and end is not None]
-    gain = mean_interval(gains) if len(gains) >= _FEWEST else None
-    return gain is not None and gain.interval is not None and gain.interval.low <= 0
+    gain = mean_interval(gains).interval if len(gains) >= _FEWEST else None
+    return gain is not None and gain.low <= 0
 
 
 def _of_difference(training: Training, difference: Difference | None) -> tuple[Outcome, str]:
     if difference is None:
         return Outcome.UNDECIDED, "undecided: no seed was finished by both arms"
-    unit, size, interval = unit_of(training, training.metric), _size(training, difference), difference.interval
+    unit, size, interval = unit_of(training), _size(training, difference), difference.interval
+    by = f"{unit.difference(difference.mean)[0]} {unit.difference_label}"
     if interval is None:
-        shown = f"{unit.difference(difference.mean)[0]} {unit.difference_label}"
-        shown = shown if difference.mean else f"exactly equal {unit.metric}"
+        shown = by if difference.mean else f"exactly equal {unit.metric}"
         return Outcome.UNDECIDED, f"undecided: one seed says nothing about others (after − before: {shown})"
     if difference.zero:
         return _of_equal_metrics(training, unit, size)
@@ -155,7 +151,7 @@ def _of_difference(training: Training, difference: Difference | None) -> tuple[O
         )
     mean, ends = unit.difference(difference.mean, interval)
     if 0 in interval:
-        decimals = unit.decimals(interval.half_width, (interval.low, interval.high))
+        decimals = unit.decimals_of(interval)
         return Outcome.NO_DIFFERENCE_SEEN, (
             f"no difference larger than {unit.amount(max(-interval.low, interval.high), decimals)} on average was seen "
             f"with {size} (after − before: {mean}, 95 % interval {ends})"
@@ -167,11 +163,11 @@ def _of_difference(training: Training, difference: Difference | None) -> tuple[O
         each = "in each seed" if difference.alike else "on average, the seeds are within one test image of each other"
         takes = "six seeds" if difference.count < _FEWEST_OF_ONE_SIGN else "more seeds that differ"
         return Outcome.UNDECIDED, (
-            f"undecided: after − before is {unit.difference(difference.mean)[0]} {unit.difference_label} {each} "
-            f"({size}), so that their spread is not known; it takes {takes} to call that {outcome}"
+            f"undecided: after − before is {by} {each} ({size}), so that their spread is not known; it takes {takes} "
+            f"to call that {outcome}"
         )
     amounts = Interval(*sorted((abs(interval.low), abs(interval.high))))
-    decimals = unit.decimals(amounts.half_width, (amounts.low, amounts.high))
+    decimals = unit.decimals_of(amounts)
     direction = "" if training.higher_is_better else "; lower is better"
     return outcome, (
         f"after is {outcome} by {unit.amount(abs(difference.mean), decimals)} "

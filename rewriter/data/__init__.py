@@ -8,11 +8,11 @@ Nothing is downloaded unless ``download=True`` asks for it. What comes in a pack
 
 from __future__ import annotations
 
-import functools
+import importlib
 from pathlib import Path
 
 from rewriter.data.checks import check, check_trainable
-from rewriter.data.registry import Description, Registered, Request
+from rewriter.data.registry import SOURCES, Description, Registered, Request
 from rewriter.data.source import Examples, Source, Task
 from rewriter.errors import DataError
 from rewriter.guideline.registry import suggest
@@ -29,9 +29,12 @@ def open_source(name: str, *, root: Path | str | None = None, download: bool = F
     Raises:
         DataError: there is no such source, or its package or files are missing; with the command that installs them.
     """
-    registered = _registered(name)
+    module, function, description = _registered(name)
     folder = None if root is None else Path(root).expanduser()
-    return registered.open(Request(name, name.partition(":")[2], folder, download, registered.description))
+    # imported only now: they read images with Pillow, which the library does without
+    opened = getattr(importlib.import_module(f"rewriter.data.{module}"), function)
+    source: Source = opened(Request(name, name.partition(":")[2], folder, download, description))
+    return source
 
 
 def check_name(name: str) -> None:
@@ -45,31 +48,21 @@ def check_name(name: str) -> None:
 
 def names() -> list[str]:
     """The names that can be opened as they are, whether or not their packages are installed."""
-    return [name for name in _sources() if ":" not in name]
+    return [name for name in SOURCES if ":" not in name]
 
 
 def describe() -> list[Description]:
     """What is known of every source, without opening one or importing what it needs."""
-    return [registered.description for registered in _sources().values()]
+    return [registered.description for registered in SOURCES.values()]
 
 
 def _registered(name: str) -> Registered:
     prefix, colon, _ = name.partition(":")
-    sources = _sources()
-    filled_in = {known.partition(":")[0]: known for known in sources if ":" in known}
-    registered = sources.get(filled_in.get(prefix, "") if colon else name)
+    filled_in = {known.partition(":")[0]: known for known in SOURCES if ":" in known}
+    registered = SOURCES.get(filled_in.get(prefix, "") if colon else name)
     if registered is None:
-        raise DataError(f"unknown data {name!r}; {suggest(name, sources)}; rewriter.data.describe() tells about them")
+        raise DataError(f"unknown data {name!r}; {suggest(name, SOURCES)}; rewriter.data.describe() tells about them")
     return registered
-
-
-@functools.cache
-def _sources() -> dict[str, Registered]:
-    """By name; imported when they are asked for, since they read images with Pillow, which the library does without."""
-    from rewriter.data import hugging_face, image_folder, mri, nuclei, photos, small_images, torchvision_sets
-
-    modules = (small_images, photos, mri, nuclei, image_folder, torchvision_sets, hugging_face)
-    return {registered.description.name: registered for module in modules for registered in module.SOURCES}
 
 
 __all__ = [

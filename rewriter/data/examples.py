@@ -43,18 +43,12 @@ class FileExamples:
     """Images in files, decoded when they are asked for.
 
     Args:
-        paths: of the images.
-        targets: the number of the class of each.
+        samples: (path, number of the class) of each image.
         mode: what every image is converted to, ``L`` or ``RGB``.
     """
 
-    def __init__(self, paths: Sequence[str | Path], targets: Sequence[int], mode: str) -> None:
-        self.paths, self.targets, self.mode = paths, targets, mode
-
-    @staticmethod
-    def of(samples: Sequence[tuple[str | Path, int]], mode: str) -> FileExamples:
-        """Examples of (path, class)."""
-        return FileExamples([path for path, _ in samples], [target for _, target in samples], mode)
+    def __init__(self, samples: Sequence[tuple[str | Path, int]], mode: str) -> None:
+        self.paths, self.targets, self.mode = [path for path, _ in samples], [target for _, target in samples], mode
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -65,7 +59,7 @@ class FileExamples:
             with Image.open(path) as image:
                 return as_mode(image, self.mode, path), self.targets[index]
         except OSError as error:
-            raise DataError(f"{path} cannot be read as an image: {error}; replace it or remove it") from error
+            raise unreadable(path, error) from error
 
     def target(self, index: int) -> int:
         """The number of the class."""
@@ -85,15 +79,9 @@ class DatasetExamples:
     """
 
     def __init__(
-        self,
-        dataset: Any,
-        mode: str,
-        indices: Sequence[int] | None = None,
-        targets: Sequence[Any] | None = None,
-        *,
-        columns: tuple[Any, Any] = (0, 1),
-        convert: Callable[[Any], Any] = int,
-    ) -> None:
+        self, dataset: Any, mode: str, indices: Sequence[int] | None = None, targets: Sequence[Any] | None = None, *,
+        columns: tuple[Any, Any] = (0, 1), convert: Callable[[Any], Any] = int,
+    ) -> None:  # fmt: skip
         self.dataset, self.mode, self.targets, self.columns, self.convert = dataset, mode, targets, columns, convert
         self.indices: Sequence[int] = range(len(dataset)) if indices is None else indices
 
@@ -108,9 +96,13 @@ class DatasetExamples:
     def target(self, index: int) -> Any:
         """What ``self[index]`` has as its target."""
         position = self.indices[index]
-        if self.targets is not None:
-            return self.convert(self.targets[position])
-        return self.convert(self.dataset[position][self.columns[1]])
+        found = self.dataset[position][self.columns[1]] if self.targets is None else self.targets[position]
+        return self.convert(found)
+
+
+def unreadable(path: object, error: OSError) -> DataError:
+    """The error for a file that is no image."""
+    return DataError(f"{path} cannot be read as an image: {error}; replace it or remove it")
 
 
 def as_mode(image: Image.Image, mode: str, where: object) -> Image.Image:

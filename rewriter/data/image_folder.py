@@ -7,9 +7,9 @@ from pathlib import Path
 from PIL import Image
 
 from rewriter.data import splitting
-from rewriter.data.examples import FileExamples
-from rewriter.data.registry import Request, described
-from rewriter.data.source import Source, Task
+from rewriter.data.examples import FileExamples, unreadable
+from rewriter.data.registry import Request
+from rewriter.data.source import Source
 from rewriter.errors import DataError, listed
 
 TEST_FOLDERS = ("val", "test")
@@ -18,14 +18,6 @@ GREY_MODES = {"1", "L", "LA"}
 Samples = list[tuple[str, int]]
 
 
-@described(
-    "imagefolder:PATH",
-    Task.CLASSIFICATION,
-    content="your own images: PATH/train/CLASS and PATH/val/CLASS or PATH/test/CLASS, or PATH/CLASS alone",
-    disk="-",
-    licence="yours",
-    install="pip install torchvision",
-)
 def image_folder(request: Request) -> Source:
     folder = Path(request.local).expanduser()
     if not request.local or not folder.is_dir():
@@ -44,19 +36,14 @@ def image_folder(request: Request) -> Source:
             )
         split = f"the folders train and {test_folder.name}"
     else:
-        train_indices, test_indices = splitting.stratified([target for _, target in train])
-        train, test = [train[index] for index in train_indices], [train[index] for index in test_indices]
+        parts = splitting.stratified([target for _, target in train])
+        train, test = ([train[index] for index in part] for part in parts)
         split = splitting.described()
     mode = _mode(train)
     return request.source(
-        train=FileExamples.of(train, mode),
-        test=FileExamples.of(test, mode),
-        num_classes=len(classes),
-        channels=len(Image.new(mode, (1, 1)).getbands()),
-        size=None,
-        class_names=tuple(classes),
-        split=split,
-    )
+        train=FileExamples(train, mode), test=FileExamples(test, mode), num_classes=len(classes),
+        channels=1 if mode == "L" else 3, class_names=tuple(classes), split=split,
+    )  # fmt: skip
 
 
 def _samples(request: Request, folder: Path) -> tuple[list[str], Samples]:
@@ -70,15 +57,11 @@ def _samples(request: Request, folder: Path) -> tuple[list[str], Samples]:
 
 def _mode(samples: Samples) -> str:
     """``L`` if the first image of every class is grey; files are opened for their header only."""
-    first = {target: path for path, target in reversed(samples)}
-    for path in first.values():
+    for path in {target: path for path, target in reversed(samples)}.values():
         try:
             with Image.open(path) as image:
                 if image.mode not in GREY_MODES:
                     return "RGB"
         except OSError as error:
-            raise DataError(f"{path} cannot be read as an image: {error}; replace it or remove it") from error
+            raise unreadable(path, error) from error
     return "L"
-
-
-SOURCES = (image_folder,)

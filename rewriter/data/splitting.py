@@ -25,12 +25,11 @@ def stratified(strata: Sequence[Hashable], test_share: float = TEST_SHARE) -> tu
         members.setdefault(stratum, []).append(index)
     # numpy promises the stream of RandomState for all versions, which it does not for default_rng.
     generator = np.random.RandomState(0)
-    test: list[int] = []
+    test: set[int] = set()
     for indices in members.values():
-        count = max(1, round(len(indices) * test_share)) if len(indices) > 1 else 0
-        test.extend(int(index) for index in generator.permutation(indices)[: min(count, len(indices) - 1)])
-    held_out = set(test)
-    return [index for index in range(len(strata)) if index not in held_out], sorted(test)
+        count = max(1, round(len(indices) * test_share))
+        test.update(generator.permutation(indices)[: min(count, len(indices) - 1)].tolist())
+    return [index for index in range(len(strata)) if index not in test], sorted(test)
 
 
 def described(test_share: float = TEST_SHARE) -> str:

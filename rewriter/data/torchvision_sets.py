@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,14 @@ from PIL import Image
 
 from rewriter.data import splitting
 from rewriter.data.examples import DatasetExamples
-from rewriter.data.registry import Request, described
+from rewriter.data.registry import Request
 from rewriter.data.source import Source, Task
 from rewriter.errors import DataError
 from rewriter.guideline.registry import suggest
 
-CLASSIFICATION: dict[str, tuple[str, Any, Any] | None] = {
+Parts = tuple[str, Any, Any]
+
+CLASSIFICATION: dict[str, Parts | None] = {
     **dict.fromkeys(("CIFAR10", "CIFAR100", "FashionMNIST", "KMNIST", "MNIST", "QMNIST", "USPS"),
                     ("train", True, False)),
     **dict.fromkeys(("Country211", "DTD", "FER2013", "Flowers102", "Food101", "GTSRB", "LFWPeople", "PCAM",
@@ -34,14 +35,7 @@ and test; None if we divide it. Others would be refused only after they were dow
 OPTIONS: dict[str, dict[str, Any]] = {"EMNIST": {"split": "balanced"}}
 """What else a set's class has to be told."""
 
-
-def _mask(values: Any, first: int = 0) -> Image.Image:
-    """A mask whose classes count from ``first`` on, and 255 for pixels that do not count."""
-    array = np.asarray(values)
-    return Image.fromarray(np.where(array == 255, 255, array - first).astype(np.uint8))
-
-
-SEGMENTATION: dict[str, tuple[str, tuple[str, str, str], dict[str, Any], int, tuple[str, ...], int | None]] = {
+SEGMENTATION: dict[str, tuple[str, Parts, dict[str, Any], int, tuple[str, ...], int | None]] = {
     "VOCSegmentation": (
         "VOCSegmentation", ("image_set", "train", "val"), {"year": "2012"}, 0,
         ("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
@@ -57,80 +51,59 @@ SEGMENTATION: dict[str, tuple[str, tuple[str, str, str], dict[str, Any], int, tu
 does not count."""
 
 
-def default_root() -> Path:
-    """Where data sets of torchvision are looked for: ``datasets`` beside the folder of ``torch.hub``."""
-    return Path(torch.hub.get_dir()).parent / "datasets"
-
-
-@described(
-    "torchvision:NAME",
-    None,
-    content="a classification set of torchvision (FashionMNIST, CIFAR10, Flowers102, OxfordIIITPet, ...), or for "
-    "segmentation VOCSegmentation or OxfordIIITPet-trimaps",
-    disk="that of the set",
-    licence="that of the set",
-    install="pip install torchvision",
-)
 def torchvision_set(request: Request) -> Source:
     library, name = request.library("torchvision.datasets"), request.local
     known = (*CLASSIFICATION, *SEGMENTATION)
     if name not in known:
         raise DataError(f"unknown data set {request.name!r}; {suggest(name, known)}")
-    if name in SEGMENTATION:
-        class_name, parts, options, first, class_names, ignored = SEGMENTATION[name]
-        train, test, split = _divided(request, getattr(library, class_name), parts, options)
-        masks = functools.partial(_mask, first=first)
-        return request.source(
-            task=Task.SEGMENTATION,
-            train=DatasetExamples(train, "RGB", convert=masks),
-            test=DatasetExamples(test, "RGB", convert=masks),
-            num_classes=len(class_names),
-            channels=3,
-            size=None,
-            class_names=class_names,
-            ignore_index=ignored,
-            split=split,
-        )
-    return _classification(request, getattr(library, name), CLASSIFICATION[name], OPTIONS.get(name, {}))
-
-
-def _classification(request: Request, cls: type, parts: tuple[str, Any, Any] | None, options: dict[str, Any]) -> Source:
-    if parts is None:
-        train = test = _open(request, cls, options)
-        mode, size = _kind(request, train)
-        targets = _known_targets(train) or [int(train[index][1]) for index in range(len(train))]
-        indices, split = splitting.stratified(targets), splitting.described()
-        sides = [DatasetExamples(train, mode, part, targets) for part in indices]
-        class_names, num_classes = _classes(train, [targets])
-    else:
-        train, test, split = _divided(request, cls, parts, options)
-        mode, size = _kind(request, train)
-        _kind(request, test)
-        known = [_known_targets(part) for part in (train, test)]
-        sides = [DatasetExamples(part, mode, None, of) for part, of in zip((train, test), known, strict=True)]
-        class_names, num_classes = _classes(train, known)
+    if name in CLASSIFICATION:
+        return _classification(request, getattr(library, name), CLASSIFICATION[name])
+    class_name, parts, options, first, class_names, ignored = SEGMENTATION[name]
+    sides, split = _divided(request, getattr(library, class_name), parts, options)
+    masks = functools.partial(_mask, first=first)
+    train, test = (DatasetExamples(side, "RGB", convert=masks) for side in sides)
     return request.source(
-        task=Task.CLASSIFICATION,
-        train=sides[0],
-        test=sides[1],
-        num_classes=num_classes,
-        channels=1 if mode == "L" else 3,
-        size=size,
-        class_names=class_names,
-        split=split,
-    )
+        task=Task.SEGMENTATION, train=train, test=test, num_classes=len(class_names), channels=3,
+        class_names=class_names, ignore_index=ignored, split=split,
+    )  # fmt: skip
 
 
-def _divided(request: Request, cls: type, parts: tuple[str, Any, Any], options: dict[str, Any]) -> tuple[Any, Any, str]:
-    """The training part, the test part and what they are called."""
+def _mask(values: Any, first: int) -> Image.Image:
+    """A mask whose classes count from ``first`` on, and 255 for pixels that do not count."""
+    array = np.asarray(values)
+    return Image.fromarray(np.where(array == 255, 255, array - first).astype(np.uint8))
+
+
+def _classification(request: Request, cls: type, parts: Parts | None) -> Source:
+    options = OPTIONS.get(request.local, {})
+    if parts is None:
+        whole = _open(request, cls, options)
+        mode, size = _kind(request, whole)
+        targets = _known_targets(whole) or [int(whole[index][1]) for index in range(len(whole))]
+        train, test = (DatasetExamples(whole, mode, part, targets) for part in splitting.stratified(targets))
+        split = splitting.described()
+    else:
+        sides, split = _divided(request, cls, parts, options)
+        (mode, size), _ = (_kind(request, side) for side in sides)
+        train, test = (DatasetExamples(side, mode, None, _known_targets(side)) for side in sides)
+    class_names, num_classes = _classes(train.dataset, [side.targets for side in (train, test) if side.targets])
+    return request.source(
+        task=Task.CLASSIFICATION, train=train, test=test, num_classes=num_classes, channels=1 if mode == "L" else 3,
+        size=size, class_names=class_names, split=split,
+    )  # fmt: skip
+
+
+def _divided(request: Request, cls: type, parts: Parts, options: dict[str, Any]) -> tuple[list[Any], str]:
+    """The training and the test part, and what they are called."""
     option, *values = parts
-    train, test = (_open(request, cls, {**options, option: value}) for value in values)
     names = ("train", "test") if values == [True, False] else values
-    return train, test, f"the data set's own, {names[0]} and {names[1]}"
+    sides = [_open(request, cls, {**options, option: value}) for value in values]
+    return sides, f"the data set's own, {names[0]} and {names[1]}"
 
 
 def _open(request: Request, cls: type, options: dict[str, Any]) -> Any:
-    root = request.root if request.root is not None else default_root()
+    # beside the folder of torch.hub
+    root = request.root if request.root is not None else Path(torch.hub.get_dir()).parent / "datasets"
     can_download = any("download" in inspect.signature(base).parameters for base in inspect.getmro(cls)[:-1])
     if can_download:
         options = {**options, "download": request.download}
@@ -163,30 +136,25 @@ def _kind(request: Request, dataset: Any) -> tuple[str, tuple[int, int] | None]:
 
 def _known_targets(dataset: Any) -> list[int] | None:
     """The targets that the data set keeps, wherever it does, so that no image need be decoded for them."""
-    for name in ("targets", "_labels", "labels", "y"):
-        values = getattr(dataset, name, None)
-        if values is not None and len(values) == len(dataset):
-            # QMNIST keeps more than the class with each image
-            found = [int(value[0]) if getattr(value, "ndim", 0) else int(value) for value in values]
-            break
-    else:
+    kept = [getattr(dataset, name, None) for name in ("targets", "_labels", "labels", "y")]
+    values = next((values for values in kept if values is not None and len(values) == len(dataset)), None)
+    if values is None:
         samples: Any = getattr(dataset, "samples", getattr(dataset, "_samples", ()))
         if len(samples) != len(dataset) or not isinstance(samples[0][1], int):
             return None
-        found = [int(target) for _, target in samples]
+        values = [target for _, target in samples]
+    # QMNIST keeps more than the class with each image
+    found = [int(value[0]) if getattr(value, "ndim", 0) else int(value) for value in values]
     return found if found and found[0] == int(dataset[0][1]) else None
 
 
-def _classes(dataset: Any, targets: Sequence[Sequence[int] | None]) -> tuple[tuple[str, ...], int]:
+def _classes(dataset: Any, targets: list[Any]) -> tuple[tuple[str, ...], int]:
     """The names of the classes if they are known, and how many there are."""
     known: Any = getattr(dataset, "classes", None) or getattr(dataset, "categories", ())
     names = tuple(name if isinstance(name, str) else ", ".join(name) for name in known)  # ImageNet has synonyms
-    highest = max((max(side) for side in targets if side), default=-1)
-    if len(names) > highest >= 0 or (names and highest < 0):
+    highest = max((max(side) for side in targets), default=-1)
+    if names and len(names) > highest:
         return names, len(names)
     if highest < 0:
         highest = max(int(dataset[index][1]) for index in range(len(dataset)))
     return (), highest + 1
-
-
-SOURCES = (torchvision_set,)
