@@ -18,7 +18,7 @@ from rewriter.comparison.devices import accelerated, errors_shared, repeatable
 from rewriter.comparison.equivalence import equivalence, trained
 from rewriter.comparison.experiment import run_all
 from rewriter.comparison.findings import ALL, Equivalence, Trained, Training
-from rewriter.comparison.identity import described, identity_of, versions
+from rewriter.comparison.identity import described, identity_of, versions_of_libraries
 from rewriter.comparison.loading import Data, Preprocessing, data_of_source, data_of_user, first_batch, pair_of
 from rewriter.comparison.model_pairs import (
     ChangeModel,
@@ -220,7 +220,7 @@ def _training(
     used |= {what: f"your own {described(value)}" for what, value in own.items() if value is not None}
     environment = {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "threads": torch.get_num_threads(), "processes": setting.accelerator.num_processes, **versions(),
+        "threads": torch.get_num_threads(), "processes": setting.accelerator.num_processes, **versions_of_libraries(),
     }  # fmt: skip
     return Training(*scoring.judged, tuple(range(recipe.seeds)), runs, used, environment, data.test_images)
 

@@ -57,11 +57,11 @@ def identity_of(
         "data": of_data,
         "recipe": {name: repr(value) for name, value in recipe.to_data().items() if name != "seeds"},
         "own": {name: _identified(value) for name, value in own.items()},
-        "versions": versions() | {"device": device, "threads": str(torch.get_num_threads())},
+        "versions": versions_of_libraries() | {"device": device, "threads": str(torch.get_num_threads())},
     }  # fmt: skip
 
 
-def versions() -> dict[str, str]:
+def versions_of_libraries() -> dict[str, str]:
     """Of the libraries that the numbers depend on."""
     return {"rewriter": __version__} | {name: importlib.metadata.version(name) for name in _VERSIONED}
 

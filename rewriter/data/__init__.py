@@ -12,7 +12,7 @@ import importlib
 from pathlib import Path
 
 from rewriter.data.checks import check, check_trainable
-from rewriter.data.registry import SOURCES, Description, Registered, Request
+from rewriter.data.registry import SOURCES, Description, Registered, SourceRequest
 from rewriter.data.source import Examples, Source, Task
 from rewriter.errors import DataError
 from rewriter.guideline.registry import suggest
@@ -33,7 +33,7 @@ def open_source(name: str, *, root: Path | str | None = None, download: bool = F
     folder = None if root is None else Path(root).expanduser()
     # imported only now: they read images with Pillow, which the library does without
     opened = getattr(importlib.import_module(f"rewriter.data.{module}"), function)
-    source: Source = opened(Request(name, name.partition(":")[2], folder, download, description))
+    source: Source = opened(SourceRequest(name, name.partition(":")[2], folder, download, description))
     return source
 
 

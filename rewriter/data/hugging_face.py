@@ -13,14 +13,14 @@ import torch
 
 from rewriter.data import splitting
 from rewriter.data.examples import DatasetExamples
-from rewriter.data.registry import Request
+from rewriter.data.registry import SourceRequest
 from rewriter.data.source import Source, Task
 from rewriter.errors import DataError
 
 TEST_SPLITS = ("test", "validation", "valid", "val")
 
 
-def hugging_face(request: Request) -> Source:
+def hugging_face(request: SourceRequest) -> Source:
     datasets = request.library("datasets")
     folder = Path(request.local).expanduser()
     with contextlib.ExitStack() as kept:

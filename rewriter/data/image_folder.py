@@ -8,7 +8,7 @@ from PIL import Image
 
 from rewriter.data import splitting
 from rewriter.data.examples import FileExamples, unreadable
-from rewriter.data.registry import Request
+from rewriter.data.registry import SourceRequest
 from rewriter.data.source import Source
 from rewriter.errors import DataError, listed
 
@@ -18,7 +18,7 @@ GREY_MODES = {"1", "L", "LA"}
 Samples = list[tuple[str, int]]
 
 
-def image_folder(request: Request) -> Source:
+def image_folder(request: SourceRequest) -> Source:
     folder = Path(request.local).expanduser()
     if not request.local or not folder.is_dir():
         raise DataError(f"{request.name}: expected a folder with one folder of images a class, found none at {folder}")
@@ -46,7 +46,7 @@ def image_folder(request: Request) -> Source:
     )  # fmt: skip
 
 
-def _samples(request: Request, folder: Path) -> tuple[list[str], Samples]:
+def _samples(request: SourceRequest, folder: Path) -> tuple[list[str], Samples]:
     """Classes by their folders, and (file, class) of every image."""
     try:
         found = request.library("torchvision.datasets").ImageFolder(str(folder))

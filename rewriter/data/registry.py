@@ -33,7 +33,7 @@ class Description:
 
 
 @dataclass(frozen=True)
-class Request:
+class SourceRequest:
     """What was asked for.
 
     Attributes:

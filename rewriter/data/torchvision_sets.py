@@ -13,7 +13,7 @@ from PIL import Image
 
 from rewriter.data import splitting
 from rewriter.data.examples import DatasetExamples
-from rewriter.data.registry import Request
+from rewriter.data.registry import SourceRequest
 from rewriter.data.source import Source, Task
 from rewriter.errors import DataError
 from rewriter.guideline.registry import suggest
@@ -51,7 +51,7 @@ SEGMENTATION: dict[str, tuple[str, Parts, dict[str, Any], int, tuple[str, ...], 
 does not count."""
 
 
-def torchvision_set(request: Request) -> Source:
+def torchvision_set(request: SourceRequest) -> Source:
     library, name = request.library("torchvision.datasets"), request.local
     known = (*CLASSIFICATION, *SEGMENTATION)
     if name not in known:
@@ -74,7 +74,7 @@ def _mask(values: Any, first: int) -> Image.Image:
     return Image.fromarray(np.where(array == 255, 255, array - first).astype(np.uint8))
 
 
-def _classification(request: Request, cls: type, parts: Parts | None) -> Source:
+def _classification(request: SourceRequest, cls: type, parts: Parts | None) -> Source:
     options = OPTIONS.get(request.local, {})
     if parts is None:
         whole = _open(request, cls, options)
@@ -93,7 +93,7 @@ def _classification(request: Request, cls: type, parts: Parts | None) -> Source:
     )  # fmt: skip
 
 
-def _divided(request: Request, cls: type, parts: Parts, options: dict[str, Any]) -> tuple[list[Any], str]:
+def _divided(request: SourceRequest, cls: type, parts: Parts, options: dict[str, Any]) -> tuple[list[Any], str]:
     """The training and the test part, and what they are called."""
     option, *values = parts
     names = ("train", "test") if values == [True, False] else values
@@ -101,7 +101,7 @@ def _divided(request: Request, cls: type, parts: Parts, options: dict[str, Any])
     return sides, f"the data set's own, {names[0]} and {names[1]}"
 
 
-def _open(request: Request, cls: type, options: dict[str, Any]) -> Any:
+def _open(request: SourceRequest, cls: type, options: dict[str, Any]) -> Any:
     # beside the folder of torch.hub
     root = request.root if request.root is not None else Path(torch.hub.get_dir()).parent / "datasets"
     can_download = any("download" in inspect.signature(base).parameters for base in inspect.getmro(cls)[:-1])
@@ -121,7 +121,7 @@ def _open(request: Request, cls: type, options: dict[str, Any]) -> Any:
         raise DataError(f"{request.name} cannot be opened: {error}") from error
 
 
-def _kind(request: Request, dataset: Any) -> tuple[str, tuple[int, int] | None]:
+def _kind(request: SourceRequest, dataset: Any) -> tuple[str, tuple[int, int] | None]:
     """The mode of the images, and their size where all are kept in one array."""
     if not len(dataset):
         raise DataError(f"{request.name} is empty; download it again with --download (download=True)")

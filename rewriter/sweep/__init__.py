@@ -8,8 +8,8 @@
 ``import rewriter`` does not import this package.
 """
 
-from rewriter.sweep.request import Request
+from rewriter.sweep.request import SweepRequest
 from rewriter.sweep.row import Row, Status
 from rewriter.sweep.runner import Sweep, run, select
 
-__all__ = ["Request", "Row", "Status", "Sweep", "run", "select"]
+__all__ = ["Row", "Status", "Sweep", "SweepRequest", "run", "select"]

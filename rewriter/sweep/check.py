@@ -26,7 +26,7 @@ from rewriter.planning.mark import nothing_said
 from rewriter.planning.plan import Plan
 from rewriter.planning.record import records_of
 from rewriter.reporting.memory import PeakMemory
-from rewriter.sweep.request import Request
+from rewriter.sweep.request import SweepRequest
 from rewriter.sweep.row import Held, Row, Status, one_line
 from rewriter.testing import behaviour
 from rewriter.tracing.inputs import Inputs, candidate_inputs
@@ -37,7 +37,7 @@ _SMALL_SIDES = (64, 96, 128)
 """Sides of images that are tried for runs on real weights, in pixels; the model's own size comes last."""
 
 
-def check(name: str, request: Request) -> Row:
+def check_model_by_name(name: str, request: SweepRequest) -> Row:
     """Ask ``request`` of the model called ``name``. A failure is noted in the row, never raised."""
     row = Row(name)
     gc.collect()
@@ -54,7 +54,7 @@ def check(name: str, request: Request) -> Row:
 @dataclass
 class _Check:
     row: Row
-    request: Request
+    request: SweepRequest
 
     def run(self) -> None:
         torch.manual_seed(0)

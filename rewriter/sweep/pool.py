@@ -21,7 +21,7 @@ from collections.abc import AsyncIterator, Generator, Sequence
 from typing import IO
 
 from rewriter.errors import SweepError
-from rewriter.sweep.request import Request
+from rewriter.sweep.request import SweepRequest
 from rewriter.sweep.row import Row, Status, one_line
 from rewriter.sweep.worker import READY
 
@@ -45,7 +45,7 @@ class Pool:
         command: what starts a process that calls :func:`rewriter.sweep.worker.serve`.
     """
 
-    def __init__(self, request: Request, jobs: int, timeout: float, command: Sequence[str] = COMMAND) -> None:
+    def __init__(self, request: SweepRequest, jobs: int, timeout: float, command: Sequence[str] = COMMAND) -> None:
         self._request = request
         self._jobs = jobs
         self._timeout = timeout

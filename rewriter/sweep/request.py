@@ -15,7 +15,7 @@ from rewriter.planning.selection import Preserve
 
 
 @dataclass(frozen=True)
-class Request:
+class SweepRequest:
     """The question that one sweep puts to every model.
 
     Attributes:
@@ -31,7 +31,7 @@ class Request:
     numerics: bool = False
 
     @staticmethod
-    def of(passes: Any, preserve: Preserve, model_kwargs: Mapping[str, Any] | None, numerics: bool) -> Request:
+    def of(passes: Any, preserve: Preserve, model_kwargs: Mapping[str, Any] | None, numerics: bool) -> SweepRequest:
         """The request with the passes resolved.
 
         Raises:
@@ -39,9 +39,9 @@ class Request:
             SweepError: an option that cannot be written down, and so cannot be handed to a worker.
         """
         resolved = tuple((item.name, item.options()) for item in resolve_passes(passes))
-        request = Request(resolved, preserve, dict(model_kwargs or {}), numerics)
+        request = SweepRequest(resolved, preserve, dict(model_kwargs or {}), numerics)
         try:
-            same = Request.from_text(request.to_text()) == request
+            same = SweepRequest.from_text(request.to_text()) == request
         except (ValueError, SyntaxError):
             same = False
         if not same:
@@ -61,9 +61,9 @@ class Request:
         return repr(asdict(self))
 
     @staticmethod
-    def from_text(text: str) -> Request:
+    def from_text(text: str) -> SweepRequest:
         """The request that :meth:`to_text` wrote."""
-        return Request(**ast.literal_eval(text))
+        return SweepRequest(**ast.literal_eval(text))
 
     def described(self) -> dict[str, str]:
         """Each part in words, for people and for the header of a result file."""
@@ -76,7 +76,7 @@ class Request:
         }
 
 
-def versions() -> dict[str, str]:
+def versions_of_libraries() -> dict[str, str]:
     """Versions of everything that a finding depends on; libraries that are not installed are ``"none"``."""
     names = libraries.MODEL_LIBRARIES
     return {"rewriter": version.__version__, **dict.fromkeys(names, "none"), **libraries.versions(names)}

@@ -7,7 +7,7 @@ from typing import Any
 
 from rewriter.errors import SweepError
 from rewriter.reporting.result_file import ResultFile
-from rewriter.sweep.request import Request, versions
+from rewriter.sweep.request import SweepRequest, versions_of_libraries
 from rewriter.sweep.row import Row
 
 
@@ -17,8 +17,8 @@ class SweepFile(ResultFile[Row]):
     KIND, WORK, FORMAT, ERROR = "rewriter sweep", "a sweep", 2, SweepError
     ELSEWHERE = "Give another file with -o"
 
-    def __init__(self, path: Path, request: Request, restart: bool = False) -> None:
-        super().__init__(path, {"request": request.described(), "versions": versions()}, restart=restart)
+    def __init__(self, path: Path, request: SweepRequest, restart: bool = False) -> None:
+        super().__init__(path, {"request": request.described(), "versions": versions_of_libraries()}, restart=restart)
 
     def key(self, result: Row) -> str:
         return result.name

@@ -13,7 +13,7 @@ from typing import Any
 from rewriter.errors import SweepError
 from rewriter.planning.selection import Preserve
 from rewriter.sweep.pool import COMMAND, Pool
-from rewriter.sweep.request import Request, versions
+from rewriter.sweep.request import SweepRequest, versions_of_libraries
 from rewriter.sweep.results import SweepFile
 from rewriter.sweep.row import Row, Status
 from rewriter.sweep.summary import summarise
@@ -32,11 +32,11 @@ class Sweep:
         resumed: how many rows were there before.
     """
 
-    request: Request
+    request: SweepRequest
     rows: tuple[Row, ...]
     seconds: float
     resumed: int = 0
-    versions: dict[str, str] = field(default_factory=versions)
+    versions: dict[str, str] = field(default_factory=versions_of_libraries)
 
     @property
     def ok(self) -> bool:
@@ -123,7 +123,7 @@ def run(
     started = time.perf_counter()
     if not timeout > 0 or (jobs is not None and jobs < 1):
         raise SweepError(f"expected a positive timeout and at least one job, found {timeout} and {jobs}")
-    request = Request.of(passes, preserve, model_kwargs, numerics)
+    request = SweepRequest.of(passes, preserve, model_kwargs, numerics)
     names = list(dict.fromkeys(names))
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(SweepFile(Path(output), request, restart)) if output is not None else None

@@ -1,6 +1,6 @@
 """A worker process: reads the request and then one name at a time, answers each with one line of JSON.
 
-``python -m rewriter.sweep.worker`` runs :func:`rewriter.sweep.check.check` on every name.
+``python -m rewriter.sweep.worker`` runs :func:`rewriter.sweep.check.check_model_by_name` on every name.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ import sys
 import warnings
 from collections.abc import Callable
 
-from rewriter.sweep.request import Request
+from rewriter.sweep.request import SweepRequest
 from rewriter.sweep.row import Row
 
 READY = "ready"
 """The line that a worker writes when it can be asked."""
 
 
-def serve(check: Callable[[str, Request], Row]) -> None:
+def serve(check: Callable[[str, SweepRequest], Row]) -> None:
     """Answer on what was stdout until stdin ends.
 
     File descriptor 1 leads to stderr from here on, so that nothing a library prints gets between the answers.
@@ -37,7 +37,7 @@ def serve(check: Callable[[str, Request], Row]) -> None:
     with open(os.devnull, "rb") as nothing:
         os.dup2(nothing.fileno(), 0)
     sys.stdout = sys.stderr
-    request = Request.from_text(requests.readline())
+    request = SweepRequest.from_text(requests.readline())
     print(READY, file=answers, flush=True)
     for line in requests:
         print(check(line.rstrip("\n"), request).to_json(), file=answers, flush=True)
@@ -46,12 +46,12 @@ def serve(check: Callable[[str, Request], Row]) -> None:
 def main() -> None:
     """Serve the real check."""
     from rewriter import zoo
-    from rewriter.sweep.check import check
+    from rewriter.sweep.check import check_model_by_name
 
-    def check_after_imports(name: str, request: Request) -> Row:
+    def check_after_imports(name: str, request: SweepRequest) -> Row:
         """The library is imported first, so that no model's memory and time count it."""
         zoo.names(name if ":" in name else f"timm:{name}", check=False)
-        return check(name, request)
+        return check_model_by_name(name, request)
 
     serve(check_after_imports)
 

@@ -25,8 +25,8 @@ from rewriter.cli import commands as cli
 from rewriter.edit.edits import SetAttribute
 from rewriter.guideline.base import Pass, Site
 from rewriter.passes import Dropout
-from rewriter.sweep.check import check
-from rewriter.sweep.request import Request
+from rewriter.sweep.check import check_model_by_name
+from rewriter.sweep.request import SweepRequest
 from rewriter.sweep.results import SweepFile
 from rewriter.sweep.row import Held, Status
 
@@ -39,8 +39,8 @@ def run(*arguments: str) -> Result:
     return CliRunner().invoke(cli.application(), ["sweep", *arguments])
 
 
-def requested(*, numerics: bool = False, **model_kwargs: Any) -> Request:
-    return Request.of(PASSES, "auto", model_kwargs, numerics)
+def requested(*, numerics: bool = False, **model_kwargs: Any) -> SweepRequest:
+    return SweepRequest.of(PASSES, "auto", model_kwargs, numerics)
 
 
 @pytest.fixture(scope="module")
@@ -89,11 +89,11 @@ class TestRows:
         assert {name for name, _, _ in row["checks"]} == {"output structure", "state dict", "gradients"}
 
     def test_memory_of_real_weights(self) -> None:
-        row = check("resnet10t", requested(numerics=True))
+        row = check_model_by_name("resnet10t", requested(numerics=True))
         assert row.peak_mb is None or 20 < row.peak_mb < 2000  # 22 MB of weights
 
     def test_numbers(self) -> None:
-        row = check("test_vit", requested(numerics=True))
+        row = check_model_by_name("test_vit", requested(numerics=True))
         assert (row.status, row.verified, row.undo, row.weights) == (Status.OK, Held.HELD, Held.HELD, "real"), row
         assert ("eval output", Held.HELD, "bit-identical") in row.checks
         assert "gradients" in str(row.undo_detail) and row.milliseconds["numbers"] > 0
@@ -103,17 +103,17 @@ class TestRows:
         [("torchvision:ssdlite320_mobilenet_v3_large", "cpu"), ("torchvision:r3d_18", "meta")],
     )
     def test_models_with_inputs_of_their_own(self, name: str, backend: str) -> None:
-        row = check(name, requested())
+        row = check_model_by_name(name, requested())
         assert (row.status, row.backend, row.verified, row.undo) == (Status.OK, backend, Held.HELD, Held.HELD), row
         assert row.weights == ("meta" if backend == "meta" else "real")
 
     def test_options_of_the_model(self) -> None:
-        row = check("test_vit", requested(img_size=(64, 64), depth=2))
+        row = check_model_by_name("test_vit", requested(img_size=(64, 64), depth=2))
         assert row.ok and row.parameters is not None
-        assert row.parameters < (check("test_vit", requested()).parameters or 0)
+        assert row.parameters < (check_model_by_name("test_vit", requested()).parameters or 0)
 
     def test_failure_is_one_line(self) -> None:
-        row = check("test_vit", requested(no_such=1))
+        row = check_model_by_name("test_vit", requested(no_such=1))
         assert row.status is Status.FAILED and row.error is not None and row.error.startswith("CreationError: test_vit")
         assert "\n" not in row.error and "no_such" in row.error
 
@@ -126,7 +126,7 @@ class TestRows:
             return restored
 
         monkeypatch.setattr("rewriter.sweep.check.undo", forgetful)
-        row = check("test_vit", requested())
+        row = check_model_by_name("test_vit", requested())
         assert (row.status, row.undo) == (Status.FAILED, Held.NOT)
         assert "attributes of blocks.0" in str(row.error)
 
@@ -140,12 +140,12 @@ class TestRows:
             return restored
 
         monkeypatch.setattr("rewriter.sweep.check.undo", careless)
-        row = check("test_vit", requested(numerics=True))
+        row = check_model_by_name("test_vit", requested(numerics=True))
         assert (row.status, row.undo) == (Status.FAILED, Held.NOT) and "outputs" in str(row.error)
 
     def test_broken_contract(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("rewriter.guideline.registry.installed_passes", lambda: {"stuck": Stuck})
-        row = check("resnet10t", Request.of(["stuck"], "auto", {}, True))
+        row = check_model_by_name("resnet10t", SweepRequest.of(["stuck"], "auto", {}, True))
         assert (row.status, row.verified) == (Status.FAILED, Held.NOT)
         assert "ContractError: pass stuck broke its contract" in str(row.error)
         assert row.passes["stuck"] == {"sites": 1, "applied": 0, "inactive": 0, "advised": 0, "skipped": {}}
@@ -201,7 +201,7 @@ import os, signal, sys, time
 from rewriter.sweep.row import Row
 from rewriter.sweep.worker import serve
 
-def check(name, request):
+def check_model_by_name(name, request):
     print("from the check", flush=True)
     os.write(1, b"from a library\\n")
     if name == "exits":

@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 import rewriter
 from rewriter import zoo
 from rewriter.cli import commands as cli
-from rewriter.sweep.check import check
-from rewriter.sweep.request import Request
+from rewriter.sweep.check import check_model_by_name
+from rewriter.sweep.request import SweepRequest
 
 pytestmark = pytest.mark.slow
 
@@ -138,7 +138,7 @@ def test_hub_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
     ("name", "options"), [("hf:ViTForImageClassification", TINY_VIT), ("diffusers:UNet2DModel", TINY_UNET)]
 )
 def test_sweep(name: str, options: dict[str, Any]) -> None:
-    row = check(name, Request.of(["dropout"], "auto", options, numerics=False))
+    row = check_model_by_name(name, SweepRequest.of(["dropout"], "auto", options, numerics=False))
     assert (row.status, row.backend, row.verified, row.undo) == ("ok", "meta", "held", "held"), row
     assert row.passes["dropout"]["applied"] > 0
 
