@@ -17,6 +17,7 @@ from rewriter.comparison.scoring import Scoring, computed, in_type_of, tensor_of
 from rewriter.data.source import Task
 from rewriter.errors import ComparisonError, DataError
 from rewriter.model.contents import tensors_held
+from rewriter.model.differences import difference
 from rewriter.model.random_state import random_state_kept, seed_all
 from rewriter.model.state import state_kept
 
@@ -69,13 +70,8 @@ def _not_finite(outputs: list[torch.Tensor], images: int) -> int:
 
 
 def _difference(ours: Sequence[torch.Tensor], theirs: Sequence[torch.Tensor]) -> float:
-    """The largest |difference|; infinite where only one is not finite, 0 where both are the same infinity or NaN."""
-    largest = 0.0
-    for a, b in ((a.double(), b.double()) for a, b in zip(ours, theirs, strict=True) if a.numel()):
-        same = (a == b) | (a.isnan() & b.isnan())
-        difference = (a - b).abs().nan_to_num(nan=torch.inf, posinf=torch.inf).masked_fill(same, 0.0)
-        largest = max(largest, difference.max().item())
-    return largest
+    """The largest |difference| of tensors of the same shapes, also of whole numbers."""
+    return max((difference(a.double(), b.double()) for a, b in zip(ours, theirs, strict=True)), default=0.0)
 
 
 def same_in_training(before: nn.Module, after: nn.Module, images: torch.Tensor) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.metadata
 import re
 import zlib
 from collections.abc import Iterable, Mapping
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from rewriter import libraries
 from rewriter.comparison.loading import Data, first_batch
 from rewriter.comparison.model_pairs import changes, name_of
 from rewriter.comparison.recipe import Recipe
@@ -63,7 +63,7 @@ def identity_of(
 
 def versions_of_libraries() -> dict[str, str]:
     """Of the libraries that the numbers depend on."""
-    return {"rewriter": __version__} | {name: importlib.metadata.version(name) for name in _VERSIONED}
+    return {"rewriter": __version__} | libraries.versions(_VERSIONED)
 
 
 def checksum(values: Iterable[Any], start: int = 0) -> int:

@@ -16,6 +16,7 @@ from rewriter.comparison.number_format import Unit, percentage, small
 from rewriter.comparison.statistics import discordance_p_value, mean_interval
 from rewriter.comparison.verdict import Verdict, difference_of, unit_of
 from rewriter.errors import listed
+from rewriter.reporting.tables import markdown_table
 from rewriter.text import counted
 
 WIDTH = 100
@@ -83,18 +84,13 @@ def as_markdown(sections: Sequence[Section]) -> str:
             elif isinstance(block, tuple):
                 parts.append("\n".join(f"* {_escaped(item)}" for item in block))
             else:
-                cells = block.rename(columns=_escaped_cell).map(_escaped_cell)
-                align = ("left", *["right"] * (len(cells.columns) - 1))
-                parts.append(cells.to_markdown(index=False, disable_numparse=True, colalign=align))
+                cells = block.rename(columns=_escaped).map(_escaped)
+                parts.append(markdown_table(list(cells.columns), cells.itertuples(index=False), align="lr"))
     return "\n\n".join(parts) + "\n"
 
 
 def _escaped(text: str) -> str:
     return " ".join(re.sub(r"[\\*<]", r"\\\g<0>", text).split())
-
-
-def _escaped_cell(text: str) -> str:
-    return _escaped(text).replace("|", "\\|")
 
 
 def sections(found: Findings, verdict: Verdict) -> list[Section]:
