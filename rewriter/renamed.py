@@ -12,7 +12,7 @@ import importlib.machinery
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -90,6 +90,18 @@ def forward(package: str, *modules: str) -> Callable[[str], Any]:
                 _warn(f"{package}.{name}", f"{module}.{name}")
                 return found
         raise AttributeError(f"module {package!r} has no attribute {name!r}")
+
+    return get
+
+
+def forward_names(module: str, names: Mapping[str, str]) -> Callable[[str], Any]:
+    """The ``__getattr__`` of a module in which classes and functions have other ``names`` now, by their old ones."""
+
+    def get(name: str) -> Any:
+        if name not in names:
+            raise AttributeError(f"module {module!r} has no attribute {name!r}")
+        _warn(f"{module}.{name}", f"{module}.{names[name]}")
+        return getattr(sys.modules[module], names[name])
 
     return get
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import enum
 
+from rewriter.renamed import forward_names
+
 
 class Category(enum.StrEnum):
     """The four kinds of place; the order is that in which disagreeing uses of one gamma are settled, first wins."""
@@ -44,3 +46,6 @@ _CATEGORIES = {
     GammaPosition.CONSTANT: Category.MAIN,
     GammaPosition.UNSEEN: Category.MAIN,
 }
+
+
+__getattr__ = forward_names(__name__, {"Position": "GammaPosition"})

@@ -18,6 +18,7 @@ from rewriter.analysis.naming import path_of
 from rewriter.analysis.norms import Norm, find_norms, parameter_role
 from rewriter.analysis.residual import Branch, find_branches, find_long_skips
 from rewriter.analysis.weights import PASS_THROUGH, find_features
+from rewriter.renamed import forward_names
 from rewriter.tracing.dataflow import Dataflow, once
 from rewriter.tracing.facts import facts
 from rewriter.tracing.kinds import Kind, is_norm
@@ -210,3 +211,6 @@ def _of_other_channels(branch: Branch) -> bool:
 def _same(one: fx.Node, other: fx.Node) -> bool:
     """Whether two operations take the same part of the same tensor."""
     return one is other or (one.target, one.args, one.kwargs) == (other.target, other.args, other.kwargs)
+
+
+__getattr__ = forward_names(__name__, {"Position": "GammaPosition"})

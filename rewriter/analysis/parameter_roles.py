@@ -15,6 +15,7 @@ from torch import fx, nn
 from rewriter.analysis.arguments import argument
 from rewriter.analysis.gammas import canonical_names
 from rewriter.analysis.norms import find_norms, parameter_role
+from rewriter.renamed import forward_names
 from rewriter.tracing.dataflow import Dataflow, once
 from rewriter.tracing.facts import facts
 from rewriter.tracing.kinds import Kind, function_name, module_kind
@@ -186,3 +187,6 @@ def _nodes(values: Iterable[object]) -> Iterator[fx.Node]:
             yield value
         elif isinstance(value, (tuple, list)):
             yield from _nodes(value)
+
+
+__getattr__ = forward_names(__name__, {"Role": "ParameterRole"})

@@ -13,6 +13,7 @@ from rewriter.analysis.norms import find_norms
 from rewriter.analysis.residual import find_branches
 from rewriter.analysis.weights import has_weight
 from rewriter.analysis.windows import covers_map, per_dim, pooling_arguments, spatial_dims_of
+from rewriter.renamed import forward_names
 from rewriter.tracing.dataflow import Dataflow, once
 from rewriter.tracing.facts import facts
 from rewriter.tracing.kinds import Kind
@@ -188,3 +189,6 @@ def _positions(node: fx.Node) -> int:
     """Positions of a map ``(N, C, …)``; 1 for a vector."""
     shape = facts(node)["shape"] or ()
     return math.prod(shape[2:]) if len(shape) > 2 else 1
+
+
+__getattr__ = forward_names(__name__, {"Role": "PoolingRole"})

@@ -20,6 +20,7 @@ from rewriter.comparison.scoring import Scoring
 from rewriter.planning.codec import to_text
 from rewriter.planning.record import records_of
 from rewriter.planning.structure import named_fingerprint
+from rewriter.renamed import forward_names
 from rewriter.tracing.containers import tensors_in
 from rewriter.version import __version__
 
@@ -126,3 +127,6 @@ def _digest(*contents: bytes | memoryview) -> str:
     for content in contents:
         digest.update(content)
     return digest.hexdigest()[:16]
+
+
+__getattr__ = forward_names(__name__, {"versions": "versions_of_libraries"})

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from rewriter import libraries
 from rewriter.data.source import Source, Task
 from rewriter.errors import DataError
+from rewriter.renamed import forward_names
 
 
 @dataclass(frozen=True)
@@ -127,3 +128,6 @@ _TABLE: tuple[tuple[str, str, str, Task | None, str, str, str, str], ...] = (
 
 SOURCES = {row[2]: Registered(*row[:2], Description(*row[2:])) for row in _TABLE}
 """By name, in the order in which they are told of."""
+
+
+__getattr__ = forward_names(__name__, {"Request": "SourceRequest"})

@@ -16,6 +16,7 @@ from rewriter.planning.checks import Check, Checked, Verification
 from rewriter.planning.data import PlanData
 from rewriter.planning.observe import Observation, drift_between, judge_outputs, observe
 from rewriter.planning.zero_gains import filled, zero_gains
+from rewriter.renamed import forward_names
 from rewriter.tracing.inputs import Inputs
 
 _MOST_RUNS = 3
@@ -183,3 +184,6 @@ def check_contracts(before: Observation, after: Observation, contracts: Sequence
         detail = none_for if lost_gradients else f"{len(after.with_gradient)} parameters still get one"
         checks.append(Check(Checked.GRADIENTS, not lost_gradients, detail))
     return Verification(tuple(checks))
+
+
+__getattr__ = forward_names(__name__, {"compare": "check_contracts"})

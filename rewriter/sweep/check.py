@@ -25,6 +25,7 @@ from rewriter.planning.make import make_plan
 from rewriter.planning.mark import nothing_said
 from rewriter.planning.plan import Plan
 from rewriter.planning.record import records_of
+from rewriter.renamed import forward_names
 from rewriter.reporting.memory import PeakMemory
 from rewriter.sweep.request import SweepRequest
 from rewriter.sweep.row import Held, Row, Status, one_line
@@ -212,3 +213,6 @@ def _differences(before: dict[str, tuple[Any, ...]], after: dict[str, tuple[Any,
         else:
             found += [f"{part} of {path or '(root)'}" for part, a, b in zip(parts, old, new, strict=True) if a != b]
     return found
+
+
+__getattr__ = forward_names(__name__, {"check": "check_model_by_name"})

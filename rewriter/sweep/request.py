@@ -12,6 +12,7 @@ from rewriter import libraries, version
 from rewriter.errors import SweepError
 from rewriter.guideline.registry import resolve_passes
 from rewriter.planning.selection import Preserve
+from rewriter.renamed import forward_names
 
 
 @dataclass(frozen=True)
@@ -80,3 +81,6 @@ def versions_of_libraries() -> dict[str, str]:
     """Versions of everything that a finding depends on; libraries that are not installed are ``"none"``."""
     names = libraries.MODEL_LIBRARIES
     return {"rewriter": version.__version__, **dict.fromkeys(names, "none"), **libraries.versions(names)}
+
+
+__getattr__ = forward_names(__name__, {"Request": "SweepRequest", "versions": "versions_of_libraries"})

@@ -369,9 +369,29 @@ class TestOldNames:
         module = importlib.import_module(f"rewriter.{old}")
         for name in names:
             with pytest.warns(DeprecationWarning, match=rf"rewriter\.{old}\.{name} is rewriter\..*\.{name} now"):
-                found = getattr(module, name)
+                found = getattr(module, name)  # and perhaps by another name
             assert found.__module__ in {f"rewriter.{part}" for part in renamed.DIVIDED[old]}
         assert not hasattr(module, "no_such_name")
+
+    @pytest.mark.parametrize(
+        ("module", "old", "new"),
+        [
+            ("analysis.pooling", "Role", "PoolingRole"),
+            ("analysis.parameter_roles", "Role", "ParameterRole"),
+            ("analysis.gammas", "Position", "GammaPosition"),
+            ("sweep.request", "Request", "SweepRequest"),
+            ("sweep.check", "check", "check_model_by_name"),
+            ("data.registry", "Request", "SourceRequest"),
+            ("planning.verify", "compare", "check_contracts"),
+        ],
+    )
+    def test_what_was_renamed_is_found_by_its_old_name(
+        self, module: str, old: str, new: str
+    ) -> None:
+        found = importlib.import_module(f"rewriter.{module}")
+        with pytest.warns(DeprecationWarning, match=rf"rewriter\.{module}\.{old} is rewriter\.{module}\.{new} now"):
+            assert getattr(found, old) is getattr(found, new)
+        assert not hasattr(found, "no_such_name")
 
     @pytest.mark.slow
     @pytest.mark.parametrize("first", ["passes", "rewriter"])
