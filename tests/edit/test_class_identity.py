@@ -85,6 +85,7 @@ def test_what_a_script_saved_loads_where_its_classes_are_imported(
     module.worker(0, torch.load(written / "saved.pt", weights_only=False))
 
 
+@pytest.mark.slow
 def test_other_code_of_the_same_name_is_refused(written: Path) -> None:
     changed = written / "changed.py"
     changed.write_text(SCRIPT.replace("self.conv(x).mean((2, 3))", "self.conv(x).relu().mean((2, 3))"))

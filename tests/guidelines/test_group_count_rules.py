@@ -81,6 +81,7 @@ def most_groups(choice: GroupChoice) -> int:
     return max(choice.candidates)
 
 
+@pytest.mark.slow
 def test_rules_can_be_chosen_and_given() -> None:
     with torch.device("meta"):
         model = timm.create_model("resnetv2_50d_gn")
