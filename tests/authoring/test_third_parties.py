@@ -385,9 +385,7 @@ class TestOldNames:
             ("planning.verify", "compare", "check_contracts"),
         ],
     )
-    def test_what_was_renamed_is_found_by_its_old_name(
-        self, module: str, old: str, new: str
-    ) -> None:
+    def test_what_was_renamed_is_found_by_its_old_name(self, module: str, old: str, new: str) -> None:
         found = importlib.import_module(f"rewriter.{module}")
         with pytest.warns(DeprecationWarning, match=rf"rewriter\.{module}\.{old} is rewriter\.{module}\.{new} now"):
             assert getattr(found, old) is getattr(found, new)
