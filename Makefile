@@ -24,7 +24,7 @@ test-trainers: $(VENV)/trainers.done
 	$(PYTEST) -m trainers
 
 quick: lint
-	$(PYTEST) -m "not slow and not sweep and not trainers"
+	$(PYTEST) --quick
 
 lint: $(VENV)/test.done
 	$(BIN)/ruff check .

@@ -4,6 +4,9 @@
 part of today is run, in every test of the sweep the same one; ``--sample-seed`` runs that of another day. Of the tests
 that are marked ``slow`` and are no sweep (processes, trainings) every second one is run, the others on the next day.
 Without either option, all are run.
+
+``--quick`` is for while one works: neither sweeps nor slow tests, and of a test with many parameters the first and the
+last.
 """
 
 from __future__ import annotations
@@ -28,9 +31,23 @@ def is_of_today(test: str, seed: int) -> bool:
     return zlib.crc32(test.encode()) % 2 == seed % 2
 
 
+def is_quick(item: pytest.Item) -> bool:
+    """Whether a test is neither a sweep nor slow, nor trains."""
+    return not any(item.get_closest_marker(name) for name in ("sweep", "slow", "trainers"))
+
+
+def ends(items: Iterable[pytest.Item]) -> list[pytest.Item]:
+    """Of the tests that differ in their parameters only, the first and the last."""
+    by_function: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        by_function.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    return [item for alike in by_function.values() for item in dict.fromkeys((alike[0], alike[-1]))]
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("sweeps over many models")
     group.addoption("--sample", action="store_true", help="Run today's part of each sweep only.")
+    group.addoption("--quick", action="store_true", help="No sweep, no slow test, two of each test's parameters.")
     group.addoption("--sample-seed", type=int, metavar="N", help="Run the part of this seed (that of a day is told).")
 
 
@@ -43,11 +60,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     seed = config.option.sample_seed
-    if seed is None:
-        return
-    kept, left_out = [], []
-    for item in items:
-        (kept if _is_in_part(item, seed) else left_out).append(item)
+    kept = items
+    if config.option.quick:
+        kept = ends(filter(is_quick, items))
+    elif seed is not None:
+        kept = [item for item in items if _is_in_part(item, seed)]
+    chosen = set(kept)
+    left_out = [item for item in items if item not in chosen]
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = kept
