@@ -1,5 +1,6 @@
 from .analysis.heads import find_heads as find_heads
 from .analysis.interference import Interference as Interference
+from .analysis.layout import channel_dimension as channel_dimension
 from .analysis.naming import name_of as name_of
 from .analysis.naming import path_of as path_of
 from .analysis.residual import Branch as Branch
@@ -38,6 +39,7 @@ __all__ = [
     "Recommendation",
     "Refused",
     "Trace",
+    "channel_dimension",
     "find_branches",
     "find_heads",
     "has_weight",

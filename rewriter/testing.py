@@ -104,7 +104,10 @@ def check_contract(
     with nothing_said():
         _check_checkpoints(model, rewritten)
     again = plan(rewritten, passes, example_inputs=example_inputs, input_size=input_size)
-    assert not again.sites, f"a second rewrite finds more to do:\n{again}"
+    assert not again.sites, (
+        f"a second rewrite finds more to do; where the edit is made already, decide() has to raise "
+        f"Refused(Reason.ALREADY_DONE, …):\n{again}"
+    )
     with nothing_said():
         restored = undo(rewritten)
     assert [type(m) for m in restored.modules()] == [type(m) for m in model.modules()], "undo left other classes"

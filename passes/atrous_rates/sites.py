@@ -59,7 +59,7 @@ def dilate(place: Place[list[AtrousPyramid]], rule: RateRule) -> Change:
         raise Refused(Reason.ALREADY_DONE, f"dilations are {_listed(rates)} {on_map}")
     edits = _edits(place, dict(zip(present, rates, strict=True)))
     for edit in edits:
-        place.edit.set(edit.path, edit.name, edit.value)
+        place.edit.set(edit.path, edit.name, edit.value, all_calls=True)
     inside = [round(100 * share_inside(size, some, kernel)) for some in (present, rates)]
     reason = (
         f"field of view {field_of_view(present, kernel)} → {field_of_view(rates, kernel)} cells of the map, "

@@ -28,7 +28,7 @@ class Moves:
     def switch_on(self, node: fx.Node, rate: float | None) -> None:
         """Give a dropout module whose rate is 0 the ``rate`` asked for, if one is."""
         if self.drops.switches_on(node, rate):
-            self.edit.set(path_of(node), "p", rate)
+            self.edit.set(path_of(node), "p", rate, all_calls=True)
 
     def rates(self, nodes: list[fx.Node], kept: fx.Node, asked_for: float | None) -> tuple[Rate, ...]:
         """The rates that a change of ``nodes`` depends on; ``kept`` may be switched on."""

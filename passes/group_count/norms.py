@@ -84,7 +84,7 @@ def set_groups(place: Place[Subject]) -> Change:
 
 def _edit(edit: Editor, call: GroupNormCall, groups: int) -> None:
     if call.holder is not None:
-        edit.set(call.holder, "num_groups", groups)
+        edit.set(call.holder, "num_groups", groups, all_calls=True)
     else:
         edit.redirect(call.norm, GroupNormFunction, name="group_norm", num_groups=groups)
 

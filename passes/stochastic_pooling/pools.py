@@ -208,7 +208,7 @@ class _Rule:
         if has_own_forward(module) and not follows_its_module(module.__dict__.get("forward"), module):
             raise Refused(Reason.OWN_FORWARD, f"{type(module).__name__} has a forward of its own")
         kind = "adaptive" if hasattr(module, "output_size") else "local"
-        return edit.behave(path, f"stochastic-pooling/{kind}", **self.options)
+        return edit.behave(path, f"stochastic-pooling/{kind}", all_calls=True, **self.options)
 
     def _dims_of_positions(self, given: fx.Node, pooling: Pooling) -> list[int] | None:
         """The dimensions of ``given`` that a global pooling averages over, which reads it or a view of it."""

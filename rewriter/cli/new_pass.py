@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from rewriter import libraries
 from rewriter.cli.options import JSON, argument, errors_reported, option, print_json
 from rewriter.errors import StorageError
 
@@ -125,6 +126,8 @@ def new_pass_command(name: _NAME, output: _DIRECTORY = None, as_json: JSON = Fal
     if keyword.iskeyword(name) or name in {entry.name for entry in entry_points(PASS_GROUP) if is_own(entry)}:
         whose = "a word of Python" if keyword.iskeyword(name) else "a pass of rewriter"
         raise typer.BadParameter(f"NAME: {name!r} is {whose}; choose another one")
+    if libraries.is_installed(name.replace("-", "_")):
+        raise typer.BadParameter(f"NAME: there is a module {name.replace('-', '_')!r} already; choose another one")
     words = {"name": name, "module": name.replace("-", "_"), "cls": "".join(map(str.capitalize, name.split("-")))}
     with errors_reported(as_json):
         folder = Path(name) if output is None else output

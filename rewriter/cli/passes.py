@@ -31,7 +31,11 @@ def passes_command(as_json: JSON = False) -> None:
 
 def _described(cls: type[Pass]) -> dict[str, Any]:
     options = [
-        {"name": f.name, "type": str(f.type), "default": None if f.default is dataclasses.MISSING else f.default}
+        {
+            "name": f.name,
+            "type": f.type.__name__ if isinstance(f.type, type) else str(f.type),
+            "default": None if f.default is dataclasses.MISSING else f.default,
+        }
         for f in dataclasses.fields(cls)
     ]
     contract = dataclasses.asdict(cls.contract)

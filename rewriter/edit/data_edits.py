@@ -38,13 +38,18 @@ class DataEdits:
         self.edits: list[Edit] = []
 
     @making
-    def set(self, path: str, name: str, value: Any) -> list[Edit]:
+    def set(self, path: str, name: str, value: Any, *, all_calls: bool = False) -> list[Edit]:
         """Set a hyper-parameter of the module at ``path``.
 
+        Args:
+            all_calls: whether it may act on several calls of the module.
+
         Raises:
+            Refused: the module is called more than once in one forward.
             ValueError: the module has no such hyper-parameter.
             TypeError: the value is nothing that a plan can hold.
         """
+        self._refuse_several_calls(path, all_calls)
         held = json_value(value, name)
         edit = SetAttribute(path, name, tuple(held) if isinstance(held, list) else held)
         try:
@@ -54,14 +59,24 @@ class DataEdits:
         return [edit]
 
     @making
-    def behave(self, path: str, behaviour: str | type[nn.Module], **options: Any) -> list[Edit]:
+    def behave(
+        self, path: str, behaviour: str | type[nn.Module], *, all_calls: bool = False, **options: Any
+    ) -> list[Edit]:
         """Put a registered behaviour in front of the class of the module at ``path``.
 
         A behaviour is a class with a ``forward`` of its own, which may call ``super().forward``; the module gets its
         methods and keeps everything else. ``options`` are properties of it that can be set.
+
+        Raises:
+            Refused: the module is called more than once in one forward, and ``all_calls`` is not set.
         """
+        self._refuse_several_calls(path, all_calls)
         name = behaviour if isinstance(behaviour, str) else layer_name(behaviour)
         return [AddBehaviour(path, name, json_value(options, "options"))]
+
+    def _refuse_several_calls(self, path: str, allowed: bool) -> None:
+        if not allowed:
+            self._at.repeated.refuse_module(path)
 
     @making
     def scale(self, path: str, name: str, by: float | Sequence[float], dim: int | None = None) -> list[Edit]:

@@ -9,25 +9,19 @@ from __future__ import annotations
 import ast
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from torch import fx
 
 from rewriter.analysis.arguments import argument_index
-from rewriter.edit.data_edits import DataEdits, making
-from rewriter.edit.edits import AddBehaviour, Edit
-from rewriter.edit.expression import Expression, expression_at, outside_the_class
+from rewriter.edit.data_edits import making
+from rewriter.edit.edits import Edit
+from rewriter.edit.expression import Expression, outside_the_class
 from rewriter.edit.expressions import direct, issued_by_no_code
-from rewriter.edit.names import called_function
 from rewriter.edit.new_layer import LayerName, NewLayer
 from rewriter.edit.operations import (
-    RECEIVER,
     RESULT,
-    Adopt,
     Move,
-    Operation,
-    Redirect,
     Remove,
     RemoveBinary,
     Wrap,
@@ -36,14 +30,13 @@ from rewriter.edit.operations import (
     why_not_movable,
 )
 from rewriter.edit.positions import Position, positions
-from rewriter.edit.source import read_source
-from rewriter.errors import SourceError
+from rewriter.edit.redirects import Redirects
 from rewriter.reasons import Reason, Refused
 from rewriter.tracing.facts import facts
 from rewriter.tracing.kinds import is_in_place
 
 
-class Editor(DataEdits):
+class Editor(Redirects):
     """Makes the edits of one place.
 
     A verb makes its edits, which are then among :attr:`edits`, or refuses and makes none. A layer is given by its class
@@ -267,16 +260,6 @@ class Editor(DataEdits):
                 continue
         raise outside_the_class(direct(consumer).frame.code)
 
-    def _may_behave(self, node: fx.Node) -> bool:
-        """Whether ``node`` is a module that is called once, so that a behaviour acts nowhere else."""
-        return node.op == "call_module" and self._at.calls_of(str(node.target)) == 1
-
-    def _behave(self, path: str, new: NewLayer, behaviour: str, where: str) -> list[Edit]:
-        """Give the module at ``path`` a new layer, and a behaviour that applies it."""
-        child = self._names.take(path, new.name)
-        own = AddBehaviour(path, f"rewriter/layer-{where}", {f"layer_{where}": child})
-        return [new.child(path, child), AddBehaviour(path, behaviour) if behaviour else own]
-
     def _wrap(self, expression: Expression, number: int, new: NewLayer) -> list[Edit]:
         """Pass the operand ``number`` of an expression through a new layer."""
         child = self._names.take(expression.path, new.name)
@@ -325,63 +308,6 @@ class Editor(DataEdits):
         child = self._names.take(expression.path, new.name)
         wrap = expression.edit(WrapTogether(expression.span, numbers[0], len(numbers), child))
         return [new.child(expression.path, child), wrap]
-
-    @making
-    def redirect(self, call: fx.Node, layer: LayerName, *, name: str = "", **options: Any) -> list[Edit]:
-        """Let a new layer stand for the function or the module of the call ``call``; it gets the arguments as written.
-
-        Where a helper function makes the call, the method that calls the helper gets a copy of it as a method.
-
-        Raises:
-            Refused: the call is made in a loop, by nested helper functions, or in code without source.
-        """
-        new = NewLayer(layer, name, options)
-        where = direct(call)
-        outer = next((position for position in positions(call) if not position.direct), None)
-        self._at.repeated.refuse(where, call)
-        try:
-            expression = self._at.expression(where)
-            child = self._names.take(expression.path, new.name)
-            operation: Operation = self._redirection(where, expression, call, child)
-            expression.edit(operation)
-        except Refused as refused:
-            if refused.reason is not Reason.HELPER_FUNCTION or outer is None or outer.call is not where.call:
-                raise
-            self._at.repeated.refuse(outer, call)
-            expression = self._at.expression(outer)
-            child = self._names.take(expression.path, new.name)
-            operation = self._adoption(where, expression, call, child)
-        return [new.child(expression.path, child), expression.edit(operation)]
-
-    def _redirection(self, where: Position, expression: Expression, call: fx.Node, child: str) -> Redirect:
-        number = self._at.operand_number(where, expression, call, call.all_input_nodes[0])
-        redirect = Redirect(expression.span, number, child)
-        module = self._at.calls_module(expression, call)
-        if number != RECEIVER and not module and called_function(expression.source, expression.node) != call.target:
-            raise Refused(Reason.NOT_MOVABLE, "which function is called is decided at run time")
-        try:
-            tuple(redirect.splices_for(expression.source, "self"))
-        except SourceError as error:
-            raise Refused(Reason.NOT_MOVABLE, str(error)) from error
-        return redirect
-
-    def _adoption(self, where: Position, expression: Expression, call: fx.Node, child: str) -> Adopt:
-        """Redirect the call inside the helper function that ``expression`` calls."""
-        code = where.frame.code
-        method = self._names.take(expression.path, code.co_name)
-        try:
-            adopt = Adopt(expression.span, 0, method, "", Redirect(expression.span, 0, child))
-            helper = adopt.helper(expression.source)
-            if helper.__code__ is not code:
-                raise SourceError(f"the operation is issued by the function {code.co_qualname}, which is decorated")
-            source = read_source(helper)
-            inside = expression_at(expression.path, type(None), code.co_name, source, where.frame)
-            inside = replace(inside, in_method=False)
-            adopt = replace(adopt, digest=source.digest, change=self._redirection(where, inside, call, child))
-            adopt.text_of_method(source)
-            return adopt
-        except SourceError as error:
-            raise Refused(Reason.HELPER_FUNCTION, str(error)) from error
 
 
 def _result_of(expression: Expression) -> int:

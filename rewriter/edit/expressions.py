@@ -127,13 +127,15 @@ class Expressions:
             yield node
 
     def giving(self, node: fx.Node) -> Iterator[Position]:
-        """The expressions whose value is what ``node`` gives, innermost first."""
+        """The expressions whose value is what ``node`` gives, innermost first: its own, and calls of modules around it.
+
+        Of functions in between, such as timm's ``drop_path()``, it is not known what they return.
+        """
         for position in positions(node):
-            if not position.direct:
-                callee = next((c for c in facts(node)["call"].chain() if c.parent is position.call), None)
-                if callee is None or callee.frames[:1] != (position.frame,) or callee.outputs != [node]:
-                    return
-            yield position
+            callee = next((c for c in facts(node)["call"].chain() if c.parent is position.call), None)
+            called_there = callee is not None and callee.frames[:1] == (position.frame,)
+            if position.direct or (called_there and callee is not None and callee.outputs == [node]):
+                yield position
 
     def users_own(self, where: Position, node: fx.Node) -> Expression:
         """The expression at ``where``, which leads to ``node``.

@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from rewriter.edit.edits import AddModule
-from rewriter.layers.added import why_not_added
+from rewriter.layers.added import AddedLayer, why_not_added
 from rewriter.layers.registry import layer_class, layer_name
 from rewriter.model.random_state import random_state_kept
 from rewriter.plain_data import json_value
@@ -51,7 +51,8 @@ class NewLayer:
         try:
             inspect.signature(cls).bind(**options, **references)
         except TypeError as error:
-            raise TypeError(f"{cls.__qualname__} is not made with these options: {error}") from None
+            taken = str(inspect.signature(cls)).partition(" ->")[0]
+            raise TypeError(f"{cls.__qualname__}{taken} is not made with {', '.join(options)}: {error}") from None
         if not references:
             _check_that_it_can_be_made(cls, json.dumps(options))  # type: ignore[arg-type]
         return AddModule(path, name, self.registered, options, references)
@@ -62,5 +63,8 @@ def _check_that_it_can_be_made(cls: type[nn.Module], options: str) -> None:
     """Make one and throw it away: what its constructor raises is the pass's own error, and no fault of a place."""
     with random_state_kept():
         layer = cls(**json.loads(options))
+        for part in layer.modules():
+            if isinstance(part, AddedLayer) and next(part.parameters(recurse=False), None) is not None:
+                part.reset_parameters()  # or else a model that leaves the meta device would be the first to ask
     if why_not := why_not_added(layer):
         raise TypeError(why_not)

@@ -32,6 +32,15 @@ class RepeatedCalls:
         """How often the module at ``path`` was called, under any of its names."""
         return len(self._calls[id(self._model.get_submodule(path))])
 
+    def refuse_module(self, path: str) -> None:
+        """Refuse to change the module at ``path`` if it is called more than once.
+
+        Raises:
+            Refused: names the module and its calls.
+        """
+        if self.of(path) > 1:
+            raise Refused(Reason.SHARED_MODULE, self._told(path))
+
     def refuse(self, position: Position, node: fx.Node) -> None:
         """Refuse to edit the expression at ``position``, which leads to ``node``, if it runs for something else, too.
 
@@ -39,8 +48,7 @@ class RepeatedCalls:
             Refused: the module, the function or the expression ran several times; names the module and its calls.
         """
         path, frame = self.receivers.path(position), position.frame
-        if self.of(path) > 1:
-            raise Refused(Reason.SHARED_MODULE, self._told(path))
+        self.refuse_module(path)
         if len(self._invocations[path, frame.code]) > 1:
             raise Refused(Reason.SHARED_MODULE, f"{frame.code.co_qualname}() is called more than once in one forward")
         times = self._evaluations[frame.invocation, frame.instruction]

@@ -42,7 +42,10 @@ def findings_of(item: Pass, trace: Trace) -> list[Finding]:
 def _decided(item: Pass, trace: Trace) -> Iterator[Finding]:
     """The findings about all candidates of a pass, in their order."""
     names = FreeNames(trace.model)
-    for place in item.candidates(trace):
+    candidates = item.candidates(trace)
+    if not isinstance(candidates, Iterable):
+        raise PassError(f"pass {item.name!r}: candidates() gave {candidates!r}; expected places, or an empty list")
+    for place in candidates:
         if not isinstance(place, Place):
             raise PassError(f"pass {item.name!r}: candidates() gave {place!r}; expected Place(trace, node, pattern)")
         place.share_names(names)
@@ -112,7 +115,7 @@ def _failed(item: Pass, where: str, error: Exception) -> str:
     line = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
     return (
         f"pass {item.name!r} failed{where}: {type(error).__name__}: {error}{line}. Mend it there, "
-        "or leave the pass out with passes="
+        "or ask for other passes"
     )
 
 

@@ -58,6 +58,8 @@ def _problem(cls: Any) -> str | None:
         return f"expected a subclass of rewriter.Pass, found {cls!r}"
     if missing := _missing(cls):
         return f"{cls.__qualname__} does not define {missing}"
+    if "__dataclass_params__" not in vars(cls):
+        return f"{cls.__qualname__} is no dataclass: decorate it with @dataclass(frozen=True)"
     texts = [name for name in ("name", "summary", "paper") if not isinstance(getattr(cls, name, None), str)]
     if texts or not cls.name:
         return f"{cls.__qualname__} has no text as its {', '.join(texts) or 'name'}"
@@ -124,21 +126,23 @@ def _resolve(item: Any) -> Pass:
     if name not in known and name in _BROKEN:
         raise InstallationError(str(_BROKEN[name])) from _BROKEN[name].__cause__
     if name not in known:
-        raise SelectorError(f"unknown pass {name!r}; {suggest(name, known)}")
+        others = "; a pass of another package has to be installed"
+        raise SelectorError(f"unknown pass {name!r}; {suggest(name, known)}{others}")
     accepted = [f.name for f in fields(known[name])]
     for option in options:
         if option not in accepted:
             raise SelectorError(f"pass {name!r} has no option {option!r}; its options: {', '.join(accepted)}")
-    try:
-        made = known[name](**options)
-    except (TypeError, ValueError) as error:
-        raise SelectorError(f"pass {name!r}: {error}") from error
     if problem := misfit(known[name], options):
         raise SelectorError(f"pass {name!r}: {problem}")
-    return made
+    try:
+        return known[name](**options)
+    except (TypeError, ValueError) as error:
+        raise SelectorError(f"pass {name!r}: {error}") from error
 
 
 def _with_plain_options(item: Pass) -> Pass:
+    if problem := misfit(type(item), {f.name: getattr(item, f.name) for f in fields(item) if f.init}):
+        raise SelectorError(f"pass {item.name!r}: {problem}")
     try:
         for name, value in item.options().items():
             json_value(value, f"option {name}")

@@ -1,4 +1,4 @@
-"""Behaviours of modules that run a layer which was added to them, before or behind their own forward.
+"""Behaviours of modules that run a layer which was added to them: before or behind their own forward, or instead of it.
 
 For modules that no method of the user's calls: those in an ``nn.Sequential``, say.
 """
@@ -13,17 +13,23 @@ from rewriter.layers.registry import register_layer
 from rewriter.layers.scripting import NotScripted
 
 
+def _name_of_child(option: str) -> property:
+    """An option that holds the name of the child."""
+
+    def get(module: nn.Module) -> str:
+        return str(module.__dict__.get(option, ""))
+
+    def set_name(module: nn.Module, name: str) -> None:
+        module.__dict__[option] = name
+
+    return property(get, set_name)
+
+
 @register_layer("rewriter/layer-before")
 class LayerBefore(NotScripted):
     """Runs the child ``layer_before`` on the input."""
 
-    @property
-    def layer_before(self) -> str:
-        return str(self.__dict__.get("layer_before", ""))
-
-    @layer_before.setter
-    def layer_before(self, name: str) -> None:
-        self.__dict__["layer_before"] = name
+    layer_before = _name_of_child("layer_before")
 
     def forward(self, input: Any, *args: Any, **kwargs: Any) -> Any:
         layer: nn.Module = self.get_submodule(self.layer_before)
@@ -34,14 +40,18 @@ class LayerBefore(NotScripted):
 class LayerBehind(NotScripted):
     """Runs the child ``layer_behind`` on the output."""
 
-    @property
-    def layer_behind(self) -> str:
-        return str(self.__dict__.get("layer_behind", ""))
-
-    @layer_behind.setter
-    def layer_behind(self, name: str) -> None:
-        self.__dict__["layer_behind"] = name
+    layer_behind = _name_of_child("layer_behind")
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         layer: nn.Module = self.get_submodule(self.layer_behind)
         return layer(super().forward(*args, **kwargs))
+
+
+@register_layer("rewriter/layer-instead")
+class LayerInstead(NotScripted):
+    """Runs the child ``layer_instead`` in place of its own forward."""
+
+    layer_instead = _name_of_child("layer_instead")
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.get_submodule(self.layer_instead)(*args, **kwargs)

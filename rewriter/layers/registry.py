@@ -88,11 +88,15 @@ def register_layer(name: str) -> Callable[[Layer], Layer]:
     Raises:
         InstallationError: another class is known by that name, it belongs to a pass of ours, or it is none.
     """
+    if not isinstance(name, str):
+        raise InstallationError("expected @register_layer('pass-name/layer-name'), with the name of the layer")
     if not re.fullmatch(r"[a-z0-9-]+/[a-z0-9-]+", name):
         raise InstallationError(f"layer name {name!r}: expected 'pass-name/layer-name', in lower case with hyphens")
     module = str(sys._getframe(1).f_globals.get("__name__", ""))
 
     def register(cls: Layer) -> Layer:
+        if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
+            raise InstallationError(f"the layer {name!r}: expected a class of modules, found {cls!r}")
         known = _LAYERS.get(name)
         if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
             raise InstallationError(

@@ -85,7 +85,7 @@ def not_in_force(sites: Sequence[Site], recorded: Recorded) -> list[tuple[Site, 
         if not recorded.planning:
             trace_model(recorded.model, recorded.inputs)
             raise PlanError(f"the model does not run with the edits of this plan: {error}") from error
-        return _that_do_not_run(list(sites), recorded, str(error))
+        return _that_do_not_run(list(sites), recorded, _without_input(error))
     failing = dict(not_run(sites, recorded.model, edited, again, behaved))
     for site, reason in _found_again([site for site in sites if id(site) not in failing], recorded, again):
         failing[id(site)] = reason
@@ -105,6 +105,11 @@ def _record_edited(sites: Sequence[Site], recorded: Recorded) -> tuple[nn.Module
     return edited, again, behaved
 
 
+def _without_input(error: Exception) -> str:
+    """The message without where the input came from: the original runs on it."""
+    return str(error).partition(" The input came from")[0]
+
+
 def _that_do_not_run(sites: list[Site], recorded: Recorded, error: str) -> list[tuple[Site, str]]:
     """Sites with which the edited model cannot be run; all of them, if it only fails with all of them together."""
     if len(sites) == 1:
@@ -114,7 +119,7 @@ def _that_do_not_run(sites: list[Site], recorded: Recorded, error: str) -> list[
         try:
             _record_edited(half, recorded)
         except recorded.expected_errors as of_half:
-            found += _that_do_not_run(half, recorded, str(of_half))
+            found += _that_do_not_run(half, recorded, _without_input(of_half))
     return found or [(site, f"the model does not run with these edits together: {error}") for site in sites]
 
 

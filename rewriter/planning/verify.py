@@ -171,7 +171,10 @@ def check_contracts(before: Observation, after: Observation, contracts: Sequence
         lost = [key for key, shape in before.state.items() if key not in after.state or after.state[key] != shape]
         adds = any(contract.adds_buffers or contract.adds_parameters for contract in contracts)
         added = [key for key in after.state if key not in before.state and not adds]
-        detail = f"changed: {', '.join((lost + added)[:5])}" if lost or added else f"{len(before.state)} tensors"
+        changes = [f"changed: {', '.join(lost[:5])}"] if lost else []
+        if added:
+            changes.append(f"added, without adds_parameters or adds_buffers in the contract: {', '.join(added[:5])}")
+        detail = "; ".join(changes) or f"{len(before.state)} tensors"
         checks.append(Check(Checked.STATE_DICT, not lost and not added, detail))
     if before.train_error:
         why = f"the original does not train on this input: {before.train_error}"
