@@ -1,4 +1,4 @@
-"""Edits that are told without a look at the source: attributes, behaviours, parameters and buffers."""
+"""Edits that do not depend on the source: attributes, behaviours, parameters and buffers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _Editing = TypeVar("_Editing", bound=Callable[..., list[Edit]])
 
 
 def making(method: _Editing) -> _Editing:
-    """Keep what ``method`` makes, with edits of methods that call what is edited by the name of its class."""
+    """Record the edits that ``method`` makes, plus those of methods that call an edited one by its class."""
 
     @functools.wraps(method)
     def edits(self: DataEdits, *args: Any, **kwargs: Any) -> list[Edit]:
@@ -43,7 +43,7 @@ class DataEdits:
 
         Raises:
             ValueError: the module has no such hyper-parameter.
-            TypeError: the value is nothing that a plan can hold.
+            TypeError: the value cannot be stored in a plan.
         """
         held = json_value(value, name)
         edit = SetAttribute(path, name, tuple(held) if isinstance(held, list) else held)
@@ -57,24 +57,24 @@ class DataEdits:
     def behave(self, path: str, behaviour: str | type[nn.Module], **options: Any) -> list[Edit]:
         """Put a registered behaviour in front of the class of the module at ``path``.
 
-        A behaviour is a class with a ``forward`` of its own, which may call ``super().forward``; the module gets its
-        methods and keeps everything else. ``options`` are properties of it that can be set.
+        A behaviour is a class with its own ``forward``, which may call ``super().forward``; the module gets its methods
+        and keeps everything else. ``options`` sets properties of the behaviour.
         """
         name = behaviour if isinstance(behaviour, str) else layer_name(behaviour)
         return [AddBehaviour(path, name, json_value(options, "options"))]
 
     @making
     def scale(self, path: str, name: str, by: float | Sequence[float], dim: int | None = None) -> list[Edit]:
-        """Multiply a parameter or buffer of the module at ``path`` by a number, or by one for each entry of ``dim``."""
+        """Multiply a parameter or buffer of the module at ``path`` by a number, or by one per entry along ``dim``."""
         factors = float(by) if isinstance(by, (int, float)) else [float(factor) for factor in by]
         return [ChangeTensor(path, name, "scale", {"by": factors, "dim": dim})]
 
     @making
     def pad(self, path: str, name: str, dim: int, before: int, after: int, value: float = 0.0) -> list[Edit]:
-        """Add entries at the ends of the dimension ``dim`` of a parameter or buffer."""
+        """Add entries at both ends of dimension ``dim`` of a parameter or buffer."""
         return [ChangeTensor(path, name, "pad", {"dim": dim, "before": before, "after": after, "value": value})]
 
     @making
     def drop(self, path: str, name: str, dim: int, indices: Sequence[int]) -> list[Edit]:
-        """Take entries of the dimension ``dim`` away from a parameter or buffer."""
+        """Remove entries of dimension ``dim`` from a parameter or buffer."""
         return [ChangeTensor(path, name, "drop", {"dim": dim, "indices": sorted(set(indices))})]
