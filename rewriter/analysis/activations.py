@@ -25,10 +25,10 @@ class ActivationMoments:
     """Expectations over ``z`` from the standard normal distribution, of ``f`` and its derivative ``f'``.
 
     Attributes:
-        mean: of ``f(z)``.
-        square: of ``f(z) ** 2``.
-        slope: of ``f'(z) ** 2``.
-        radial_slope: of ``f'(z) ** 2 * z ** 2``.
+        mean: ``E[f(z)]``.
+        square: ``E[f(z) ** 2]``.
+        slope: ``E[f'(z) ** 2]``.
+        radial_slope: ``E[f'(z) ** 2 * z ** 2]``.
     """
 
     mean: float = 0.0
