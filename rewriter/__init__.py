@@ -14,6 +14,6 @@ from rewriter.renamed import install as _find_old_names
 from rewriter.version import __version__ as __version__
 
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
-if _missing():  # they say so when they are asked for; `from rewriter import *` asks for what is there
+if _missing():  # using them raises an error that says so; `from rewriter import *` leaves them out
     __all__ = [name for name in __all__ if name not in ("Comparison", "Recipe", "compare", "comparison")]
 _find_old_names()

@@ -1,4 +1,4 @@
-"""``python -m rewriter`` is the command ``rewriter``, and ``torchrun -m rewriter`` the same in several processes."""
+"""Run the command ``rewriter`` as ``python -m rewriter``, or in several processes as ``torchrun -m rewriter``."""
 
 from rewriter.cli.commands import main
 

@@ -1,4 +1,4 @@
-"""The public verbs."""
+"""The public functions."""
 
 from __future__ import annotations
 
@@ -55,31 +55,31 @@ def rewrite(
 ) -> Model:
     """Apply guidelines to ``model`` and return it, an object of the same class.
 
-    Rewrite before the optimizer, EMA, ``torch.compile`` and DDP are built: with ``inplace=False`` the result is a copy
-    with parameters of its own.
+    Rewrite before building the optimizer, EMA, ``torch.compile`` and DDP: with ``inplace=False`` the result is a copy
+    with its own parameters.
 
     Args:
         model: any ``nn.Module`` that runs on the input; its mode, device and data types are kept.
-        passes: None for the passes that are applied by default, the six of this project; ``()`` for none, or names,
+        passes: None for the passes that are applied by default, the six of this project; ``()`` for none; or names,
             instances and one-key dicts with options.
         example_inputs: a tensor, a tuple of positional arguments, a dict of keyword arguments, or a list of tensors.
-        input_size: instead of examples: an int, ``(H, W)`` or ``(C, H, W)``. If neither is given the model is run on
-            inputs like those of its latest rewrite, or else on the size that its own configuration names.
+        input_size: instead of examples: an int, ``(H, W)`` or ``(C, H, W)``. If neither is given, the model is run on
+            inputs like those of its latest rewrite, or else on the size in its own configuration.
         only, skip: module paths, globs, ``"re:…"`` patterns or classes that limit where edits are made.
-        preserve: ``"auto"`` holds back passes that change the eval output if the model carries trained weights;
-            ``"eval"`` always, ``"nothing"`` never.
+        preserve: ``"auto"`` skips passes that change the eval output if the model carries trained weights; ``"eval"``
+            always skips them, ``"nothing"`` never.
         inplace: edit ``model`` itself instead of a copy.
         verify: check each pass's contract by running the model before and after.
-        plan_file: where the plan of a training is kept. Absent: it is planned and written. There: it is applied as it
-            is, whatever ``only``, ``skip``, ``preserve`` and the input say: one line for the first run, every process,
-            a run that resumes, evaluation elsewhere. A model that is rewritten by it already is returned as it is.
-        all_ranks: where ``torch.distributed`` is initialised, whether every process makes this call. Then they have to
-            find the same plan; with ``plan_file`` the first process alone looks, plans and writes, and hands its plan
-            to the others. False lets this process go its own way.
+        plan_file: path of the plan of a training run. If the file does not exist, the plan is made and written. If it
+            does, it is applied unchanged, whatever ``only``, ``skip``, ``preserve`` and the input say: one line for
+            first and resumed runs, every process, and evaluation. A model that it has rewritten is returned as is.
+        all_ranks: where ``torch.distributed`` is initialised, whether every process makes this call. If so, all must
+            find the same plan; with ``plan_file``, only the first process analyses and plans, writes the file and sends
+            the plan to the others. If False, this process acts independently.
 
     Raises:
-        PlanError: the plan in ``plan_file`` is damaged, of other passes or options, or does not fit the model.
-        RewriterError: every refusal; the model given is then exactly as it was.
+        PlanError: the plan in ``plan_file`` is damaged, has other passes or options, or does not fit the model.
+        RewriterError: any refusal; the model passed in is then exactly as it was.
 
     Example:
         >>> model = timm.create_model("test_resnet", drop_rate=0.2)
@@ -116,7 +116,7 @@ def rewrite(
         ((made, traced, seconds),) = planned
         inputs = traced.inputs if traced else None
         planned.clear()
-        del traced  # its graphs need not outlive the plan
+        del traced  # the trace's graphs need not outlive the plan
         return apply_plan(made, model, inplace=inplace, verify=verify, inputs=inputs, in_force=True, seconds=seconds)
     inputs = None
     if made.sites and (example_inputs is not None or input_size is not None):
@@ -134,7 +134,7 @@ def plan(
     skip: Selectors | None = None,
     preserve: Preserve = "auto",
 ) -> Plan:
-    """What :func:`rewrite` would do, without doing it. The arguments are those of :func:`rewrite`.
+    """Return the plan that :func:`rewrite` would apply, without applying it; the arguments are the same.
 
     Example:
         >>> plan = rewriter.plan(timm.create_model("test_resnet", drop_rate=0.2), "dropout")
@@ -147,15 +147,15 @@ def plan(
 
 
 def undo(model: Model, inplace: bool = False) -> Model:
-    """Take every rewrite of ``model`` back: classes, structure, hyper-parameters and forward; values stay.
+    """Undo every rewrite of ``model``: classes, structure, hyper-parameters and forward; weights keep their values.
 
-    Where edits change the output, a :class:`rewriter.RewriterWarning` names them: with the weights that stay, the
-    original computes something else. Of a wrapped model (DDP, ``torch.compile``, activation checkpointing), and of one
-    that holds rewritten models as parts, what is inside is taken back, and the outer one is returned. What was compiled
-    has to be compiled anew.
+    If edits changed the output, a :class:`rewriter.RewriterWarning` names them: with the current weights, the original
+    computes something else. If the model is wrapped (DDP, ``torch.compile``, activation checkpointing), or contains
+    rewritten models as parts, those inside are restored and the outer model is returned. Compiled models have to be
+    compiled again.
 
     Raises:
-        UndoError: the model was not rewritten, or others have changed the class of an edited module since.
+        UndoError: the model was not rewritten, or other code has since changed the class of an edited module.
         ModelError: it cannot be copied; ``inplace=True`` needs no copy.
 
     Example:
@@ -186,10 +186,10 @@ def undo(model: Model, inplace: bool = False) -> Model:
 
 
 def _refuse_other_classes(parts: list[tuple[str, nn.Module]]) -> None:
-    """Refuse to take back what lies below a class that FSDP2 or a parametrization has put on a module since.
+    """Refuse to undo an edited class that FSDP2 or a parametrization has subclassed since.
 
     Raises:
-        UndoError: naming the first such module.
+        UndoError: names the first such module.
     """
     for outer, part in parts:
         for path in (path for record in records_of(part) for path in record.applied.edited_classes):
@@ -207,10 +207,10 @@ def _place(outer: str, path: str) -> str:
 
 
 def _refuse_wrapped_forward(parts: list[tuple[str, nn.Module]]) -> None:
-    """Refuse to take back a method that goes on running, since others have set a function around it.
+    """Refuse to undo an edited method that would keep running because other code has wrapped it since.
 
     Raises:
-        UndoError: naming the first such module.
+        UndoError: names the first such module.
     """
     for outer, part in parts:
         for path in (path for record in records_of(part) for path in record.applied.edited_classes):
@@ -224,10 +224,10 @@ def _refuse_wrapped_forward(parts: list[tuple[str, nn.Module]]) -> None:
 
 
 def _refuse_trained_copies(model: nn.Module) -> None:
-    """Refuse to take back one of several copies of an edited module.
+    """Refuse to undo one of several copies of an edited module.
 
     Raises:
-        UndoError: naming the first module that peft keeps more than once.
+        UndoError: names the first module of which peft keeps several copies.
     """
     for path, module in trained_copies(model):
         if any(carries_edit(type(part)) for part in module.modules()):
@@ -238,9 +238,9 @@ def _refuse_trained_copies(model: nn.Module) -> None:
 
 
 def report(model: nn.Module) -> Report:
-    """What was done to a rewritten model, what was skipped and why, what was verified, and what is stale by now.
+    """Report what was applied to a rewritten model, what was skipped and why, what was verified, and what is stale.
 
-    The model may be wrapped or compiled, or hold rewritten ones as parts: those inside are reported on.
+    The model may be wrapped or compiled, or contain rewritten models as parts: the report is about those inside.
 
     Example:
         >>> model = rewriter.rewrite(timm.create_model("test_resnet", drop_rate=0.2), "dropout")
@@ -253,10 +253,10 @@ def report(model: nn.Module) -> Report:
 def trace(model: nn.Module, example_inputs: ExampleInputs | None = None, input_size: InputSize | None = None) -> Trace:
     """Run a skeleton of ``model`` and record it; the model itself is not touched.
 
-    Without an input it is run on what its latest rewrite was planned on, or else on the size that it is configured for.
+    Without an input, it is run on that of its latest rewrite, or else on the size in its own configuration.
 
     Raises:
-        ModelError, InputError, TraceError: with the module, the source line and the remedy.
+        ModelError, InputError, TraceError: the message names the module, the source line and the remedy.
 
     Example:
         >>> trace = rewriter.trace(timm.create_model("test_resnet"), input_size=64)
@@ -270,12 +270,12 @@ def trace(model: nn.Module, example_inputs: ExampleInputs | None = None, input_s
 def to_graph_module(
     model: nn.Module, example_inputs: ExampleInputs | None = None, input_size: InputSize | None = None
 ) -> fx.GraphModule:
-    """The model as one flat ``fx.GraphModule`` that shares its parameters.
+    """Export the model as one flat ``fx.GraphModule`` that shares its parameters.
 
-    It is fixed to the mode, batch size and resolution that it was traced with.
+    It is specific to the mode, batch size and resolution that it was traced with.
 
     Raises:
-        TraceError: part of the model runs outside torch's sight.
+        TraceError: part of the model runs code that torch cannot observe.
 
     Example:
         >>> graph = rewriter.to_graph_module(timm.create_model("test_resnet").eval(), input_size=64)
@@ -288,18 +288,18 @@ def to_graph_module(
 
 
 def original_state_dict(model: nn.Module) -> dict[str, Any]:
-    """A state dict that the model loads with ``strict=True`` as it was before the rewrite.
+    """Return a state dict that the model as it was before the rewrite loads with ``strict=True``.
 
-    Without what the rewrite added (buffers of scale equalizers, the mark of its plan); all other values are those of
-    now. Where edits change the output, a :class:`rewriter.RewriterWarning` names them: the original computes something
-    else with these weights. Of a wrapped model it is that of the model inside, and one that holds rewritten models as
-    parts is as if they had not been. What was put on its modules since stays, and its names in the keys: compiled
-    submodules, parametrizations, adapters of peft. Of what FSDP shards each process gets the whole, and all have to
-    call this; of what accelerate offloads the values are there.
+    It leaves out what the rewrite added (buffers of scale equalizers, the mark of its plan); all other values are
+    current. If edits change the output, a :class:`rewriter.RewriterWarning` names them: with these weights, the
+    original computes something else. For a wrapped model the result is that of the model inside; if parts were
+    rewritten, it is as if they had not been. What was added to modules since stays, as do its names in the keys:
+    compiled submodules, parametrizations, peft adapters. Under FSDP every process gets the full state dict, and all
+    must make this call; values that accelerate has offloaded are included.
 
     Raises:
-        ModelError: the model was folded, so its weights are not those of the original any more; or it is only a part of
-            a rewritten model, which alone knows what was added to it.
+        ModelError: the model was folded, so its weights are no longer those of the original; or it is only a part of a
+            rewritten model, and only the whole knows what was added to it.
 
     Example:
         >>> original = timm.create_model("test_resnet", drop_rate=0.2)

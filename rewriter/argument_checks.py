@@ -1,4 +1,4 @@
-"""Plain arguments that several functions take: flags and paths."""
+"""Checks of plain arguments that several functions take: flags and paths."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rewriter.errors import InputError, StorageError
 
 
 def checked_flag(name: str, value: Any) -> bool:
-    """``value`` as True or False; numpy's are taken too.
+    """``value`` as True or False; numpy's are accepted too.
 
     Raises:
         InputError: it is neither.
@@ -25,7 +25,7 @@ def checked_path(name: str, value: Any) -> Path:
     """``value`` as a path.
 
     Raises:
-        StorageError: it is none.
+        StorageError: it is not one.
     """
     try:
         path = Path(value)

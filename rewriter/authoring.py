@@ -1,8 +1,8 @@
-"""The one import of whoever writes a pass.
+"""Everything that a pass needs to import.
 
     from rewriter.authoring import Change, Contract, Kind, Pass, Place, Refused, register_layer
 
-A pass is a frozen dataclass with two methods: ``candidates(trace)`` gives the places that look right, and
+A pass is a frozen dataclass with two methods: ``candidates(trace)`` yields the places where it may apply, and
 ``decide(place)`` edits one of them with ``place.edit`` and says what it did and why, or raises ``Refused``. See
 ``docs/writing-a-pass.md``.
 """

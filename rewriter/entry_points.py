@@ -1,7 +1,7 @@
-"""What installed packages register: passes, and sources of models.
+"""What installed packages register: passes and sources of models.
 
-Our own have to work, and an error says why they do not. What another package registers and is broken is left out with
-a warning, so that it breaks nothing but itself.
+Built-in entry points have to load; an error says why one does not. A broken one of another package is left out with a
+warning, so that it affects nothing else.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ PASS_GROUP = "rewriter.passes"
 """Entry points that are subclasses of :class:`rewriter.Pass`."""
 
 MODEL_GROUP = "rewriter.models"
-"""Entry points that make models: ``create(name, **kwargs)`` returns an object with ``.model``, or raises ValueError."""
+"""Entry points that build models: ``create(name, **kwargs)`` gives an object with ``.model``, or raises ValueError."""
 
 _OWN = "rewriter"
 
@@ -26,34 +26,34 @@ _told: set[EntryPoint] = set()
 
 
 def entry_points(group: str) -> list[EntryPoint]:
-    """What is registered in ``group``: our own first, then by distribution and name."""
+    """The entry points of ``group``: built-in ones first, then by distribution and name."""
     found = importlib.metadata.entry_points(group=group)
     return sorted(found, key=lambda entry: (not is_own(entry), _distribution(entry), entry.name))
 
 
 def is_own(entry: EntryPoint) -> bool:
-    """Whether this distribution registers ``entry``, not another one."""
+    """Whether ``entry`` is registered by this distribution."""
     return _distribution(entry) == _OWN
 
 
 def load_entry_point(entry: EntryPoint) -> Any:
-    """What ``entry`` names.
+    """Load the object that ``entry`` names.
 
     Raises:
-        InstallationError: it cannot be imported; the cause is its error.
+        InstallationError: it cannot be imported; the cause is the original error.
     """
     try:
         return entry.load()
-    except (Exception, SystemExit) as error:  # whatever a module does when it is imported
+    except (Exception, SystemExit) as error:  # importing a module may raise anything
         message = f"{described(entry)} cannot be loaded: {type(error).__name__}: {error}"
         raise InstallationError(f"{message}. Mend or uninstall that package.") from error
 
 
 def loaded(group: str) -> Iterator[tuple[EntryPoint, Any]]:
-    """All that can be loaded of ``group``; what cannot be is left out.
+    """Everything in ``group`` that can be loaded; the rest is left out.
 
     Raises:
-        InstallationError: one of our own cannot be loaded.
+        InstallationError: a built-in entry point cannot be loaded.
     """
     for entry in entry_points(group):
         try:
@@ -65,7 +65,7 @@ def loaded(group: str) -> Iterator[tuple[EntryPoint, Any]]:
 
 
 def leave_out(entry: EntryPoint, error: InstallationError) -> None:
-    """Warn, once a process, that ``entry`` is not used for ``error``; one of our own raises it."""
+    """Warn, once per process, that ``entry`` is left out because of ``error``; for a built-in one, raise it."""
     if is_own(entry):
         raise error
     if entry not in _told:

@@ -37,23 +37,23 @@ class SelectorError(RewriterError, ValueError):
 
 
 class PassError(RewriterError, RuntimeError):
-    """A pass raised an error of its own, or returned what no pass may; the message names it."""
+    """A pass raised an error of its own, or returned something invalid; the message names the pass."""
 
 
 class SourceError(RewriterError, RuntimeError):
-    """A method's source is missing, or is not the code that is running, so it cannot be edited."""
+    """A method's source is missing, or is not the code that runs, so it cannot be edited."""
 
 
 class PlanError(RewriterError, ValueError):
-    """A plan file is damaged, of another format, or made for another model."""
+    """A plan file is damaged, has another format, or was made for another model."""
 
 
 class PlanMismatchError(RewriterError, RuntimeError):
-    """A state dict is of a model with other edits than the one that it is loaded into; nothing was loaded."""
+    """A state dict belongs to a model with other edits than the one it is loaded into; nothing was loaded."""
 
 
 class ContractError(RewriterError, AssertionError):
-    """A pass changed something that it declares to preserve; the model has been restored."""
+    """A pass changed something that it promises to preserve; the model has been restored."""
 
 
 class UndoError(RewriterError, RuntimeError):
@@ -61,19 +61,19 @@ class UndoError(RewriterError, RuntimeError):
 
 
 class CalibrationError(RewriterError, ValueError):
-    """There is nothing to calibrate, or the data cannot be used for it; the model is as it was."""
+    """There is nothing to calibrate, or the data cannot be used for it; the model is unchanged."""
 
 
 class FoldError(RewriterError, RuntimeError):
-    """There is nothing to fold, or it cannot be folded as it is; the model is as it was."""
+    """There is nothing to fold, or the model cannot be folded in its present state; it is unchanged."""
 
 
 class InstallationError(RewriterError, ImportError):
-    """What is installed cannot be used: a package's pass or layer is broken, or a folder of its name hides ours."""
+    """An installed package cannot be used: its pass or layer is broken, or a folder of the same name shadows ours."""
 
 
 class RewriterWarning(UserWarning):
-    """Base class of every warning of this package."""
+    """Base class of every warning issued by this package."""
 
 
 class PlaceLeftAlone(RewriterWarning):
@@ -81,7 +81,7 @@ class PlaceLeftAlone(RewriterWarning):
 
 
 class OptimizerError(RewriterError, ValueError):
-    """Parameter groups or an optimizer do not fit the model: parameters are missing, or of another model."""
+    """Parameter groups or an optimizer do not fit the model: parameters are missing, or belong to another model."""
 
 
 class StorageError(RewriterError, OSError):
@@ -89,22 +89,22 @@ class StorageError(RewriterError, OSError):
 
 
 class SweepError(RewriterError, ValueError):
-    """A sweep cannot begin or go on: no such models, a result file of another kind, or workers that do not start."""
+    """A sweep cannot start or continue: no such models, a result file of another kind, or workers that do not start."""
 
 
 class DataError(RewriterError, ValueError):
-    """A source of data is not known, not installed, not there, or its targets do not fit the model."""
+    """A data source is unknown, not installed or missing, or its targets do not fit the model."""
 
 
 class ComparisonError(RewriterError, ValueError):
-    """A comparison cannot begin or go on: nothing to compare, a run directory of another one, no room to write."""
+    """A comparison cannot start or continue: nothing to compare, another one's run directory, no disk space."""
 
 
 class ReportError(ComparisonError):
-    """Reports of a comparison cannot be written. What was found is not lost.
+    """The reports of a comparison cannot be written; its results are not lost.
 
     Attributes:
-        comparison: the :class:`rewriter.Comparison` that was to be written.
+        comparison: the :class:`rewriter.Comparison` whose reports could not be written.
     """
 
     def __init__(self, message: str, comparison: Any) -> None:
@@ -112,4 +112,4 @@ class ReportError(ComparisonError):
         self.comparison = comparison
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (str(self), self.comparison)  # as it is sent to other processes
+        return type(self), (str(self), self.comparison)  # for sending it to other processes

@@ -1,4 +1,4 @@
-"""The size of the images that a model was made for, as its own configuration tells it."""
+"""The image size that a model was made for, according to its own configuration."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ _OF_TIMM = ("pretrained_cfg", "default_cfg")
 
 @dataclass(frozen=True)
 class ConfiguredSize:
-    """What a configuration says of a model's images.
+    """What a configuration says about a model's images.
 
     Attributes:
         sides: height and width, or one number for both.
-        attribute: of the model, that says so: ``"model.pretrained_cfg"``.
+        attribute: the model's attribute that says so: ``"model.pretrained_cfg"``.
     """
 
     sides: int | tuple[Any, ...]
@@ -23,16 +23,16 @@ class ConfiguredSize:
 
     @property
     def height_and_width(self) -> tuple[int, int]:
-        """Both as numbers."""
+        """Height and width as two numbers."""
         height, width = (self.sides, self.sides) if isinstance(self.sides, int) else self.sides
         return int(height), int(width)
 
 
 def configured_size(model: Any) -> ConfiguredSize | None:
-    """The size that ``model`` was made for; None if its configuration does not tell.
+    """The image size that ``model`` was made for; None if its configuration does not say.
 
-    Read are timm's ``pretrained_cfg`` and ``default_cfg``, where what its patches were made for comes first, the
-    ``config.image_size`` of transformers, of the model or of the part that sees the image, and ``image_size``.
+    Reads ``pretrained_cfg`` and ``default_cfg`` of timm (preferring the size that the patch embedding was made for),
+    ``config.image_size`` of transformers (of the model or of its vision part), and ``image_size``.
     """
     for name, configuration in _of_timm(model):
         built_for = getattr(getattr(model, "patch_embed", None), "img_size", None)
@@ -46,7 +46,7 @@ def configured_size(model: Any) -> ConfiguredSize | None:
 
 
 def configured_channels(model: Any) -> list[int]:
-    """The numbers of channels that the configuration of ``model`` names, the likeliest first."""
+    """The numbers of channels that the configuration of ``model`` names, the most likely first."""
     channels = [configuration["input_size"][0] for _, configuration in _of_timm(model)]
     of_config = getattr(_config_with(model, "num_channels"), "num_channels", None)
     return [*channels, of_config] if isinstance(of_config, int) else channels
@@ -60,7 +60,7 @@ def _of_timm(model: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def _config_with(model: Any, name: str) -> Any:
-    """The configuration of transformers, or the first of its parts, that says ``name``; None if none does."""
+    """The transformers configuration, or the first of its parts, that has ``name``; None if none does."""
     config = getattr(model, "config", None)
     parts = (config, *getattr(config, "__dict__", {}).values())
     return next((part for part in parts if getattr(part, name, None) is not None), None)

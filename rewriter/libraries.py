@@ -1,4 +1,4 @@
-"""Libraries that may be missing: their import, the error that says how to install them, their files and versions."""
+"""Optional libraries: importing them, the error that says how to install them, their files and versions."""
 
 from __future__ import annotations
 
@@ -10,33 +10,33 @@ from pathlib import Path
 from typing import Any
 
 MODEL_LIBRARIES = ("torch", "timm", "torchvision", "segmentation_models_pytorch", "transformers", "diffusers")
-"""What makes models: a finding about one depends on their versions."""
+"""Libraries that provide models: findings about a model depend on their versions."""
 
 _REQUIREMENTS = {
     "timm": "timm>=1.0.20", "segmentation_models_pytorch": "segmentation-models-pytorch>=0.5",
     "transformers": "transformers>=4.50", "diffusers": "diffusers>=0.30", "accelerate": "accelerate>=1.0",
     "lightning": "lightning>=2.4",
 }  # fmt: skip
-"""As the extras of pyproject.toml have them."""
+"""As in the extras of pyproject.toml."""
 
 
 def install_command(name: str) -> str:
-    """What installs a library, or the one that a module belongs to."""
+    """The command that installs a library, or the one that a module belongs to."""
     root = name.partition(".")[0]
     return f'pip install "{_REQUIREMENTS.get(root, root)}"'
 
 
 def load(name: str, install: str, error: type[Exception], needed_by: str = "") -> Any:
-    """Import a library, or a module of it.
+    """Import a library, or one of its modules.
 
     Args:
-        name: of the module.
+        name: name of the module.
         install: the command that installs the library.
-        error: what is raised if it cannot be imported.
+        error: the error to raise if it cannot be imported.
         needed_by: what needs it, for the message.
 
     Raises:
-        error: it is not installed, with the command; or it is, and cannot be imported.
+        error: it is not installed (the message names the command), or it is but cannot be imported.
     """
     with needed(name, error, needed_by, install):
         return importlib.import_module(name)
@@ -44,10 +44,10 @@ def load(name: str, install: str, error: type[Exception], needed_by: str = "") -
 
 @contextmanager
 def needed(name: str, error: type[Exception], needed_by: str = "", install: str = "") -> Iterator[None]:
-    """Around imports of a library: if it is missing, that is told as :func:`load` tells it.
+    """Context manager around imports of a library: raises the error that :func:`load` raises if it is missing.
 
     Raises:
-        error: it is not installed, with the command; or it is, and cannot be imported.
+        error: it is not installed (the message names the command), or it is but cannot be imported.
     """
     try:
         yield
@@ -64,23 +64,23 @@ def missing(name: str, install: str, error: type[Exception], needed_by: str = ""
 
 
 def is_installed(name: str) -> bool:
-    """Whether there is a module of this name; it is not imported."""
+    """Whether a module of this name exists; it is not imported."""
     try:
         return importlib.util.find_spec(name) is not None
-    except ValueError:  # a module without a specification
+    except ValueError:  # a module without a spec
         return False
 
 
 def folder(package: str) -> Path | None:
-    """The folder of an installed package, which is not imported; None if it is not installed."""
+    """The folder of an installed package, found without importing it; None if it is not installed."""
     spec = importlib.util.find_spec(package)
     locations = None if spec is None else spec.submodule_search_locations
     return Path(next(iter(locations))) if locations else None
 
 
 def versions(names: Iterable[str]) -> dict[str, str]:
-    """Versions by the names of libraries, without those that are not installed."""
-    import importlib.metadata  # of what this module is imported for, only --version asks
+    """Versions of the libraries ``names`` that are installed, by name."""
+    import importlib.metadata  # of the code that imports this module, only --version needs it
 
     found = {}
     for name in names:
@@ -97,7 +97,7 @@ def not_installed(names: Iterable[str]) -> list[str]:
 
 
 def missing_of_comparisons() -> list[str]:
-    """What is not installed of the libraries of the extra ``compare``."""
+    """The libraries of the extra ``compare`` that are not installed."""
     return not_installed(_OF_COMPARISONS)
 
 

@@ -1,4 +1,4 @@
-"""How values become plain data, which JSON can hold, and come back, checked against the types that classes declare."""
+"""Convert values to plain data that JSON can hold, and back, checked against the types that classes declare."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _WORDS = {
 
 @dataclass(frozen=True)
 class Codec:
-    """Dataclasses as dicts of their fields, enumerations as texts, tuples as lists, and back.
+    """Converts dataclasses to dicts of their fields, enumerations to strings, tuples to lists, and back.
 
     Attributes:
-        kinds: for a base class, its subclasses by their ``kind``, which their data begin with.
-        lists: classes that are written as lists of their fields.
-        names: names in the hints of classes that their modules do not import.
-        added_since: fields with defaults that data of earlier versions do not have; all others have to be there.
+        kinds: for a base class, its subclasses by their ``kind``, which their data begins with.
+        lists: classes that are stored as lists of their fields.
+        names: names in the type hints of classes that their modules do not import.
+        added_since: fields with defaults that data of earlier versions lacks; all others are required.
     """
 
     kinds: Mapping[type, Mapping[str, type]] = field(default_factory=dict)
@@ -40,12 +40,12 @@ class Codec:
         self.prepare(*self.lists, *(cls for named in self.kinds.values() for cls in named.values()))
 
     def prepare(self, *classes: type) -> None:
-        """Look up the types of the fields of ``classes``, so that nothing is evaluated while data are read."""
+        """Resolve the field types of ``classes``, so that nothing is evaluated while data is read."""
         for cls in classes:
             self._hints[cls] = typing.get_type_hints(cls, localns=dict(self.names))
 
     def to_plain(self, value: Any) -> Any:
-        """What JSON can hold, if all that ``value`` holds is of these types or plain."""
+        """Convert ``value`` to what JSON can hold; everything in it must be of these types or plain."""
         cls: Any = type(value)
         if _has_fields(cls):
             values = {name: self.to_plain(getattr(value, name)) for name in _fields(cls)}
@@ -59,10 +59,10 @@ class Codec:
         return str(value) if isinstance(value, enum.StrEnum) else value
 
     def from_plain(self, kind: type[T], data: Any, where: str = "") -> T:
-        """What :meth:`to_plain` was given, of a class, or of a type such as ``dict[str, float]``.
+        """Rebuild what :meth:`to_plain` was given, of a class, or of a type such as ``dict[str, float]``.
 
         Raises:
-            ValueError: the data do not fit; with ``where`` and the way from there to what does not.
+            ValueError: the data does not fit; the message gives the path from ``where`` to what does not.
         """
         return typing.cast(T, self._read(kind, data, where))
 
@@ -149,14 +149,14 @@ def _fields(cls: Any) -> tuple[str, ...]:
 
 
 PLAIN = Codec()
-"""For classes that need nothing besides."""
+"""For classes that need none of these settings."""
 
 
 def json_value(value: Any, where: str) -> Any:
-    """``value`` as it is after a way through JSON: tuples are lists.
+    """``value`` as it is after a round trip through JSON: tuples become lists.
 
     Raises:
-        TypeError: a plan cannot hold it; the message begins with ``where`` it is.
+        TypeError: a plan cannot hold it; the message begins with ``where``.
     """
     if isinstance(value, (list, tuple)):
         return [json_value(item, f"{where}[{number}]") for number, item in enumerate(value)]

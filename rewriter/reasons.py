@@ -1,4 +1,4 @@
-"""Why a place that looks right is left alone."""
+"""Why a candidate is left alone."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import re
 
 
 class Reason(enum.StrEnum):
-    """The reasons of the passes of this package; a sentence with the particulars goes with each.
+    """The reasons given by the passes of this package, each with a sentence of details.
 
     Attributes:
-        meaning: what it says, in words.
+        meaning: what the reason means, in words.
     """
 
     meaning: str
@@ -94,14 +94,14 @@ TECHNICAL = frozenset(
         Reason.FIXED_PADDING,
     }
 )
-"""The guideline applies, but the code there cannot be edited: what users should hear of without asking."""
+"""The guideline applies, but the code there cannot be edited: users should learn of it without asking."""
 
 
 _NAMESPACED = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*/[a-z0-9]+(-[a-z0-9]+)*")
 
 
 def reason_of(text: str) -> Reason | str:
-    """A reason by its text: one of :class:`Reason`, or a pass's own, ``"pass-name/reason"``.
+    """Look up a reason by its text: one of :class:`Reason`, or a pass's own, ``"pass-name/reason"``.
 
     Raises:
         ValueError: it is neither.
@@ -115,13 +115,13 @@ def reason_of(text: str) -> Reason | str:
 
 
 class Refused(Exception):
-    """A place that is left alone, with the reason.
+    """Raised to leave a place alone, with the reason.
 
     Args:
         reason: one of :class:`Reason`, or a pass's own, ``"pass-name/reason"``.
-        detail: the particulars, in a sentence.
-        path: of the module that it is about, if that is not the module of the place.
-        pattern: what was recognised there, if that is not what the place is.
+        detail: the details, in a sentence.
+        path: path of the module that it is about, if that is not the module of the place.
+        pattern: what was recognised there, if that is not the pattern of the place.
     """
 
     def __init__(

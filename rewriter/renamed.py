@@ -1,8 +1,8 @@
-"""Modules that were moved: for one release their old names give the same module objects.
+"""Moved modules: for one release their old names give the same module objects.
 
-Deep imports (``from rewriter.calibration import calibrate``), pickles and third-party passes name modules by their old
-place. Each old name is found here, imported from where it is now, and warned of. Only what nobody else provides is
-taken: a folder ``passes`` of the user's own stays theirs.
+Deep imports (``from rewriter.calibration import calibrate``), pickles and third-party passes refer to modules by their
+old names. Each old name is resolved here to the present module, with a warning. Names that another package provides are
+left alone: a folder ``passes`` of the user's own stays theirs.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from importlib.abc import Loader, MetaPathFinder
 else:
-    Loader = MetaPathFinder = object  # importing them takes a third of what importing rewriter takes
+    Loader = MetaPathFinder = object  # importing them takes a third of the time that importing rewriter takes
 
 MOVED = {
     "adapters": "model", "contents": "model", "copier": "model", "copy_rules": "model", "copying": "model",
@@ -50,7 +50,7 @@ MOVED = {
     "comparison.idle": "comparison.notes", "data.small_images": "data.packaged", "data.photos": "data.packaged",
     "data.mri": "data.packaged", "data.nuclei": "data.packaged",
 }  # fmt: skip
-"""Old names below ``rewriter`` → the room that has the module now, or its new name."""
+"""Old names below ``rewriter`` → the package that has the module now, or its new name."""
 
 DIVIDED = {
     "inputs": ("tracing.containers", "tracing.inputs"),
@@ -59,14 +59,14 @@ DIVIDED = {
     "verification": ("planning.verify", "planning.observe", "planning.checks"),
     "comparison.plots": ("comparison.figures", "comparison.run_directory"),
 }
-"""Old names of modules that are several now; the old one has the names of all."""
+"""Old names of modules that were split; the old name has the contents of all parts."""
 
 FOLDERS = {"passes": "rewriter.passes", "model_zoo": "rewriter.zoo"}
-"""Folders of a checkout, which are installed as parts of ``rewriter``."""
+"""Folders of a checkout that are installed as parts of ``rewriter``."""
 
 
 def new_name(name: str) -> str | None:
-    """Where the module that was called ``name`` is now; None if it was not moved."""
+    """The present name of the module that was called ``name``; None if it was not moved."""
     first, _, rest = name.partition(".")
     if first in FOLDERS:
         return f"{FOLDERS[first]}.{rest}".rstrip(".") if not rest or _is_ours(sys.modules.get(first)) else None
@@ -81,7 +81,7 @@ _ROOMS = frozenset(place for place in MOVED.values() if "." not in place)
 
 
 def forward(package: str, *modules: str) -> Callable[[str], Any]:
-    """The ``__getattr__`` of a module that has the name of an old one: its names are those of ``modules``."""
+    """The ``__getattr__`` of a module with the name of an old one: it finds the old names in ``modules``."""
 
     def get(name: str) -> Any:
         for module in () if name.startswith("__") else modules:
@@ -95,7 +95,7 @@ def forward(package: str, *modules: str) -> Callable[[str], Any]:
 
 
 def forward_names(module: str, names: Mapping[str, str]) -> Callable[[str], Any]:
-    """The ``__getattr__`` of a module in which classes and functions have other ``names`` now, by their old ones."""
+    """The ``__getattr__`` of a module whose contents were renamed: it maps their old to their new ``names``."""
 
     def get(name: str) -> Any:
         if name not in names:
@@ -110,7 +110,7 @@ _MISSING = object()
 
 
 def install() -> None:
-    """Find modules by their old names from now on."""
+    """Install the finder for old module names."""
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
 
@@ -129,7 +129,7 @@ class _Finder(MetaPathFinder):
 
 
 class _Alias(Loader):
-    """Gives the module of another name, and leaves everything that it says of itself as it is."""
+    """Loads the module of another name, and leaves its metadata as it is."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -145,7 +145,7 @@ class _Alias(Loader):
 
 
 class _Divided(Loader):
-    """Makes a module with the names of several others."""
+    """Creates a module with the names of several others."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self._names = names

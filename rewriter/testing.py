@@ -1,4 +1,4 @@
-"""Checks for authors of passes, and for anyone who wants to see the promises kept on a model of their own."""
+"""Checks for authors of passes, and for anyone who wants to verify the guarantees on their own model."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from rewriter.tracing.written import written_parameters
 
 
 def null_rewrite(model: nn.Module, inplace: bool = False) -> nn.Module:
-    """Re-emit every method of every module that brings a ``forward`` of its own, without an edit.
+    """Re-emit every method of every module whose class is not torch's, without an edit.
 
-    The result must behave exactly like ``model``; this is the proof that re-emission bakes nothing in.
+    The result must behave exactly like ``model``; this proves that re-emission specialises nothing.
     """
     target = model if inplace else copy_model(model)
     for module in target.modules():
@@ -46,9 +46,9 @@ def null_rewrite(model: nn.Module, inplace: bool = False) -> nn.Module:
 
 
 def behaviour(model: nn.Module, inputs: Inputs, *, training: bool, seed: int = 0) -> dict[str, Any]:
-    """Everything that can be compared about one run: outputs, gradients, buffers, and random numbers drawn.
+    """Collect everything that can be compared about one run: outputs, gradients, buffers and the random state.
 
-    The model's state is afterwards as it was.
+    The model's state is restored afterwards.
     """
     with state_kept(model, written_parameters(model, inputs)), random_state_kept():
         torch.manual_seed(seed)
@@ -74,20 +74,19 @@ def check_contract(
     input_size: InputSize | None = None,
     must_find: bool = False,
 ) -> Model:
-    """Assert what every pass promises, on ``model``; returns the rewritten model.
+    """Assert on ``model`` what every pass promises, and return the rewritten model.
 
     The contract is verified, a second rewrite finds nothing to do, a plan survives JSON, a checkpoint of the original
-    loads with ``strict=True`` and the other way round (:func:`rewriter.original_state_dict`), and undo gives back a
-    model that behaves exactly like the original in both modes.
+    loads with ``strict=True`` and vice versa (:func:`rewriter.original_state_dict`), and undo restores a model that
+    behaves exactly like the original in both modes.
 
     Args:
-        model: it is left as it is.
-        passes: as for :func:`rewriter.rewrite`.
-        example_inputs, input_size: likewise.
-        must_find: assert also that something is applied; a pass that does nothing keeps every promise.
+        model: the original; it is not changed.
+        passes, example_inputs, input_size: as for :func:`rewriter.rewrite`.
+        must_find: also assert that something is applied; a pass that does nothing keeps every promise.
 
     Raises:
-        AssertionError: what does not hold. A broken contract is a :class:`rewriter.ContractError`, which is one.
+        AssertionError: a promise is broken. For a contract it is a :class:`rewriter.ContractError`, a subclass.
 
     Example:
         >>> model = timm.create_model("test_resnet", drop_rate=0.2)
@@ -120,7 +119,7 @@ def check_contract(
 
 
 def _check_checkpoints(model: nn.Module, rewritten: nn.Module) -> None:
-    """Assert that a checkpoint of either loads into the other, strictly."""
+    """Assert that a checkpoint of each loads strictly into the other."""
     for target, given, whose in (
         (copy_model(rewritten), model.state_dict(), "a checkpoint of the original does not load"),
         (

@@ -1,4 +1,4 @@
-"""Many places told as few: paths and texts that differ only in numbers, as one; counts and times in words."""
+"""Summarise many places: merge paths and texts that differ only in numbers, and format counts and times."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 
 def group(items: Any) -> list[tuple[str, Any]]:
-    """Items that differ only in numbers, as one: their paths as ``layer{1,2}.{0,1}``, and one item with all numbers."""
+    """Merge items that differ only in numbers: their paths as ``layer{1,2}.{0,1}``, and one item with all numbers."""
     groups: dict[Any, list[Any]] = {}
     for item in items:
         texts = [item.path, *(getattr(item, name, "") for name in ("pattern", "inactive", *_TEXTS))]
@@ -24,12 +24,12 @@ _TEXTS = ("action", "reason", "detail", "rate_at", "advice")
 
 
 def _masked(text: object) -> str:
-    """``text`` without its whole numbers; a decimal such as a measured figure stays, for it belongs to one place."""
+    """``text`` without its whole numbers; decimals, such as measured values, stay: they belong to one place."""
     return _DECIMAL_OR_NUMBER.sub(lambda found: found[1] or "#", str(text))
 
 
 def _generalised(found: list[Any]) -> Any:
-    """The first item, with all the numbers where the others have different ones."""
+    """The first item, with all the numbers wherever the others differ from it."""
     changes = {}
     for name in _TEXTS:
         texts = [str(getattr(item, name)) for item in found if hasattr(item, name)]
@@ -40,7 +40,7 @@ def _generalised(found: list[Any]) -> Any:
 
 
 def _joined(paths: list[str]) -> str:
-    """Paths that differ only in numbers, and no others: ``layer{1,4}.{0-2}, layer2.{0-3} (10)``."""
+    """A pattern for exactly these paths, which differ only in numbers: ``layer{1,4}.{0-2}, layer2.{0-3} (10)``."""
     unique = list(dict.fromkeys(paths))
     if len(unique) == 1:
         return unique[0] or "(root)"
@@ -51,7 +51,7 @@ def _joined(paths: list[str]) -> str:
 
 
 def _products(rows: Sequence[tuple[int, ...]]) -> list[tuple[str, ...]]:
-    """``rows`` as products of sets of numbers, one set a column."""
+    """``rows`` as products of sets of numbers, one set per column."""
     if not rows[0]:
         return [()]
     following: dict[int, list[tuple[int, ...]]] = {}
@@ -71,12 +71,12 @@ def joined_groups(paths: list[str]) -> str:
 
 
 def _of_column(texts: Sequence[str]) -> str:
-    """What texts have at one place: a text that all share, or their numbers."""
+    """The text that all have in one column, or their numbers."""
     return texts[0] if len(set(texts)) == 1 else _numbers([int(text) for text in dict.fromkeys(texts)])
 
 
 def _numbers(numbers: Sequence[int]) -> str:
-    """``{1-3,7}``, or ``7``; in the order of the places that they belong to."""
+    """``{1-3,7}``, or ``7``, in the order of the places that they belong to."""
     if len(numbers) == 1:
         return str(numbers[0])
     runs: list[list[int]] = []

@@ -1,1 +1,1 @@
-"""What several passes look for on the graph."""
+"""Analyses of the graph that several passes share."""

@@ -1,4 +1,4 @@
-"""What an activation does to a standard normal: its moments, and those of its derivative, by quadrature."""
+"""The moments of an activation and of its derivative for a standard normal input, by quadrature."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rewriter.tracing.skeleton import skeleton
 
 _POINTS, _REACH = 4096, 8.0
 INITIAL_SLOPE = 0.25
-"""Of ``nn.PReLU``, the only activation with weights."""
+"""Initial weight of ``nn.PReLU``, the only activation with weights."""
 
 
 @dataclass(frozen=True)
@@ -25,10 +25,10 @@ class ActivationMoments:
     """Expectations over ``z`` from the standard normal distribution, of ``f`` and its derivative ``f'``.
 
     Attributes:
-        mean: of ``f(z)``.
-        square: of ``f(z) ** 2``.
-        slope: of ``f'(z) ** 2``.
-        radial_slope: of ``f'(z) ** 2 * z ** 2``.
+        mean: ``E[f(z)]``.
+        square: ``E[f(z) ** 2]``.
+        slope: ``E[f'(z) ** 2]``.
+        radial_slope: ``E[f'(z) ** 2 * z ** 2]``.
     """
 
     mean: float = 0.0
@@ -40,13 +40,13 @@ class ActivationMoments:
 Twin: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 
 IDENTITY = ActivationMoments()
-"""Without an activation."""
+"""The moments without an activation."""
 
 
 def activation_after(flow: Dataflow, node: fx.Node) -> tuple[fx.Node, ...]:
-    """The operations that make up the element-wise activation that reads ``node``, and alone does; empty if none.
+    """The operations that form the element-wise activation that is the only reader of ``node``; empty if there is none.
 
-    One activation, or a gate of the tensor by itself: ``x * sigmoid(x)``.
+    This is a single activation, or a gate computed from the tensor itself: ``x * sigmoid(x)``.
     """
     users = flow.users(node)
     first = users[0] if users else node
@@ -60,7 +60,7 @@ def activation_after(flow: Dataflow, node: fx.Node) -> tuple[fx.Node, ...]:
 
 
 def activation_before(flow: Dataflow, node: fx.Node) -> tuple[fx.Node, ...]:
-    """The operations that make up the activation whose result is ``node``; empty if there is none."""
+    """The operations that form the activation whose result is ``node``; empty if there is none."""
     sources = flow.sources(node)
     if (
         facts(node)["kind"] is Kind.ACTIVATION
@@ -76,14 +76,14 @@ def activation_before(flow: Dataflow, node: fx.Node) -> tuple[fx.Node, ...]:
 
 
 def activation_moments(operations: tuple[fx.Node, ...], model: nn.Module, *, values: bool = True) -> ActivationMoments:
-    """The moments of the activation that ``operations`` make up; of the identity if there are none.
+    """The moments of the activation that ``operations`` form; those of the identity if there are none.
 
-    The model is not run, and neither are its hooks. An activation that cannot be run alone, on numbers, counts as none.
+    Neither the model nor its hooks run. An activation that cannot be run by itself on numbers is ignored.
 
     Args:
         operations: see :func:`activation_after`.
-        model: what they are part of.
-        values: whether weights of the activation are those of ``model``, where it has values; else
+        model: the model that they belong to.
+        values: whether to use the weights that the activation has in ``model``, if they have values; otherwise
             :data:`INITIAL_SLOPE`.
     """
     try:
@@ -109,7 +109,7 @@ def _moments(operations: tuple[fx.Node, ...], model: nn.Module, twin: Twin) -> A
 
 
 def _channels(operation: fx.Node, model: nn.Module) -> int:
-    """1 will do, unless the activation has a weight for each channel."""
+    """The number of channels to evaluate: 1, unless the activation has a weight per channel."""
     module = model.get_submodule(str(operation.target)) if operation.op == "call_module" else None
     tensors = (
         list(module.parameters())

@@ -10,19 +10,19 @@ from torch import fx
 
 
 def argument(call: fx.Node, name: str, position: int | None, default: Any = None) -> Any:
-    """The argument ``name`` of a function call, which is also taken at ``position`` (None: by name only)."""
+    """The argument ``name`` of a function call, which may also be given at ``position`` (None: by name only)."""
     if name in call.kwargs:
         return call.kwargs[name]
     return call.args[position] if position is not None and len(call.args) > position else default
 
 
 def argument_index(consumer: fx.Node, operand: fx.Node) -> int | None:
-    """Which positional argument of ``consumer`` is ``operand``; None if none is."""
+    """The index of ``operand`` among the positional arguments of ``consumer``; None if it is not one of them."""
     return next((index for index, argument in enumerate(consumer.args) if argument is operand), None)
 
 
 def is_tensor_method(node: fx.Node) -> bool:
-    """Whether a call is one of a method of tensors, whose receiver is its first argument."""
+    """Whether a call is of a tensor method, whose receiver is its first argument."""
     target = node.target
     if isinstance(target, (types.MethodDescriptorType, types.WrapperDescriptorType)):
         return True

@@ -1,8 +1,8 @@
 """Atrous spatial pyramid pooling (ASPP): one tensor read by parallel atrous convolutions whose results are joined.
 
-A *branch* is a convolution with a dilation above 1, perhaps with padding before it, and behind it nothing but norm,
-activation, dropout and pointwise convolutions up to the join. Dilated stages, cascades and stacks are none: their
-convolutions read different tensors, or other convolutions lie between them and the join.
+A *branch* is a convolution with a dilation above 1, optionally after padding, and followed only by norms, activations,
+dropouts and pointwise convolutions up to the join. Dilated stages, cascades and stacks do not count: their convolutions
+read different tensors, or other convolutions lie between them and the join.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from rewriter.tracing.kinds import Kind, function_name
 
 @dataclass(frozen=True)
 class AtrousConv:
-    """One convolution, as it was called.
+    """One call of a convolution.
 
     Attributes:
         node: the call.
-        path: the module whose attributes say how it is dilated and padded; None for a call of a function.
+        path: the module whose attributes define its dilation and padding; None for a function call.
         kernel: size of the kernel in each spatial dimension.
-        dilation: distance of its taps in each spatial dimension.
-        padded_before: whether the tensor is padded by an operation of its own before it.
+        dilation: dilation in each spatial dimension.
+        padded_before: whether a separate operation pads the tensor first.
     """
 
     node: fx.Node
@@ -44,8 +44,8 @@ class AtrousPyramid:
 
     Attributes:
         source: the tensor that all of them read, ``(N, C, H, W)``.
-        join: the concatenation, or the sum, in which their results meet.
-        convs: the convolutions, in the order they ran; at least two different dilations.
+        join: the concatenation or sum of their results.
+        convs: the convolutions in execution order; at least two different dilations.
     """
 
     source: fx.Node
@@ -61,7 +61,7 @@ class AtrousPyramid:
 @once
 def find_pyramids(flow: Dataflow, model: nn.Module) -> list[AtrousPyramid]:
     """Every group of at least two convolutions of one tensor with equal kernels and different dilations above 1 whose
-    results meet in one concatenation or, where in none, in one sum; in the order the joins ran."""
+    results meet in one concatenation or, failing that, in one sum; in execution order of the joins."""
     parallel: dict[tuple[fx.Node, tuple[int, ...]], list[AtrousConv]] = {}
     for node in flow.nodes(Kind.CONV):
         conv = _read(node, flow, model)
@@ -78,12 +78,12 @@ def find_pyramids(flow: Dataflow, model: nn.Module) -> list[AtrousPyramid]:
 
 
 def _by_join(convs: list[AtrousConv], flow: Dataflow, model: nn.Module) -> dict[fx.Node, list[AtrousConv]]:
-    """The convolutions that meet in each join, each in one: concatenations come before sums, then the largest first."""
+    """Assign each convolution to one join: concatenations before sums, then the one with the most convolutions."""
     joins: dict[fx.Node, list[AtrousConv]] = {}
     for conv in convs:
         reached = flow.reachable(conv.node, stop=lambda node: not _belongs_to_branch(node, flow, model))
         for join in {_outermost(node, flow) for node in reached if _is_join(node, flow)}:
-            if facts(join)["shape"][2:] == facts(conv.node)["shape"][2:]:  # channels are joined, not rows
+            if facts(join)["shape"][2:] == facts(conv.node)["shape"][2:]:  # channels are joined, not positions
                 joins.setdefault(join, []).append(conv)
     found: dict[fx.Node, list[AtrousConv]] = {}
     free = dict.fromkeys(convs)
@@ -100,7 +100,7 @@ def _differ(convs: Iterable[AtrousConv]) -> bool:
 
 
 _PASSED = frozenset({Kind.NORM, Kind.ACTIVATION, Kind.DROPOUT, Kind.IDENTITY, Kind.MULTIPLY})
-"""What may lie between an atrous convolution and the join; products are activations written out, and scales."""
+"""What may lie between an atrous convolution and the join; products may be written-out activations or scales."""
 
 
 def _belongs_to_branch(node: fx.Node, flow: Dataflow, model: nn.Module) -> bool:
@@ -120,7 +120,7 @@ def _is_sum(node: fx.Node) -> bool:
 
 
 def _outermost(join: fx.Node, flow: Dataflow) -> fx.Node:
-    """The last of nested concatenations: ``cat(cat(a, b), c)`` is one of three."""
+    """The last of nested concatenations: ``cat(cat(a, b), c)`` counts as one of three."""
     while facts(join)["kind"] is Kind.CONCAT:
         users = flow.users(join)
         if len(users) != 1 or facts(users[0])["kind"] is not Kind.CONCAT:
@@ -130,7 +130,7 @@ def _outermost(join: fx.Node, flow: Dataflow) -> fx.Node:
 
 
 def _read(node: fx.Node, flow: Dataflow, model: nn.Module) -> AtrousConv | None:
-    """How a convolution is dilated; None for transposed ones and those whose dilation or kernel is not known."""
+    """Read the dilation of a convolution; None if it is transposed, or its dilation or kernel is unknown."""
     module = model.get_submodule(str(node.target) if node.op == "call_module" else facts(node)["owner"].path)
     _, padded = _before_padding(node, flow, model)
     if node.op == "call_module":
@@ -148,12 +148,12 @@ def _read(node: fx.Node, flow: Dataflow, model: nn.Module) -> AtrousConv | None:
     rates = rates * len(kernel) if len(rates) == 1 else rates
     if len(rates) != len(kernel) or not kernel:
         return None
-    held = isinstance(module, _ConvNd) and tuple(module.dilation) == rates  # it calls the function itself
+    held = isinstance(module, _ConvNd) and tuple(module.dilation) == rates  # the module calls the function itself
     return AtrousConv(node, str(facts(node)["owner"].path) if held else None, kernel, rates, padded)
 
 
 def _before_padding(node: fx.Node, flow: Dataflow, model: nn.Module) -> tuple[fx.Node, bool]:
-    """What a convolution reads, before padding that is an operation of its own, and whether there is such padding."""
+    """What a convolution reads, before any separate padding operation, and whether there is one."""
     padded = False
     source = flow.sources(node)[0]
     while len(flow.sources(source)) == 1 and (facts(source)["kind"] is Kind.IDENTITY or _is_padding(source, model)):

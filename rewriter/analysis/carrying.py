@@ -1,4 +1,4 @@
-"""Which inputs an operation hands on: what a gate weighs, not the gate; the values of an attention, not its weights."""
+"""Which inputs an operation carries on: what a gate weighs, not the gate; attention values, not attention weights."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rewriter.tracing.kinds import Kind, function_name
 
 
 def carrying(flow: Dataflow, node: fx.Node, model: nn.Module) -> list[fx.Node]:
-    """The inputs whose scale ``node`` hands on: no gate, nor queries, keys, attention weights and positions."""
+    """The inputs whose scale ``node`` carries on: no gates, queries, keys, attention weights or positions."""
     sources = flow.sources(node)
     kind = facts(node)["kind"]
     name = function_name(node.target) if callable(node.target) else ""
@@ -32,9 +32,9 @@ def carrying(flow: Dataflow, node: fx.Node, model: nn.Module) -> list[fx.Node]:
 
 
 def gated(flow: Dataflow, node: fx.Node, model: nn.Module) -> fx.Node | None:
-    """What a product of two tensors hands on, if the other one is its gate.
+    """The factor that a product of two tensors carries on, if the other one is its gate.
 
-    A gate is made of what it weighs (``x * f(x)``), or its values are between 0 and 1, and those of the other are not.
+    A gate is computed from what it weighs (``x * f(x)``), or its values are between 0 and 1 and those of the other not.
     """
     sources = flow.sources(node)
     if facts(node)["kind"] is not Kind.MULTIPLY or len(sources) != 2:
@@ -47,7 +47,7 @@ def gated(flow: Dataflow, node: fx.Node, model: nn.Module) -> fx.Node | None:
 
 
 def carried(flow: Dataflow, end: fx.Node, within: set[fx.Node], model: nn.Module) -> set[fx.Node]:
-    """What of ``within`` reaches ``end`` otherwise than through a gate or as attention weights."""
+    """The nodes of ``within`` that reach ``end`` other than through a gate or as attention weights."""
     found: set[fx.Node] = set()
     pending = [end]
     while pending:
@@ -59,15 +59,15 @@ def carried(flow: Dataflow, end: fx.Node, within: set[fx.Node], model: nn.Module
 
 
 def handed_on(flow: Dataflow, node: fx.Node, read: list[fx.Node]) -> list[fx.Node]:
-    """Of what ``node`` depends on, the inputs ``read``, and what was written to its memory before."""
+    """The dependencies of ``node``: the inputs ``read``, and earlier writes to its memory."""
     sources = flow.sources(node)
     return [other for other in flow.graph.predecessors(node) if other in read or other not in sources]
 
 
 def only_weighs(flow: Dataflow, node: fx.Node, model: nn.Module) -> bool:
-    """Whether ``node`` is there for weights or positions alone: a query, a key, where to sample.
+    """Whether ``node`` serves only as weights or positions: a query, a key, sampling locations.
 
-    What makes them of it is linear: what is activated on the way is a network, whatever is done with its output.
+    The operations that turn it into these are linear; anything with an activation is a network, however it is used.
     """
     pending, seen = [node], {node}
     while pending:
@@ -86,13 +86,13 @@ def only_weighs(flow: Dataflow, node: fx.Node, model: nn.Module) -> bool:
 
 
 def _is_linear(node: fx.Node, flow: Dataflow) -> bool:
-    """Whether ``node`` is no activation, as far as known; a product of two tensors and a softmax are none either."""
+    """Whether ``node`` is not a known nonlinearity: an activation, a product of two tensors or a softmax."""
     kind, name = facts(node)["kind"], function_name(node.target) if callable(node.target) else ""
     return kind in _MAKES_WEIGHTS or name in ("sub", "rsub", "stack") or has_weight(node, flow)
 
 
 def holds_attention_weights(node: fx.Node, flow: Dataflow) -> bool:
-    """Whether ``node`` holds attention weights: a softmax, perhaps normalised again or mixed over heads."""
+    """Whether ``node`` holds attention weights: a softmax, possibly renormalised or mixed across heads."""
     while facts(node)["kind"] is not Kind.SOFTMAX:
         sources = flow.sources(node)
         if len(sources) != 1 or elements(sources[0]) != elements(node):
@@ -104,7 +104,7 @@ def holds_attention_weights(node: fx.Node, flow: Dataflow) -> bool:
 
 
 def _is_between_0_and_1(node: fx.Node, flow: Dataflow, model: nn.Module) -> bool:
-    """Whether ``node`` is a softmax or sigmoid, seen through what leaves every value between 0 and 1."""
+    """Whether ``node`` is a softmax or sigmoid, possibly after operations that keep values between 0 and 1."""
     *_, node = flow.back_through(node, _KEEPS_RANGE)
     if facts(node)["kind"] is Kind.SOFTMAX:
         return True

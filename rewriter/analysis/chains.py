@@ -1,7 +1,7 @@
 """Chains of a weight, a group normalisation and an activation.
 
 A *chain* is a convolution or linear layer whose output only a group normalisation over its channels reads, perhaps
-after terms that are constant over space were added (an embedding of the time), and the activation that reads the norm.
+after adding terms that are constant over space (a time embedding), and the activation that reads the norm.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from rewriter.tracing.kinds import Kind, function_name
 
 @dataclass(frozen=True, eq=False)
 class Chain:
-    """A weight, the group norm that alone reads its output, and the activation that follows.
+    """A weight, the group norm that is the only reader of its output, and the activation that follows.
 
     Attributes:
-        weight: the convolution or linear layer; ``source`` what it reads.
-        n_in: inputs that one of its output channels reads at one position.
-        activation: the operations that make up the activation; empty if there is none.
+        weight: the convolution or linear layer; ``source`` is its input.
+        n_in: number of inputs that one of its output channels reads at one position.
+        activation: the operations that form the activation; empty if there is none.
     """
 
     weight: fx.Node
@@ -43,11 +43,11 @@ class GroupNormCall:
 
     Attributes:
         norm: the operation.
-        holder: path of the module whose ``num_groups`` it reads; None if the number is written in the code.
-        place: the same for two calls that can only be changed together, also in another recording of the model.
-        num_groups: into how many groups it divides ``channels`` channels of ``positions`` positions each.
-        chain: what it belongs to; None if it is in no chain.
-        why_not: in words, why it is in none.
+        holder: path of the module whose ``num_groups`` it reads; None if the number is a literal in the code.
+        place: equal for calls that can only be changed together, also across recordings of the model.
+        num_groups: number of groups of the ``channels`` channels, which have ``positions`` positions each.
+        chain: the chain that it belongs to, if any.
+        why_not: in words, why it belongs to none.
     """
 
     norm: fx.Node
@@ -62,7 +62,7 @@ class GroupNormCall:
 
 @once
 def find_group_norms(flow: Dataflow, model: nn.Module) -> list[GroupNormCall]:
-    """Every call of a group normalisation, in the order they ran."""
+    """Every call of a group normalisation, in execution order."""
     found = []
     for node in flow.nodes(Kind.NORM):
         read = _holder_and_number(node, model)
@@ -83,7 +83,7 @@ def find_group_norms(flow: Dataflow, model: nn.Module) -> list[GroupNormCall]:
 
 
 def _holder_and_number(node: fx.Node, model: nn.Module) -> tuple[str | None, int] | None:
-    """Which module holds the number of groups, if one does, and the number; None if it is no group norm."""
+    """The module that holds the number of groups, if one does, and the number; None if it is not a group norm."""
     if node.op == "call_module":
         number = getattr(model.get_submodule(str(node.target)), "num_groups", None)
         return (str(node.target), number) if type(number) is int else None
@@ -101,7 +101,7 @@ _WEIGHTS = (Kind.CONV, Kind.LINEAR)
 
 
 class _NoChain(Exception):
-    """Why a norm is in no chain."""
+    """Why a norm does not belong to a chain."""
 
 
 def _chain(flow: Dataflow, model: nn.Module, norm: fx.Node) -> Chain:
@@ -125,7 +125,7 @@ def _chain(flow: Dataflow, model: nn.Module, norm: fx.Node) -> Chain:
 
 
 def _carried(flow: Dataflow, node: fx.Node) -> fx.Node | None:
-    """The map that ``node`` hands on, unchanged but for a term that is constant over space; None if it does more."""
+    """The map that ``node`` passes on, changed at most by a term constant over space; None if it does more."""
     sources = flow.sources(node)
     if facts(node)["kind"] is Kind.IDENTITY and len(sources) == 1:
         return sources[0]
@@ -136,7 +136,7 @@ def _carried(flow: Dataflow, node: fx.Node) -> fx.Node | None:
 
 
 def _modulated(flow: Dataflow, norm: fx.Node) -> fx.Node:
-    """The norm, or the last of what acts on it alone like a gamma, a beta or a dropout."""
+    """The norm, or the last of the operations that act on it alone as a gamma, beta or dropout."""
     node = norm
     while len(users := flow.users(node)) == 1:
         user = users[0]
@@ -149,7 +149,7 @@ def _modulated(flow: Dataflow, norm: fx.Node) -> fx.Node:
 
 
 def _constant_over_space(operand: fx.Node, result: fx.Node) -> bool:
-    """Whether ``operand`` has one value a sample and channel, where ``result`` has a map."""
+    """Whether ``operand`` has one value per sample and channel, while ``result`` is a map."""
     small, full = facts(operand)["shape"], facts(result)["shape"]
     if small is None or full is None or len(full) < 3:
         return False
@@ -158,7 +158,7 @@ def _constant_over_space(operand: fx.Node, result: fx.Node) -> bool:
 
 
 def _features(weight: fx.Node, model: nn.Module) -> tuple[int, int]:
-    """Inputs that one output of a layer reads, and its outputs; zeros if that is not known."""
+    """Fan-in and number of outputs of a layer; zeros if unknown."""
     if weight.op == "call_module":
         module = model.get_submodule(str(weight.target))
         if isinstance(module, nn.Linear):

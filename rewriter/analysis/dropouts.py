@@ -17,7 +17,7 @@ from rewriter.tracing.trace import Trace
 
 
 class Mask(enum.StrEnum):
-    """What a dropout drops; two of different masks do not stand for each other."""
+    """What a dropout drops; dropouts with different masks are not interchangeable."""
 
     ELEMENTS = "drops single elements"
     CHANNELS = "drops whole channels"
@@ -26,7 +26,7 @@ class Mask(enum.StrEnum):
 
 
 def drop_rate(node: fx.Node, model: nn.Module) -> float:
-    """The rate that a dropout had during the trace; torch's default of 0.5 where the call does not say."""
+    """The rate that a dropout had during the trace; torch's default of 0.5 if the call does not give it."""
     if node.op == "call_module":
         return float(model.get_submodule(str(node.target)).p)  # type: ignore[arg-type]
     rate = argument(node, "p", 1, 0.5)
@@ -34,9 +34,9 @@ def drop_rate(node: fx.Node, model: nn.Module) -> float:
 
 
 def mask_of(node: fx.Node, model: nn.Module) -> Mask:
-    """What a dropout drops of the tensor that it was given.
+    """What a dropout drops of its input tensor.
 
-    Channel dropout drops single elements where a channel has one element, as behind a global pooling ``(N, C, 1, 1)``.
+    Channel dropout drops single elements if a channel has only one, as after a global pooling ``(N, C, 1, 1)``.
     """
     if node.op == "call_module":
         module = model.get_submodule(str(node.target))
@@ -55,7 +55,7 @@ def mask_of(node: fx.Node, model: nn.Module) -> Mask:
 @once
 def always_on(flow: Dataflow, trace: Trace) -> set[fx.Node]:
     """Dropouts of the training run ``flow`` that drop in evaluation mode too, such as for Monte Carlo dropout."""
-    if trace.eval is trace.train:  # recorded once, since no dropout acts in evaluation mode
+    if trace.eval is trace.train:  # recorded only once, since no dropout is active in evaluation mode
         return set()
     acting = {
         _place(node) for node in trace.eval.graph.nodes if facts(node)["kind"] is Kind.DROPOUT and facts(node)["active"]
@@ -64,7 +64,7 @@ def always_on(flow: Dataflow, trace: Trace) -> set[fx.Node]:
 
 
 def is_stochastic_depth(node: fx.Node, flow: Dataflow) -> bool:
-    """Whether ``node`` multiplies by numbers that are drawn, or scales what is, which drops whole samples."""
+    """Whether ``node`` multiplies by random numbers, possibly scaled, and so drops whole samples."""
     if facts(node)["kind"] is not Kind.MULTIPLY or len(flow.sources(node)) != 1:
         return False
     factors = [factor for factor in node.all_input_nodes if factor not in flow]
@@ -94,9 +94,9 @@ _FUNCTION_OF: dict[type[nn.Module], str] = {
 
 
 def _one_element_a_channel(name: str, shape: tuple[int, ...]) -> bool:
-    """Whether each channel of a tensor of this shape has one element, as the dropout ``name`` divides it.
+    """Whether each channel of a tensor of this shape has one element, in the view of the dropout ``name``.
 
-    One dimension less than it expects is taken by 1d and 3d dropout for a batch that is missing, not by 2d.
+    1d and 3d dropout take one dimension less than expected for a missing batch; 2d dropout does not.
     """
     batched = {"dropout1d": 3, "dropout3d": 5}.get(name)
     channel = 0 if batched is not None and len(shape) < batched else 1
@@ -104,7 +104,7 @@ def _one_element_a_channel(name: str, shape: tuple[int, ...]) -> bool:
 
 
 def _place(node: fx.Node) -> Any:
-    """The same for two recordings of one dropout."""
+    """A key that is equal for one dropout in two recordings."""
     if node.op == "call_module":
         return node.target
     return facts(node)["call"].path, tuple((frame.code, frame.instruction) for frame in facts(node)["frames"])

@@ -1,4 +1,4 @@
-"""Fusions: concatenations and sums of feature maps of which at least one was upsampled bilinearly."""
+"""Fusions: concatenations and sums of feature maps, at least one of which was upsampled bilinearly."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from rewriter.tracing.facts import facts
 from rewriter.tracing.kinds import Kind, function_name
 
 _SAME_POSITION = frozenset({Kind.ACTIVATION, Kind.DROPOUT, Kind.IDENTITY, Kind.VIEW})
-"""Operations whose results keep the scale differences of the maps that they read."""
+"""Operations whose results keep the scale differences of their input maps."""
 
 
 @dataclass(eq=False)
 class Operand:
-    """One map that is fused.
+    """One input map of a fusion.
 
     Attributes:
-        node: the map; ``reader`` the operation that reads it.
-        upsampling: the bilinear upsampling that it comes from; None if it was not upsampled.
+        node: the map; ``reader`` is the operation that reads it.
+        upsampling: the bilinear upsampling that it comes from, if any.
     """
 
     node: fx.Node
@@ -36,13 +36,13 @@ class Operand:
 
 @dataclass(eq=False)
 class Fusion:
-    """Where feature maps of several levels meet.
+    """A place where feature maps of several levels are fused.
 
     Attributes:
         form: ``"concatenation"`` or ``"sum"``.
         join: the operation whose result is the fused map.
         operands: the maps.
-        weights: the weights that read the fused map, seen through what keeps its scale.
+        weights: the weights that read the fused map, directly or through scale-preserving operations.
         norms: the norms that read it before any weight does.
     """
 
@@ -54,17 +54,17 @@ class Fusion:
 
     @property
     def stacked(self) -> bool:
-        """Whether the operands are given as one sequence, to ``cat`` or ``stack``."""
+        """Whether the operands are passed as one sequence, to ``cat`` or ``stack``."""
         return facts(self.operands[0].reader)["kind"] is not Kind.ADD
 
 
 @once
 def find_fusions(flow: Dataflow, model: nn.Module) -> list[Fusion]:
-    """Every fusion with an operand that was upsampled bilinearly, in the order they ran.
+    """Every fusion with a bilinearly upsampled operand, in execution order.
 
-    The upsampling is seen through operations that act on each position alone, 1x1 convolutions among them: they
-    commute with it. A norm is not seen through: behind it maps are of one scale. A concatenation is one of channels,
-    wherever permutations have put them.
+    The upsampling may be followed by position-wise operations, such as 1x1 convolutions, which commute with it, but not
+    by a norm, after which maps have one scale. A concatenation is one along the channels, wherever permutations have
+    put them.
     """
     branches = {branch.join for branch in find_branches(flow, model)}
     fusions = []
@@ -81,13 +81,13 @@ def find_fusions(flow: Dataflow, model: nn.Module) -> list[Fusion]:
 
 
 def _enlarges(node: fx.Node) -> bool:
-    """Whether an interpolation has more positions in its output than in its input."""
+    """Whether the output of an interpolation has more positions than its input."""
     before, after = (facts(other)["shape"] for other in (node.all_input_nodes[0], node))
     return before is not None and after is not None and len(before) == 4 and _area(after) > _area(before)
 
 
 def _interpolation_mode(node: fx.Node, model: nn.Module) -> str:
-    """``"bilinear"``, ``"nearest"``, …, of a call or a module; empty where it does not say."""
+    """``"bilinear"``, ``"nearest"``, …, for a call or a module; empty if it is not given."""
     if node.op == "call_module":
         return str(getattr(model.get_submodule(str(node.target)), "mode", ""))
     name = function_name(node.target)  # type: ignore[arg-type]
@@ -99,7 +99,7 @@ def _interpolation_mode(node: fx.Node, model: nn.Module) -> str:
 
 
 def _joins(flow: Dataflow) -> Iterator[tuple[fx.Node, str, list[tuple[fx.Node, fx.Node]]]]:
-    """Each join with its form and its operands, each with the operation that reads it."""
+    """Each join with its form and its operands, each of which comes with the operation that reads it."""
     for node in flow.nodes():
         sources = flow.sources(node)
         if facts(node)["kind"] is Kind.CONCAT and len(sources) > 1:
@@ -111,7 +111,7 @@ def _joins(flow: Dataflow) -> Iterator[tuple[fx.Node, str, list[tuple[fx.Node, f
 
 
 def _addends(flow: Dataflow, node: fx.Node) -> Iterator[tuple[fx.Node, fx.Node]]:
-    """What a chain of additions in one method sums up."""
+    """The operands of a chain of additions in one method."""
     for source in flow.sources(node):
         if facts(source)["kind"] is Kind.ADD and len(flow.sources(source)) == 2 and _added_on(flow, source):
             yield from _addends(flow, source)
@@ -120,7 +120,7 @@ def _addends(flow: Dataflow, node: fx.Node) -> Iterator[tuple[fx.Node, fx.Node]]
 
 
 def _added_on(flow: Dataflow, node: fx.Node) -> bool:
-    """Whether the only use of a sum is to be added to something else in the same method."""
+    """Whether a sum is only used as an operand of another addition in the same method."""
     users = flow.users(node)
     return (
         len(users) == 1
@@ -136,7 +136,7 @@ def _sequence(node: fx.Node) -> list[fx.Node]:
 
 
 def _joined_dimension(join: fx.Node, operands: list[fx.Node]) -> int | None:
-    """The dimension that a concatenation joins maps along; None if it is not the only one that they differ in."""
+    """The dimension of a concatenation; None if maps differ in other dimensions too."""
     shapes, joined = [facts(operand)["shape"] for operand in operands], facts(join)["shape"]
     if joined is None or any(shape is None or len(shape) != len(joined) for shape in shapes):
         return None
@@ -145,9 +145,9 @@ def _joined_dimension(join: fx.Node, operands: list[fx.Node]) -> int | None:
 
 
 def _upsampling(flow: Dataflow, model: nn.Module, node: fx.Node, channels: int | None) -> fx.Node | None:
-    """The bilinear upsampling that ``node`` comes from, if the dimension ``channels`` of ``node`` holds its channels.
+    """The bilinear upsampling that ``node`` comes from, if dimension ``channels`` of ``node`` holds its channels.
 
-    ``channels`` is None where that does not matter.
+    ``channels`` is None if that does not matter.
     """
     passed: list[fx.Node] = []
     while len(flow.sources(node)) == 1:
@@ -165,7 +165,7 @@ def _upsampling(flow: Dataflow, model: nn.Module, node: fx.Node, channels: int |
 
 
 def _keeps_scale(flow: Dataflow, node: fx.Node) -> bool:
-    """Whether ``node`` acts on each position alone and has no weight: activations, dropouts, constant factors."""
+    """Whether ``node`` acts position-wise and has no weight: activations, dropouts, constant factors."""
     sources = flow.sources(node)
     constant_factor = facts(node)["kind"] in (Kind.ADD, Kind.MULTIPLY) and len(sources) == 1
     same_size = facts(node)["kind"] is Kind.INTERPOLATE and facts(node)["shape"] == facts(sources[0])["shape"]
@@ -173,7 +173,7 @@ def _keeps_scale(flow: Dataflow, node: fx.Node) -> bool:
 
 
 def _readers(flow: Dataflow, join: fx.Node) -> tuple[list[fx.Node], list[fx.Node]]:
-    """The first weights and norms on the ways onwards from ``join``."""
+    """The first weights and norms on the paths from ``join``."""
 
     def stops(node: fx.Node) -> bool:
         return has_weight(node, flow) or facts(node)["kind"] is Kind.NORM

@@ -1,4 +1,4 @@
-"""Where a gamma can act, in words, and the four categories that weight decay tells apart."""
+"""The positions in which a gamma can act, in words, and the four categories that weight decay distinguishes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from rewriter.renamed import forward_names
 
 
 class Category(enum.StrEnum):
-    """The four kinds of place; the order is that in which disagreeing uses of one gamma are settled, first wins."""
+    """The four categories, in order of precedence: if the uses of a gamma disagree, the first one wins."""
 
     MAIN = "main"
     SHORTCUT = "shortcut"
@@ -17,7 +17,7 @@ class Category(enum.StrEnum):
 
 
 class GammaPosition(enum.StrEnum):
-    """The place in words; each belongs to one category."""
+    """The position in words; each belongs to one category."""
 
     LAST = "last norm of a residual branch"
     INSIDE = "norm inside a residual branch"

@@ -1,9 +1,9 @@
 """Where each gamma acts: at the end of a residual branch, inside one, on a shortcut, or on the main path.
 
 The innermost block around a norm decides. In a residual block the *last* norm is the one whose output reaches the sum
-without another norm in between; gates (``x * gate(x)``) and attention weights are not on that way, so a norm that only
-feeds them is another norm of the branch. A norm that feeds branch and shortcut alike (the first norm of a
-pre-activation block with a projection) is on the main path, and so is one behind the sum (post-norm transformers).
+without passing another norm; gates (``x * gate(x)``) and attention weights do not count as such paths, so a norm that
+only feeds them is inside the branch. A norm that feeds both branch and shortcut (the first norm of a pre-activation
+block with a projection) is on the main path, and so is one after the sum (post-norm transformers).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Gamma:
         name: the parameter's name in the model; None for a norm without one (``affine=False``, a frozen buffer).
         path: the module that holds it.
         position: where the norm acts.
-        uses: how many places it acts in; where they disagree, the most careful category holds.
+        uses: number of places in which it acts; if they disagree, the most cautious category wins.
     """
 
     name: str | None
@@ -48,9 +48,9 @@ class Gamma:
 
 
 def find_gammas(trace: Trace) -> list[Gamma]:
-    """Every norm's gamma once, in the order the norms ran; then those of norms that ran in neither mode.
+    """Every norm's gamma once, in execution order of the norms, followed by those of norms that ran in neither mode.
 
-    Where a norm ran in training its places there count, otherwise those of the evaluation mode.
+    If a norm ran in training, its positions there count, otherwise those in evaluation mode.
     """
     names = canonical_names(trace.model)
     places: dict[tuple[str | None, str], list[GammaPosition]] = {}
@@ -72,19 +72,19 @@ def find_gammas(trace: Trace) -> list[Gamma]:
 
 
 def canonical_names(model: nn.Module) -> dict[str, str]:
-    """Each name of a parameter to the first name of the same parameter: shared ones have several."""
+    """Map each name of a parameter to its first name; shared parameters have several."""
     first = {id(parameter): name for name, parameter in model.named_parameters()}
     return {name: first[id(parameter)] for name, parameter in model.named_parameters(remove_duplicate=False)}
 
 
 def _holder(name: str) -> str:
-    """The module that holds the parameter, without the modules of a parametrization."""
+    """Path of the module that holds the parameter, without the modules of a parametrization."""
     parts = name.split(".")
     return ".".join(parts[: parts.index("parametrizations")] if "parametrizations" in parts else parts[:-1])
 
 
 def _unseen(model: nn.Module, names: dict[str, str]) -> list[str]:
-    """Gammas of norm modules; most of them ran, and have a better place than this."""
+    """Gammas of all norm modules; for most of them, which ran, the graph gives a better position."""
     return [
         names[f"{path}.{name}".lstrip(".")]
         for path, module in model.named_modules()
@@ -139,7 +139,7 @@ def _outside(
 
 
 def _joined_by(node: fx.Node, flow: Dataflow) -> set[fx.Node]:
-    """Where data of the input first meet what is computed from ``node``, which holds none."""
+    """Where input data first meets what is computed from ``node``, which depends on none."""
     found: set[fx.Node] = set()
     pending = list(node.users)
     while pending:
@@ -153,9 +153,9 @@ def _joined_by(node: fx.Node, flow: Dataflow) -> set[fx.Node]:
 
 @once
 def _handed_on(flow: Dataflow, model: nn.Module) -> set[fx.Node]:
-    """What reaches an output otherwise than through a gate or as attention weights.
+    """What reaches an output other than through a gate or as attention weights.
 
-    What weighs the image itself is no gate: it is all that a network has to say of it.
+    Factors of the image itself do not count as gates: they are the network's whole output.
     """
     features = find_features(flow)
     found: set[fx.Node] = set()
@@ -171,7 +171,7 @@ def _handed_on(flow: Dataflow, model: nn.Module) -> set[fx.Node]:
 
 
 def _shortcut(branch: Branch, joins: set[fx.Node]) -> set[fx.Node]:
-    """The operations on the shortcut; none if it is an earlier sum over the same fork: ``x + f(x) + g(x)``."""
+    """The operations on the shortcut; none if it is an earlier sum with the same fork: ``x + f(x) + g(x)``."""
     node, flow = branch.shortcut, branch.flow
     while node is not branch.fork and facts(node)["kind"] in PASS_THROUGH and len(flow.sources(node)) == 1:
         node = flow.sources(node)[0]
@@ -179,7 +179,7 @@ def _shortcut(branch: Branch, joins: set[fx.Node]) -> set[fx.Node]:
 
 
 def _last(branch: Branch, norms: set[fx.Node]) -> set[fx.Node]:
-    """The norms whose output reaches the end of the branch without passing another."""
+    """The norms whose output reaches the end of the branch without passing another norm."""
     found: set[fx.Node] = set()
     pending, seen = [branch.operand], set()
     while pending:
@@ -195,7 +195,7 @@ def _last(branch: Branch, norms: set[fx.Node]) -> set[fx.Node]:
 
 
 def _of_other_channels(branch: Branch) -> bool:
-    """Whether the sum adds another part of a split tensor than the branch read (Res2Net): no block skips anything."""
+    """Whether the sum adds another part of a split tensor than the branch read (Res2Net), so nothing is skipped."""
     if branch.form == "dense":
         return False
     node, flow = branch.shortcut, branch.flow
@@ -209,7 +209,7 @@ def _of_other_channels(branch: Branch) -> bool:
 
 
 def _same(one: fx.Node, other: fx.Node) -> bool:
-    """Whether two operations take the same part of the same tensor."""
+    """Whether two operations select the same part of the same tensor."""
     return one is other or (one.target, one.args, one.kwargs) == (other.target, other.args, other.kwargs)
 
 

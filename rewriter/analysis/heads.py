@@ -1,4 +1,4 @@
-"""Heads: a global average pooling that everything on the way to an output passes through, and what follows it."""
+"""Heads: a global average pooling on every path to an output, and what follows it."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Head:
     """A pooled head.
 
     Attributes:
-        pool: the global average pooling, the first of its steps if there are several; ``source`` what it pools.
-        before: operations between the last weight or join before the pooling and the pooling.
-        after: operations after it that no weight lies in front of; ``weights`` the first weights behind it.
+        pool: the global average pooling, or the first of its steps; ``source`` is its input.
+        before: operations between the last weight or join and the pooling.
+        after: operations after the pooling and before any weight; ``weights`` are the first weights that follow.
         later: operations after one of these weights.
         classifier: the first of the weights; None for a model without a classifier.
     """
@@ -42,16 +42,16 @@ class Head:
 
 @once
 def find_heads(flow: Dataflow, model: nn.Module) -> list[Head]:
-    """Every head with global average pooling, in the order they ran.
+    """Every head with global average pooling, in execution order.
 
-    A squeeze-and-excitation pool is none: the feature map reaches the output around it.
+    A squeeze-and-excitation pooling is not a head: the feature map reaches the output around it.
     """
     pools = flow.nodes(Kind.AVG_POOL, Kind.MEAN)
     return [_head(flow, pool) for pool in pools if _is_global_average(pool, flow, model) and flow.leads_to_output(pool)]
 
 
 def missing_heads(flow: Dataflow) -> Iterator[tuple[list[fx.Node], Reason, str]]:
-    """Of a model without a pooled head: the operations in front of each output, and why there is no pooling."""
+    """For a model without a pooled head: the operations before each output, and why there is no pooling."""
     for output in flow.sources(flow.output):
         node, passed = output, []
         while len(flow.sources(node)) == 1:
@@ -71,28 +71,28 @@ def missing_heads(flow: Dataflow) -> Iterator[tuple[list[fx.Node], Reason, str]]
 
 
 def _is_pooled_token(flow: Dataflow, join: fx.Node) -> bool:
-    """Whether tokens are joined to their mean, as before CLIP's attention pooling."""
+    """Whether tokens are concatenated with their mean, as before CLIP's attention pooling."""
     sources = flow.sources(join)
     means = [source for source in sources if facts(source)["kind"] is Kind.MEAN]
     return len(sources) == 2 and any(flow.sources(mean)[0] is other for mean in means for other in sources)
 
 
 def _takes_one_token(node: fx.Node, flow: Dataflow) -> bool:
-    """Whether one token of several is read, as ``x[:, 0]``; ``x[:, 1:]`` is what is left of a map without it."""
+    """Whether one token of several is selected, as by ``x[:, 0]``; ``x[:, 1:]`` is the rest of the map."""
     before, after = facts(flow.sources(node)[0])["shape"], facts(node)["shape"]
     if facts(node)["kind"] is not Kind.SELECT or before is None or after is None or len(before) < 3:
         return False
-    if len(node.all_input_nodes) > 1:  # the best of several, by an index that was computed
+    if len(node.all_input_nodes) > 1:  # the best of several, by a computed index
         return False
-    if len(before) > 3 and before[-2:] == after[-2:]:  # the last of several stages that were stacked
+    if len(before) > 3 and before[-2:] == after[-2:]:  # the last of several stacked stages
         return False
     return len(after) < len(before) or any(size == 1 < whole for size, whole in zip(after, before, strict=False))
 
 
 def noise_claim(pool: fx.Node) -> str:
-    """What passes claim that put noise at a head's pooling, so that no two of them do.
+    """The claim of passes that add noise at a head's pooling, so that only one of them does.
 
-    A helper function that an edit made a method is named by the method that calls it, as before the edit.
+    A helper function that an edit turned into a method is named by the method that calls it, as before the edit.
     """
     owner = facts(pool)["owner"]
     methods = (f.code for f in facts(pool)["frames"] if f.path == owner.path and "." in f.code.co_qualname)
@@ -103,7 +103,7 @@ def noise_claim(pool: fx.Node) -> str:
 def _is_global_average(node: fx.Node, flow: Dataflow, model: nn.Module) -> bool:
     """Whether ``node`` averages each channel over all positions.
 
-    ``(N, C, H, W)`` over H and W, ``(N, H, W, C)`` over H and W, or tokens ``(N, L, C)`` over L.
+    This is ``(N, C, H, W)`` over H and W, ``(N, H, W, C)`` over H and W, or tokens ``(N, L, C)`` over L.
     """
     sources = flow.sources(node)
     if len(sources) != 1 or facts(node)["kind"] not in (Kind.AVG_POOL, Kind.MEAN):
@@ -117,7 +117,7 @@ def _is_global_average(node: fx.Node, flow: Dataflow, model: nn.Module) -> bool:
 
 
 def first_step(node: fx.Node, flow: Dataflow) -> fx.Node:
-    """Of a mean over one dimension after the other (``x.mean(3).mean(2)``) the first; ``node`` itself if it is one."""
+    """The first of several means over one dimension each (``x.mean(3).mean(2)``); ``node`` itself if there is one."""
     source = flow.sources(node)[0]
     if facts(node)["kind"] is Kind.MEAN is facts(source)["kind"] and flow.users(source) == [node]:
         return first_step(source, flow)
@@ -125,9 +125,9 @@ def first_step(node: fx.Node, flow: Dataflow) -> fx.Node:
 
 
 def pooled_dims(node: fx.Node, flow: Dataflow, model: nn.Module) -> frozenset[int] | None:
-    """The dimensions that a mean over all positions or tokens reduces, of what its :func:`first_step` reads.
+    """The dimensions, of the input of its :func:`first_step`, that a mean over all positions or tokens reduces.
 
-    None if it reduces others: channels, or a part of the positions.
+    None if it reduces others: channels, or only some of the positions.
     """
     source = flow.sources(first_step(node, flow))[0]
     found, rank = _reduced(node, flow), len(facts(source)["shape"])
@@ -137,7 +137,7 @@ def pooled_dims(node: fx.Node, flow: Dataflow, model: nn.Module) -> frozenset[in
 
 
 def _reduced(node: fx.Node, flow: Dataflow) -> frozenset[int]:
-    """The dimensions that a mean reduces, counted in what the first of its steps reads."""
+    """The dimensions that a mean reduces, numbered as in the input of its first step."""
     source = flow.sources(node)[0]
     named = node.kwargs.get("dim", node.kwargs.get("axis"))
     dim = node.args[1] if len(node.args) > 1 else named

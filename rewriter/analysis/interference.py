@@ -1,10 +1,10 @@
-"""Who else is affected when an operation goes, or a new one acts at another place: readers, writers and aliases.
+"""What else is affected when an operation is removed, or added at another place: readers, writers and aliases.
 
-A pass moves, removes or inserts an operation for the sake of one reader: the classifier, the sum behind a branch. Every
-value that changes on the way to that reader must be read on that way only. And an operation that gives a fresh tensor
-must not go where somebody writes into what it gave: that would then be the memory of its input.
+A pass moves, removes or inserts an operation for one reader: the classifier, the sum after a branch. Every value that
+changes on the path to that reader must be read on that path only. And an operation that returns a new tensor must not
+be removed if its result is written to in place: the write would then reach the memory of its input.
 
-Dataflow of a dropout that is moved before a pooling::
+A dropout that is moved before a pooling::
 
     features ─ pool ─┬─ [dropout] ─ classifier
                      └─ returned, kept in an attribute, seen by a hook, read by a second head: would become random
@@ -32,12 +32,12 @@ from rewriter.tracing.trace import Recording, Trace
 
 @once
 def interference(flow: Dataflow, trace: Trace) -> Interference:
-    """What changes in the training run would do to others; all passes share one."""
+    """The interference analysis of the training run; all passes share one."""
     return Interference(trace.model, trace.train)
 
 
 class Interference:
-    """Answers for one recording which changes somebody else would notice."""
+    """Finds out, for one recording, which changes would affect others."""
 
     def __init__(self, model: nn.Module, recording: Recording) -> None:
         self._model = model
@@ -46,25 +46,25 @@ class Interference:
         self._nodes = list(recording.graph.nodes)
 
     def refuse_other_readers(self, changed: Iterable[fx.Node], goals: Iterable[fx.Node], effect: str) -> None:
-        """Refuse if a value that changes is read elsewhere than on the way to the ``goals``.
+        """Refuse if a changed value is read elsewhere than on the path to the ``goals``.
 
         Args:
-            changed: operations whose result changes first; with it, all that is computed from it.
-            goals: operations that the change is made for, or behind which nothing changes.
-            effect: what would happen to the value, to end the sentence "…, which would".
+            changed: operations whose results change first, and with them everything computed from those.
+            goals: operations that the change is made for, or after which nothing changes.
+            effect: what would happen to the value, completing the sentence "…, which would".
 
         Raises:
-            Refused: such a value is returned, kept in an attribute, seen by a hook of the user, or read by an operation
-                that something returned or kept depends on.
+            Refused: such a value is returned, stored in an attribute, seen by a user's hook, or read by an operation on
+                which something returned or stored depends.
         """
         found = next(self._other_readers(set(changed), set(goals)), None)
         if found is not None:
             raise Refused(Reason.OTHER_READERS, f"{found}, which would {effect}")
 
     def refuse_parallel(self, nodes: Sequence[fx.Node], weights: Sequence[fx.Node] = ()) -> None:
-        """Refuse to make one of several ``nodes``, in the order they ran, unless they act one after the other.
+        """Refuse to merge ``nodes``, in execution order, into one unless they act one after the other.
 
-        Two that never reach the same of the ``weights`` are the business of two heads, and are let pass.
+        Two that never reach the same of the ``weights`` belong to different heads, and are allowed.
 
         Raises:
             Refused: two of them lie on different paths.
@@ -80,26 +80,26 @@ class Interference:
                 )
 
     def _parameters_behind(self, node: fx.Node, weights: Sequence[fx.Node]) -> set[str]:
-        """The layers and parameters of those of the ``weights`` that read ``node`` first."""
+        """The layers and parameters of those ``weights`` that are the first to read ``node``."""
         found = self._reachable([node], stop=set(weights)).intersection(weights)
         constants = [source for weight in found for source in weight.all_input_nodes if source.op == "get_attr"]
         return {str(n.target) for n in (*constants, *(weight for weight in found if weight.op == "call_module"))}
 
     def refuse_detour(self, node: fx.Node, fork: fx.Node, goal: fx.Node) -> None:
-        """Refuse to let ``node`` act at ``goal`` if data of ``fork`` also get there around ``node``.
+        """Refuse to let ``node`` act at ``goal`` if data from ``fork`` also gets there around ``node``.
 
         Raises:
-            Refused: they do.
+            Refused: it does.
         """
         if goal in self._reachable([fork], stop={node}):
             raise Refused(Reason.PARALLEL_DROPOUTS, f"{name_of(node)} acts on one of several paths to {name_of(goal)}")
 
     def refuse_writes(self, gone: Sequence[fx.Node]) -> None:
-        """Refuse to let operations go, each replaced by what it reads, if memory would then be shared that was not.
+        """Refuse to replace operations by their inputs if memory would then be shared that was not.
 
         Raises:
-            Refused: in training somebody writes in place to the result of one, or to what it reads, while the other is
-                read later, belongs to the caller, or is needed for the gradient.
+            Refused: in training the result of one, or its input, is written to in place, while the other is read later,
+                belongs to the caller, or is needed for the gradient.
         """
         fresh = [node for node in gone if facts(node)["storage"] not in (None, facts(_read(node))["storage"])]
         shared = nx.Graph((facts(_read(node))["storage"], facts(node)["storage"]) for node in fresh)
@@ -119,16 +119,16 @@ class Interference:
     def refuse_entering(
         self, values: Sequence[fx.Node], consumer: fx.Node, inside: set[fx.Node], returned: Sequence[fx.Node]
     ) -> None:
-        """Refuse to change the argument of a call for the sake of one operation in it, if the call does more with it.
+        """Refuse to change the argument of a call for one operation inside it if the call does more with it.
 
         Args:
-            values: what ``consumer`` reads, and of what it is a view, up to the argument.
+            values: the input of ``consumer`` and what it is a view of, up to the argument.
             consumer: the operation that the change is made for.
-            inside: all operations that the call led to.
-            returned: what it returned, as far as known.
+            inside: all operations inside the call.
+            returned: the call's results, as far as known.
 
         Raises:
-            Refused: the call reads the argument elsewhere, hands it on, or writes to it.
+            Refused: the call reads the argument elsewhere, passes it on, or writes to it.
         """
         argument = values[-1]
         for value in values:
@@ -142,7 +142,7 @@ class Interference:
             raise Refused(Reason.WRITTEN_IN_PLACE, f"{name_of(writer)} writes to it, in the same call")
 
     def _other_readers(self, changed: set[fx.Node], goals: set[fx.Node]) -> Iterator[str]:
-        """What reads a value that changes, elsewhere than on the way to ``goals``; in words."""
+        """Describe the readers of changed values that are not on the path to ``goals``."""
         flow = self._flow
         if not changed:
             return
@@ -165,7 +165,7 @@ class Interference:
         yield from self._hooks_that_see(between, goals)
 
     def _described(self, reader: fx.Node) -> str:
-        """Who reads, seen through views: the subject and verb of a sentence."""
+        """Describe a reader, looking through views, as subject and verb of a sentence."""
         while facts(reader)["kind"] in (Kind.VIEW, Kind.IDENTITY, Kind.SELECT):
             following = [user for user in self._users(reader) if user in self._observed]
             if not following:
@@ -174,7 +174,7 @@ class Interference:
         return "the model returns" if reader is self._flow.output else f"{name_of(reader)} reads"
 
     def _hooks_that_see(self, between: set[fx.Node], goals: set[fx.Node]) -> Iterator[str]:
-        """The user's hooks on modules on the way, which are given a value that changes; not those on a goal."""
+        """The user's hooks on modules along the path that receive a changed value; not those on a goal."""
         for path, given in self._hooked_calls:
             seen = between.intersection(given)
             if seen and not any(goal.target == path for goal in goals):
@@ -182,7 +182,7 @@ class Interference:
 
     @cached_property
     def _hooked_calls(self) -> list[tuple[str, set[fx.Node | None]]]:
-        """Of every call of a module with forward hooks of the user, its path and the tensors that they are given."""
+        """For every call of a module with the user's forward hooks: its path and the tensors that the hooks receive."""
         calls = [(call.path, call.arguments, call.outputs) for call in self._recording.calls]
         calls += [(str(n.target), tuple(n.all_input_nodes), [n]) for n in self._nodes if n.op == "call_module"]
         found = []
@@ -198,7 +198,7 @@ class Interference:
         return found
 
     def _is_of_the_user(self, hook: Any) -> bool:
-        """Whether nothing is known of what a hook does: torch's own do not read, those of the library took part."""
+        """Whether a hook may do anything: torch's own do not read values, and those of the library were recorded."""
         torchs_own = type(hook).__module__.partition(".")[0] == "torch"  # an object, as for weight normalisation
         return not torchs_own and not is_of(hook, self._libraries | {"torch"})
 
@@ -208,7 +208,7 @@ class Interference:
 
     @cached_property
     def _observed(self) -> set[fx.Node]:
-        """Operations that something which is returned or kept depends on."""
+        """Operations on which something returned or stored depends."""
         found: set[fx.Node] = set()
         pending = [node for node in (self._flow.output, *self._recording.kept) if node in self._flow]
         while pending:
@@ -219,7 +219,7 @@ class Interference:
         return found
 
     def _users(self, node: fx.Node) -> list[fx.Node]:
-        """Operations that read ``node`` itself, not what was written over it."""
+        """Operations that read ``node`` itself, not what later overwrote it."""
         return [
             user
             for user in self._flow.users(node)
@@ -227,7 +227,7 @@ class Interference:
         ]
 
     def _reachable(self, nodes: Iterable[fx.Node], stop: set[fx.Node]) -> set[fx.Node]:
-        """Everything computed from ``nodes``, not seen through the operations in ``stop``."""
+        """Everything computed from ``nodes``, without passing the operations in ``stop``."""
         found: set[fx.Node] = set()
         pending = [user for node in nodes for user in self._users(node)]
         while pending:
@@ -241,7 +241,7 @@ class Interference:
     def _conflict(
         self, written: set[int], other: set[int], since: fx.Node, gone: set[fx.Node]
     ) -> tuple[fx.Node, str] | None:
-        """The first write to ``written`` that must not reach the memory ``other``, and why it must not."""
+        """The first write to ``written`` that must not reach the memory ``other``, and why not."""
         position = self._flow.position
         writers = [n for n in self._nodes if facts(n)["writes"] & written and position(n) > position(since)]
         holders = [node for node in self._nodes if facts(node)["storage"] in other]
@@ -269,7 +269,7 @@ class Interference:
 
 
 def _told_apart(first: fx.Node, second: fx.Node) -> str:
-    """Two operations by name; by path where the names are the same, and as one that is called twice if it is."""
+    """Name two operations: by path if their names are equal, and as one that is called twice if it is one."""
     if first.target is second.target or first.target == second.target:
         return f"several calls of {name_of(first)}"
     names = [name_of(node) for node in (first, second)]
@@ -277,5 +277,5 @@ def _told_apart(first: fx.Node, second: fx.Node) -> str:
 
 
 def _read(node: fx.Node) -> fx.Node:
-    """What an operation reads first."""
+    """The first input of an operation."""
     return node.all_input_nodes[0]

@@ -1,4 +1,4 @@
-"""Where the channels of a map or of tokens are: ``(N, C, H, W)``, ``(N, H, W, C)`` or ``(N, L, C)``."""
+"""The channel dimension of maps and tokens: ``(N, C, H, W)``, ``(N, H, W, C)`` or ``(N, L, C)``."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from rewriter.tracing.kinds import Kind, function_name
 
 _SECOND = frozenset({Kind.CONV, Kind.AVG_POOL, Kind.MAX_POOL, Kind.INTERPOLATE})
 _LAST = frozenset({Kind.LINEAR, Kind.ATTENTION, Kind.EMBEDDING})
-"""Operations that say by themselves where channels are."""
+"""Operations that determine by themselves where channels are."""
 
 _REDUCTIONS = ("amax", "mean")
 
 
 def elements(node: fx.Node) -> int:
-    """How many elements the result of ``node`` has."""
+    """Number of elements of the result of ``node``."""
     return math.prod(facts(node)["shape"] or ())
 
 
 def channel_dimension(flow: Dataflow, node: fx.Node, model: nn.Module) -> int | None:
-    """The dimension of ``node`` that counts channels; None if nothing before it tells."""
+    """The channel dimension of ``node``; None if nothing before it determines it."""
     pending: list[tuple[fx.Node, tuple[fx.Node, ...]]] = [(node, ())]
     seen: set[fx.Node] = set()
     while pending:
@@ -42,7 +42,7 @@ def channel_dimension(flow: Dataflow, node: fx.Node, model: nn.Module) -> int | 
         sources = flow.sources(current)
         if facts(current)["kind"] is Kind.VIEW:
             pending += [(source, (current, *views)) for source in sources[:1]]
-        else:  # what acts on every element alone, or takes and joins parts
+        else:  # element-wise operations, and those that select or join parts
             same = [source for source in sources if _has_same_dimensions(source, current)]
             pending += [(source, views) for source in reversed(same)]
     return None
@@ -56,7 +56,7 @@ def _has_same_dimensions(source: fx.Node, node: fx.Node) -> bool:
 
 
 def followed(dimension: int | None, operations: Iterable[fx.Node], model: nn.Module) -> int | None:
-    """Where a dimension is after ``operations``, in the order they ran; None if it is merged with others."""
+    """The position of a dimension after ``operations``, in execution order; None if it is merged with others."""
     for node in operations:
         if facts(node)["kind"] is Kind.LINEAR:
             dimension = len(facts(node)["shape"]) - 1
@@ -83,10 +83,10 @@ def _told_by(node: fx.Node, model: nn.Module) -> int | None:
 
 
 def _viewed(view: fx.Node, dimension: int, model: nn.Module) -> int | None:
-    """Where a change of layout puts a dimension of its input: a view of a contiguous tensor keeps its stride."""
+    """The position of an input dimension after a change of layout: a view of a contiguous tensor keeps its stride."""
     empty = {node: torch.empty(facts(node)["shape"], device="meta") for node in view.all_input_nodes}
     before = empty[view.all_input_nodes[0]]
-    kept = before.shape[dimension], before.stride(dimension)  # noted before a view in place changes them
+    kept = before.shape[dimension], before.stride(dimension)  # read before an in-place view changes them
     args, kwargs = fx.map_arg((view.args, view.kwargs), empty.__getitem__)
     if view.op == "call_module":
         module = model.get_submodule(str(view.target))

@@ -1,4 +1,4 @@
-"""How plans call an operation."""
+"""The names of operations in plans."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rewriter.tracing.facts import facts
 
 
 def name_of(node: fx.Node) -> str:
-    """A module by its path below the module that calls it; a function by its name and where it is called."""
+    """Name a module by its path below its caller, and a function by its name and where it is called."""
     owner = facts(node)["owner"]
     if node.op == "call_module":
         below = str(node.target).removeprefix(f"{owner.path}.")
@@ -21,11 +21,11 @@ def name_of(node: fx.Node) -> str:
 
 
 def names_apart(nodes: Sequence[fx.Node], below: str) -> dict[fx.Node, str]:
-    """As :func:`name_of`, and told apart where several would be named alike.
+    """As :func:`name_of`, with longer names for operations that would otherwise be named alike.
 
     Args:
-        nodes: what is named, in the order that it runs in.
-        below: the path that longer names of modules begin below.
+        nodes: the operations to name, in execution order.
+        below: the path that is left out of longer module names.
     """
     names = {node: name_of(node) for node in nodes}
     for node in _alike(names):
@@ -48,5 +48,5 @@ def _alike(names: Mapping[fx.Node, str]) -> list[fx.Node]:
 
 
 def path_of(node: fx.Node) -> str:
-    """Where the user finds it: the module's path, or the module whose method calls the function."""
+    """Where the user finds an operation: the module's path, or that of the module whose method calls the function."""
     return str(node.target) if node.op == "call_module" else str(facts(node)["owner"].path)

@@ -1,7 +1,7 @@
 """Norms, however they are written: which operation applies the gamma, and which parameters it reads.
 
-A norm is a module (``nn.BatchNorm2d``), a function that is handed its parameters (``F.layer_norm(x, shape, weight)``,
-which is also what a module that is looked into calls), or arithmetic: ``weight * (x / sqrt(mean(x ** 2) + eps))``.
+A norm is a module (``nn.BatchNorm2d``), a function that is passed its parameters (``F.layer_norm(x, shape, weight)``,
+also as called inside a module), or arithmetic: ``weight * (x / sqrt(mean(x ** 2) + eps))``.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ class Norm:
 
     Attributes:
         node: the operation that applies gamma.
-        gammas: names of the parameters that scale what was normalised; none if there is no such parameter.
+        gammas: names of the parameters that scale the normalised value; empty if there is none.
         betas: names of the parameters that shift it.
-        normalised: of a norm that is written out, what it normalises.
+        normalised: for a norm written as arithmetic, what it normalises.
     """
 
     node: fx.Node
@@ -39,7 +39,7 @@ class Norm:
 
 @once
 def find_norms(flow: Dataflow, model: nn.Module) -> list[Norm]:
-    """Every application of a norm in the recording, in the order they ran."""
+    """Every application of a norm in the recording, in execution order."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
     found = []
     for node in flow.output.graph.nodes:
@@ -52,7 +52,7 @@ def find_norms(flow: Dataflow, model: nn.Module) -> list[Norm]:
 
 
 def parameter_role(name: str) -> str:
-    """What a module of torch calls the parameter ``name``: ``weight`` for ``parametrizations.weight.original0``."""
+    """The name that torch modules use for the parameter: ``weight`` for ``parametrizations.weight.original0``."""
     parts = name.split(".")
     return parts[parts.index("parametrizations") + 1] if "parametrizations" in parts else parts[-1]
 
@@ -74,7 +74,7 @@ _PLACES = {
     "group_norm": (2, 3),
     "rms_norm": (2, None),
 }
-"""Where torch's functions take gamma and beta."""
+"""The positions of gamma and beta in torch's functions."""
 
 
 def _of_function(
@@ -90,7 +90,7 @@ def _of_function(
 
 
 def _of_arithmetic(node: fx.Node, flow: Dataflow, parameters: dict[str, nn.Parameter]) -> tuple[str, ...]:
-    """The parameters that ``node`` multiplies what was normalised by; none if it does something else."""
+    """The parameters by which ``node`` multiplies a normalised value; empty if it does something else."""
     sources = flow.sources(node)
     if len(sources) != 1 or _normalised(sources[0], flow) is None:
         return ()
@@ -108,7 +108,7 @@ _ROOTS = frozenset({"sqrt", "rsqrt", "std", "norm", "vector_norm", "linalg_vecto
 
 
 def _normalised(node: fx.Node, flow: Dataflow) -> fx.Node | None:
-    """The ``x`` that ``node`` divides by a root of a statistic of ``x``; None if it does something else."""
+    """The ``x`` that ``node`` divides by the root of a statistic of ``x``; None if it does something else."""
     while len(flow.sources(node)) == 1 and (facts(node)["kind"] in PASS_THROUGH or _is_scaled_by_a_number(node)):
         node = flow.sources(node)[0]
     if node.op != "call_function":
@@ -134,7 +134,7 @@ def _is_scaled_by_a_number(node: fx.Node) -> bool:
 
 
 def _read(normalised: fx.Node | None, flow: Dataflow) -> fx.Node | None:
-    """What a norm that is written out reads: of ``x - mean(x)`` the ``x``."""
+    """The input of a norm written as arithmetic: ``x`` in ``x - mean(x)``."""
     if normalised is None or function_name(normalised.target) not in ("sub", "isub"):  # type: ignore[arg-type]
         return normalised
     fork = flow.fork(normalised)
@@ -142,9 +142,9 @@ def _read(normalised: fx.Node | None, flow: Dataflow) -> fx.Node | None:
 
 
 def _degree(end: fx.Node, origin: fx.Node, flow: Dataflow) -> float | None:
-    """With which power of the scale of ``origin`` that of ``end`` grows; None if it is not known to be a power.
+    """The exponent with which ``end`` scales with ``origin``; None if it is not known to be a power.
 
-    It is 0 for what is normalised, but 1 for ``x * (norm(x) / mean(norm(x)))``, a response of ``x``.
+    It is 0 for a normalised value, but 1 for ``x * (norm(x) / mean(norm(x)))``, a response of ``x``.
     """
     degrees: dict[fx.Node, Any] = {origin: 1.0}
     for node in flow.in_order(flow.region(origin, end)):
@@ -154,7 +154,7 @@ def _degree(end: fx.Node, origin: fx.Node, flow: Dataflow) -> float | None:
 
 
 def _degree_of_operation(node: fx.Node, degrees: Mapping[fx.Node, Any]) -> Any:
-    """The degree of what ``node`` returns, a tuple if that is one; terms and bounds that hold no data do not count."""
+    """The degree of the result of ``node``, a tuple if that is one; constant terms and bounds are ignored."""
     name = function_name(node.target) if node.op == "call_function" else ""  # type: ignore[arg-type]
     given = [degrees.get(operand) if isinstance(operand, fx.Node) else None for operand in node.args]
     read = [degrees[operand] for operand in node.all_input_nodes if operand in degrees]

@@ -1,7 +1,7 @@
-"""What each parameter is to the model: a weight that multiplies features, or something else.
+"""The role of each parameter in the model: a weight that multiplies features, or something else.
 
-Decided by the operations that read it, never by its name: a ``pos_embed`` is what is added to features, a class token
-what is concatenated with them. Where uses differ (an embedding that is also the weight of the output layer) it counts
+The operations that read it decide, never its name: a ``pos_embed`` is something added to features, a class token
+something concatenated with them. If uses differ (an embedding that is also the weight of the output layer), it counts
 as a weight only if every operation that reads it uses it as one.
 """
 
@@ -23,7 +23,7 @@ from rewriter.tracing.trace import Trace
 
 
 class ParameterRole(enum.StrEnum):
-    """The roles; of several the first one holds."""
+    """The roles, in order of precedence."""
 
     GAMMA = "gamma of a norm"
     BETA = "beta of a norm"
@@ -50,7 +50,7 @@ def find_roles(trace: Trace) -> dict[str, ParameterRole]:
 
 
 def find_unknown_readers(trace: Trace) -> dict[str, str]:
-    """Of parameters of two axes or more, the operation that reads them and is not known: they may be weights."""
+    """For parameters of two or more axes, an unknown operation that reads them: they may be weights."""
     names = canonical_names(trace.model)
     sizes = {name: parameter.dim() for name, parameter in trace.model.named_parameters()}
     return {
@@ -63,7 +63,7 @@ def find_unknown_readers(trace: Trace) -> dict[str, str]:
 
 @once
 def _uses(flow: Dataflow, model: nn.Module) -> list[tuple[str, ParameterRole, fx.Node]]:
-    """Parameters by name with the role that each has in an operation, and that operation."""
+    """Parameter names, with the role that each has in an operation, and that operation."""
     return list(_each_use(flow, model))
 
 
@@ -85,7 +85,7 @@ def _each_use(flow: Dataflow, model: nn.Module) -> Iterator[tuple[str, Parameter
 
 
 def _by_module(model: nn.Module) -> Iterator[tuple[str, ParameterRole]]:
-    """What the module that holds it says, for parameters that no operation was seen to read."""
+    """Roles according to the holding module, for parameters that no recorded operation reads."""
     for path, module in model.named_modules():
         kind = module_kind(module)
         if kind is not None:
@@ -111,7 +111,7 @@ def _of_leaf(path: str, module: nn.Module, kind: Kind) -> Iterator[tuple[str, Pa
 
 
 def _readers(constant: fx.Node, flow: Dataflow) -> Iterator[tuple[ParameterRole, fx.Node]]:
-    """Each operation that reads ``constant``, through operations that hold no data, and its role there."""
+    """Each operation that reads ``constant``, also through operations on constants, and its role there."""
     pending: list[fx.Node] = [constant]
     seen: set[fx.Node] = set()
     while pending:
@@ -128,7 +128,7 @@ def _readers(constant: fx.Node, flow: Dataflow) -> Iterator[tuple[ParameterRole,
 
 
 def _role_in(reader: fx.Node, operand: fx.Node, flow: Dataflow) -> ParameterRole | None:
-    """What ``operand`` is to ``reader``; None if it is only transformed, and what comes of it tells."""
+    """The role of ``operand`` in ``reader``; None if it is only transformed, so that the result's role decides."""
     kind = facts(reader)["kind"]
     if reader.op == "output" or reader.op == "call_module":
         return ParameterRole.TOKEN
@@ -141,7 +141,7 @@ def _role_in(reader: fx.Node, operand: fx.Node, flow: Dataflow) -> ParameterRole
         return ParameterRole.ADDED
     if kind is Kind.RECURRENT:
         if operand in _nodes(reader.args[:2]):
-            return ParameterRole.TOKEN  # the first hidden state
+            return ParameterRole.TOKEN  # the initial hidden state
         return ParameterRole.WEIGHT if len(facts(operand)["shape"] or ()) > 1 else ParameterRole.ADDED
     if kind in (Kind.CONV, Kind.LINEAR, Kind.ATTENTION) and name != "addmm":
         weight = _WEIGHT.get(name, 1)
@@ -156,12 +156,12 @@ def _role_in(reader: fx.Node, operand: fx.Node, flow: Dataflow) -> ParameterRole
     if reader not in flow:
         return None
     if kind is Kind.SELECT and any(index in flow for index in _nodes(reader.args[1:])):
-        return ParameterRole.EMBEDDING  # rows picked by what the input says
+        return ParameterRole.EMBEDDING  # rows selected by the input
     return _BY_KIND.get(kind) or _BY_NAME.get(name, ParameterRole.OTHER)
 
 
 _WEIGHT = {"bilinear": 2}
-"""Where torch's functions take their weight, if not second; their bias comes after it."""
+"""The position of the weight in torch's functions, if not second; the bias follows it."""
 
 _BY_KIND = {
     Kind.LINEAR: ParameterRole.WEIGHT,

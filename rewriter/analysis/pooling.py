@@ -1,4 +1,4 @@
-"""Average poolings of a model: what each averages, and what it is there for."""
+"""The average poolings of a model: what each one averages, and what it is for."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from rewriter.tracing.kinds import Kind
 
 
 class PoolingRole(enum.Enum):
-    """What an average pooling is there for.
+    """What an average pooling is for.
 
-    HEAD: everything on the way to an output passes through it. PYRAMID: its output is upsampled again and fused.
-    SQUEEZE: its output becomes weights by which a feature map is multiplied. SHORTCUT: it lies on the shortcut of a
-    residual block. ANTI_ALIASING: it makes the stride of the convolution or max pooling before it. INSIDE_BRANCH: it
-    lies inside a residual branch, otherwise than that (token mixers, pooled attention). LOCAL: it down-samples what
-    everything on the way to an output passes through (transitions). OTHER: none of these.
+    HEAD: it is on every path to an output. PYRAMID: its output is upsampled again and fused. SQUEEZE: its output
+    becomes weights by which a feature map is multiplied. SHORTCUT: it is on the shortcut of a residual block.
+    ANTI_ALIASING: it provides the stride of the convolution or max pooling before it. INSIDE_BRANCH: it is inside a
+    residual branch for another purpose (token mixers, pooled attention). LOCAL: it down-samples the main path to an
+    output (transitions). OTHER: none of these.
     """
 
     HEAD = "head"
@@ -44,10 +44,10 @@ class Pooling:
     """One average pooling.
 
     Attributes:
-        node: the operation; ``source`` what it pools.
-        role: what it is there for.
-        elements: how many elements one output averages; of bins that differ in size, the fewest.
-        side_by_side: whether its windows share no element and all are full.
+        node: the operation; ``source`` is its input.
+        role: what it is for.
+        elements: number of elements that one output averages; the fewest, if bins differ in size.
+        side_by_side: whether its windows do not overlap and are all full.
         in_steps: whether it averages over one dimension after the other; ``node`` is the first step.
     """
 
@@ -61,7 +61,7 @@ class Pooling:
 
 @once
 def find_poolings(flow: Dataflow, model: nn.Module) -> list[Pooling]:
-    """Every average pooling over positions or tokens, in the order they ran; means over channels are none."""
+    """Every average pooling over positions or tokens, in execution order; means over channels do not count."""
     roles, statistics = _Roles(flow, model), _statistics(flow, model)
     found = []
     for node in flow.nodes(Kind.AVG_POOL, Kind.MEAN):
@@ -73,18 +73,18 @@ def find_poolings(flow: Dataflow, model: nn.Module) -> list[Pooling]:
 
 
 def _statistics(flow: Dataflow, model: nn.Module) -> set[fx.Node]:
-    """What norms that are written out compute of what they normalise."""
+    """The statistics computed by norms that are written as arithmetic."""
     written_out = [(norm.normalised, norm.node) for norm in find_norms(flow, model) if norm.normalised is not None]
     return set[fx.Node]().union(*(flow.region(start, end) for start, end in written_out))
 
 
 def _may_be_statistics(pooling: Pooling) -> bool:
-    """Of three dimensions the reduced one may count channels: the mean of a normalisation written by hand."""
+    """Whether the reduced one of three dimensions may be channels: the mean of a hand-written normalisation."""
     return facts(pooling.node)["kind"] is Kind.MEAN and len(facts(pooling.source)["shape"]) == 3
 
 
 def _window(node: fx.Node, flow: Dataflow, model: nn.Module) -> tuple[int, bool] | None:
-    """Elements of a window, and whether windows lie side by side; None if it is no pooling over positions."""
+    """The number of elements of a window, and whether windows are adjacent; None if it does not pool positions."""
     sources = flow.sources(node)
     if len(sources) != 1 or facts(sources[0])["shape"] is None or facts(node)["shape"] is None:
         return None
@@ -105,17 +105,17 @@ def _window(node: fx.Node, flow: Dataflow, model: nn.Module) -> tuple[int, bool]
 
 
 def _smallest_bin(size: int, bins: int) -> int:
-    """Elements of the smallest of torch's adaptive bins, which overlap where ``bins`` does not divide ``size``."""
+    """The size of torch's smallest adaptive bin; bins overlap if ``bins`` does not divide ``size``."""
     return min(-(-(bin + 1) * size // bins) - bin * size // bins for bin in range(bins))
 
 
 class _Roles:
-    """Decides about roles; what holds for all poolings of a recording is found once."""
+    """Determines roles; what applies to all poolings of a recording is computed once."""
 
     def __init__(self, flow: Dataflow, model: nn.Module) -> None:
         self._flow, self._model = flow, model
         self._heads = {head.pool for head in find_heads(flow, model)}
-        self._path: dict[fx.Node, PoolingRole] = {}  # of the innermost residual block around a node
+        self._path: dict[fx.Node, PoolingRole] = {}  # role according to the innermost residual block around a node
         regions = []
         for branch in find_branches(flow, model):
             if branch.form == "residual":
@@ -140,9 +140,9 @@ class _Roles:
         return self._path.get(node, PoolingRole.LOCAL if self._flow.leads_to_output(node) else PoolingRole.OTHER)
 
     def _use(self, node: fx.Node) -> PoolingRole | None:
-        """Follow what is made of the pooling alone up to where it meets a larger map: the role it plays there.
+        """Follow what is computed from the pooling alone to where it meets a larger map: the role it has there.
 
-        Added to every position, or concatenated to it, it is context like a level of a pyramid that is upsampled.
+        If it is added to every position, or concatenated, it is context, like an upsampled level of a pyramid.
         """
         flow, made, weights, upsampled = self._flow, {node}, 0, False
         positions = _positions(node)
@@ -165,7 +165,7 @@ class _Roles:
         return None
 
     def _makes_a_stride(self, node: fx.Node) -> bool:
-        """Whether the pooling down-samples what a max pooling, or inside a branch a convolution, left at full size."""
+        """Whether the pooling down-samples what a max pooling, or in a branch a convolution, left at full size."""
         before = self._flow.sources(node)[0]
         if _positions(before) <= _positions(node) or self._flow.users(before) != [node]:
             return False
@@ -179,14 +179,14 @@ class _Roles:
 
 
 _BETWEEN = frozenset({Kind.NORM, Kind.ACTIVATION, Kind.DROPOUT, Kind.IDENTITY})
-"""What lies between a convolution and the pooling that makes its stride."""
+"""What may lie between a convolution and the pooling that provides its stride."""
 
 _MOST_WEIGHTS = 4
-"""Weights between a pooling and where it is used as a pyramid level or gate; more are a network of their own."""
+"""The most weights between a pooling and its use as a pyramid level or gate; more form a network of their own."""
 
 
 def _positions(node: fx.Node) -> int:
-    """Positions of a map ``(N, C, …)``; 1 for a vector."""
+    """Number of positions of a map ``(N, C, …)``; 1 for a vector."""
     shape = facts(node)["shape"] or ()
     return math.prod(shape[2:]) if len(shape) > 2 else 1
 

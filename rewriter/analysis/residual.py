@@ -27,13 +27,13 @@ from rewriter.tracing.kinds import Kind
 
 @dataclass(frozen=True)
 class WalkBack:
-    """The ways back from the end of a branch to its last weights.
+    """The paths back from the end of a branch to its last weights.
 
     Attributes:
         weight: the last operation with a weight; None if there are several, or a path without one.
-        passed: what lies after the last weights, from the join backwards.
-        stopped_at: ``weight``, or else where paths merge.
-        norms: the last norms, if on every path one comes after the last weight; from the join backwards.
+        passed: what lies after the last weights, going back from the join.
+        stopped_at: ``weight``, or else the point where paths merge.
+        norms: the last norms, if every path has one after the last weight; going back from the join.
     """
 
     weight: fx.Node | None
@@ -47,10 +47,10 @@ class Branch:
     """The branch of a residual block or dense layer.
 
     Attributes:
-        flow, model: the dataflow of a recording, and the model that was recorded.
+        flow, model: the dataflow of a recording, and the recorded model.
         form: ``"residual"`` (joined by a sum), ``"dense"`` (joined by a concatenation), or ``"skip"``: a shortcut with
-            weights around whole blocks, the first of which carries the fork on.
-        fork: where branch and shortcut begin; ``join`` where they meet.
+            weights around whole blocks, the first of which passes the fork on.
+        fork: where branch and shortcut begin; ``join`` is where they meet.
         operand: the last operation of the branch.
         shortcut: the last operation of the shortcut.
     """
@@ -65,7 +65,7 @@ class Branch:
 
     @cached_property
     def nodes(self) -> set[fx.Node]:
-        """Operations on the branch."""
+        """The operations on the branch."""
         return self.flow.region(self.fork, self.operand)
 
     @cached_property
@@ -75,19 +75,19 @@ class Branch:
 
     @property
     def has_projection(self) -> bool:
-        """Whether the shortcut has a weight; then two heads that are summed look the same."""
+        """Whether the shortcut has a weight; the sum of two heads then looks the same."""
         nodes = self.flow.region(self.fork, self.shortcut) if self.shortcut is not self.fork else set()
         return any(has_weight(node, self.flow) for node in nodes)
 
     @property
     def readers(self) -> list[fx.Node]:
-        """What reads the operands at the join."""
+        """The operations that read the operands at the join."""
         flow, join = self.flow, self.join
         return [user for user in flow.users(self.operand) if user is join or join in flow.users(user)]
 
     @property
     def norms_before_last_weight(self) -> list[fx.Node]:
-        """Without those of queries, keys and gates as such, which no weight of the branch follows."""
+        """Without those that only feed queries, keys and gates, which are followed by no weight of the branch."""
         flow, before = self.flow, self.nodes - set(self.end.passed)
         weighs = before - carried(flow, self.operand, self.nodes, self.model)
         found = [norm.node for norm in find_norms(flow, self.model) if norm.node in before]
@@ -99,21 +99,21 @@ class Branch:
 
 
 def find_branches(flow: Dataflow, model: nn.Module) -> list[Branch]:
-    """Every residual branch and dense layer, in the order their joins ran.
+    """Every residual branch and dense layer, in execution order of their joins.
 
-    Data may enter a branch from the side (a mask, a timestep, a memory), so that its end depends on more than the fork:
-    the fork is where the shortcut leaves what the branch depends on. Where neither operand of a sum has a weight, a
-    norm makes the branch (``x + pool(norm(x))``).
+    Other data may enter a branch (a mask, a timestep, a memory), so that its end depends on more than the fork: the
+    fork is where the shortcut leaves the branch's dependencies. If neither operand of a sum has a weight, the one with
+    a norm is the branch (``x + pool(norm(x))``).
 
     Args:
         flow: the dataflow of a recording.
-        model: the model that was recorded.
+        model: the recorded model.
     """
     return [branch for branch in _find(flow, model) if branch.form != "skip"]
 
 
 def find_long_skips(flow: Dataflow, model: nn.Module) -> list[Branch]:
-    """Shortcuts with weights around whole residual blocks; what lies in their branches belongs to the blocks there."""
+    """Shortcuts with weights around whole residual blocks; the contents of their branches belong to those blocks."""
     return [branch for branch in _find(flow, model) if branch.form == "skip"]
 
 
@@ -133,18 +133,18 @@ def _find(flow: Dataflow, model: nn.Module) -> list[Branch]:
 
 
 def _without_single_layers(branches: list[Branch]) -> list[Branch]:
-    """Without dense layers that no other one follows or precedes: a concatenation like any other (Ghost, context)."""
+    """Drop dense layers without a neighbouring one: these are ordinary concatenations (Ghost, context)."""
     layers = [branch for branch in branches if branch.form == "dense"]
     joins, forks = {layer.join for layer in layers}, {layer.fork for layer in layers}
     return [b for b in branches if b.form != "dense" or b.fork in joins or b.join in forks]
 
 
 def _walk_back(branch: Branch) -> WalkBack:
-    """From the end of a branch back to its last weights.
+    """Walk from the end of a branch back to its last weights.
 
-    Norms that are written out are passed as one step. Gates are seen through: of ``x * gate(x)`` the walk follows
-    ``x``. Stochastic depth and layer scale multiply by something that holds no data, so they have one input. What
-    enters from the side is not followed.
+    Norms written as arithmetic are passed as one step. At a gate, ``x * gate(x)``, the walk follows ``x``. Stochastic
+    depth and layer scale multiply by something that does not depend on the input, so they have a single input. Data
+    that enters from elsewhere is not followed.
     """
     flow, model, fork = branch.flow, branch.model, branch.fork
     norms = {norm.node: norm for norm in find_norms(flow, model)}
@@ -152,7 +152,7 @@ def _walk_back(branch: Branch) -> WalkBack:
     merge: fx.Node | None = None
     weights: set[fx.Node] = set()
     bare = False
-    pending = {branch.operand: True}  # whether some path from there to the join has no norm
+    pending = {branch.operand: True}  # whether some path from here to the join has no norm
     while pending:
         node = max(pending, key=flow.position)
         no_norm = pending.pop(node)
@@ -197,7 +197,7 @@ def _residual(flow: Dataflow, model: nn.Module, join: fx.Node, streams: dict[fx.
 
 
 def _leaves(flow: Dataflow, shortcut: fx.Node, operand: fx.Node) -> fx.Node | None:
-    """Where ``shortcut``, which follows one input after the other from there, leaves what ``operand`` depends on."""
+    """The point at which ``shortcut``, followed back along single inputs, leaves the dependencies of ``operand``."""
     node = shortcut
     while not flow.is_ancestor(node, operand):
         sources = flow.sources(node)
@@ -243,14 +243,14 @@ def _block(
 
 
 def _only_gates(flow: Dataflow, fork: fx.Node, operand: fx.Node, model: nn.Module) -> bool:
-    """Whether what comes from ``fork`` weighs something else in ``operand``, and is not handed on itself."""
+    """Whether what comes from ``fork`` only weighs something else in ``operand``, and is not carried on itself."""
     region = flow.region(fork, operand)
     products = (gated(flow, node, model) for node in carried(flow, operand, region, model))
     return any(weighed is not None and weighed is not fork and weighed not in region for weighed in products)
 
 
 def _is_read_once(flow: Dataflow, fork: fx.Node, end: fx.Node, join: fx.Node) -> bool:
-    """Whether what weights make from ``fork`` to ``end`` is there for ``join``; sums and other parts may read it."""
+    """Whether what weights compute from ``fork`` to ``end`` is meant for ``join``; sums and other parts may read it."""
     way = flow.region(fork, end)
     made: set[fx.Node] = set()
     for node in flow.in_order(way):
@@ -261,18 +261,18 @@ def _is_read_once(flow: Dataflow, fork: fx.Node, end: fx.Node, join: fx.Node) ->
 
 
 def _may_have_activations(flow: Dataflow, fork: fx.Node, end: fx.Node, model: nn.Module) -> bool:
-    """Whether a way with weights and activations may be a shortcut: of features, and not up from a lower level."""
+    """Whether a path with weights and activations may be a shortcut: of features, and not up from a lower level."""
     return fork in find_features(flow) and not any(enlarges(node, flow, model) for node in flow.region(fork, end))
 
 
 def _is_passed_by(flow: Dataflow, fork: fx.Node, sources: list[fx.Node], join: fx.Node) -> bool:
-    """Whether what is summed, or its fork, is read otherwise too: the stream goes on beside the sum."""
+    """Whether an operand of the sum, or its fork, is also read elsewhere, so that the main path bypasses the sum."""
     inside = {fork, join}.union(*(flow.region(fork, source) for source in sources if source is not fork))
     return any(user not in inside for source in {fork, *sources} for user in flow.users(source))
 
 
 def _become_weights(flow: Dataflow, join: fx.Node) -> bool:
-    """Whether a sum is read by a softmax alone: attention scores, to which those of positions are added."""
+    """Whether a sum is read by a softmax only: attention scores with a positional bias."""
     node = join
     while facts(node)["kind"] in (*PASS_THROUGH, Kind.ADD, Kind.MULTIPLY) and len(flow.users(node)) == 1:
         (node,) = flow.users(node)
@@ -284,7 +284,7 @@ def _holds_norm(nodes: set[fx.Node]) -> bool:
 
 
 def _dense_layers(flow: Dataflow, model: nn.Module, join: fx.Node) -> list[Branch]:
-    """One for each new part of a concatenation that appends to what it has what it computed from all of that."""
+    """One for each new part of a concatenation that appends to its parts something computed from all of them."""
     sources = flow.sources(join)
     for fork, kept in _kept_parts(flow, sources):
         new = [source for source in sources if source not in kept]
@@ -299,7 +299,7 @@ def _dense_layers(flow: Dataflow, model: nn.Module, join: fx.Node) -> list[Branc
 
 
 def _kept_parts(flow: Dataflow, sources: list[fx.Node]) -> Iterator[tuple[fx.Node, list[fx.Node]]]:
-    """What a concatenation may append to: all parts of an earlier concatenation, or one of its parts."""
+    """What a concatenation may append to: all parts of an earlier concatenation, or one of its own parts."""
     for source in reversed(sources):
         node: fx.Node | None = source
         while node is not None:

@@ -1,4 +1,4 @@
-"""Where a map gets larger or smaller."""
+"""Where a map becomes larger or smaller."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from rewriter.tracing.kinds import Kind, function_name
 
 
 def spans_levels(flow: Dataflow, start: fx.Node, end: fx.Node, model: nn.Module) -> bool:
-    """Whether the way from ``start`` to ``end`` leaves for a lower level and comes back, as a decoder's does.
+    """Whether the path from ``start`` to ``end`` goes to a lower level and back, as in a decoder.
 
-    A level has an activation; without one it is a cheaper way to compute one linear step (attention of fewer tokens).
-    What is resized within a gate or for attention weights is on no such way.
+    A level has an activation; without one it is a cheaper way to compute one linear step (attention over fewer tokens).
+    Resizing inside a gate or for attention weights does not count.
     """
     for up in (node for node in _way(flow, start, end, model) if enlarges(node, flow, model)):
         below = _way(flow, start, up, model) - {up}
@@ -29,12 +29,12 @@ def spans_levels(flow: Dataflow, start: fx.Node, end: fx.Node, model: nn.Module)
 
 
 def _way(flow: Dataflow, start: fx.Node, end: fx.Node, model: nn.Module) -> set[fx.Node]:
-    """What lies on the way, but for what only makes gates and attention weights; nothing if it is no way."""
+    """The nodes on the path, except those that only form gates and attention weights; empty if there is no path."""
     return carried(flow, end, flow.region(start, end), model) if start is not end else set()
 
 
 def enlarges(node: fx.Node, flow: Dataflow, model: nn.Module) -> bool:
-    """Whether ``node`` gives a map more positions: interpolation, transposed convolution, pixel shuffle, unpooling."""
+    """Whether ``node`` adds positions to a map: interpolation, transposed convolution, pixel shuffle, unpooling."""
     return _resizes(node, model) and _growth(node, flow) > 1
 
 
@@ -52,7 +52,7 @@ def _resizes(node: fx.Node, model: nn.Module) -> bool:
 
 
 def _growth(node: fx.Node, flow: Dataflow) -> float:
-    """How many times as many positions a map ``(N, C, …)`` has after ``node``; 1 where that is not known."""
+    """The factor by which ``node`` changes the number of positions of a map ``(N, C, …)``; 1 if unknown."""
     sources = flow.sources(node)
     shapes = [facts(sources[0])["shape"] if sources else (), facts(node)["shape"]]
     if any(shape is None or len(shape) < 3 for shape in shapes) or len(shapes[0]) != len(shapes[1]):
@@ -67,4 +67,4 @@ _RESIZING = frozenset(f"{name}{dims}d" for name in ("conv_transpose", "max_unpoo
 }
 _SHRINKING = frozenset({Kind.CONV, Kind.AVG_POOL, Kind.MAX_POOL, Kind.MEAN})
 _FEWER = 0.6
-"""Without padding a convolution leaves somewhat fewer positions; with a stride of two along one axis, half of them."""
+"""A convolution without padding leaves slightly fewer positions; a stride of two along one axis leaves half."""

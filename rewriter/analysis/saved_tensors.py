@@ -1,4 +1,4 @@
-"""What autograd keeps of a tensor: an operation whose gradient needs its result or an input forbids writes to it."""
+"""What autograd saves: an operation whose gradient needs its result or an input forbids in-place writes to it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _ACTIVATIONS_OF_THE_INPUT = frozenset(
         "elu",
     }
 )
-"""Activations whose gradient is computed from the input; that of others (relu, sigmoid, tanh) from the result."""
+"""Activations whose gradient is computed from the input; for others (relu, sigmoid, tanh) it is from the result."""
 
 _INPUTS_NOT_NEEDED = frozenset(
     {
@@ -39,11 +39,11 @@ _INPUTS_NOT_NEEDED = frozenset(
 )  # fmt: skip
 
 _NEVER_WRITTEN = frozenset({"expand", "expand_as", "chunk", "split", "split_with_sizes", "tensor_split", "unbind"})
-"""Autograd refuses writes to several views made at once; memory that is repeated cannot be written to at all."""
+"""Autograd refuses writes to several views made at once, and expanded memory cannot be written to at all."""
 
 
 def forbids_writes(node: fx.Node, model: nn.Module) -> bool:
-    """Whether the gradient of ``node``, or the kind of view it is, forbids writes to what it gave."""
+    """Whether the gradient of ``node``, or the kind of view it is, forbids in-place writes to its result."""
     name, kind = _name(node, model), facts(node)["kind"]
     if name in _NEVER_WRITTEN:
         return True
@@ -55,12 +55,12 @@ def forbids_writes(node: fx.Node, model: nn.Module) -> bool:
 
 
 def keeps_its_inputs(node: fx.Node) -> bool:
-    """Whether the gradient of ``node`` may need what it reads."""
+    """Whether the gradient of ``node`` may need its inputs."""
     return facts(node)["kind"] not in _INPUTS_NOT_NEEDED
 
 
 def _name(node: fx.Node, model: nn.Module) -> str:
-    """The function, or the class of the module, in lower case."""
+    """The name of the function, or of the module's class, in lower case."""
     if node.op == "call_module":
         return type(model.get_submodule(str(node.target))).__name__.lower()
     return function_name(node.target).lower() if callable(node.target) else ""

@@ -12,7 +12,7 @@ from rewriter.tracing.kinds import Kind, function_name
 
 
 def addends(flow: Dataflow, node: fx.Node) -> list[fx.Node]:
-    """What ``node`` sums up; nothing if it is no sum. Constants are not among them."""
+    """The operands that ``node`` sums up, without constants; empty if it is not a sum."""
     if facts(node)["kind"] is Kind.ADD:
         return flow.sources(node)
     if (stack := summed_stack(flow, node)) is not None:
@@ -27,7 +27,7 @@ def addends(flow: Dataflow, node: fx.Node) -> list[fx.Node]:
 
 
 def summed_stack(flow: Dataflow, total: fx.Node) -> fx.Node | None:
-    """What ``total`` sums over: the stack in ``torch.stack(maps).sum(0)``; None if it is no such sum."""
+    """What ``total`` sums over: the stack in ``torch.stack(maps).sum(0)``; None if it is not such a sum."""
     if total.op != "call_function" or function_name(total.target) not in ("sum", "mean"):  # type: ignore[arg-type]
         return None
     sources = flow.sources(total)
@@ -39,7 +39,7 @@ def summed_stack(flow: Dataflow, total: fx.Node) -> fx.Node | None:
 
 
 def _ends_in_a_loss(flow: Dataflow, node: fx.Node) -> bool:
-    """Whether what becomes of a difference is reduced, and no weight reads it: the distance to a target."""
+    """Whether a difference is only reduced, and read by no weight: the distance to a target."""
     behind = flow.reachable(node)
     reduced = any(elements(user) < elements(node) for user in behind)
     return reduced and not any(has_weight(user, flow) for user in behind)

@@ -1,4 +1,4 @@
-"""Does a model carry trained weights, or the ones it was created with?"""
+"""Whether a model carries trained weights, or those that it was created with."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from rewriter.tracing.kinds import is_norm
 def carries_trained_weights(model: nn.Module) -> bool:
     """Whether norm statistics or affine parameters have left their initial values.
 
-    A model without any norm counts as trained: nothing in it tells. Tensors without values (meta) count as fresh.
-    Layers that are created with other values (a zero-initialised last gamma) are fresh as long as each tensor is
-    constant: training makes the entries of a tensor differ. Where a norm has running statistics these alone tell:
-    transformers draws the gammas of some batch norms at random.
+    A model without norms counts as trained, since there is no evidence. Tensors without values (meta) count as fresh.
+    Layers with other initial values (a zero-initialised last gamma) are fresh as long as each tensor is constant:
+    training makes its entries differ. If a norm has running statistics, only these count: transformers initialises the
+    gammas of some batch norms at random.
     """
     return not is_told(model) or any(is_trained(module) for module in model.modules() if is_norm(module))
 
 
 def is_told(model: nn.Module) -> bool:
-    """Whether anything in ``model`` tells: it has a norm with statistics or affine parameters."""
+    """Whether ``model`` has any evidence: a norm with statistics or affine parameters."""
     return any(_telling(module) for module in model.modules() if is_norm(module))
 
 

@@ -1,4 +1,4 @@
-"""The two ways from a fork to a sum, and which of them is the shortcut."""
+"""The two paths from a fork to a sum, and which of them is the shortcut."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from rewriter.tracing.kinds import Kind
 
 @dataclass(frozen=True)
 class Way:
-    """What lies between the fork and an operand of a sum.
+    """The path between the fork and an operand of a sum.
 
     Attributes:
-        weights: how many weights in series; what only mixes positions (the values of an attention) counts as one.
-        linear: whether it holds no activation, and nothing that mixes.
-        mixes: whether it mixes positions by weights that are made of features.
+        weights: number of weights in series; something that only mixes positions (attention values) counts as one.
+        linear: whether it has no activation and does not mix.
+        mixes: whether it mixes positions by weights computed from features.
     """
 
     weights: int
@@ -27,10 +27,10 @@ class Way:
     mixes: bool = False
 
     def is_shortcut_of(self, other: Way) -> bool:
-        """Whether this is the shortcut, if the other is the other operand.
+        """Whether this path is the shortcut, if ``other`` is that of the other operand.
 
-        The identity is one, and what is linear beside what is not; of two that are not, that of half as many layers,
-        unless it is an attention. Two linear ways are one linear layer in parallel kernels (RepVGG), and no block.
+        The identity is, and a linear path beside a nonlinear one; of two nonlinear paths, one with half as many layers
+        is, unless it is an attention. Two linear paths are one linear layer in parallel kernels (RepVGG), not a block.
         """
         if not self.weights or not other.weights:
             return self.weights < other.weights
@@ -43,13 +43,13 @@ _IDENTITY = Way(0, linear=True)
 
 
 def way_between(flow: Dataflow, fork: fx.Node, operand: fx.Node, streams: dict[fx.Node, fx.Node]) -> Way:
-    """The way from ``fork`` to ``operand``; ``streams`` are the sums before it that carry on what their fork held."""
+    """The path from ``fork`` to ``operand``; ``streams`` are the earlier sums that carry their fork's value on."""
     source: fx.Node | None = operand
     while source is not None and source is not fork:  # a sum over the same fork carries the shortcut: x + f(x) + g(x)
         if streams.get(source) is fork:
             return _IDENTITY
         passed = flow.sources(source) if facts(source)["kind"] in PASS_THROUGH else []
-        source = next(iter(passed), None)  # none of memory that was filled after it was made
+        source = next(iter(passed), None)  # empty for memory that was filled after its creation
     nodes = flow.region(fork, operand) if operand is not fork else set()
     in_series: dict[fx.Node, int] = {}
     for node in flow.in_order(nodes):
@@ -64,11 +64,11 @@ def way_between(flow: Dataflow, fork: fx.Node, operand: fx.Node, streams: dict[f
 
 
 def _multiplies(node: fx.Node, flow: Dataflow) -> bool:
-    """Whether a product of matrices is one with a weight."""
+    """Whether a matrix product counts as one with a weight."""
     return facts(node)["kind"] is Kind.MATMUL and has_weight(node, flow)
 
 
 _MIXING = frozenset({Kind.SOFTMAX, Kind.MATMUL, Kind.ATTENTION})
-"""What mixes positions by weights that are made of features."""
+"""Operations that mix positions by weights computed from features."""
 
 _NOT_LINEAR = _MIXING | {Kind.ACTIVATION, Kind.RECURRENT}

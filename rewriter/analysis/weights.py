@@ -1,4 +1,4 @@
-"""Operations that multiply data by a weight, and those that hand values on as they are."""
+"""Operations that multiply data by a weight, and those that pass values on unchanged."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rewriter.tracing.facts import facts
 from rewriter.tracing.kinds import Kind
 
 PASS_THROUGH = frozenset({Kind.VIEW, Kind.IDENTITY, Kind.SELECT})
-"""Operations that hand values on as they are."""
+"""Operations that pass values on unchanged."""
 
 
 def has_weight(node: fx.Node, flow: Dataflow) -> bool:
@@ -26,7 +26,7 @@ def has_weight(node: fx.Node, flow: Dataflow) -> bool:
 
 @once
 def find_features(flow: Dataflow) -> set[fx.Node]:
-    """What depends on a weight: not the image, however it was scaled or pooled."""
+    """What depends on a weight: not the image, even if it is scaled or pooled."""
     found: set[fx.Node] = set()
     for node in flow.nodes():
         if has_weight(node, flow) or not found.isdisjoint(flow.sources(node)):
@@ -35,7 +35,7 @@ def find_features(flow: Dataflow) -> set[fx.Node]:
 
 
 def constants_behind(node: fx.Node, flow: Dataflow) -> Iterator[fx.Node]:
-    """The parameters, buffers and other stored tensors that ``node`` is computed from; none if it depends on data."""
+    """The parameters, buffers and other stored tensors that ``node`` is computed from; none if it depends on input."""
     pending, seen = [node], set()
     while pending:
         current = pending.pop()
@@ -48,7 +48,7 @@ def constants_behind(node: fx.Node, flow: Dataflow) -> Iterator[fx.Node]:
 
 
 def is_pointwise(node: fx.Node, model: nn.Module) -> bool:
-    """Whether a weight acts on each position alone: a linear layer, or a convolution with a kernel of 1."""
+    """Whether a weight acts position-wise: a linear layer, or a convolution with kernel size 1."""
     if facts(node)["kind"] in (Kind.ATTENTION, Kind.RECURRENT):
         return False
     if node.op == "call_module":

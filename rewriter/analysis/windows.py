@@ -1,4 +1,4 @@
-"""The windows of an average pooling: how large they are, and whether one covers the whole map."""
+"""The windows of an average pooling: their size, and whether one covers the whole map."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def pooling_arguments(node: fx.Node, model: nn.Module) -> dict[str, Any]:
 
 
 def spatial_dims_of(node: fx.Node, model: nn.Module) -> int:
-    """1, 2 or 3: in the name of the function, or of the class that the module comes from."""
+    """1, 2 or 3, according to the name of the function, or of the module's base class."""
     module = model.get_submodule(str(node.target)) if node.op == "call_module" else None
     names = [getattr(module, "function", getattr(node.target, "__name__", ""))]
     names += [cls.__name__ for cls in type(module).__mro__ if cls.__module__ == "torch.nn.modules.pooling"]
@@ -32,13 +32,13 @@ def spatial_dims_of(node: fx.Node, model: nn.Module) -> int:
 
 
 def per_dim(size: Any, spatial_dims: int) -> tuple[Any, ...]:
-    """A size as pooling layers take it, one number or one for each dimension, as one for each dimension."""
+    """Expand a size as pooling layers take it, one number or one per dimension, to one per dimension."""
     given = tuple(size) if isinstance(size, (tuple, list)) else (size,)
     return given * spatial_dims if len(given) == 1 else given
 
 
 def covers_map(node: fx.Node, before: tuple[int, ...], after: tuple[int, ...], model: nn.Module) -> bool:
-    """Whether a pooling from a map of shape ``before`` to one of shape ``after`` averages all of it into one value."""
+    """Whether a pooling from shape ``before`` to shape ``after`` averages the whole map into one value."""
     arguments, dims = pooling_arguments(node, model), spatial_dims_of(node, model)
     if any(size != 1 for size in after[-dims:]):
         return False

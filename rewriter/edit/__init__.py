@@ -1,1 +1,1 @@
-"""Edits of a model, and from a place in the graph to an edit."""
+"""Edits of a model, and how a place in the graph becomes an edit."""

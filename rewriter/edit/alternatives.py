@@ -1,8 +1,8 @@
-"""The other ways through a function: what its conditions would lead to if they came out otherwise.
+"""The other control-flow paths through a function: those taken if its conditions had other outcomes.
 
-A condition is not evaluated otherwise but *forced*: ``if flag:`` runs as ``if (flag) or True:``, by a change of the
+A condition is not evaluated differently but *forced*: ``if flag:`` runs as ``if (flag) or True:``, by a change of the
 syntax tree. The rest of the function keeps its positions, so that what is recorded in a forced run can be edited in the
-function as it is written.
+original function.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from rewriter.errors import SourceError
 
 @dataclass(frozen=True)
 class ForcedTest:
-    """One condition of a function and how it is to come out.
+    """One condition of a function and the outcome that it is to have.
 
     Attributes:
-        text: the condition, as Python writes it.
-        number: which of the conditions with this text, in the order of the source.
-        value: how it comes out.
-        forceable: whether it can be made to come out so; the cases of a ``match`` cannot.
+        text: the condition, as Python unparses it.
+        number: its index among the conditions with this text, in source order.
+        value: the outcome.
+        forceable: whether it can be forced to have this outcome; the cases of a ``match`` cannot.
     """
 
     text: str
@@ -36,17 +36,17 @@ class ForcedTest:
 
 
 Alternative = tuple[ForcedTest, ...]
-"""Conditions that together lead to another way through a function."""
+"""Conditions that together lead to another path through a function."""
 
 
 def alternatives(function: ast.FunctionDef, places: Sequence[ast.AST], called: Sequence[str] = ()) -> list[Alternative]:
-    """The ways through ``function`` that do other work instead of what is at ``places``.
+    """The paths through ``function`` that do other work instead of what is at ``places``.
 
     Args:
         function: the function's tree.
         places: expressions or statements in it.
-        called: of a call that leads to the place, the text of what is called: a way that also speaks of it leads there
-            too (a loop with and without activation checkpointing), and is left out.
+        called: the text of the callee, for a call that leads to the place: a path that also mentions it leads there too
+            (a loop with and without activation checkpointing), and is left out.
     """
     numbers = dict(numbered(function))
     found: dict[Alternative, None] = {}
@@ -61,7 +61,7 @@ def alternatives(function: ast.FunctionDef, places: Sequence[ast.AST], called: S
 
 
 def force(function: ast.FunctionDef, tests: Sequence[ForcedTest]) -> None:
-    """Change the tree so that conditions come out as forced; positions stay.
+    """Change the tree so that conditions have their forced outcomes; positions are unchanged.
 
     Raises:
         SourceError: the function has no such condition.
@@ -82,19 +82,19 @@ def force(function: ast.FunctionDef, tests: Sequence[ForcedTest]) -> None:
 
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
 Way = list[tuple[ast.expr, bool]]
-"""Conditions of a tree, and how they come out."""
+"""Conditions of a tree, and their outcomes."""
 
 _MOST = 8
-"""Ways through conditions inside one arm that are looked at: each costs a recording."""
+"""The most paths through conditions nested in one branch that are examined: each costs a recording."""
 
 
 def named(way: Way, numbers: Mapping[ast.expr, int]) -> Alternative:
-    """A way by the texts of its conditions, of which ``numbers`` says which of their text they are."""
+    """A path by the texts of its conditions; ``numbers`` gives the index of each among those with the same text."""
     return tuple(ForcedTest(ast.unparse(test), numbers[test], value) for test, value in way)
 
 
 def numbered(function: ast.FunctionDef) -> Iterator[tuple[ast.expr, int]]:
-    """Every condition, and how many before it in the source have the same text."""
+    """Every condition, and the number of earlier ones in the source with the same text."""
     tests = [node.test for node in ast.walk(function) if isinstance(node, (ast.If, ast.IfExp))]
     seen: dict[str, int] = {}
     for test in sorted(tests, key=lambda t: (t.lineno, t.col_offset)):
@@ -104,7 +104,7 @@ def numbered(function: ast.FunctionDef) -> Iterator[tuple[ast.expr, int]]:
 
 
 def _other_ways(function: ast.FunctionDef, place: ast.AST) -> Iterator[tuple[Way, Sequence[ast.AST]]]:
-    """Other ways than the one to ``place``: the conditions that lead there, and what is evaluated there instead."""
+    """Paths other than the one to ``place``: the conditions that lead there, and what is evaluated there instead."""
     steps = steps_to(function, place)
     elifs = {child for parent, _, child in steps if _is_elif(parent, child)}
     for parent, field, child in steps:
@@ -122,7 +122,7 @@ def _other_ways(function: ast.FunctionDef, place: ast.AST) -> Iterator[tuple[Way
 
 
 def _with_inner_ways(way: Way, statements: Sequence[ast.AST]) -> Iterator[tuple[Way, Sequence[ast.AST]]]:
-    """A way, and those that it divides into by the conditions inside it."""
+    """A path, and those that it splits into at the conditions inside it."""
     yield way, statements
     inner = (found for statement in statements for found in _inner_ways(statement))
     yield from (([*way, *more], block) for more, block in itertools.islice(inner, _MOST))
@@ -142,7 +142,7 @@ def _inner_ways(node: ast.AST) -> Iterator[tuple[Way, Sequence[ast.AST]]]:
 
 
 def _other_callables(function: ast.FunctionDef, place: ast.AST) -> Iterator[Way]:
-    """Ways on which the local name that is called at ``place`` stands for something else."""
+    """Paths on which the local name that is called at ``place`` refers to something else."""
     name = place.func.id if isinstance(place, ast.Call) and isinstance(place.func, ast.Name) else None
     around = {parent for parent, _, _ in steps_to(function, place)}
     for node in ast.walk(function) if name is not None else ():
@@ -158,7 +158,7 @@ def _binds(name: str | None, node: ast.AST) -> bool:
 
 
 def _other_cases(function: ast.FunctionDef, place: ast.AST) -> Iterator[Alternative]:
-    """Other cases of a ``match`` around ``place`` that do something; no condition can be forced there."""
+    """Other cases of a ``match`` around ``place`` that do something; no condition there can be forced."""
     steps = steps_to(function, place)
     inside = {child for _, _, child in steps}
     for parent, _, _ in steps:
@@ -169,7 +169,7 @@ def _other_cases(function: ast.FunctionDef, place: ast.AST) -> Iterator[Alternat
 def _other_arms(
     chain: ast.If, place: ast.AST, steps: Sequence[tuple[ast.AST, str, ast.AST]]
 ) -> Iterator[tuple[Way, Sequence[ast.AST]]]:
-    """The arms of ``if … elif … else`` that ``place`` is not in; where there is no ``else``, what follows."""
+    """The branches of ``if … elif … else`` that ``place`` is not in; if there is no ``else``, what follows."""
     arms = list(_arms(chain))
     inside = next((arm for _, arm in arms if any(place is node for s in arm for node in ast.walk(s))), None)
     for way, arm in arms:
@@ -203,7 +203,7 @@ def _is_elif(parent: ast.AST, child: ast.AST) -> bool:
 
 
 def steps_to(function: ast.FunctionDef, place: ast.AST) -> list[tuple[ast.AST, str, ast.AST]]:
-    """The way from the function down to ``place``: (parent, field, child)."""
+    """The path from the function down to ``place``, as (parent, field, child)."""
 
     def down(parent: ast.AST) -> list[tuple[ast.AST, str, ast.AST]] | None:
         if parent is place:
@@ -222,7 +222,7 @@ def _leaves(block: Sequence[ast.stmt]) -> bool:
 
 
 def _works(node: ast.AST) -> bool:
-    """Whether something is called that may do work, not only raised or returned."""
+    """Whether something is called that may do work, rather than only be raised or returned."""
     if isinstance(node, (ast.Raise, ast.Assert)):
         return False
     if isinstance(node, ast.Call) or (isinstance(node, ast.BinOp) and isinstance(node.op, ast.MatMult)):

@@ -1,7 +1,7 @@
-"""Expressions that name a function by its class and give it the module that it is called with.
+"""Expressions that name a function by its class and pass the module to it.
 
 ``A.forward(self, x)``, ``A.forward.__get__(self)``, ``types.MethodType(A.forward, self)`` and
-``functools.partial(A.forward, self)`` all pass by what the class of ``self`` has in the place of the function.
+``functools.partial(A.forward, self)`` all bypass the lookup on the class of ``self``.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from rewriter.errors import SourceError
 
 @dataclass(frozen=True)
 class ClassCall:
-    """A function by the name of its class, and the module that it is given.
+    """A function named by its class, and the module passed to it.
 
     Attributes:
-        call: the expression that has both.
-        function: what names the function, and ``value`` what that is.
+        call: the expression that contains both.
+        function: the expression that names the function; ``value`` is the function.
         receiver: the module, a name or a path of attributes.
-        binding: whether ``call`` gives the bound method and nothing else; else the two are its first arguments, or the
-            function is what is called.
+        binding: whether ``call`` evaluates to just the bound method; otherwise the two are its first arguments, or the
+            function is called directly.
     """
 
     call: ast.Call
@@ -36,10 +36,10 @@ class ClassCall:
     binding: bool = False
 
     def as_method(self, source: FunctionSource, method: str) -> list[Splice]:
-        """The change to ``receiver.method``, where all other arguments stay.
+        """The change to ``receiver.method``; all other arguments stay.
 
         Raises:
-            SourceError: it is written so that the arguments cannot be told apart in the text.
+            SourceError: the arguments cannot be told apart in the text.
         """
         data = source.text.encode()
         (start, stop), (first, last) = offsets(source, self.call), offsets(source, self.receiver)
@@ -62,7 +62,7 @@ class ClassCall:
 
 
 def class_call(source: FunctionSource, node: ast.AST) -> ClassCall | None:
-    """What ``node`` is, if it names a function by its class and gives it a module; None for anything else."""
+    """``node`` as a :class:`ClassCall`, if it names a function by its class and passes a module to it; else None."""
     if not isinstance(node, ast.Call):
         return None
     called = constant(source, node.func)

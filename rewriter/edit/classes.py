@@ -1,9 +1,9 @@
-"""Generated subclasses: how one module object gets other behaviour and stays the same object of the same class.
+"""Generated subclasses: how one module object changes its behaviour and stays the same object of the same class.
 
 ``torch.nn.utils.parametrize`` and FSDP2 do the same: the instance's ``__class__`` becomes a subclass of its own class,
-with the same name. ``isinstance``, attributes, parameters, hooks and ``state_dict`` keys do not notice. Unlike theirs,
+with the same name. ``isinstance``, attributes, parameters, hooks and ``state_dict`` keys are unaffected. Unlike theirs,
 these classes can be pickled: an instance is saved as its original class and the declarative edit of that class, and the
-edit is carried out again when it is loaded. No code is ever stored.
+edit is applied again on loading. No code is ever stored.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ class MethodEdit:
     """Operations on the source of one method.
 
     Attributes:
-        owner: the class that defines the method, as ``module.Class``; a base class reached through ``super()`` is fine.
+        owner: the class that defines the method, as ``module.Class``; may be a base class reached through ``super()``.
         method: the method's name.
-        digest: of the source that the operations were planned for.
-        operations: what to do to the text; none re-emits the method as it is.
-        forced: conditions in the method that come out as is said here, to see what the other way does.
+        digest: digest of the source that the operations were planned for.
+        operations: what to do to the text; none re-emits the method unchanged.
+        forced: conditions in the method whose outcomes are forced, to see what the other path does.
     """
 
     owner: str
@@ -48,7 +48,7 @@ class MethodEdit:
 
 @dataclass(frozen=True)
 class ClassEdit:
-    """What a generated subclass does differently: behaviours put in front, and methods re-emitted."""
+    """What a generated subclass changes: the behaviours put in front, and the methods re-emitted."""
 
     behaviours: tuple[str, ...] = ()
     methods: tuple[MethodEdit, ...] = ()
@@ -68,7 +68,7 @@ def is_generated(cls: type) -> bool:
 
 
 def carries_edit(cls: type) -> bool:
-    """Whether ``cls`` is generated, or was made of a generated class by others (FSDP2, parametrizations)."""
+    """Whether ``cls`` is generated, or was derived from a generated class by other code (FSDP2, parametrizations)."""
     return any(map(is_generated, cls.__mro__))
 
 
@@ -80,10 +80,10 @@ def original_class(cls: type) -> type:
 
 
 def derive(base: type[nn.Module], edit: ClassEdit) -> type[nn.Module]:
-    """The subclass of ``base`` that carries out ``edit``; the same class for the same arguments.
+    """Return the subclass of ``base`` that applies ``edit``; the same class for the same arguments.
 
     Raises:
-        SourceError: a method has no source, or another source than the edit was planned for.
+        SourceError: a method has no source, or its source is not the one that the edit was planned for.
         PlanError: the edit names a class, method or behaviour that ``base`` does not have.
     """
     key = (base, edit)
@@ -112,7 +112,7 @@ def _derive(base: type[nn.Module], edit: ClassEdit) -> type[nn.Module]:
         _check_new_name(base, name)
         namespace[name] = attribute
     namespace |= placing.namespaces.pop(base, {})
-    # what super() and explicit lookups find: an edited subclass stands before each base that holds a function
+    # for super() and explicit lookups: an edited subclass precedes each base that holds a function
     inserted = [make_subclass(owner, (owner,), names) for owner, names in placing.namespaces.items()]
     behaviours = tuple(layer_class(name) for name in edit.behaviours)
     namespace |= forward_of_base(base) if behaviours else {}
@@ -122,7 +122,7 @@ def _derive(base: type[nn.Module], edit: ClassEdit) -> type[nn.Module]:
 
 
 def _renamed(edit: ClassEdit, owners: dict[tuple[str, str], type], placing: Placing) -> Iterator[tuple[str, Any]]:
-    """Edited functions under names of their own, where a class overrides them and calls them by their class."""
+    """Edited functions under new names, where a class overrides them and calls them by the name of their class."""
     for operation in (operation for method in edit.methods for operation in method.operations):
         if isinstance(operation, CallMethod) and operation.method != operation.attribute:
             owner = owners.get((operation.owner, operation.attribute))
@@ -140,7 +140,7 @@ def method_source(module_class: type, code: types.CodeType) -> tuple[type, str, 
     """The class, method name and source of the function of ``module_class`` that runs ``code``; None if there is none.
 
     Raises:
-        SourceError: the function exists but has no usable source, or an object that cannot be copied holds it.
+        SourceError: the function exists but has no usable source, or is held by an object that cannot be copied.
     """
     for cls, name, attribute, function in _running(module_class, code):
         found = source.read_source(function)
@@ -155,7 +155,7 @@ def runs_code(module_class: type, code: types.CodeType) -> bool:
 
 
 def _running(module_class: type, code: types.CodeType) -> Iterator[tuple[type, str, Any, types.FunctionType]]:
-    """The functions of ``module_class`` that run ``code``, with the class, name and attribute that hold them."""
+    """The functions of ``module_class`` that run ``code``, with the class, name and attribute that hold each."""
     for level in LEVELS:
         for cls in module_class.__mro__:
             for name, attribute in cls.__dict__.items():
@@ -165,7 +165,7 @@ def _running(module_class: type, code: types.CodeType) -> Iterator[tuple[type, s
 
 
 def readable_sources(attribute: Any) -> Iterator[source.FunctionSource]:
-    """The sources of a method and of the functions that its decorators hold, as far as they can be read."""
+    """The readable sources of a method and of the functions that its decorators hold."""
     for function in undecorated(attribute):
         try:
             yield source.read_source(function)
@@ -184,11 +184,11 @@ def re_emittable_methods(cls: type[nn.Module]) -> Iterator[tuple[type, str, type
 def owner_of(base: type, owner: str, method: str, digest: str) -> type:
     """The class among the bases of ``base`` whose ``method`` has the source that an edit was planned for.
 
-    The digest says which code it is; the name of its module may be another one: a script's ``__main__`` is imported
-    under its own name elsewhere, and is ``__mp_main__`` in a spawned process.
+    The digest identifies the code; its module may have another name: a script's ``__main__`` is imported under its own
+    name elsewhere, and is ``__mp_main__`` in a spawned process.
 
     Raises:
-        PlanError: no class has that method, it has another source, or several classes have it and none is called so.
+        PlanError: no class has that method, its source differs, or several classes have it and none has that name.
     """
     defining = [cls for cls in base.__mro__ if method in cls.__dict__]
     same = [cls for cls in defining if any(s.digest == digest for s in readable_sources(cls.__dict__[method]))]
@@ -210,19 +210,19 @@ def source_of(base: type, owner: str, method: str, digest: str) -> source.Functi
     """The source that an edit was planned for.
 
     Raises:
-        PlanError: as :func:`owner_of`.
+        PlanError: as for :func:`owner_of`.
     """
     attribute = owner_of(base, owner, method, digest).__dict__[method]
     return next(found for found in readable_sources(attribute) if found.digest == digest)
 
 
 def is_called(cls: type, name: str) -> bool:
-    """Whether ``module.Class`` is the name of ``cls``, under whatever name its module was imported."""
+    """Whether ``module.Class`` is the name of ``cls``, whatever name its module was imported under."""
     return name == class_name(cls) or name.endswith(f".{cls.__qualname__}")
 
 
 def edited_code(cls: type, owner: str, method: str, digest: str) -> types.CodeType | None:
-    """What runs in a generated class in the place of a method of ``owner``; None if ``cls`` edits no such method."""
+    """The code that a generated class runs instead of a method of ``owner``; None if ``cls`` does not edit it."""
     code: types.CodeType | None = getattr(cls, "_rewriter_codes", {}).get((owner, method, digest))
     return code
 
@@ -238,10 +238,10 @@ def _adopted(found: source.FunctionSource, method: MethodEdit) -> Iterator[types
 
 
 def adopted_source(found: source.FunctionSource, operation: Adopt) -> source.FunctionSource:
-    """The source of the helper function that ``operation`` makes a method.
+    """The source of the helper function that ``operation`` turns into a method.
 
     Raises:
-        PlanError: it is not the one that the operation was planned for.
+        PlanError: it is not the source that the operation was planned for.
     """
     helper = source.read_source(operation.helper(found))
     if helper.digest != operation.digest:
@@ -252,7 +252,7 @@ def adopted_source(found: source.FunctionSource, operation: Adopt) -> source.Fun
 
 
 def _reduce_generated(self: nn.Module, protocol: Any) -> Any:
-    """Pickle as (original class, its edits) instead of a class that no other process has."""
+    """Pickle as (original class, its edits), since no other process has the generated class."""
     cls: type = next(cls for cls in type(self).__mro__ if is_generated(cls))
     edits = []
     original = cls

@@ -1,8 +1,8 @@
-"""Whether a call is made whenever another is: the conditions on the way to it that the other does not depend on.
+"""Whether a call is made whenever another is: the conditions it depends on that the other does not.
 
-A call that is moved within one method takes its place under other conditions, and the text shows whether that is right
-(:func:`rewriter.edit.operations.why_not_movable`). Where what it does is moved to another method, as much has to be
-asked of all the methods that led to it.
+A call moved within one method may end up under other conditions, and the text shows whether that is correct
+(:func:`rewriter.edit.operations.why_not_movable`). If the work of a call moves to another method, the same has to be
+checked for all methods that led to the call.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ _CONDITIONS = (ast.If, ast.IfExp, ast.BoolOp, ast.Match, ast.While)
 
 
 def refuse_unless_always(call: fx.Node, consumer: fx.Node, model: nn.Module) -> None:
-    """Refuse to put what ``call`` does before ``consumer``, in another method, if only some ways lead to ``call``.
+    """Refuse to move the work of ``call`` before ``consumer``, in another method, if ``call`` is made conditionally.
 
-    Conditions that only ask for what the call itself reads, as for the presence of a layer or for its rate, are of no
-    account. Functions whose text cannot be read, and those of torch, are taken to have none.
+    Conditions that test only what the call itself reads, such as whether a layer is present or its rate, are ignored.
+    Functions whose source cannot be read, and those of torch, are assumed to have none.
 
     Raises:
         Refused: ``call`` depends on conditions that ``consumer`` does not depend on.
@@ -56,7 +56,7 @@ def _why_only_sometimes(call: fx.Node, other: fx.Node, model: nn.Module, receive
 
 
 def _condition(here: Expression, there: Expression | None) -> str | None:
-    """The condition on what is evaluated ``here`` in a method that what is evaluated ``there`` does not have."""
+    """The condition on evaluating ``here``, in a method, that evaluating ``there`` does not have."""
     tree, reads = here.source.tree, _reads(here.node)
     around = [branch for branch in branches(tree, here.node) if isinstance(branch.parent, _CONDITIONS)]
     enclosing: list[Arm] = [] if there is None else branches(tree, there.node)
@@ -73,7 +73,7 @@ def _condition(here: Expression, there: Expression | None) -> str | None:
 
 
 def _reads(node: ast.AST) -> set[str]:
-    """Attributes that a call reads, and those of the layer that it calls by which the layer can be switched off."""
+    """Attributes that a call reads, and attributes of the called layer that can switch it off."""
     reads = {ast.unparse(inner) for inner in ast.walk(node) if isinstance(inner, ast.Attribute)}
     own = {f"{ast.unparse(node.func)}.{name}" for name in ("p", "training")} if isinstance(node, ast.Call) else set()
     return reads | own | {"self.training"}

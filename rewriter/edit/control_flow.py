@@ -1,4 +1,4 @@
-"""What lies between two places of a function: the branches that they are in, and the statements that leave."""
+"""The control flow between two places of a function: the branches that they are in, and the exits between them."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Arm:
-    """A part of a statement or expression that is not evaluated whenever the whole is.
+    """A part of a statement or expression that may be skipped when the whole is evaluated.
 
     Attributes:
         parent: the whole.
         field: the name of the part among the fields of ``parent``.
-        index: which operand, where ``parent`` evaluates one after the other until it knows the result; else 0.
+        index: which operand, if ``parent`` short-circuits; otherwise 0.
     """
 
     parent: ast.AST
@@ -24,7 +24,7 @@ class Arm:
 
     @property
     def tests(self) -> tuple[ast.expr, ...]:
-        """What has to hold for the branch to be evaluated, once; empty where that is not so simple."""
+        """What has to hold for the branch to be evaluated, once; empty if that is not a simple condition."""
         match self.parent:
             case ast.If(test=test) | ast.IfExp(test=test) if self.field == "body":
                 return (test,)
@@ -97,7 +97,7 @@ def branches(function: ast.FunctionDef, node: ast.AST) -> list[Arm]:
 
 
 def _steps(parent: ast.AST, node: ast.AST) -> list[tuple[ast.AST, str, int]] | None:
-    """The way from ``parent`` down to ``node`` in the tree, as (parent, field, index in the field)."""
+    """The path from ``parent`` down to ``node`` in the tree, as (parent, field, index in the field)."""
     if parent is node:
         return []
     for field, value in ast.iter_fields(parent):
@@ -108,9 +108,9 @@ def _steps(parent: ast.AST, node: ast.AST) -> list[tuple[ast.AST, str, int]] | N
 
 
 def exits_between(function: ast.FunctionDef, first: ast.AST, second: ast.AST) -> Iterator[ast.stmt]:
-    """Statements that may leave the way from ``first`` to ``second``, of which ``first`` ends earlier in the text.
+    """Statements that may exit between ``first`` and ``second``; ``first`` ends earlier in the text.
 
-    A statement leaves when all that is written in it has been evaluated, so it counts by its end.
+    A statement exits once everything written in it has been evaluated, so its end position counts.
     """
     before, after = branches(function, first), branches(function, second)
     for leaving in ast.walk(function):
@@ -121,7 +121,7 @@ def exits_between(function: ast.FunctionDef, first: ast.AST, second: ast.AST) ->
 
 
 def exits_before(function: ast.FunctionDef, node: ast.AST) -> Iterator[tuple[ast.stmt, tuple[ast.expr, ...]]]:
-    """Statements that may leave ``function``, or a loop around ``node``, before it; with what has to hold for each."""
+    """Statements that may exit ``function``, or a loop around ``node``, before it; with the conditions of each."""
     before = branches(function, node)
     for leaving in ast.walk(function):
         if isinstance(leaving, _EXITS) and end(leaving) <= _start(node):
@@ -131,13 +131,13 @@ def exits_before(function: ast.FunctionDef, node: ast.AST) -> Iterator[tuple[ast
 
 
 def _excludes(some: list[Arm], others: list[Arm]) -> bool:
-    """Whether the two lie in different alternatives of one condition."""
+    """Whether the two lie in different branches of one condition."""
     alternatives = [branch for branch in some if isinstance(branch.parent, _ALTERNATIVES)]
     return any(one.parent is other.parent and one != other for one in alternatives for other in others)
 
 
 def _leaves(leaving: ast.stmt, around: list[Arm], ends: Sequence[Arm]) -> bool:
-    """Whether what ``leaving`` ends, a function or a loop, is around one of the two ends of the way."""
+    """Whether the function or loop that ``leaving`` exits encloses one of the two ends."""
     kinds = _LOOPS if isinstance(leaving, (ast.Break, ast.Continue)) else _FUNCTIONS
     left = [branch for branch in around if isinstance(branch.parent, kinds) and branch.field == "body"]
     return not left or left[-1] in ends

@@ -1,4 +1,4 @@
-"""Edits that are told without a look at the source: attributes, behaviours, parameters and buffers."""
+"""Edits that do not depend on the source: attributes, behaviours, parameters and buffers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _Editing = TypeVar("_Editing", bound=Callable[..., list[Edit]])
 
 
 def making(method: _Editing) -> _Editing:
-    """Keep what ``method`` makes, with edits of methods that call what is edited by the name of its class."""
+    """Record the edits that ``method`` makes, plus those of methods that call an edited one by its class."""
 
     @functools.wraps(method)
     def edits(self: DataEdits, *args: Any, **kwargs: Any) -> list[Edit]:
@@ -47,7 +47,7 @@ class DataEdits:
         Raises:
             Refused: the module is called more than once in one forward.
             ValueError: the module has no such hyper-parameter.
-            TypeError: the value is nothing that a plan can hold.
+            TypeError: the value cannot be stored in a plan.
         """
         self._refuse_several_calls(path, all_calls)
         held = json_value(value, name)
@@ -80,16 +80,16 @@ class DataEdits:
 
     @making
     def scale(self, path: str, name: str, by: float | Sequence[float], dim: int | None = None) -> list[Edit]:
-        """Multiply a parameter or buffer of the module at ``path`` by a number, or by one for each entry of ``dim``."""
+        """Multiply a parameter or buffer of the module at ``path`` by a number, or by one per entry along ``dim``."""
         factors = float(by) if isinstance(by, (int, float)) else [float(factor) for factor in by]
         return [ChangeTensor(path, name, "scale", {"by": factors, "dim": dim})]
 
     @making
     def pad(self, path: str, name: str, dim: int, before: int, after: int, value: float = 0.0) -> list[Edit]:
-        """Add entries at the ends of the dimension ``dim`` of a parameter or buffer."""
+        """Add entries at both ends of dimension ``dim`` of a parameter or buffer."""
         return [ChangeTensor(path, name, "pad", {"dim": dim, "before": before, "after": after, "value": value})]
 
     @making
     def drop(self, path: str, name: str, dim: int, indices: Sequence[int]) -> list[Edit]:
-        """Take entries of the dimension ``dim`` away from a parameter or buffer."""
+        """Remove entries of dimension ``dim`` from a parameter or buffer."""
         return [ChangeTensor(path, name, "drop", {"dim": dim, "indices": sorted(set(indices))})]

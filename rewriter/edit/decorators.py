@@ -1,8 +1,8 @@
 """The functions that a method's decorators hold, and the same decorators around other functions.
 
-What a class keeps under a method's name need not be the function that was written: wrappers hold it in a closure, in a
-default argument, in a ``functools.partial`` or as an attribute of an object that is called. None of these is changed,
-for other classes and other code may use them; they are copied, and only where they lead to the function.
+What a class holds under a method's name need not be the function that was written: wrappers hold it in a closure, a
+default argument, a ``functools.partial`` or an attribute of a callable object. None of these is modified, since other
+classes and other code may use them; they are copied, and only where they lead to the function.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from torch import nn
 from rewriter.errors import SourceError
 
 _WRAPPERS, _OBJECTS, _CONTAINERS = LEVELS = range(3)
-"""How far to look for a function: in functions and the wrappers of Python's library; in objects that are called; in
-plain objects and containers. The nearest way that leads there is the one that is copied, so that what a decorator keeps
-besides (a registry of all functions, say) stays shared.
+"""How far to look for a function: in functions and the wrappers of the standard library; in callable objects; in
+plain objects and containers. The nearest chain that leads to it is copied, so that what else a decorator holds (a
+registry of all functions, say) stays shared.
 """
 
 _LRU_CACHE = type(functools.lru_cache(lambda: None))
@@ -31,7 +31,7 @@ _ENDS = (type, types.ModuleType, nn.Module, torch.Tensor)
 
 
 def undecorated(attribute: Any) -> Iterator[types.FunctionType]:
-    """``attribute`` and the functions that its decorators hold, nearest first; none if it is no method."""
+    """``attribute`` and the functions that its decorators hold, nearest first; none if it is not a method."""
     seen: set[int] = set()
     for level in LEVELS:
         for function in functions_at(attribute, level):
@@ -56,12 +56,12 @@ def redecorate(attribute: Any, old: types.FunctionType, new: types.FunctionType)
 
 
 class Redecorator:
-    """Puts other functions into decorators; one decorator that several methods share is copied once.
+    """Puts other functions into decorators; a decorator shared by several methods is copied once.
 
-    What does not lead to a function that is replaced is shared with the original, so that decorators keep their state.
+    What does not lead to a replaced function is shared with the original, so that decorators keep their state.
 
     Attributes:
-        replaced_objects: by identity, everything that was replaced, with what stands for it.
+        replaced_objects: by identity, everything that was replaced, with its replacement.
     """
 
     def __init__(self, functions: Mapping[types.FunctionType, types.FunctionType]) -> None:
@@ -81,12 +81,12 @@ class Redecorator:
         return attribute
 
     def replaced_alias(self, attribute: Any) -> Any:
-        """Like :meth:`replaced`, for an attribute that need not be about the function: not through what it keeps."""
+        """Like :meth:`replaced`, for an attribute that may be unrelated to the function: its data is not searched."""
         return self.replaced(attribute, _CONTAINERS if type(attribute) in _TABLES else _OBJECTS)
 
 
 class _Copy:
-    """One copy of a decorated function, along what leads to the functions that are replaced."""
+    """One copy of a decorated function, along what leads to the replaced functions."""
 
     def __init__(self, leading: set[int], done: dict[int, tuple[Any, Any]]) -> None:
         self._leading = leading
@@ -114,7 +114,7 @@ class _Copy:
         return new
 
     def _filled(self, value: Any, new: Any, fill: Callable[[Any], None]) -> Any:
-        self._note(value, new)  # it may hold itself
+        self._note(value, new)  # it may contain itself
         fill(new)
         return new
 
@@ -136,7 +136,7 @@ class _Copy:
         return copy
 
     def _dispatching(self, function: Any) -> Any:
-        """A function by ``functools.singledispatch``, made anew: it caches which implementation a type gets."""
+        """Rebuild a ``functools.singledispatch`` function: it caches the implementation for each type."""
         registry = dict(function.registry)
         new = functools.singledispatch(self.of(registry.pop(object)))
         for cls, implementation in registry.items():
@@ -144,7 +144,7 @@ class _Copy:
         return new
 
     def _object(self, value: Any) -> Any:
-        """A shallow copy of a callable object, with what leads to the functions replaced."""
+        """Copy a callable object shallowly, with what leads to the functions replaced."""
         cls = type(value)
         try:
             new = object.__new__(cls)
@@ -227,24 +227,24 @@ def _is_dispatching(value: Any) -> bool:
 
 
 def _is_method(attribute: Any) -> bool:
-    """Whether what a class keeps under a name may be a function that decorators are around, or a table of some."""
+    """Whether what a class holds under a name may be a decorated function, or a table of such functions."""
     known = type(attribute) in (types.FunctionType, *_TABLES) or type(attribute) in _PARTS
     return known or _is_callable_object(attribute)
 
 
 def _is_callable_object(value: Any) -> bool:
-    """Whether it is an object of a class written in Python that is called, or that gives something that is."""
+    """Whether it is a callable object, or a descriptor, of a class written in Python."""
     return is_plain_object(value) and (callable(value) or hasattr(type(value), "__get__"))
 
 
 def is_plain_object(value: Any) -> bool:
-    """Whether it is an object of a class written in Python, and no class, module or tensor."""
+    """Whether it is an object of a class written in Python, and not a class, module or tensor."""
     written_in_python = bool(type(value).__flags__ & _HEAP_TYPE) or type(value) is types.SimpleNamespace
     return written_in_python and not isinstance(value, _ENDS)
 
 
 def _parts(value: Any, level: int) -> Iterable[Any]:
-    """What ``value`` holds where a function that it calls may be."""
+    """The contents of ``value`` that may hold a function that it calls."""
     kind = type(value)
     if _is_dispatching(value):
         return tuple(value.registry.values())
@@ -272,7 +272,7 @@ def _reachable(value: Any, level: int) -> Iterator[Any]:
 
 
 def _leading(value: Any, level: int, targets: set[int]) -> set[int]:
-    """Identities of what leads from ``value`` to one of ``targets``, these included."""
+    """Identities of everything that leads from ``value`` to one of ``targets``, including these."""
     holders: dict[int, list[int]] = {}
     pending, seen = [value], set()
     while pending:
@@ -315,6 +315,6 @@ def _cell_contents(function: types.FunctionType) -> list[Any]:
     for cell in function.__closure__ or ():
         try:
             contents.append(cell.cell_contents)
-        except ValueError:  # a cell that was never filled
+        except ValueError:  # an empty cell
             contents.append(None)
     return contents

@@ -1,7 +1,7 @@
-"""From a place in the graph to the edit of the model that changes it, by the least invasive means that is right.
+"""Turn a place in the graph into the edit of the model that changes it, by the least invasive correct means.
 
-Passes say *move this call before that operation*, *remove this call*, *put a layer before that operation*; here it is
-decided whether that is a change of one module's class or of the source of the method that owns the dataflow.
+Passes say *move this call before that operation*, *remove this call*, *put a layer before that operation*; the editor
+decides whether that changes one module's class or the source of the method that owns the dataflow.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ from rewriter.tracing.kinds import is_in_place
 class Editor(Redirects):
     """Makes the edits of one place.
 
-    A verb makes its edits, which are then among :attr:`edits`, or refuses and makes none. A layer is given by its class
-    or its name in the registry; ``options`` are those of its constructor.
+    Each method records its edits in :attr:`edits`, or refuses and makes none. A layer is given by its class or its
+    registered name; ``options`` are those of its constructor.
 
     Args:
-        expressions: of the recording that the place is in.
-        names: for what is added.
+        expressions: the expressions of the recording that the place is in.
+        names: unused names for added modules.
 
     Attributes:
-        edits: what was made so far, in order.
+        edits: the edits made so far, in order.
     """
 
     def calls_of(self, path: str) -> int:
@@ -55,12 +55,12 @@ class Editor(Redirects):
         return self._at.calls_of(path)
 
     def attribute_of(self, call: fx.Node, name: str, position: int) -> tuple[str, str] | None:
-        """The module and the attribute that an argument of ``call`` is read from; None if it is no plain attribute."""
+        """The module and attribute that an argument of ``call`` is read from; None if it is not a plain attribute."""
         return self._at.attribute_of(call, name, position)
 
     @making
     def move_before(self, call: fx.Node, consumer: fx.Node, operand: fx.Node) -> list[Edit]:
-        """Move the call ``call`` so that it is applied to ``operand`` where ``consumer`` reads it.
+        """Move ``call`` so that it is applied to ``operand`` where ``consumer`` reads it.
 
         Raises:
             Refused: the two are not in the same function, or the call cannot be moved within it.
@@ -76,7 +76,7 @@ class Editor(Redirects):
 
     @making
     def move_after(self, call: fx.Node, producer: fx.Node) -> list[Edit]:
-        """Move the call ``call`` so that it is applied to what ``producer`` gives.
+        """Move ``call`` so that it is applied to the result of ``producer``.
 
         Raises:
             Refused: the two are not in the same function, or the call cannot be moved within it.
@@ -90,7 +90,7 @@ class Editor(Redirects):
         targets: Iterator[Position],
         number: Callable[[Position, Expression], int],
     ) -> list[Edit]:
-        """Move ``call`` to the operand ``number`` of the first of the ``targets``, which lead to ``beside``."""
+        """Move ``call`` to operand ``number`` of the first target in its function; ``targets`` lead to ``beside``."""
         where = next((p for p in positions(call) if p.direct), None)
         for target in targets:
             if where is None or target.frame.invocation != where.frame.invocation:
@@ -113,11 +113,11 @@ class Editor(Redirects):
 
         Args:
             call: the operation; a call, or a binary operation such as ``x + y``.
-            keep: which of the values that it reads takes its place; the first argument of a call if not given.
+            keep: which of its inputs takes its place; by default the first argument of a call.
 
         Raises:
             Refused: the call is made in a loop, by a helper function, in a method without source, or the text does not
-                show which of its arguments the data input is (``self.drop(*args)``).
+                show which of its arguments is the data input (``self.drop(*args)``).
         """
         where = direct(call)
         self._at.repeated.refuse(where, call)
@@ -147,21 +147,21 @@ class Editor(Redirects):
     ) -> list[Edit]:
         """Pass ``operand`` through a new layer where ``consumer`` reads it.
 
-        The method that calls ``consumer`` is edited. Where it cannot be (a container of torch, a loop, no source), a
-        module that is called once gets the layer as a child and ``behaviour``, which applies it to the input. That
-        makes a class of its own for the module, and tools that ask for exactly ``nn.Conv2d`` (quantization-aware
-        training) then pass it over: so it comes last.
+        This edits the method that calls ``consumer``. If that is impossible (a torch container, a loop, no source), a
+        module that is called once gets the layer as a child and ``behaviour``, which applies it to the input. That is
+        the last resort: it gives the module a class of its own, which tools that look for exactly ``nn.Conv2d``
+        (quantization-aware training) then skip.
 
         Args:
-            consumer, operand: an operation, and what it reads.
+            consumer, operand: an operation, and one of its inputs.
             layer: the new layer.
-            name: of the child; else that of the layer.
-            behaviour: a registered behaviour; else one that runs the layer on the input.
-            references: modules that the layer is made with besides its options, by their paths.
-            options: of the layer.
+            name: name of the child; by default that of the layer.
+            behaviour: a registered behaviour; by default one that runs the layer on the input.
+            references: paths of modules that the layer's constructor takes besides its options.
+            options: options of the layer.
 
         Raises:
-            Refused: neither is possible.
+            Refused: neither way is possible.
         """
         new = NewLayer(layer, name, options, references)
         try:
@@ -190,15 +190,15 @@ class Editor(Redirects):
         references: Mapping[str, str] | None = None,
         **options: Any,
     ) -> list[Edit]:
-        """Pass what ``producer`` gives through a new layer, as :meth:`insert_before`.
+        """Pass the result of ``producer`` through a new layer; like :meth:`insert_before`.
 
         Args:
             producer: an operation.
-            layer, name, behaviour, references, options: likewise.
-            join: the operation in whose method the edit is made, if it can be there; else in the innermost one.
+            layer, name, behaviour, references, options: as for :meth:`insert_before`.
+            join: the operation whose method is edited, if possible; by default the innermost method is.
 
         Raises:
-            Refused: neither is possible.
+            Refused: neither way is possible.
         """
         return self._insert_after(producer, join or producer, NewLayer(layer, name, options, references), behaviour)
 
@@ -225,15 +225,15 @@ class Editor(Redirects):
         *,
         name: str = "",
     ) -> list[Edit]:
-        """Pass ``operand`` through a new layer where it is handed to the function or module that leads to ``consumer``.
+        """Pass ``operand`` through a new layer where it is passed to the function or module that contains ``consumer``.
 
         Args:
-            consumer, operand: an operation of a helper function, and what it reads.
+            consumer, operand: an operation in a helper function, and one of its inputs.
             layer, name: as for :meth:`insert_before`.
-            options: of the layer if it reads this node, of which ``operand`` may be a view; None for none there.
+            options: the layer's options if it reads this node, of which ``operand`` may be a view; None for no layer.
 
         Raises:
-            Refused: that is in no method that can be edited, or it does more with it than to hand it on.
+            Refused: no method that does so can be edited, or the call does more with it than pass it on.
         """
 
         def new(given: fx.Node) -> NewLayer | None:
@@ -261,7 +261,7 @@ class Editor(Redirects):
         raise outside_the_class(direct(consumer).frame.code)
 
     def _wrap(self, expression: Expression, number: int, new: NewLayer) -> list[Edit]:
-        """Pass the operand ``number`` of an expression through a new layer."""
+        """Pass operand ``number`` of an expression through a new layer."""
         child = self._names.take(expression.path, new.name)
         wrap = expression.edit(Wrap(expression.span, number, child))
         return [new.child(expression.path, child), wrap]
@@ -270,11 +270,11 @@ class Editor(Redirects):
     def wrap_argument(
         self, call: fx.Node, argument: fx.Node | None, layer: LayerName, *, name: str = "", **options: Any
     ) -> list[Edit]:
-        """Pass the ``argument`` of an operation through a new layer; None is the first one, a sequence of tensors.
+        """Pass ``argument`` of an operation through a new layer; None stands for the first, a sequence of tensors.
 
         Raises:
-            Refused: the call is made in a loop, by a helper function, in code without source, it writes to the
-                argument, or the argument cannot be told apart there.
+            Refused: the call is made in a loop, by a helper function or in code without source, it writes to the
+                argument, or the argument cannot be identified in the text.
         """
         where = direct(call)
         self._at.repeated.refuse(where, call)
@@ -291,10 +291,10 @@ class Editor(Redirects):
     def wrap_together(
         self, call: fx.Node, arguments: Sequence[fx.Node], layer: LayerName, *, name: str = "", **options: Any
     ) -> list[Edit]:
-        """Pass several ``arguments`` of a call through one new layer, which gives as many tensors as it takes.
+        """Pass several ``arguments`` of a call through one new layer, which returns as many tensors as it takes.
 
         Raises:
-            Refused: as for :meth:`wrap_argument`; or they are not arguments of a call that stand side by side.
+            Refused: as for :meth:`wrap_argument`; or they are not adjacent arguments of a call.
         """
         where = direct(call)
         self._at.repeated.refuse(where, call)
@@ -311,10 +311,10 @@ class Editor(Redirects):
 
 
 def _result_of(expression: Expression) -> int:
-    """The number of the expression's own value.
+    """The operand number of the expression's own value.
 
     Raises:
-        Refused: it is a statement, as ``x += y``.
+        Refused: it is a statement, such as ``x += y``.
     """
     if RESULT not in operands(expression.node):
         raise expression.takes_no_plain_argument()
@@ -322,4 +322,4 @@ def _result_of(expression: Expression) -> int:
 
 
 _why_not_movable = functools.lru_cache(maxsize=1024)(why_not_movable)
-"""Of the blocks of a model, all that have one class ask the same."""
+"""Cached: blocks of the same class ask the same question."""

@@ -1,7 +1,7 @@
-"""The edits a plan is made of, and how they are carried out and taken back: all of them, or none.
+"""The edits that a plan consists of, and how they are applied and undone: all of them, or none.
 
-Every edit is plain data and reversible. Module objects are never replaced: a module keeps its identity, and with it its
-parameters, hooks and place; what changes is an attribute, a child, or the class of that one object.
+Every edit is plain data and reversible. Module objects are never replaced: a module keeps its identity, and so its
+parameters, hooks and position; what changes is an attribute, a child, or the class of that one object.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from rewriter.plain_data import Codec
 
 @dataclass(frozen=True)
 class Edit:
-    """Base of the edits; ``path`` is the module it is made on ("" is the model itself)."""
+    """Base class of edits; ``path`` is the module that is edited ("" is the model itself)."""
 
     kind: ClassVar[str]
     path: str
@@ -52,18 +52,18 @@ class SetAttribute(Edit):
     value: Any
 
     def __post_init__(self) -> None:
-        if isinstance(self.value, list):  # JSON knows no tuples, and hyper-parameters are no lists
+        if isinstance(self.value, list):  # JSON has no tuples, and hyper-parameters are never lists
             object.__setattr__(self, "value", tuple(self.value))
 
 
 @dataclass(frozen=True)
 class ChangeTensor(Edit):
-    """Scale, pad or shorten a parameter or buffer; the object stays, and with it what an optimizer holds.
+    """Scale, pad or shorten a parameter or buffer; the object, which an optimizer may hold, stays the same.
 
     Attributes:
-        name: of the parameter or buffer.
+        name: name of the parameter or buffer.
         how: ``"scale"``, ``"pad"`` or ``"drop"``.
-        options: of the change, see :mod:`rewriter.edit.tensors`.
+        options: options of the change, see :mod:`rewriter.edit.tensors`.
     """
 
     kind: ClassVar[str] = "tensor"
@@ -74,7 +74,7 @@ class ChangeTensor(Edit):
 
 @dataclass(frozen=True)
 class AddModule(Edit):
-    """Add a child module: a registered layer, made with ``options`` and with the modules at ``references``."""
+    """Add a child module: a registered layer, built with ``options`` and the modules at ``references``."""
 
     kind: ClassVar[str] = "add"
     name: str
@@ -85,7 +85,7 @@ class AddModule(Edit):
 
 @dataclass(frozen=True)
 class AddBehaviour(Edit):
-    """Put a registered behaviour in front of the module's own class, and set ``options``, its hyper-parameters."""
+    """Put a registered behaviour in front of the module's class, and set its hyper-parameters to ``options``."""
 
     kind: ClassVar[str] = "behave"
     behaviour: str
@@ -94,15 +94,15 @@ class AddBehaviour(Edit):
 
 @dataclass(frozen=True)
 class EditMethod(Edit):
-    """Carry out one operation on the source of one method of the module.
+    """Apply one operation to the source of one method of the module.
 
     Attributes:
         owner: the class that defines the method, as ``module.Class``.
         method: its name.
-        digest: of the source that the operation was planned for.
-        operation: what is done to the text.
-        condition: what has to hold for the operation to run, where it lies on another way through the user's code than
-            the one that ran when the plan was made; else empty.
+        digest: digest of the source that the operation was planned for.
+        operation: the change to the text.
+        condition: what has to hold for the operation to run, if it is on another control-flow path than the one that
+            ran when the plan was made; otherwise empty.
     """
 
     kind: ClassVar[str] = "edit"
@@ -124,11 +124,11 @@ CODEC = Codec(
     {Edit: _EDITS, Operation: _OPERATIONS}, lists=(Span,), names={"Edit": Edit},
     added_since=frozenset({"condition", "rates", "parameters", "adds_parameters"}),
 )  # fmt: skip
-"""How edits, and what holds them, become plain data and come back."""
+"""Converts edits, and what holds them, to plain data and back."""
 
 
 def class_edits(edits: Sequence[Edit]) -> dict[str, ClassEdit]:
-    """All changes of classes, one for each module: generated code is compiled once, not once an edit."""
+    """Merge all class changes of each module, so that generated code is compiled once per module, not once per edit."""
     behaviours: dict[str, dict[str, None]] = {}
     methods: dict[str, dict[tuple[str, str, str], list[Operation]]] = {}
     for edit in edits:
@@ -150,7 +150,7 @@ def class_edits(edits: Sequence[Edit]) -> dict[str, ClassEdit]:
 
 @dataclass(frozen=True)
 class Applied:
-    """What was done to a model, enough to take it back. It is copied and pickled with the model."""
+    """What was done to a model, sufficient to undo it. It is copied and pickled with the model."""
 
     edits: tuple[Edit, ...]
     previous: tuple[tuple[str, str, Any], ...]
@@ -158,11 +158,11 @@ class Applied:
     tensors: tuple[Changed, ...] = ()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update({"tensors": (), **state})  # a pickle of before tensors were changed
+        self.__dict__.update({"tensors": (), **state})  # a pickle from before tensors could be changed
 
 
 def apply_edits(model: nn.Module, edits: Sequence[Edit]) -> Applied:
-    """Carry out ``edits`` on ``model`` itself; if one fails, all are taken back before the error is raised.
+    """Apply ``edits`` to ``model`` in place; if one fails, all are undone before the error is raised.
 
     Raises:
         PlanError: an edit does not fit the model.
@@ -212,7 +212,7 @@ def apply_edits(model: nn.Module, edits: Sequence[Edit]) -> Applied:
 
 
 def take_back(model: nn.Module, applied: Applied) -> None:
-    """Undo ``applied``; what the user has replaced since (a new classifier, say) is left as it is."""
+    """Undo ``applied``; what the user has replaced since (a new classifier, say) is left alone."""
     found = {path: module_inside(model, path) for path in applied.edited_classes}
     restored = {path: module for path, module in found.items() if module is not None and is_generated(type(module))}
     rebind(model, {module: restored_with_class(module) for module in restored.values()})
@@ -253,10 +253,10 @@ def edit_to_data(edit: Edit) -> dict[str, Any]:
 
 
 def edit_from_data(data: Any) -> Edit:
-    """The edit that :func:`edit_to_data` described.
+    """Rebuild the edit that :func:`edit_to_data` described.
 
     Raises:
-        PlanError: the data is not such a description.
+        PlanError: the data does not describe an edit.
     """
     try:
         return CODEC.from_plain(Edit, data, "edit")
@@ -265,10 +265,10 @@ def edit_from_data(data: Any) -> Edit:
 
 
 def value_now(module: nn.Module, edit: SetAttribute) -> Any:
-    """The present value of the hyper-parameter that ``edit`` sets.
+    """The current value of the hyper-parameter that ``edit`` sets.
 
     Raises:
-        PlanError: the module has none of that name.
+        PlanError: the module has no such hyper-parameter.
     """
     plain = edit.name in module.__dict__ or isinstance(getattr(type(module), edit.name, None), property)
     value = getattr(module, edit.name, None)
@@ -315,7 +315,7 @@ def _add(model: nn.Module, module: nn.Module, edit: AddModule) -> None:
 
 
 def _fit_parameters(child: nn.Module, module: nn.Module, model: nn.Module) -> None:
-    """Give the parameters of a new ``child`` the floating-point type of its place; frozen where all around it are."""
+    """Give the parameters of a new ``child`` the dtype of the module around it, and freeze them if that is frozen."""
     near = itertools.chain(module.parameters(), model.parameters())
     floating = next((parameter.dtype for parameter in near if parameter.is_floating_point()), None)
     if floating is not None:

@@ -1,7 +1,7 @@
-"""Calls that name a function by its class, ``A.forward(self, x)``, and so pass by what an object has in its place.
+"""Calls that name a function by its class, ``A.forward(self, x)``, and so bypass the lookup on the object.
 
-Where the function is edited, the method that calls it so is edited too, to call it as a method of the object. Every
-such call in the classes of a model is found in the source, not only those that ran.
+If the function is edited, the method with such a call is edited too, to call it as a method of the object. All such
+calls in the classes of a model are found in the source, not only those that ran.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from rewriter.errors import SourceError
 
 @dataclass(frozen=True)
 class ExplicitCall:
-    """A call of a function by its class, in a method.
+    """A call, in a method, of a function named by its class.
 
     Attributes:
-        owner: the class of the method that makes the call, ``method`` its name and ``source`` its source.
+        owner: the class of the calling method; ``method`` is its name and ``source`` its source.
         span: the call.
-        receiver: from the method's own receiver to that of the call: () is the same, ("inner",) is ``self.inner``.
+        receiver: path from the method's own receiver to the call's: () is the same one, ("inner",) is ``self.inner``.
     """
 
     owner: type
@@ -45,7 +45,7 @@ class ExplicitCall:
 
 
 class ExplicitCalls:
-    """Finds the explicit calls of edited functions in one model, and edits the methods that make them."""
+    """Finds the explicit calls of edited functions in one model, and edits the methods that contain them."""
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
@@ -55,10 +55,10 @@ class ExplicitCalls:
         self._names: dict[tuple[str, str, str], str] = {}
         self._found: dict[tuple[type, int], list[ExplicitCall]] = {}
         self._functions: dict[type, list[types.FunctionType]] = {}
-        self._kept: list[Any] = []  # what identities in the keys above belong to
+        self._kept: list[Any] = []  # keeps the objects alive whose ids are in the keys above
 
     def followed(self, edits: Sequence[Edit]) -> list[Edit]:
-        """``edits``, and those of the methods that call what they edit by its class, and of what calls these."""
+        """``edits``, plus edits of the methods that call an edited one by its class, and of their callers in turn."""
         found, pending = list(edits), [edit for edit in edits if isinstance(edit, EditMethod)]
         while pending:
             for edit in self._of(pending.pop()):
@@ -82,7 +82,7 @@ class ExplicitCalls:
                     yield EditMethod(path, class_name(call.owner), call.method, call.source.digest, operation)
 
     def _name(self, edit: EditMethod, receiver: nn.Module, attribute: Any, *, own: bool) -> str | None:
-        """What to call the function on ``receiver``; None if it has no name there and cannot be given one."""
+        """The name by which to call the function on ``receiver``; None if it has none and cannot be given one."""
         if inspect.getattr_static(receiver, edit.method, None) is attribute:
             return edit.method
         if not own:
@@ -93,7 +93,7 @@ class ExplicitCalls:
         return self._names.setdefault(key, next(name for name in names if not hasattr(receiver, name)))
 
     def _calls(self, cls: type, names: frozenset[str], attribute: Any) -> list[ExplicitCall]:
-        """The calls of ``attribute``, which classes keep under ``names``, in all methods of ``cls``."""
+        """The calls of ``attribute``, which classes hold under ``names``, in all methods of ``cls``."""
         key = (cls, id(attribute))
         if key not in self._found:
             self._kept.append(attribute)
@@ -111,7 +111,7 @@ class ExplicitCalls:
 
 
 _RUN_BEFORE = ("__new__", "__init__", "__init_subclass__", "__setstate__")
-"""What they call and keep was called and kept before the edits."""
+"""What they call and store was called and stored before the edits."""
 
 
 def is_explicit(source: FunctionSource, call: ast.AST) -> bool:
@@ -135,13 +135,13 @@ def _calls_in(cls: type, function: types.FunctionType, attribute: Any) -> Iterat
         if call is not None and path is not None:
             try:
                 call.as_method(source, "method")
-            except SourceError:  # written so that it cannot be edited
+            except SourceError:  # the text cannot be edited
                 continue
             yield ExplicitCall(found[0], found[1], source, source.span(node), path)
 
 
 def _may_name(function: types.FunctionType, names: frozenset[str], attribute: Any) -> bool:
-    """Whether the code of ``function`` speaks of ``names``, or of the value by another; sources are dear to read."""
+    """Whether the code of ``function`` mentions ``names``, or the value by another name; reading sources is slow."""
     for code in _codes(function.__code__):
         if not names.isdisjoint(code.co_names) or any(isinstance(c, str) and c in names for c in code.co_consts):
             return True
@@ -157,7 +157,7 @@ def _codes(code: types.CodeType) -> tuple[types.CodeType, ...]:
 
 
 def attribute_path(node: ast.AST, receiver: str) -> tuple[str, ...] | None:
-    """``self.a.b`` as ("a", "b"); None for what is no path of attributes from the receiver."""
+    """``self.a.b`` as ("a", "b"); None if it is not a path of attributes from the receiver."""
     path: list[str] = []
     while isinstance(node, ast.Attribute):
         path.insert(0, node.attr)
@@ -166,7 +166,7 @@ def attribute_path(node: ast.AST, receiver: str) -> tuple[str, ...] | None:
 
 
 def follow(module: nn.Module, path: Sequence[str]) -> Any:
-    """What ``module`` has at ``path``, as far as modules lead; None if they do not."""
+    """What ``module`` has at ``path``, following submodules only; None if the path leaves them."""
     found: Any = module
     for name in path:
         found = found._modules.get(name) or found.__dict__.get(name) if isinstance(found, nn.Module) else None

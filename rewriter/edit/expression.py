@@ -25,7 +25,7 @@ def outside_the_class(code: types.CodeType) -> Refused:
 
 
 def _runs_over_children(source: FunctionSource) -> bool:
-    """Whether a method takes the children of its module one after the other, whatever they are."""
+    """Whether a method loops over the children of its module, whatever they are."""
     receiver = receiver_parameter(source)
     own = None if receiver is None else receiver.arg
     for node in ast.walk(source.tree):
@@ -38,7 +38,7 @@ def _runs_over_children(source: FunctionSource) -> bool:
 
 
 def _handed_to(looped: ast.expr) -> list[ast.expr]:
-    """What a loop runs over, also within ``enumerate`` and the like."""
+    """What a loop iterates over, also within ``enumerate`` and the like."""
     return [looped, *(looped.args if isinstance(looped, ast.Call) else ())]
 
 
@@ -50,10 +50,10 @@ class Expression:
     """An expression in the source of a method.
 
     Attributes:
-        path: the module that the method is called with, and ``owner`` the class that defines ``method``.
-        span: where it lies in ``source``, and ``node`` the expression there.
-        in_method: whether the function gets the module as its first argument; not so for a helper that a decorator or a
-            closure holds.
+        path: path of the module that the method is called on; ``owner`` is the class that defines ``method``.
+        span: its position in ``source``; ``node`` is the expression there.
+        in_method: whether the function gets the module as its first argument; False for a helper held by a decorator or
+            a closure.
     """
 
     path: str
@@ -65,10 +65,10 @@ class Expression:
     in_method: bool = True
 
     def edit(self, operation: Any) -> EditMethod:
-        """The edit that carries out ``operation`` here.
+        """The edit that applies ``operation`` here.
 
         Raises:
-            Refused: it adds something to a module which the function does not get, or which it would run besides.
+            Refused: it adds a submodule to a module that the function does not get, or that iterates over its children.
         """
         if isinstance(operation, (Wrap, WrapTogether, Redirect, Adopt)):
             if not self.in_method:
@@ -88,7 +88,7 @@ class Expression:
         return Refused(Reason.NOT_MOVABLE, f"`{text}` does not take the tensor as a plain argument")
 
     def attribute_given(self, name: str, position: int) -> str | None:
-        """The attribute of the module that a call is given as an argument; None if it is given anything else."""
+        """The module's attribute that a call gets as an argument; None if the argument is anything else."""
         if not isinstance(self.node, ast.Call):
             return None
         by_name = {keyword.arg: keyword.value for keyword in self.node.keywords}
@@ -102,10 +102,10 @@ class Expression:
 
 
 def expression_at(path: str, owner: type, method: str, source: FunctionSource, frame: Frame) -> Expression:
-    """The expression that ``frame`` was evaluating, in ``method`` of ``owner``, which has ``source``.
+    """The expression that ``frame`` was evaluating, in ``method`` of ``owner``, whose source is ``source``.
 
     Raises:
-        Refused: Python does not say where it lies.
+        Refused: Python does not give its position.
     """
     span = code_span(frame.code, frame.instruction, source.first_line)
     if span is None:

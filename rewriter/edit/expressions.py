@@ -1,4 +1,4 @@
-"""The expressions of the user's code that issue an operation, carry a value to it, or give what it gives."""
+"""The expressions of the user's code that issue an operation, pass a value to it, or return its result."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from rewriter.tracing.trace import Recording, Trace
 
 @once
 def expressions(flow: Dataflow, trace: Trace) -> Expressions:
-    """Those of the training run; all passes share them."""
+    """The expressions of the training run; all passes share them."""
     return Expressions(trace.model, trace.train, interference(flow, trace))
 
 
@@ -71,7 +71,7 @@ class Expressions:
             raise Refused(Reason.NO_SOURCE, str(error)) from error
 
     def operand_number(self, position: Position, expression: Expression, consumer: fx.Node, operand: fx.Node) -> int:
-        """Which operand of the expression carries ``operand`` to ``consumer``."""
+        """Which operand of the expression passes ``operand`` to ``consumer``."""
         if position.direct:
             index = argument_index(consumer, operand)
             if index == 0 and is_tensor_method(consumer) and isinstance(expression.node, ast.Call):
@@ -90,7 +90,7 @@ class Expressions:
         return index
 
     def _gives_receiver(self, position: Position, expression: Expression) -> bool:
-        """Whether the expression writes the module, which a function gets first, as its first argument."""
+        """Whether the text of the call has the module, which the function gets first, as its first argument."""
         function = expression.node.func if isinstance(expression.node, ast.Call) else None
         own = receiver_parameter(expression.source)
         if isinstance(function, ast.Attribute) and own is not None and ast.unparse(function.value) == own.arg:
@@ -100,7 +100,7 @@ class Expressions:
         return position.receives and is_explicit(expression.source, expression.node)
 
     def calls_module(self, expression: Expression, call: fx.Node) -> bool:
-        """Whether the expression calls, by a path of attributes, the module that ``call`` is."""
+        """Whether the expression calls, through a path of attributes, the module of ``call``."""
         own = receiver_parameter(expression.source)
         if call.op != "call_module" or not isinstance(expression.node, ast.Call) or own is None:
             return False
@@ -109,18 +109,18 @@ class Expressions:
         return path is not None and follow(module, path) is self._model.get_submodule(str(call.target))
 
     def readers(self, node: fx.Node) -> list[fx.Node]:
-        """What reads ``node``."""
+        """The operations that read ``node``."""
         return self._flow.users(node)
 
     def _is_module(self, expression: Expression, given: ast.expr) -> bool:
-        """Whether what is given is a module, by a path of attributes, and so no tensor."""
+        """Whether an argument is a module, given by a path of attributes, and so not a tensor."""
         own = receiver_parameter(expression.source)
         path = attribute_path(given, own.arg) if own is not None and expression.in_method else None
         module = self._model.get_submodule(expression.path)
         return path is not None and isinstance(follow(module, path), nn.Module)
 
     def same_values(self, node: fx.Node) -> Iterator[fx.Node]:
-        """``node`` and what it is only a view or a selection of, and not a later state of."""
+        """``node`` and the values that it is only a view or selection of, unless they were written to in between."""
         yield node
         while not facts(node)["after"] and facts(node)["kind"] in PASS_THROUGH and len(self._flow.sources(node)) == 1:
             node = self._flow.sources(node)[0]
@@ -141,7 +141,7 @@ class Expressions:
         """The expression at ``where``, which leads to ``node``.
 
         Raises:
-            Refused: it runs several times, or is no code of the user's.
+            Refused: it runs several times, or is not in the user's code.
         """
         self.repeated.refuse(where, node)
         expression = self.expression(where)
@@ -150,7 +150,7 @@ class Expressions:
         return expression
 
     def attribute_of(self, call: fx.Node, name: str, position: int) -> tuple[str, str] | None:
-        """The module and the attribute that an argument of ``call`` is read from; None if it is no plain attribute."""
+        """The module and attribute that an argument of ``call`` is read from; None if it is not a plain attribute."""
         try:
             expression = self.expression(direct(call))
         except Refused:
@@ -159,7 +159,7 @@ class Expressions:
         return None if attribute is None else (expression.path, attribute)
 
     def refuse_others_inside(self, position: Position, consumer: fx.Node, operand: fx.Node) -> None:
-        """Refuse to change an argument of a call that does more with it than to hand it to ``consumer``."""
+        """Refuse to change an argument of a call that does more with it than pass it to ``consumer``."""
         values = [operand]
         while values[-1] not in position.arguments:
             values.append(self._flow.sources(values[-1])[0])
@@ -170,7 +170,7 @@ class Expressions:
 
     @cached_property
     def _within(self) -> dict[tuple[int, int], set[fx.Node]]:
-        """The operations that each expression led to in one call of its function."""
+        """The operations that each expression led to, per call of its function."""
         found: dict[tuple[int, int], set[fx.Node]] = {}
         for node in self._recording.graph.nodes:
             for position in positions(node):
@@ -182,7 +182,7 @@ def direct(node: fx.Node) -> Position:
     """The expression that issues ``node`` itself.
 
     Raises:
-        Refused: it is issued by no Python code: a compiled extension, a builtin as ``forward``.
+        Refused: no Python code issues it: a compiled extension, or a builtin as ``forward``.
     """
     found = next((position for position in positions(node) if position.direct), None)
     if found is None:

@@ -1,4 +1,4 @@
-"""Run another way through methods of a skeleton, and tell what ran in the positions of the methods as they are."""
+"""Run another path through methods of a skeleton, and map what ran to positions in the original methods."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from rewriter.tracing.trace import Recording
 
 @dataclass(frozen=True)
 class Method:
-    """A method that runs for modules of the model: the class that defines it, its name there, and its text."""
+    """A method that modules of the model run: the class that defines it, its name there, and its text."""
 
     owner: type
     name: str
@@ -28,11 +28,11 @@ class Method:
 
 
 class NotForcedError(SourceError):
-    """A method is called so that the way through it cannot be forced for one module alone."""
+    """A method is called in such a way that its path cannot be forced for one module alone."""
 
 
 class Forcing:
-    """Methods of a skeleton whose conditions come out as forced; of a method that was edited, what it became."""
+    """Methods of a skeleton whose conditions have forced outcomes; for an edited method, the edited version."""
 
     def __init__(self, tests: Alternative) -> None:
         self._tests = tests
@@ -41,7 +41,7 @@ class Forcing:
         self._plain: dict[CodeType, tuple[CodeType, FunctionSource]] = {}
 
     def force(self, model: nn.Module, module: nn.Module, method: Method) -> None:
-        """Let ``module``, a part of ``model``, run the other way through ``method``.
+        """Make ``module``, a part of ``model``, take the other path through ``method``.
 
         Raises:
             NotForcedError: a condition is of a kind that cannot be forced.
@@ -66,10 +66,10 @@ class Forcing:
         self._plain.update((other, (plain, source)) for plain, other in _pairs(source.function.__code__, forced))
 
     def take_back(self, *recordings: Recording) -> None:
-        """Give the modules their classes back, and let the frames of ``recordings`` name the methods as they are.
+        """Restore the modules' classes, and make the frames of ``recordings`` refer to the original methods.
 
         Raises:
-            NotForcedError: the method ran as it is written, not as it was forced.
+            NotForcedError: the original method ran, not the forced one.
         """
         for step in reversed(self._steps_back):
             step()
@@ -100,7 +100,7 @@ class Forcing:
 
 
 def _pairs(plain: CodeType, forced: CodeType) -> Iterator[tuple[CodeType, CodeType]]:
-    """The two and the functions, lambdas and comprehensions written inside them, each with its other."""
+    """The two code objects, and the functions, lambdas and comprehensions inside them, in pairs."""
     yield plain, forced
     inner = ([constant for constant in c.co_consts if isinstance(constant, CodeType)] for c in (plain, forced))
     for one, other in zip(*inner, strict=True):
@@ -108,7 +108,7 @@ def _pairs(plain: CodeType, forced: CodeType) -> Iterator[tuple[CodeType, CodeTy
 
 
 def _same_instruction(plain: CodeType, forced: CodeType, instruction: int, source: FunctionSource) -> int:
-    """Where ``plain`` has an ``instruction`` of ``forced``: the same one at the same place of the text."""
+    """The index in ``plain`` of an ``instruction`` of ``forced``: the same one at the same place of the text."""
     first_lines = {plain: source.first_line, forced: source.header_lines + 1}
 
     def name_of(code: CodeType, index: int) -> tuple[int, Span | None]:

@@ -1,4 +1,4 @@
-"""Names for what is added to modules."""
+"""Names for added modules."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from torch import nn
 
 
 class FreeNames:
-    """Gives out names that a module does not use, each once.
+    """Hands out names that a module does not use, each once.
 
     Args:
-        model: the model that things are added to.
+        model: the model that modules are added to.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -19,11 +19,11 @@ class FreeNames:
         self._given: set[tuple[str, str]] = set()
 
     def module(self, path: str) -> nn.Module:
-        """The module that names are taken in."""
+        """The module at ``path``, in which names are taken."""
         return self._model.get_submodule(path)
 
     def take(self, path: str, name: str) -> str:
-        """``name``, or ``name_1``, …: the first that the module at ``path`` does not use and that was not given yet."""
+        """The first of ``name``, ``name_1``, … that the module at ``path`` does not use and that is not taken yet."""
         module = self.module(path)
         candidates = itertools.chain([name], (f"{name}_{index}" for index in itertools.count(1)))
         free = next(c for c in candidates if not hasattr(module, c) and (path, c) not in self._given)

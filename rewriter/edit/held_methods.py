@@ -1,8 +1,8 @@
-"""Methods that modules keep as values: ``self.run = self._pre``, a table of bound methods, a partial over one.
+"""Methods that modules hold as values: ``self.run = self._pre``, a table of bound methods, a partial over one.
 
-Such a value holds the function that the class had when it was made. Where that function has been edited, the value is
-made anew over the edited function of the same object, so that it calls what the object's class has now. Containers are
-changed in place, what cannot be changed (tuples, partials) is rebuilt; methods of other objects are not touched.
+Such a value holds the function that the class had when the value was made. If that function has been edited, the value
+is rebuilt over the edited function of the same object, so that it calls what the object's class has now. Containers are
+changed in place, immutable values (tuples, partials) are rebuilt; methods of other objects are not touched.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ _OWN_PREFIX = "_rewriter_"
 
 
 class FunctionOfReceiver:
-    """A function of a class that a module keeps as it is and calls with a module: ``self.run = type(self)._pre``.
+    """A plain function of a class that a module holds and calls with a module: ``self.run = type(self)._pre``.
 
-    It calls what the class of that module has in the place of the function. In a pickle it is the original function.
+    It calls what that module's class has in place of the function. It is pickled as the original function.
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
@@ -40,14 +40,14 @@ class FunctionOfReceiver:
 
 
 Replaced = Mapping[nn.Module, Mapping[int, Any]]
-"""By module and the identity of a function that its class had, what stands for it now."""
+"""By module and by the identity of a function that its class had, the present replacement."""
 
 
 def rebind(model: nn.Module, edited: Replaced) -> list[Callable[[], None]]:
-    """Let every method of the modules ``edited`` that ``model`` keeps as a value call the function that it has now.
+    """Make every method of the modules ``edited`` that ``model`` holds as a value call the present function.
 
     Returns:
-        The steps that put back exactly what was there, the last one first to be taken.
+        The steps that restore exactly what was there, to be run in reverse order.
     """
     if not any(edited.values()):
         return []
@@ -57,12 +57,12 @@ def rebind(model: nn.Module, edited: Replaced) -> list[Callable[[], None]]:
 
 
 def replaced_by_class(module: nn.Module) -> dict[int, Any]:
-    """What the generated class of ``module`` has replaced in the class that it was made from."""
+    """What the generated class of ``module`` replaced in the class that it was derived from."""
     return {id(old): new for old, new in replaced_in(type(module))}
 
 
 def restored_with_class(module: nn.Module) -> dict[int, Any]:
-    """What comes back when ``module`` gets back the class that its generated class was made from."""
+    """The replacements when ``module`` returns to the class that its generated class was derived from."""
     return {id(new): old for old, new in replaced_in(type(module))}
 
 
@@ -76,7 +76,7 @@ def follows_its_module(value: Any, module: nn.Module) -> bool:
 
 
 def hides(module: nn.Module, method: str) -> bool:
-    """Whether a ``forward`` set on ``module`` itself stands before its edited ``method``, or leads somewhere else."""
+    """Whether a ``forward`` set on ``module`` itself hides its edited ``method``, or leads somewhere else."""
     own = module.__dict__.get("forward")
     if own is None or getattr(type(module), "forward", None) in _wrapped_by(own, module):
         return False
@@ -85,16 +85,16 @@ def hides(module: nn.Module, method: str) -> bool:
 
 
 def wrapped_edit(module: nn.Module) -> bool:
-    """Whether a ``forward`` set on ``module`` itself is a function around one that its generated class has replaced."""
+    """Whether a ``forward`` set on ``module`` itself wraps one that its generated class has replaced."""
     own = module.__dict__.get("forward")
-    if isinstance(own, functools.partial):  # what it calls it finds on the module, where it is made anew
+    if isinstance(own, functools.partial):  # it looks up what it calls on the module, where it is rebuilt
         return False
     within = list(_wrapped_by(own, module))[1:]
     return any(new in within for _, new in replaced_in(type(module)))
 
 
 def _wrapped_by(value: Any, module: nn.Module) -> Iterator[Any]:
-    """The functions from ``value`` inwards, as ``functools.wraps`` remembers them, while they are of ``module``."""
+    """The functions from ``value`` inwards, following ``functools.wraps``, while they belong to ``module``."""
     while value is not None:
         if isinstance(value, types.MethodType):
             if value.__self__ is not module:
@@ -105,15 +105,15 @@ def _wrapped_by(value: Any, module: nn.Module) -> Iterator[Any]:
 
 
 class _Rebinding:
-    """One walk over what modules hold."""
+    """One traversal of what modules hold."""
 
     def __init__(self, edited: Replaced) -> None:
         self.steps_back: list[Callable[[], None]] = []
         self._edited = {id(module): functions for module, functions in edited.items()}
-        self._seen: dict[int, Any] = {}  # by identity, and kept, so that no identity is given to another object
+        self._seen: dict[int, Any] = {}  # by id; the objects are kept alive so that no id is reused
 
     def inside(self, holder: Any) -> None:
-        """Rebind what an object holds."""
+        """Rebind the methods that an object holds."""
         if id(holder) in self._seen:
             return
         self._seen[id(holder)] = holder
@@ -140,7 +140,7 @@ class _Rebinding:
             self.steps_back.append(functools.partial(container.__setitem__, key, value))
 
     def _function(self, value: Any, functions: Mapping[int, Any]) -> Any:
-        """A function of the class that its module keeps; what it is called with decides what is called."""
+        """Replace a plain function of a class that its module holds; its first argument decides what is called."""
         if id(value) in functions and callable(value):
             return FunctionOfReceiver(value)
         if type(value) is FunctionOfReceiver and any(new is value.function for new in functions.values()):

@@ -1,4 +1,4 @@
-"""What the names in a function's source stand for."""
+"""What the names in a function's source refer to."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rewriter.edit.source import FunctionSource
 
 
 def called_function(source: FunctionSource, call: ast.AST) -> Any:
-    """What a call by a name of the module scope calls (``F.avg_pool2d``); None if that is decided at run time."""
+    """What a call by a module-level name calls (``F.avg_pool2d``); None if that is decided at run time."""
     path, function = [], call.func if isinstance(call, ast.Call) else None
     while isinstance(function, ast.Attribute):
         path.append(function.attr)
@@ -26,10 +26,10 @@ def called_function(source: FunctionSource, call: ast.AST) -> Any:
 
 
 def constant(source: FunctionSource, node: ast.AST) -> Any:
-    """What an expression that names something of the module scope, of a closure or of a class stands for.
+    """What an expression that names something in the module scope, a closure or a class refers to.
 
-    ``A.forward``, ``models.A.forward``, ``A.__dict__["forward"]``, ``getattr(A, "forward")``; of a class it is what the
-    class or a base holds, without a descriptor's ``__get__``. None if that is decided at run time.
+    ``A.forward``, ``models.A.forward``, ``A.__dict__["forward"]``, ``getattr(A, "forward")``; for a class it is what
+    the class or a base holds, without a descriptor's ``__get__``. None if that is decided at run time.
     """
     match node:
         case ast.Name(id=name):
@@ -49,7 +49,7 @@ def constant(source: FunctionSource, node: ast.AST) -> Any:
 
 
 def mangled(source: FunctionSource, name: str) -> str:
-    """The name under which a class keeps its private attribute ``name`` (``__pre`` as ``_Net__pre``)."""
+    """The name under which a class stores its private attribute ``name`` (``__pre`` as ``_Net__pre``)."""
     scope = source.function.__qualname__.split(".")[-2:-1]
     if not name.startswith("__") or name.endswith("__") or not scope or not scope[0].isidentifier():
         return name
@@ -79,13 +79,13 @@ def _member(holder: Any, name: str) -> Any:
 
 
 def receiver_parameter(source: FunctionSource) -> ast.arg | None:
-    """The first positional parameter, whatever its name; of a method, the module that it belongs to."""
+    """The first positional parameter, whatever its name; in a method, the module that it belongs to."""
     arguments = source.tree.args
     return next(iter((*arguments.posonlyargs, *arguments.args)), None)
 
 
 def local_names(source: FunctionSource) -> set[str]:
-    """Names that the method binds, or a function, lambda or comprehension in it; not the module that it belongs to."""
+    """Names bound by the method, or by a function, lambda or comprehension in it, except that of the receiver."""
     own = receiver_parameter(source)
     inside = (node for node in ast.walk(source.tree) if node is not own and node is not source.tree)
     return {name for name in map(_bound_name, inside) if name}

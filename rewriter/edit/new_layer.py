@@ -1,4 +1,4 @@
-"""A layer that is to be added to a module."""
+"""A layer to be added to a module."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LayerName = str | type[nn.Module]
 
 @dataclass(frozen=True)
 class NewLayer:
-    """A layer that is to be added."""
+    """A layer to be added."""
 
     layer: LayerName
     name_given: str = ""
@@ -36,15 +36,15 @@ class NewLayer:
 
     @property
     def name(self) -> str:
-        """What the child is called, if that is free."""
+        """The name of the child, if it is free."""
         return self.name_given or self.registered.rpartition("/")[2].replace("-", "_")
 
     def child(self, path: str, name: str) -> AddModule:
         """The edit that adds it to the module at ``path``.
 
         Raises:
-            TypeError: an option is nothing that a plan can hold, the layer does not take it, or it has parameters or
-                buffers that checkpoints of the original model lack.
+            TypeError: a plan cannot hold an option, the layer does not take it, or the layer has parameters or buffers
+                that checkpoints of the original model lack.
         """
         options, references = json_value(dict(self.options), "options"), dict(self.references or {})
         cls = layer_class(self.registered)
@@ -60,7 +60,7 @@ class NewLayer:
 
 @functools.lru_cache(maxsize=1024)
 def _check_that_it_can_be_made(cls: type[nn.Module], options: str) -> None:
-    """Make one and throw it away: what its constructor raises is the pass's own error, and no fault of a place."""
+    """Construct the layer once and discard it: an error in its constructor is the pass's own, not the place's."""
     with random_state_kept():
         layer = cls(**json.loads(options))
         for part in layer.modules():

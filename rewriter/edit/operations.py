@@ -1,8 +1,8 @@
 """What can be done to the source of a method: move, remove or redirect a call, wrap an operand, adopt a helper.
 
-Each operation names expressions by their place and yields splices of text. They hold no code of their own: what they
-move is text of the user's method, and what they add is a call of a submodule. So a plan read from a file cannot bring
-code with it.
+Each operation identifies expressions by position and yields text splices. It holds no code of its own: what it moves is
+text of the user's method, and what it adds is a call of a submodule. So a plan read from a file cannot bring code with
+it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _ATTRIBUTE_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 
 @dataclass(frozen=True)
 class Operation:
-    """Base of the operations; ``call`` is the expression it works on, ``operand`` the number of its data input."""
+    """Base class of operations; ``call`` is the expression it applies to, ``operand`` the number of its data input."""
 
     kind: ClassVar[str]
     call: Span
@@ -40,7 +40,7 @@ class Operation:
 
     @property
     def spans(self) -> tuple[Span, ...]:
-        """Every expression of the function that it works on."""
+        """All expressions of the function that it applies to."""
         return tuple(value for value in vars(self).values() if isinstance(value, Span))
 
     @property
@@ -51,7 +51,7 @@ class Operation:
         return set().union(*inner, () if own is None else (own,))
 
     def renamed(self, old: str, new: str) -> Operation:
-        """The same with the child module ``new`` in place of ``old``, if it calls that."""
+        """The same operation, with child module ``new`` instead of ``old`` if it calls that."""
         changes: dict[str, Any] = {}
         for name, value in vars(self).items():
             if name == "module" and value == old:
@@ -61,7 +61,7 @@ class Operation:
         return replace(self, **changes)
 
     def splices(self, source: FunctionSource) -> Iterator[Splice]:
-        """The changes of text that carry out this operation."""
+        """The text changes that carry out this operation."""
         raise SourceError(f"{type(self).__name__} does not say what it changes")
 
 
@@ -81,10 +81,10 @@ class Remove(Operation):
 
 @dataclass(frozen=True)
 class Move(Operation):
-    """Take a call away from where it is and apply it to an operand of another expression of the same function.
+    """Move a call from its place to an operand of another expression of the same function.
 
     ``x = self.pool(x); x = self.drop(x)`` becomes ``x = self.pool(self.drop(x))``. A call may be moved to several
-    expressions, of which one is evaluated.
+    expressions, exactly one of which is evaluated.
     """
 
     kind: ClassVar[str] = "move"
@@ -103,7 +103,7 @@ class Move(Operation):
 class Wrap(Operation):
     """Pass an operand of an expression through a submodule: ``f(x)`` becomes ``f(self.module(x))``.
 
-    Its :data:`RESULT` is passed through it afterwards: ``self.module(f(x))``.
+    :data:`RESULT` stands for the value of the expression: ``self.module(f(x))``.
     """
 
     kind: ClassVar[str] = "wrap"
@@ -115,11 +115,11 @@ class Wrap(Operation):
 
 @dataclass(frozen=True)
 class WrapTogether(Operation):
-    """Pass several arguments of a call, side by side, through one submodule: ``f(a, b)`` → ``f(*self.module(a, b))``.
+    """Pass several adjacent arguments of a call through one submodule: ``f(a, b)`` → ``f(*self.module(a, b))``.
 
     Attributes:
-        count: how many arguments, from ``operand`` on.
-        module: the submodule; it gives as many tensors as it takes.
+        count: number of arguments, starting at ``operand``.
+        module: the submodule; it returns as many tensors as it takes.
     """
 
     kind: ClassVar[str] = "wrap-together"
@@ -138,7 +138,7 @@ class WrapTogether(Operation):
 
 @dataclass(frozen=True)
 class RemoveBinary(Operation):
-    """Replace a binary operation by one of its operands: ``x + y`` becomes ``x``, and ``x += y`` goes."""
+    """Replace a binary operation by one of its operands: ``x + y`` becomes ``x``, and ``x += y`` is removed."""
 
     kind: ClassVar[str] = "remove-binary"
 
@@ -161,7 +161,7 @@ class RemoveBinary(Operation):
 
 @dataclass(frozen=True)
 class Redirect(Operation):
-    """Let a submodule stand for the function of a call, whose arguments stay: ``x.mean(1)`` → ``self.module(x, 1)``."""
+    """Replace the function of a call by a submodule, keeping the arguments: ``x.mean(1)`` → ``self.module(x, 1)``."""
 
     kind: ClassVar[str] = "redirect"
     module: str
@@ -170,7 +170,7 @@ class Redirect(Operation):
         yield from self.splices_for(source, _receiver_name(source))
 
     def splices_for(self, source: FunctionSource, receiver: str) -> Iterator[Splice]:
-        """The changes, where ``receiver`` names the module that has the submodule."""
+        """The text changes, if ``receiver`` names the module that has the submodule."""
         node, operand = _call_and_operand(source, self.call, self.operand)
         (start, _), (inner_start, inner_stop) = offsets(source, node), offsets(source, operand)
         (func_start, func_stop), data = offsets(source, node.func), source.text.encode()
@@ -182,7 +182,7 @@ class Redirect(Operation):
             yield Splice(start, func_stop, called)
             return
         bare = _is_bare(operand)
-        # what other operations put around the operand belongs inside the call
+        # what other operations add around the operand belongs inside the call
         yield Splice(start, inner_start, f"{called}(" if bare else f"{called}((", order=-1)
         separator = ", " if node.args or node.keywords else ""
         yield Splice(inner_stop, opened + 1, separator if bare else f"){separator}")
@@ -190,14 +190,14 @@ class Redirect(Operation):
 
 @dataclass(frozen=True)
 class Adopt(Operation):
-    """Make a helper function that the method calls a method of its own, with a change in it.
+    """Turn a helper function that the method calls into a method, with a change in it.
 
     ``pool(x)`` becomes ``self.pool(x)``; the new method is the text of the function after ``change``.
 
     Attributes:
         method: name of the new method.
-        digest: of the function's source that the change was planned for.
-        change: what is done to the function.
+        digest: digest of the function's source that the change was planned for.
+        change: the change to the function.
     """
 
     kind: ClassVar[str] = "adopt"
@@ -212,7 +212,7 @@ class Adopt(Operation):
         """The function that the method ``source`` calls.
 
         Raises:
-            SourceError: the name is none of a Python function.
+            SourceError: the name does not refer to a Python function.
         """
         found = called_function(source, self._called(source))
         if not isinstance(found, types.FunctionType):
@@ -239,13 +239,13 @@ class Adopt(Operation):
 
 @dataclass(frozen=True)
 class CallMethod(Operation):
-    """Call a function that is named by its class as a method of the module that it is given.
+    """Call a function named by its class as a method of the module that it is passed.
 
     ``A.forward(self, x)`` becomes ``self.forward_of_A(x)``, looked up on the object, which has the edited function.
 
     Attributes:
-        owner: the class whose function is called, as ``module.Class``, and ``attribute`` its name there.
-        method: name under which the receiver has it; a new one where ``attribute`` is overridden.
+        owner: the class whose function is called, as ``module.Class``; ``attribute`` is its name there.
+        method: the receiver's name for it; a new one if ``attribute`` is overridden.
     """
 
     kind: ClassVar[str] = "call-method"
@@ -263,7 +263,7 @@ class CallMethod(Operation):
 
 
 def operands(node: ast.AST) -> dict[int, ast.expr]:
-    """The operands of an expression by number, and its value; only that where they cannot be told apart (``f(*x)``)."""
+    """The operands of an expression by number, and its value; only the value if they are ambiguous (``f(*x)``)."""
     if isinstance(node, ast.AugAssign):
         return {1: node.value}
     found: dict[int, ast.expr] = {RESULT: node} if isinstance(node, ast.expr) else {}
@@ -280,8 +280,8 @@ def operands(node: ast.AST) -> dict[int, ast.expr]:
 def why_not_movable(source: FunctionSource, call: Span, operand: int, target: Span) -> str | None:
     """Why the call cannot be evaluated at ``target`` with the same meaning; None if it can.
 
-    Its other arguments may read attributes and globals, which hold for the whole call of the method, but no local
-    variable; and the conditions around it may only ask for the rate and the mode that the call itself reads.
+    Its other arguments may read attributes and globals, which are constant during a call of the method, but not local
+    variables; and the conditions around it may only test the rate and the mode that the call itself reads.
     """
     try:
         node, data = _call_and_operand(source, call, operand)
@@ -333,14 +333,14 @@ def _around(source: FunctionSource, target: Span, operand: int, before: str, aft
 
 
 def _submodule(receiver: str, path: str) -> str:
-    """The expression for what the module called ``receiver`` has at ``path``."""
+    """The expression for the submodule at ``path`` of the module called ``receiver``."""
     if not _ATTRIBUTE_PATH.fullmatch(path):
         raise PlanError(f"{path!r} is not a path of attributes")
     return f"{receiver}.{path}"
 
 
 def _receiver_name(source: FunctionSource) -> str:
-    """What a method calls the module that it belongs to."""
+    """The method's name for the module that it belongs to."""
     receiver = receiver_parameter(source)
     if receiver is None:
         raise SourceError(f"{describe(source.function)}: it has no parameter for the module that it belongs to")
@@ -348,6 +348,6 @@ def _receiver_name(source: FunctionSource) -> str:
 
 
 def _is_bare(operand: ast.expr) -> bool:
-    """Whether the expression means the same without parentheses around it."""
+    """Whether the expression keeps its meaning without parentheses around it."""
     one_line = operand.lineno == operand.end_lineno
     return one_line and isinstance(operand, (ast.Name, ast.Attribute, ast.Call, ast.Subscript))

@@ -1,8 +1,8 @@
-"""Where the edited functions of a class go, so that every lookup on one object finds them; what stands for what.
+"""Where the edited functions of a class go, so that every lookup on an object finds them, and what replaces what.
 
-A function may be reached under several names, through ``super()``, and under the name of the class that defines it. So
-the names stay in the class that has them: a generated subclass stands before each class of the method resolution order
-that holds a function which was edited.
+A function may be reached under several names, through ``super()``, and by the name of the class that defines it. So the
+names stay in the class that has them: a generated subclass is inserted before each class of the method resolution order
+that holds an edited function.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class Placing:
     """The namespaces that hold the edited functions.
 
     Attributes:
-        namespaces: by class, in the method resolution order, what a subclass of it is to hold instead.
-        replaced: everything that was replaced, functions and what decorates them, with what stands for it.
+        namespaces: by class, in method resolution order, what a subclass of it is to hold instead.
+        replaced: everything that was replaced, functions and their decorators, with the replacements.
     """
 
     namespaces: dict[type, dict[str, Any]]
@@ -36,12 +36,12 @@ class Placing:
 def place(
     base: type, functions: Mapping[types.FunctionType, types.FunctionType], edited: set[tuple[type, str]]
 ) -> Placing:
-    """Where ``base`` and its bases hold ``functions``, under any name and through any decorator.
+    """Find where ``base`` and its bases hold ``functions``, under any name and through any decorator.
 
     Args:
         base: the class that is edited.
-        functions: what stands for each function.
-        edited: the attributes that the functions were read from; in others they are not looked for in containers.
+        functions: the replacement of each function.
+        edited: the attributes that the functions were read from; containers are searched only in these.
 
     Raises:
         SourceError: a decorator is an object that cannot be copied.
@@ -57,7 +57,7 @@ def place(
 
 
 def replaced_in(cls: type) -> tuple[tuple[Any, Any], ...]:
-    """What the generated class ``cls`` itself replaced: pairs of the original and what stands for it."""
+    """What the generated class ``cls`` itself replaced: pairs of the original and its replacement."""
     pairs: tuple[tuple[Any, Any], ...] = cls.__dict__.get(_REPLACED, ())
     if _REPLACED not in cls.__dict__ or not cls._rewriter_edit.behaviours:  # type: ignore[attr-defined]
         return pairs
@@ -66,12 +66,12 @@ def replaced_in(cls: type) -> tuple[tuple[Any, Any], ...]:
 
 
 def remembered(placing: Placing) -> dict[str, Any]:
-    """What a generated class keeps in its namespace for :func:`replaced_in`."""
+    """What a generated class stores in its namespace for :func:`replaced_in`."""
     return {_REPLACED: placing.replaced}
 
 
 def _attributes(base: type) -> Iterator[tuple[type, str, Any]]:
-    """Everything in the namespaces of ``base`` and its bases, without those of ``torch.nn.Module``."""
+    """Everything in the namespaces of ``base`` and its bases, except those of ``torch.nn.Module``."""
     for cls in base.__mro__:
         if cls not in (nn.Module, object):
             for name, attribute in list(cls.__dict__.items()):

@@ -14,13 +14,13 @@ from rewriter.tracing.module_call import ModuleCall
 
 @dataclass(frozen=True)
 class Position:
-    """One expression on the way from the model down to an operation.
+    """One expression on the path from the model down to an operation.
 
     Attributes:
         frame: the frame that evaluates the expression, in ``call``.
-        direct: whether the expression issues the operation itself, not a function or module that contains it.
-        arguments: what the expression passes on, as nodes, where it is not direct.
-        receives: whether it is a function with a module as its first argument that gets them, behind that.
+        direct: whether the expression issues the operation itself, rather than call a function or module that does.
+        arguments: what the expression passes on, as nodes, if it is not direct.
+        receives: whether it is a function whose first argument is a module, followed by these arguments.
     """
 
     frame: Frame

@@ -1,4 +1,4 @@
-"""The ways through a function that lead to a place and then do more with what was computed there."""
+"""The paths through a function that lead to a place and then also use its result elsewhere."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from rewriter.edit.alternatives import FUNCTIONS, Alternative, named, numbered, 
 def reading_ways(
     function: ast.FunctionDef, places: Sequence[ast.AST], evaluated: Collection[ast.AST] = ()
 ) -> list[Alternative]:
-    """The conditions of ``function`` behind ``places`` under which more is done with what was computed there.
+    """The conditions of ``function`` after ``places`` under which more is done with the results computed there.
 
-    It is returned beside the result, kept in an attribute or container, or something else is computed from it.
+    A result is returned as well, stored in an attribute or container, or something else is computed from it.
 
     Args:
         function: the function's tree.
         places: expressions or statements in it.
-        evaluated: expressions of which it is known that they were evaluated; arms with one of them are left out.
+        evaluated: expressions that are known to have been evaluated; branches that contain one are left out.
     """
     numbers = dict(numbered(function))
     found: dict[Alternative, None] = {}
@@ -37,7 +37,7 @@ def reading_ways(
 
 
 def _names_of_results(function: ast.FunctionDef, place: ast.AST) -> set[str]:
-    """Local names for what is computed at ``place`` and from it, as the text of ``function`` goes on."""
+    """Local names for what is computed at ``place`` and from it, in the rest of ``function``."""
     statements = (node for node in ast.walk(function) if isinstance(node, (ast.Assign, ast.AugAssign, ast.AnnAssign)))
     names: set[str] = set()
     for statement in sorted(statements, key=lambda s: (s.lineno, s.col_offset)):
@@ -65,7 +65,7 @@ def _is_behind(node: ast.AST, place: ast.AST) -> bool:
 
 
 def _reads_more(node: ast.AST, names: set[str], on_both: set[str]) -> bool:
-    """Whether a statement does more with ``names`` than to go on with one, by its name or one that both arms bind."""
+    """Whether a statement does more with ``names`` than go on with one, by its name or one bound in both branches."""
     if isinstance(node, ast.Return):
         several = isinstance(node.value, (ast.Tuple, ast.List, ast.Dict))
         return node.value is not None and bool(_names_read(node.value) & names) and several

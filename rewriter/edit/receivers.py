@@ -1,4 +1,4 @@
-"""Whose method a frame runs: not always that of the module whose call it is in, for modules keep methods of others."""
+"""The module whose method a frame runs: not always the one being called, since modules hold methods of others."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rewriter.edit.positions import Position
 
 
 class Receivers:
-    """The modules of one model that methods are called with."""
+    """The modules of one model that methods are called on."""
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
@@ -19,9 +19,9 @@ class Receivers:
         self._known: dict[tuple[str, str, types.CodeType], str] = {}
 
     def path(self, position: Position) -> str:
-        """The path of the module that the frame's function was called with, if its class has that function.
+        """The path of the module that the frame's function was called on, if its class has that function.
 
-        For anything else, a helper function for one, it is the module whose call the frame is in.
+        For anything else, such as a helper function, it is the module whose call the frame is in.
         """
         given, call, code = position.frame.path, position.call.path, position.frame.code
         if given is None or given == call:

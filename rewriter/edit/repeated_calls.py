@@ -1,4 +1,4 @@
-"""What runs more often than once in one forward: an edit there would act on all of it."""
+"""What runs more than once in one forward: an edit there would affect all of its runs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from rewriter.tracing.trace import Recording
 
 
 class RepeatedCalls:
-    """The modules, functions and expressions of one recording, by how often they ran."""
+    """How often the modules, functions and expressions of one recording ran."""
 
     def __init__(self, model: nn.Module, recording: Recording) -> None:
         self._model = model
@@ -42,7 +42,7 @@ class RepeatedCalls:
             raise Refused(Reason.SHARED_MODULE, self._told(path))
 
     def refuse(self, position: Position, node: fx.Node) -> None:
-        """Refuse to edit the expression at ``position``, which leads to ``node``, if it runs for something else, too.
+        """Refuse to edit the expression at ``position``, which leads to ``node``, if it runs for something else too.
 
         Raises:
             Refused: the module, the function or the expression ran several times; names the module and its calls.
@@ -64,7 +64,7 @@ class RepeatedCalls:
             raise Refused(Reason.IN_A_LOOP, detail)
 
     def _told(self, path: str) -> str:
-        """That a module is called several times: under which names, and in which lines."""
+        """Describe a module that is called several times: under which names, and on which lines."""
         module = self._model.get_submodule(path)
         names = [name for name, other in self._model.named_modules(remove_duplicate=False) if other is module]
         called = f"module {path!r} ({type(module).__name__}) is called {self.of(path)} times in one forward"
@@ -75,7 +75,7 @@ class RepeatedCalls:
 
     @cached_property
     def _calls(self) -> dict[int, list[tuple[tuple[Frame, ...], ModuleCall | None]]]:
-        """For each module by its ``id`` the frames of its calls, and the calls that these were made in."""
+        """By ``id`` of each module, the frames of its calls, and the calls in which these were made."""
         nodes = (node for node in self._recording.graph.nodes if node.op == "call_module")
         made: list[tuple[str, tuple[Frame, ...], ModuleCall | None]] = [
             (str(node.target), facts(node)["frames"], facts(node)["call"]) for node in nodes
@@ -88,7 +88,7 @@ class RepeatedCalls:
 
     @cached_property
     def _invocations(self) -> dict[tuple[str, types.CodeType], set[int]]:
-        """The calls of each function within each module."""
+        """The calls of each function in each module."""
         found: dict[tuple[str, types.CodeType], set[int]] = {}
         for node in self._recording.graph.nodes:
             for position in positions(node):

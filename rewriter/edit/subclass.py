@@ -1,8 +1,8 @@
-"""Make a subclass of a user's class without setting off anything that the user's classes do when they are subclassed.
+"""Make a subclass of a user's class without triggering what the user's classes do when they are subclassed.
 
-Registries live in ``__init_subclass__`` and in metaclasses. A class that is made for one object is nobody's business:
-were it registered, later models would be made of it. So neither is run, and calling the class gives an object of the
-user's own class. What is left: ``Base.__subclasses__()`` lists it, for that is how Python knows whose methods a class
+Registries live in ``__init_subclass__`` and in metaclasses. A class made for one object must not be registered, since
+later models would be built from it. So neither is run, and calling the class creates an object of the user's own class.
+What remains: ``Base.__subclasses__()`` lists the class, because Python needs that to know whose methods a class
 inherits.
 """
 
@@ -22,14 +22,14 @@ def make_subclass(like: type, bases: tuple[type, ...], namespace: Mapping[str, A
     """A class with the name, module and documentation of ``like``; no hook of ``bases`` or their metaclass runs.
 
     Raises:
-        SourceError: one of ``bases`` has both a hook and ``__slots__``, so that Python offers no way around the hook.
+        SourceError: one of ``bases`` has both a hook and ``__slots__``, so that the hook cannot be avoided.
     """
     own = {"__module__": like.__module__, "__qualname__": like.__qualname__, "__doc__": like.__doc__, **namespace}
     metaclass = _metaclass_of(bases)
     cls: type[nn.Module]
     if not any("__init_subclass__" in vars(base) for first in bases for base in first.__mro__[:-1]):
         cls = type.__new__(metaclass, like.__name__, bases, own)
-    else:  # a class that is given its bases afterwards is not told to them
+    else:  # assigning the bases afterwards does not run their hooks
         cls = type.__new__(metaclass, like.__name__, (nn.Module,), own)
         try:
             type.__setattr__(cls, "__bases__", bases)
@@ -44,7 +44,7 @@ def make_subclass(like: type, bases: tuple[type, ...], namespace: Mapping[str, A
 
 
 def ordinary_init(original: type) -> Any:
-    """An ``__init__`` for a subclass of ``original``: what is made by calling it becomes an object of ``original``."""
+    """An ``__init__`` for a subclass of ``original``: calling the subclass creates an object of ``original``."""
 
     @functools.wraps(original.__init__)  # type: ignore[misc]
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
@@ -55,7 +55,7 @@ def ordinary_init(original: type) -> Any:
 
 
 def _metaclass_of(bases: tuple[type, ...]) -> type:
-    """The most derived metaclass of ``bases``, as Python takes it."""
+    """The most derived metaclass of ``bases``, as Python chooses it."""
     found: type = type
     for base in bases:
         if issubclass(type(base), found):

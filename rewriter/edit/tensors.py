@@ -1,12 +1,12 @@
-"""Changes of parameters and buffers: scaled, padded, or without some of their entries; each can be taken back.
+"""Changes of parameters and buffers: scaling, padding, or removing entries; each can be undone.
 
 Options, as plain data:
 
-* ``scale``: ``by``, a number, or a list of one for each entry of the dimension ``dim``.
-* ``pad``: ``before`` and ``after``, how many entries of this ``value`` are added at the ends of the dimension ``dim``.
-* ``drop``: ``indices``, the entries of the dimension ``dim`` that go.
+* ``scale``: ``by``, a number, or a list with one for each entry of dimension ``dim``.
+* ``pad``: ``before`` and ``after``, how many entries of this ``value`` are added at the ends of dimension ``dim``.
+* ``drop``: ``indices``, the entries of dimension ``dim`` that are removed.
 
-The object stays the same, so that an optimizer goes on with it; where its shape changes its gradient goes.
+The object stays the same, so that an optimizer can continue with it; if its shape changes, its gradient is dropped.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from rewriter.errors import PlanError
 
 @dataclass(frozen=True, eq=False)
 class Changed:
-    """A tensor that was changed, and what it takes to put it back.
+    """A tensor that was changed, and what is needed to restore it.
 
     Attributes:
-        path: the module that has it, and ``name`` its name there.
+        path: path of its module; ``name`` is its name there.
         change, options: what was done.
-        lost: what the change cannot be computed back from: the tensor as it was, or the entries that went.
+        lost: what cannot be computed back: the original tensor, or the removed entries.
     """
 
     path: str
@@ -39,7 +39,7 @@ class Changed:
     lost: torch.Tensor
 
     def take_back(self, module: nn.Module) -> None:
-        """Undo the change; values that were trained since are kept, and nothing is lost of the others."""
+        """Undo the change; values trained since are kept, and all others are restored exactly."""
         tensor = _tensor(module, self.path, self.name)
         _set(tensor, _BACK[self.change](tensor.detach(), self.lost.to(tensor.device, tensor.dtype), **self.options))
 
@@ -91,7 +91,7 @@ def _unscale(tensor: torch.Tensor, old: torch.Tensor, by: float | list[float], d
     factor = _factor(tensor, by, dim)
     if tensor.is_meta:
         return old
-    return torch.where(tensor == old * factor, old, tensor / factor)  # what was not trained comes back exactly
+    return torch.where(tensor == old * factor, old, tensor / factor)  # untrained values are restored exactly
 
 
 def _pad(

@@ -1,4 +1,4 @@
-"""What an edit leaves behind in the text of a method and that does nothing: it goes, too."""
+"""Remove statements of a method that an edit has made redundant."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from rewriter.edit.source import split_lines
 
 
 def tidied(text: str, header: str) -> str:
-    """Drop statements that removing a call has left empty: ``x = x``, and an ``if`` that held nothing else."""
+    """Drop statements that removing a call has made redundant: ``x = x``, and an ``if`` that held nothing else."""
     while (found := _first_empty_statement(ast.parse(header + text))) is not None:
         lines = split_lines(text)
         statement, only_one = found

@@ -1,4 +1,4 @@
-"""What a guideline is: passes, what they find, what they promise; which passes are installed."""
+"""Guidelines as passes: what they find, what they promise, and which are installed."""
 
 from rewriter.renamed import forward
 

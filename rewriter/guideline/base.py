@@ -1,4 +1,4 @@
-"""What a pass is: a guideline as a frozen dataclass whose fields are its options."""
+"""The base class of passes: a guideline as a frozen dataclass whose fields are its options."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from rewriter.reasons import Reason, Refused
 
-if TYPE_CHECKING:  # what a pass is can be told without torch
+if TYPE_CHECKING:  # pass metadata can be read without torch
     from torch import nn
 
     from rewriter.edit.edits import Edit
@@ -20,18 +20,18 @@ if TYPE_CHECKING:  # what a pass is can be told without torch
 
 @dataclass(frozen=True)
 class Contract:
-    """What a pass promises to leave as it is; ``verify=True`` checks it on every rewritten model.
+    """What a pass promises to preserve; ``verify=True`` checks it on every rewritten model.
 
     Attributes:
-        eval_output: whether the output in evaluation mode stays equal bit for bit, whatever the weights are: gains that
-            are all zero, as the last gammas of a fresh ResNet, have values while it is checked. If not, the state dict
-            of a rewritten model has one key more, ``rewriter_plan``, which :func:`rewriter.original_state_dict` leaves
+        eval_output: whether the output in evaluation mode stays equal bit for bit, for any weights: gains that are all
+            zero, such as the last gammas of a fresh ResNet, get nonzero values for the check. If False, the state dict
+            of a rewritten model has an extra key, ``rewriter_plan``, which :func:`rewriter.original_state_dict` leaves
             out.
-        state_dict: whether keys, shapes and values of all else in the state dict stay equal.
+        state_dict: whether keys, shapes and values of everything else in the state dict stay equal.
         gradients: whether every parameter that received a gradient still does.
-        adds_buffers: whether modules it adds bring buffers. Then checkpoints of the original still load with
-            ``strict=True``, and :func:`rewriter.original_state_dict` leaves them out.
-        adds_parameters: likewise of parameters.
+        adds_buffers: whether the added modules have buffers. Checkpoints of the original then still load with
+            ``strict=True``, and :func:`rewriter.original_state_dict` leaves the buffers out.
+        adds_parameters: the same for parameters.
     """
 
     eval_output: bool = True
@@ -56,12 +56,12 @@ class Contract:
 
 @dataclass(frozen=True)
 class Rate:
-    """What decides whether a site has an effect: a hyper-parameter of a module.
+    """A hyper-parameter of a module that decides whether a site has an effect.
 
     Attributes:
-        path: the module; ``name`` the attribute, empty for a number that is written in the code.
-        value: what it is after the edits of the plan.
-        off: the value at which nothing happens.
+        path: path of the module; ``name`` is the attribute, empty for a literal in the code.
+        value: its value after the edits of the plan.
+        off: the value at which the site has no effect.
     """
 
     path: str
@@ -70,7 +70,7 @@ class Rate:
     off: float = 0.0
 
     def now(self, model: nn.Module) -> float:
-        """What it is in ``model`` at this moment; as planned, where the module or the attribute is gone."""
+        """The current value in ``model``, or the planned one if the module or the attribute no longer exists."""
         from rewriter.model.wrappers import module_inside
 
         try:
@@ -84,16 +84,16 @@ class Site:
     """One place where a pass applies, and the edits that carry it out.
 
     Attributes:
-        pass_name: the pass.
-        path: the module that the change belongs to.
+        pass_name: name of the pass.
+        path: path of the module that the change belongs to.
         pattern: what was recognised, such as ``"residual branch"``.
         action: what will be done, in words.
         reason: why.
-        edits: how.
-        rate_at: where the user finds and changes the rate afterwards, if there is one.
-        rates: what decides whether it has an effect; it has none while all of them are off.
-        claim: what only one pass may do, such as ``"noise at the pooling of forward_head"``: the pass that comes first
-            keeps it, also over several rewrites. Empty if nothing is claimed.
+        edits: the edits that do it.
+        rate_at: where the user can change the rate afterwards, if there is one.
+        rates: what decides whether the site has an effect; it has none while all of them are off.
+        claim: what only one pass may do, such as ``"noise at the pooling of forward_head"``: the first pass to claim it
+            keeps it, across rewrites too. Empty if nothing is claimed.
     """
 
     pass_name: str
@@ -108,17 +108,17 @@ class Site:
 
     @property
     def inactive(self) -> bool:
-        """Whether it has no effect with the rates that it was planned with."""
+        """Whether the site has no effect at the planned rates."""
         return bool(self.rates) and all(rate.value == rate.off for rate in self.rates)
 
     def inactive_in(self, model: nn.Module) -> bool:
-        """Whether it has no effect with the rates that ``model`` has at this moment."""
+        """Whether the site has no effect at the current rates of ``model``."""
         return bool(self.rates) and all(rate.now(model) == rate.off for rate in self.rates)
 
 
 @dataclass(frozen=True)
 class Skipped:
-    """A place that looks right and is left alone, and why."""
+    """A candidate that is left alone, and why."""
 
     pass_name: str
     path: str
@@ -129,11 +129,11 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Advice:
-    """What a pass says about a place without editing the model.
+    """What a pass advises for a place that it does not edit.
 
     Attributes:
-        pass_name: the pass.
-        path: the module it is about.
+        pass_name: name of the pass.
+        path: path of the module that the advice is about.
         pattern: what was recognised, such as ``"last norm of a residual branch"``.
         advice: what is recommended, in words.
         reason: why.
@@ -148,14 +148,14 @@ class Advice:
 
 @dataclass(frozen=True)
 class Change:
-    """What is done at a place, in words; the edits are those of ``place.edit``.
+    """A description of what is done at a place; the edits themselves are those of ``place.edit``.
 
     Attributes:
         action: what will be done.
         reason: why.
-        setting: where the user finds and changes what can be set afterwards, if there is such a thing.
+        setting: where the user can change the setting afterwards, if there is one.
         claim: what only one pass may do, see :class:`Site`.
-        rates: what decides whether it has an effect, see :class:`Site`.
+        rates: what decides whether the change has an effect, see :class:`Site`.
     """
 
     action: str
@@ -167,7 +167,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Recommendation:
-    """What is recommended at a place, without an edit, and why."""
+    """A recommendation for a place that is not edited, and the reason."""
 
     advice: str
     reason: str
@@ -192,13 +192,13 @@ class Pass(abc.ABC):
     """A guideline. Subclass as a frozen dataclass; every field is an option of the same name on the command line.
 
     Attributes:
-        name: how users call it.
-        summary: one line.
+        name: the name that users refer to it by.
+        summary: a one-line description.
         paper: where the rule comes from.
         contract: what it promises to preserve.
-        after: names of passes that must come before this one, when both are asked for.
-        default: whether it is among the passes of ``passes=None``; the six of the first release are.
-        layers: modules that register the layers of this pass, where its own module does not.
+        after: names of passes that must come before this one if both are requested.
+        default: whether ``passes=None`` includes it, as it does the six passes of the first release.
+        layers: modules that register the layers of this pass, if its own module does not.
     """
 
     name: ClassVar[str]
@@ -210,15 +210,15 @@ class Pass(abc.ABC):
     layers: ClassVar[tuple[str, ...]] = ()
 
     def candidates(self, trace: Trace) -> Iterable[Place[Any]]:
-        """The places in ``trace`` that look right; each is decided by itself."""
+        """Find the places in ``trace`` where the pass may apply; each is decided separately."""
         raise NotImplementedError(f"{type(self).__name__} defines neither candidates() nor find()")
 
     def decide(self, place: Place[Any]) -> Outcome | Iterable[Outcome] | None:
-        """What is done at ``place``: edits made with ``place.edit`` and a :class:`Change` that describes them.
+        """Decide what to do at ``place``: make edits with ``place.edit`` and describe them in a :class:`Change`.
 
         Returns:
-            A :class:`Change`, a :class:`Recommendation`, or None where there is nothing to say; or several of these, of
-            which one is a change at most.
+            A :class:`Change`, a :class:`Recommendation`, or None if there is nothing to say; or several of these, at
+            most one of which is a change.
 
         Raises:
             Refused: the place is left alone, for this reason.
@@ -226,21 +226,21 @@ class Pass(abc.ABC):
         raise NotImplementedError(f"{type(self).__name__} defines neither decide() nor find()")
 
     def find(self, trace: Trace) -> Iterable[Finding] | None:
-        """All findings at once, for a pass that is not written as candidates and decisions; else None."""
+        """Return all findings at once, for a pass without candidates and decisions; None otherwise."""
         return None
 
     @property
     def measures(self) -> bool:
-        """Whether it decides by running the model: with another build of torch a choice between equals may differ."""
+        """Whether it decides by running the model: another build of torch may then break ties differently."""
         return False
 
     @property
     def needs_values(self) -> bool:
-        """Whether it decides by the values of the model's weights; a pass that is applied unasked never does."""
+        """Whether it decides by the values of the model's weights; a pass applied by default never does."""
         return False
 
     def options(self) -> dict[str, Any]:
-        """The options as plain data; a function by its qualified name."""
+        """The options as plain data; functions by their qualified names."""
         return {name: _qualified_name(value) if callable(value) else value for name, value in asdict(self).items()}
 
 

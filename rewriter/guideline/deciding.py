@@ -1,4 +1,4 @@
-"""A pass at work: its candidates are decided one by one, and what it says is stamped with its name."""
+"""Run a pass: decide its candidates one by one, and label the findings with its name."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from rewriter.tracing.trace import Trace
 
 
 def findings_of(item: Pass, trace: Trace) -> list[Finding]:
-    """What a pass finds in a trace.
+    """All findings of a pass in a trace.
 
     Raises:
-        PassError: it raised an error that is none of ours, or what it gave is no finding or no outcome.
+        PassError: it raised an error other than a :class:`RewriterError`, or returned neither findings nor outcomes.
     """
     found: list[Finding] = []
     try:
@@ -40,7 +40,7 @@ def findings_of(item: Pass, trace: Trace) -> list[Finding]:
 
 
 def _decided(item: Pass, trace: Trace) -> Iterator[Finding]:
-    """The findings about all candidates of a pass, in their order."""
+    """The findings about all candidates of a pass, in order."""
     names = FreeNames(trace.model)
     candidates = item.candidates(trace)
     if not isinstance(candidates, Iterable):
@@ -52,7 +52,7 @@ def _decided(item: Pass, trace: Trace) -> Iterator[Finding]:
         outcomes: list[Outcome] = []
         try:
             for outcome in _several(item.decide(place)):
-                outcomes.append(outcome)  # what was said before a refusal stands
+                outcomes.append(outcome)  # outcomes before a refusal stand
         except Refused as refused:
             outcomes.append(refused)
         except RewriterError:
@@ -71,10 +71,10 @@ def _several(outcomes: Outcome | Iterable[Outcome] | None) -> Iterable[Outcome]:
 
 
 def _check(item: Pass, place: Place[object], outcomes: Sequence[Outcome]) -> None:
-    """Refuse edits that nothing describes, and a description of none.
+    """Refuse edits that no change describes, and a change without edits.
 
     Raises:
-        PassError: naming the pass and the place.
+        PassError: names the pass and the place.
     """
     changes = sum(isinstance(outcome, Change) for outcome in outcomes)
     made = len(place.edits)
@@ -124,7 +124,7 @@ _STDLIB, _TORCH = Path(sysconfig.get_path("stdlib")), Path(torch.__file__).paren
 
 
 def _is_library(file: Path) -> bool:
-    """Whether code is neither a pass's nor its author's."""
+    """Whether ``file`` is library code: neither a pass nor other code of its author."""
     if file.is_relative_to(_REWRITER):
         return not file.is_relative_to(_REWRITER / "passes")
     in_stdlib = file.is_relative_to(_STDLIB) and "site-packages" not in file.parts

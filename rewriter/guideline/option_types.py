@@ -1,4 +1,4 @@
-"""Do the options that were given by name fit their type hints?"""
+"""Check options that were given by name against their type hints."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _PLAIN = (bool, int, float, str, type(None))
 
 
 def misfit(cls: type[Pass], options: Mapping[str, Any]) -> str:
-    """What does not fit, in words; empty if all does. Hints other than plain types and literals are not looked at."""
+    """Describe what does not fit; empty if everything does. Only hints of plain types and literals are checked."""
     try:
         hints = get_type_hints(cls)
-    except Exception:  # a hint may name what is not imported
+    except Exception:  # a hint may refer to a name that is not imported
         return ""
     for name, value in options.items():
         kinds = _kinds(hints.get(name))
@@ -26,7 +26,7 @@ def misfit(cls: type[Pass], options: Mapping[str, Any]) -> str:
 
 
 def _kinds(hint: Any) -> list[Any]:
-    """Plain types and values of literals that a hint allows; none if it allows anything else."""
+    """The plain types and literal values that a hint allows; empty if it allows anything else."""
     if get_origin(hint) in (Union, types.UnionType):
         of_parts = [_kinds(part) for part in get_args(hint)]
         return [kind for kinds in of_parts for kind in kinds] if all(of_parts) else []

@@ -1,11 +1,11 @@
-"""A place that looks right to a pass, and what can be asked about it and done there."""
+"""A place where a pass may apply, what can be asked about it, and the edits that can be made there."""
 
 from __future__ import annotations
 
 from functools import cached_property
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-if TYPE_CHECKING:  # what a pass is can be told without torch
+if TYPE_CHECKING:  # pass metadata can be read without torch
     from torch import fx, nn
 
     from rewriter.analysis.interference import Interference
@@ -19,18 +19,18 @@ Subject = TypeVar("Subject")
 
 
 class Place(Generic[Subject]):
-    """A place that looks right to a pass.
+    """A place where a pass may apply.
 
     Args:
         trace: the trace that it was found in.
-        where: an operation of the training run; or the path of a module, for a place that is no operation.
+        where: an operation of the training run, or the path of a module for a place that is not an operation.
         pattern: what was recognised, such as ``"residual branch"``.
-        subject: what the pass knows of it: anything that ``decide`` needs.
-        path: the module that the change belongs to; else that of the operation: the module that is called, or that
-            whose method issues it.
+        subject: what the pass knows about it: anything that ``decide`` needs.
+        path: path of the module that the change belongs to; by default the module that the operation calls, or whose
+            method issues it.
 
     Attributes:
-        node: the operation; None for a place that is none.
+        node: the operation; None if the place is not one.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Place(Generic[Subject]):
 
     @property
     def model(self) -> nn.Module:
-        """The model that was traced; it is not to be changed."""
+        """The traced model; it must not be changed."""
         return self.trace.model
 
     @property
@@ -65,14 +65,14 @@ class Place(Generic[Subject]):
 
     @property
     def interference(self) -> Interference:
-        """Who else reads or writes what an edit would change; its methods refuse what would reach others."""
+        """Other readers and writers of what an edit would change; its methods refuse edits that would affect them."""
         from rewriter.analysis.interference import interference
 
         return interference(self.flow, self.trace)
 
     @cached_property
     def edit(self) -> Editor:
-        """Makes edits here; each verb refuses what cannot be done."""
+        """Makes edits here; each method refuses what cannot be done."""
         from rewriter.edit.editor import Editor
         from rewriter.edit.expressions import expressions
         from rewriter.edit.free_names import FreeNames
@@ -81,11 +81,11 @@ class Place(Generic[Subject]):
 
     @property
     def edits(self) -> list[Edit]:
-        """What was made here so far."""
+        """The edits made here so far."""
         return self.edit.edits if "edit" in self.__dict__ else []
 
     def share_names(self, names: FreeNames) -> None:
-        """Take names for what is added from ``names``, so that other places get others."""
+        """Take the names of added modules from ``names``, so that no two places use the same one."""
         self._names = names
 
 

@@ -1,4 +1,4 @@
-"""Which passes there are, which were asked for, and in which order they come."""
+"""Which passes are installed, which were requested, and in which order they run."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from rewriter.guideline.option_types import misfit
 from rewriter.plain_data import json_value
 
 _BROKEN: dict[str, InstallationError] = {}
-"""Of the passes of other packages that are left out, why, by the name of the entry point."""
+"""Why passes of other packages were left out, by the name of the entry point."""
 
 
 @functools.lru_cache(maxsize=1)
 def installed_passes() -> dict[str, type[Pass]]:
     """Every pass that an installed package registers in the entry-point group ``rewriter.passes``, by name.
 
-    One of another package that is broken, or has the name of another pass, is left out with a warning.
+    A pass of another package that is broken, or whose name is taken, is left out with a warning.
 
     Raises:
-        InstallationError: a pass of ours cannot be imported.
+        InstallationError: a built-in pass cannot be imported.
     """
     found: dict[str, type[Pass]] = {}
     _BROKEN.clear()
@@ -42,7 +42,7 @@ def installed_passes() -> dict[str, type[Pass]]:
 
 
 def _checked(registered: Any, entry: EntryPoint, found: Mapping[str, type[Pass]]) -> type[Pass]:
-    """What an entry point gave, if it is a pass whose name is free."""
+    """The pass that an entry point loads, after checking that it is one and that its name is free."""
     problem = _problem(registered)
     if problem is None and found.get(registered.name, registered) is not registered:
         other = found[registered.name]
@@ -53,7 +53,7 @@ def _checked(registered: Any, entry: EntryPoint, found: Mapping[str, type[Pass]]
 
 
 def _problem(cls: Any) -> str | None:
-    """What makes an object no pass."""
+    """Why an object is not a valid pass; None if it is one."""
     if not (isinstance(cls, type) and issubclass(cls, Pass)):
         return f"expected a subclass of rewriter.Pass, found {cls!r}"
     if missing := _missing(cls):
@@ -73,22 +73,22 @@ def _problem(cls: Any) -> str | None:
 
 
 def _missing(cls: type[Pass]) -> str:
-    """The methods that ``cls`` has to define and does not."""
+    """The methods that ``cls`` has to define but does not."""
     if cls.find is not Pass.find:
         return ""
     return " and ".join(name for name in ("candidates", "decide") if getattr(cls, name) is getattr(Pass, name))
 
 
 def resolve_passes(passes: Any) -> list[Pass]:
-    """The passes asked for, ordered by the constraints they declare.
+    """The requested passes, ordered by the constraints they declare.
 
     Args:
         passes: None for the installed passes that are applied by default, or a sequence of names, instances and
-            one-key dicts ``{"dropout": {"p": 0.1}}``; one of these alone is taken as a sequence of one.
+            one-key dicts ``{"dropout": {"p": 0.1}}``; a single one of these may be given without a sequence.
 
     Raises:
-        SelectorError: an unknown pass or option, or one pass asked for twice.
-        InstallationError: a pass that was left out, because its package is broken; the cause is its error.
+        SelectorError: an unknown pass or option, or a pass requested twice.
+        InstallationError: a requested pass was left out because its package is broken; the cause is the original error.
     """
     if passes is None:
         passes = tuple(name for name, cls in installed_passes().items() if cls.default)
@@ -152,7 +152,7 @@ def _with_plain_options(item: Pass) -> Pass:
 
 
 def _ordered(passes: list[Pass]) -> list[Pass]:
-    """By declared constraints; among those that are free, by name, so that the caller's order does not matter."""
+    """Order by declared constraints, then by name, so that the caller's order does not matter."""
     import networkx as nx
 
     by_name = {item.name: item for item in passes}
@@ -167,7 +167,7 @@ def _ordered(passes: list[Pass]) -> list[Pass]:
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
-    """``did you mean …?`` with near names, or the whole list if none is near."""
+    """``did you mean …?`` with similar names, or the known names if none is similar."""
     known = list(known)
     near = difflib.get_close_matches(name, known, n=5, cutoff=0.5)
     return f"did you mean {', '.join(map(repr, near))}?" if near else f"known: {', '.join(known[:20])}"

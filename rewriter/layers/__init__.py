@@ -1,4 +1,4 @@
-"""What passes put into models: the registry of layers, and layers with constants of the data."""
+"""Layers that passes add to models: the registry, and layers that are calibrated on data."""
 
 from rewriter.renamed import forward
 

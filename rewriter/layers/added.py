@@ -11,18 +11,18 @@ from torch import nn
 
 
 class AddedLayer(nn.Module):
-    """Base of layers that bring parameters or buffers of their own.
+    """Base class of added layers that have parameters or buffers.
 
-    A checkpoint of the original model has no values for them: it loads with ``strict=True``, and they stay as they
-    are. Where a model leaves the meta device they are what :meth:`reset_parameters` makes of them. Combine it with a
-    layer of torch, which has that method: ``class Norm(AddedLayer, nn.LayerNorm)``; or define it.
+    A checkpoint of the original model has no values for them; it loads with ``strict=True`` nevertheless, and they keep
+    their values. When a model leaves the meta device, :meth:`reset_parameters` initialises them. Combine this class
+    with a torch layer, which has that method: ``class Norm(AddedLayer, nn.LayerNorm)``; or define it.
 
-    A plan gives such a layer the device of its place, if it has parameters the floating-point type there, and freezes
-    them where all parameters of the module around it are frozen.
+    Applying a plan moves such a layer to the device of the module around it, casts it to that module's floating-point
+    type if it has parameters, and freezes them if all parameters of that module are frozen.
     """
 
     def reset_parameters(self) -> None:
-        """Set parameters and buffers to what they are before training."""
+        """Initialise parameters and buffers, as before training."""
         of_torch = getattr(super(), "reset_parameters", None)
         if of_torch is None:
             raise NotImplementedError(f"{type(self).__name__}.reset_parameters(): set its values of before training")
@@ -31,7 +31,7 @@ class AddedLayer(nn.Module):
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> AddedLayer:
         had_values = not _any_on_meta(self)
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        if not had_values and not _any_on_meta(self):  # to_empty: whatever was in that memory
+        if not had_values and not _any_on_meta(self):  # to_empty: the memory is uninitialised
             self.reset_parameters()
         return self
 
@@ -48,7 +48,7 @@ class AddedLayer(nn.Module):
 
 
 def why_not_added(layer: nn.Module) -> str:
-    """Which part of a layer has tensors that a checkpoint of the original model lacks and cannot do without."""
+    """Explain which part of a layer has tensors that a checkpoint of the original lacks but needs; empty if none."""
     for path, module in layer.named_modules():
         if not isinstance(module, AddedLayer) and (own := _own_tensors(module)):
             part = f"its {path}, {type(module).__name__}," if path else "it"
@@ -60,7 +60,7 @@ def why_not_added(layer: nn.Module) -> str:
 
 
 def _own_tensors(layer: nn.Module) -> dict[str, torch.Tensor]:
-    """Those of the layer itself that are in its state dict."""
+    """The layer's own tensors, without those of its children, that are in its state dict."""
     buffers = {name: buffer for name, buffer in layer._buffers.items() if name not in layer._non_persistent_buffers_set}
     return {name: tensor for name, tensor in {**layer._parameters, **buffers}.items() if tensor is not None}
 

@@ -1,6 +1,6 @@
 """Behaviours of modules that run a layer which was added to them: before or behind their own forward, or instead of it.
 
-For modules that no method of the user's calls: those in an ``nn.Sequential``, say.
+For modules that are not called by a method of the user's, such as those in an ``nn.Sequential``.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What calibration measured for a layer, and whether a copy of the layer missed it.
+"""The constants that calibration measured for a layer, and whether a copy of the layer missed them.
 
-An average of the weights (EMA) is a deep copy. Made before calibration, it has other constants than the model that it
-follows, and its output is off. Neither calibration nor the average can know of the other, but the copy of a layer can.
+A moving average of the weights (EMA) is a deep copy. If made before calibration, its constants differ from those of the
+model that it follows, and its output is wrong. Calibration and averaging cannot notice this, but the copied layer can.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from rewriter.errors import RewriterWarning
 Constants = Sequence[tuple[float, float]]
 
 _SAME = 0.01
-"""Constants that differ by less are the same, cast to 16 bits or averaged for long."""
+"""Constants that differ by less count as equal: casting to 16 bits and long averaging change them slightly."""
 
 
 class MeasuredConstants:
-    """What was measured for one layer. A deep copy knows what it was copied from, and so what was measured there later.
+    """The constants of one layer. A deep copy knows its original, and so notices what is measured there later.
 
-    Numbers only, and a weak reference: a copy leads to nothing of its original, and keeps nothing of it alive.
+    It holds only numbers and a weak reference, so a copy does not keep its original alive.
 
     Attributes:
-        constants: those of the last calibration; None if there was none.
+        constants: the result of the last calibration; None if there was none.
     """
 
     def __init__(self, original: MeasuredConstants | None = None) -> None:
@@ -38,7 +38,7 @@ class MeasuredConstants:
         self._told = False
 
     def warn_if_missed(self, present: Callable[[], Constants]) -> None:
-        """Warn, once, if the original was given other constants than ``present()`` after this copy was made of it."""
+        """Warn, once, if the original was calibrated to constants other than ``present()`` after this copy was made."""
         original = self._original() if self._original is not None else None
         expected = original.constants if original is not None else None
         measured_itself = self.constants is not self._at_copying
@@ -59,12 +59,12 @@ class MeasuredConstants:
         return MeasuredConstants(self)
 
     def __reduce__(self) -> tuple[type[MeasuredConstants], tuple[()]]:
-        return MeasuredConstants, ()  # another process has no original
+        return MeasuredConstants, ()  # there is no original in another process
 
 
 @contextlib.contextmanager
 def quiet(measured: Iterable[MeasuredConstants]) -> Iterator[None]:
-    """Without these warnings, for a calibration, which evaluates the model and gives it constants of its own."""
+    """Suppress these warnings during a calibration, which evaluates the model and sets its constants."""
     before = [(one, one._told) for one in measured]
     try:
         for one, _ in before:

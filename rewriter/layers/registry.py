@@ -1,7 +1,7 @@
-"""Layers and behaviours that passes put into models, known by name.
+"""Registry of the layers and behaviours that passes add to models.
 
-A plan, a saved directory and a pickle name a layer; only layers registered here, by an installed pass, can be named.
-So loading any of them never imports or runs anything that the file chooses.
+Plans, saved directories and pickles refer to layers by name, and only layers that an installed pass has registered here
+can be named. So loading one never imports or runs anything that the file chooses.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Layer = TypeVar("Layer", bound=type[nn.Module])
 
 
 class CalibratedLayer(AddedLayer, abc.ABC):
-    """Base of layers that subtract and divide by constants of the data, one pair for each tensor that they take.
+    """Base class of layers that subtract and divide by constants of the data, one pair for each input tensor.
 
     The constants are buffers.
 
@@ -36,10 +36,10 @@ class CalibratedLayer(AddedLayer, abc.ABC):
     has measured the constants; :func:`rewriter.fold` moves them into the weights that follow.
 
     Attributes:
-        operands: how many tensors the forward takes.
-        absorbed: after folding, for each tensor the padding to apply (as ``torch.nn.functional.pad`` takes it) and the
+        operands: number of tensors that the forward takes.
+        absorbed: after folding, the padding to apply to each tensor (as ``torch.nn.functional.pad`` takes it) and the
             value to pad with; None before.
-        measured: what the last calibration measured; copies know of later ones.
+        measured: the result of the last calibration; copies can see later ones.
     """
 
     operands: int
@@ -52,20 +52,20 @@ class CalibratedLayer(AddedLayer, abc.ABC):
     @property
     @abc.abstractmethod
     def calibrated(self) -> bool:
-        """Whether it is more than the identity."""
+        """Whether it does more than the identity."""
 
     @abc.abstractmethod
     def constants(self) -> list[tuple[float, float]]:
-        """For each tensor, what is subtracted and what it is then multiplied by."""
+        """For each tensor, what is subtracted and the factor that the difference is multiplied by."""
 
     @abc.abstractmethod
     def set_constants(self, constants: Sequence[tuple[float, float]]) -> None:
-        """Change what :meth:`constants` gives."""
+        """Set what :meth:`constants` returns."""
 
     def train(self, mode: bool = True) -> CalibratedLayer:
-        """As any module; a copy that was made before its original was calibrated says so when it is evaluated.
+        """Set the mode as usual; a copy made before its original was calibrated warns on entering evaluation mode.
 
-        Here and not in the forward, which is traced, compiled and exported.
+        This is done here rather than in the forward, which is traced, compiled and exported.
         """
         super().train(mode)
         if not mode and self.absorbed is None and not any(buffer.is_meta for buffer in self.buffers()):
@@ -73,20 +73,20 @@ class CalibratedLayer(AddedLayer, abc.ABC):
         return self
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        own = {"measured": MeasuredConstants(), **state}  # pickles of earlier versions lack it
+        own = {"measured": MeasuredConstants(), **state}  # missing in pickles of earlier versions
         super().__setstate__(own)  # type: ignore[no-untyped-call]
 
 
 def calibrated_layers(model: nn.Module) -> dict[str, CalibratedLayer]:
-    """The layers of ``model`` that have to be calibrated, by path."""
+    """The layers of ``model`` that need calibration, by path."""
     return {path: module for path, module in named_modules_inside(model) if isinstance(module, CalibratedLayer)}
 
 
 def register_layer(name: str) -> Callable[[Layer], Layer]:
-    """Class decorator: make a layer known as ``name`` (``"pass-name/layer-name"``).
+    """Class decorator that registers a layer as ``name`` (``"pass-name/layer-name"``).
 
     Raises:
-        InstallationError: another class is known by that name, it belongs to a pass of ours, or it is none.
+        InstallationError: the name is taken, belongs to a built-in pass, or does not have this form.
     """
     if not isinstance(name, str):
         raise InstallationError("expected @register_layer('pass-name/layer-name'), with the name of the layer")
@@ -116,12 +116,12 @@ def register_layer(name: str) -> Callable[[Layer], Layer]:
 
 
 def is_layer(cls: type) -> bool:
-    """Whether a pass registered this class, itself and not a base of it."""
+    """Whether a pass registered this class itself, not just a base of it."""
     return cls in _LAYERS.values()
 
 
 def layer_name(cls: type[nn.Module]) -> str:
-    """The name that ``cls`` is registered under.
+    """The name under which ``cls`` is registered.
 
     Raises:
         InstallationError: it is not registered.
@@ -139,7 +139,7 @@ def layer_name(cls: type[nn.Module]) -> str:
 
 @functools.cache
 def _own_packages() -> dict[str, str]:
-    """The top-level package of each pass of ours, which alone may name layers after it."""
+    """The top-level package of each built-in pass; only that package may name layers after the pass."""
     return {entry.name: entry.module.partition(".")[0] for entry in entry_points(PASS_GROUP) if is_own(entry)}
 
 
@@ -148,7 +148,7 @@ def layer_class(name: str) -> type[nn.Module]:
 
     Raises:
         PlanError: no installed pass registers such a layer.
-        InstallationError: our own passes cannot be imported.
+        InstallationError: the built-in passes cannot be imported.
     """
     if name.startswith("rewriter/"):
         importlib.import_module("rewriter.layers.around")

@@ -1,4 +1,4 @@
-"""What ``torch.jit.script`` is told about layers of passes: TorchScript is a part of Python, and some are beyond it."""
+"""Support for ``torch.jit.script``: TorchScript is a subset of Python that cannot express some layers of passes."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from torch import nn
 from rewriter.errors import ModelError
 
 FORWARD_OF_BASE = "_rewriter_forward_of_base"
-"""Under this name a behaviour finds the forward that it stands before: TorchScript knows no ``super()``."""
+"""The name under which a behaviour finds the forward of the class behind it: TorchScript has no ``super()``."""
 
 
 class NotScripted(nn.Module):
-    """Base of layers and behaviours that TorchScript cannot express; says so before it fails on a line of ours."""
+    """Base class of layers and behaviours that TorchScript cannot express; fails early, with a clear message."""
 
     def __prepare_scriptable__(self) -> nn.Module:
-        """What ``torch.jit.script`` calls first.
+        """Called first by ``torch.jit.script``.
 
         Raises:
-            ModelError: always, but for a subclass that can be scripted.
+            ModelError: always, except in a subclass that can be scripted.
         """
         layer = next(cls.__name__ for cls in type(self).__mro__ if "_rewriter_edit" not in vars(cls))
         raise ModelError(
@@ -30,7 +30,7 @@ class NotScripted(nn.Module):
 
 
 def forward_of_base(base: type) -> dict[str, Any]:
-    """The forward of ``base`` as a method of another name, for a class that puts behaviours before ``base``."""
+    """The forward of ``base`` as a method of another name, for a class that puts behaviours in front of ``base``."""
     forward = getattr(base, "forward", None)
     if type(forward) is not types.FunctionType:
         return {}

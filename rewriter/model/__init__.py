@@ -1,1 +1,1 @@
-"""What a model holds and what running it changes: its state, copies of it, wrappers around it."""
+"""What a model holds and what running it changes: its state, copies, and wrappers."""

@@ -1,4 +1,4 @@
-"""Adapters of peft, mixed precision of accelerate: verbs that look for places to edit come before them."""
+"""Adapters of peft and mixed precision of accelerate: functions that look for places to edit must run before them."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from rewriter.model.wrappers import holds_adapters
 
 
 def refuse_mixed_precision(model: nn.Module) -> None:
-    """Refuse a model of which accelerate has set ``forward`` to a function around it: edits of it would not run.
+    """Refuse a model whose ``forward`` accelerate has wrapped: edits of it would not run.
 
     Raises:
-        ModelError: with when in a script to rewrite.
+        ModelError: says at which point of a script to rewrite.
     """
     for path, module in model.named_modules():
         if "_original_forward" in module.__dict__ and hasattr(module.__dict__.get("forward"), "__wrapped__"):
@@ -24,10 +24,10 @@ def refuse_mixed_precision(model: nn.Module) -> None:
 
 
 def refuse_adapters(model: nn.Module) -> None:
-    """Refuse a model in which peft has put adapters around layers: guidelines do not know the layers any more.
+    """Refuse a model in which peft has put adapters around layers: guidelines no longer recognise the layers.
 
     Raises:
-        ModelError: with when in a script to rewrite.
+        ModelError: says at which point of a script to rewrite.
     """
     for path, module in model.named_modules():
         if holds_adapters(module):

@@ -1,4 +1,4 @@
-"""Python's garbage collector, paused."""
+"""Pause Python's garbage collector."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def collector_paused() -> Iterator[None]:
-    """Without Python's cyclic garbage collector.
+    """Context manager that pauses Python's cyclic garbage collector.
 
-    What a trace makes is alive until the plan is made, and every full collection would walk through all that the
-    process holds, a tenth of a second with torch imported, to find nothing.
+    What a trace creates lives until the plan is made, and every full collection would traverse everything in the
+    process, which takes a tenth of a second with torch imported, and find nothing.
     """
     enabled = gc.isenabled()
     gc.disable()

@@ -1,9 +1,9 @@
-"""Every tensor and number that an object holds, whatever it is: what a model returns is not always a tensor or a dict.
+"""Every tensor and number that an object holds, since a model's output is not always a tensor or a dict.
 
-Looked into are containers, mappings, named tuples, registered nodes of ``torch.utils._pytree``, and the attributes of
+The search enters containers, mappings, named tuples, registered nodes of ``torch.utils._pytree``, and the attributes of
 any other object (``__dict__`` and ``__slots__``: dataclasses, attrs, distributions, detections, outputs of libraries).
-No property is read and nothing is called on an object of the user's. Not looked into are modules, functions, classes,
-iterators (they would be consumed) and sets (they have no order).
+No property is read and nothing is called on a user's object. It does not enter modules, functions, classes, iterators
+(they would be consumed) or sets (they are unordered).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _CLOSED = (
 )  # fmt: skip
 
 _MOST = 100_000
-"""Objects that are looked at, at most: what holds more is no output of a model."""
+"""The most objects that are examined: nothing larger is an output of a model."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class Content:
     """A value that an object holds.
 
     Attributes:
-        path: the way to it, as Python writes it: ``.logits[0]``; empty for the object itself.
-        value: a tensor, a number, a text, or an object that is not looked into.
+        path: the path to it, in Python syntax: ``.logits[0]``; empty for the object itself.
+        value: a tensor, a number, a string, or an object that is not entered.
     """
 
     path: str
@@ -52,7 +52,7 @@ class Content:
 
     @property
     def kind(self) -> str:
-        """What it is, without its value: type and shape of a tensor, else the type's name."""
+        """Its type without its value: type and shape of a tensor, otherwise the type's name."""
         if isinstance(self.value, Unseen):
             return f"from here on at least {self.value.number} values, which are too many to look at"
         if isinstance(self.value, torch.Tensor):
@@ -63,18 +63,18 @@ class Content:
 
 @dataclass(frozen=True)
 class Unseen:
-    """Stands for what is not looked at any more, because there is too much of it: at least ``number`` values."""
+    """Stands for at least ``number`` values that are not examined because there are too many."""
 
     number: int
 
 
 def is_unseen(value: Any) -> bool:
-    """Whether a value among the contents of an output may hold tensors that are not looked at."""
+    """Whether a value among the contents of an output may hold tensors that are not examined."""
     return isinstance(value, (set, frozenset, Iterator, Unseen))
 
 
 def contents(value: Any) -> Iterator[Content]:
-    """Everything that ``value`` holds, in an order that is the same for two objects of one structure."""
+    """Everything that ``value`` holds, in the same order for objects of the same structure."""
     seen: dict[int, Any] = {}
     pending = [("", value)]
     while pending and len(seen) < _MOST:
@@ -85,7 +85,7 @@ def contents(value: Any) -> Iterator[Content]:
         parts = None if isinstance(current, (torch.Tensor, str, numbers.Number, *_CLOSED)) else _parts(current)
         if parts is None:
             yield Content(path, current)
-        elif id(current) not in seen:  # it may hold itself, and is looked into once
+        elif id(current) not in seen:  # it may contain itself, and is entered once
             seen[id(current)] = current
             pending += [(path + step, part) for step, part in reversed(parts)]
     if pending:
@@ -98,7 +98,7 @@ def tensors_held(value: Any) -> list[torch.Tensor]:
 
 
 def structure_of(value: Any) -> dict[str, str]:
-    """What lies where in ``value``, without the values."""
+    """The path and kind of everything in ``value``, without the values."""
     return {content.path: content.kind for content in contents(value)}
 
 
@@ -108,9 +108,9 @@ def _is_array(value: Any) -> bool:
 
 
 def _tensor_of(array: Any) -> torch.Tensor:
-    """An array as a tensor; arrays whose strides or byte order torch does not know are copied.
+    """An array as a tensor; arrays with strides or a byte order that torch does not support are copied.
 
-    Of a type that torch has not (``longdouble``) each number becomes two, which have its value together.
+    In a type that torch lacks (``longdouble``), each number becomes two that sum to its value.
     """
     size = array.dtype.itemsize
     if not array.dtype.isnative or any(stride < 0 or stride % size for stride in array.strides):
@@ -122,13 +122,13 @@ def _tensor_of(array: Any) -> torch.Tensor:
         if array.dtype.kind == "c":
             array = numpy.stack([array.real, array.imag], axis=-1)
         rounded = array.astype("float64")
-        with numpy.errstate(invalid="ignore"):  # of infinity nothing is left
+        with numpy.errstate(invalid="ignore"):  # infinity leaves no remainder
             rest = (array - rounded).astype("float64")
         return torch.as_tensor(numpy.stack([rounded, rest], axis=-1))
 
 
 def _parts(value: Any) -> list[tuple[str, Any]] | None:
-    """What ``value`` holds, each with the step to it; None if it is not looked into."""
+    """The parts of ``value``, each with the step to it; None if it is not entered."""
     if value is None:
         return None
     names = getattr(type(value), "_fields", None)
@@ -147,7 +147,7 @@ def _parts(value: Any) -> list[tuple[str, Any]] | None:
 
 
 def _attributes(value: Any) -> dict[str, Any]:
-    """The attributes that an object has of its own, without asking the object."""
+    """The instance attributes of an object, without calling any of its code."""
     found: dict[str, Any] = {}
     for cls in reversed(type(value).__mro__):
         slots = cls.__dict__.get("__slots__", ())
@@ -156,7 +156,7 @@ def _attributes(value: Any) -> dict[str, Any]:
             mangled = f"_{cls.__name__.lstrip('_')}{name}" if private else name
             descriptor = cls.__dict__.get(mangled)
             if isinstance(descriptor, types.MemberDescriptorType):
-                with contextlib.suppress(AttributeError):  # a slot that was never filled
+                with contextlib.suppress(AttributeError):  # an empty slot
                     found[mangled] = descriptor.__get__(value, type(value))
     with contextlib.suppress(AttributeError):
         found.update(object.__getattribute__(value, "__dict__"))

@@ -1,7 +1,7 @@
-"""Deep copies of the objects that models are made of, with everything that refers to a part referring to its copy.
+"""Deep copies of the objects that models consist of, in which references to a part become references to its copy.
 
-``copy.deepcopy`` hands on functions and weak references as they are: a ``forward`` that closes over a module, or is a
-partial over a weak reference to it, would go on computing with the original's modules.
+``copy.deepcopy`` shares functions and weak references: a ``forward`` that closes over a module, or is a partial over a
+weak reference to it, would keep computing with the original's modules.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ ATOMIC = frozenset({
     type(None), bool, int, float, complex, str, bytes, type, range, slice, type(Ellipsis), type(NotImplemented),
     types.CodeType, types.ModuleType, torch.dtype, torch.device, torch.Size, torch.layout, torch.memory_format,
 })  # fmt: skip
-"""Types whose objects have nothing in them that could be copied."""
+"""Types whose objects contain nothing that could be copied."""
 
 _ATOMIC_BASES = (type, str, int, float, bytes, enum.Enum, types.ModuleType)
 _OF_PYTHON = (copyreg.__newobj__, copyreg.__newobj_ex__)  # type: ignore[attr-defined]
@@ -34,53 +34,53 @@ _ABSENT = object()
 
 
 class Copier(ABC):
-    """Copies one model; what to do with tensors, modules and functions is up to the subclass.
+    """Copies one model; subclasses decide what to do with tensors, modules and functions.
 
     Attributes:
-        memo: copies by the identity of what they were made of, in the form that ``__deepcopy__`` takes.
+        memo: copies by the ``id`` of the original, in the form that ``__deepcopy__`` takes.
         place: the module and the attribute that are being copied, for messages.
     """
 
     remedy: str
-    """What a message tells to do about an object that cannot be copied."""
+    """What messages recommend for an object that cannot be copied."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.memo: dict[int, Any] = {}
         self.place: tuple[nn.Module, str] = (model, "")
-        self._originals: list[Any] = []  # of which no other object holds all, so that no id is given anew
+        self._originals: list[Any] = []  # nothing else may hold them; kept so that no id is reused
         self._handed_on: list[tuple[tuple[nn.Module, str], Any, str]] = []
         self._copied_by_themselves: list[tuple[tuple[nn.Module, str], Any]] = []
 
     @abstractmethod
     def copy_tensor(self, tensor: torch.Tensor) -> Any:
-        """The copy of a tensor that is met for the first time."""
+        """Copy a tensor that is met for the first time."""
 
     @abstractmethod
     def copy_module(self, module: nn.Module) -> Any:
-        """The copy of a module that is met for the first time; it puts it into the memo before its content."""
+        """Copy a module that is met for the first time; it is put into the memo before its contents."""
 
     @abstractmethod
     def is_rebuilt(self, function: types.FunctionType) -> bool:
-        """Whether a function that holds something is to be made anew over copies of that."""
+        """Whether a function that holds something is rebuilt over copies of that."""
 
     @abstractmethod
     def copy_held(self, value: Any) -> Any:
-        """The copy of what a function closes over or has for a default; itself if it is to be shared."""
+        """Copy what a function closes over or has as a default; return it unchanged if it is to be shared."""
 
     @abstractmethod
     def copy_referent(self, value: Any) -> Any:
-        """The copy of what only a weak reference leads to; itself if it is to be shared."""
+        """Copy what only a weak reference leads to; return it unchanged if it is to be shared."""
 
     @abstractmethod
     def may_share(self, value: Any) -> bool:
         """Whether a copy may hold ``value`` itself."""
 
     def copy(self, value: Any) -> Any:
-        """The copy of ``value``, made once; what cannot be copied is shared.
+        """Copy ``value``, once; what cannot be copied is shared.
 
         Raises:
-            ModelError: what cannot be copied holds a part of the model.
+            ModelError: something that cannot be copied holds a part of the model.
         """
         kind = type(value)
         if kind in ATOMIC:
@@ -93,13 +93,13 @@ class Copier(ABC):
         return self.memo.setdefault(id(value), result)
 
     def check_apart(self, result: nn.Module) -> None:
-        """Refuse a copy with modules of the original, or that holds parts of it through what was not copied here.
+        """Refuse a copy that contains modules of the original, or holds parts of it through something shared.
 
         Args:
             result: the copy of the model.
 
         Raises:
-            ModelError: with the module or attribute.
+            ModelError: names the module or attribute.
         """
         kept = next((path for path, module in result.named_modules() if id(module) in self._modules), None)
         if kept is not None:
@@ -117,18 +117,18 @@ class Copier(ABC):
                 )
 
     def refusal(self, place: tuple[nn.Module, str], why: str) -> ModelError:
-        """The error that names an attribute, or a module."""
+        """The error that names an attribute or a module."""
         module, name = place
         path = next((path for path, other in self.model.named_modules() if other is module), "")
         part = f"{'attribute' if name else 'module'} {f'{path}.{name}'.strip('.')!r} of " if path or name else ""
         return ModelError(f"{part}{type(self.model).__name__} {why}. {self.remedy}")
 
     def leads_to_model(self, value: Any) -> bool:
-        """Whether ``value`` is, or holds, a module, parameter or buffer of the model, if only by a weak reference."""
+        """Whether ``value`` is or holds a module, parameter or buffer of the model, if only by a weak reference."""
         return any(id(found) in self.parts for found in reachable([value], weakly=True))
 
     def rebuilt(self, value: Any, reduced: Any) -> Any:
-        """The object that ``__reduce_ex__`` described, over copies of what it is made of."""
+        """Rebuild the object that ``__reduce_ex__`` described, over copies of its parts."""
         if isinstance(reduced, str):  # the name of a global
             return value
         self._originals.append(reduced)
@@ -136,7 +136,7 @@ class Copier(ABC):
         result = make(*[self.copy(argument) for argument in args])
         filled = make in _OF_PYTHON and isinstance(value, nn.Module) and "_modules" in getattr(result, "__dict__", ())
         if result is value or id(result) in self.parts or filled:
-            # a ``__new__`` with a cache; what follows would change what it keeps, be it another model
+            # ``__new__`` has a cache; continuing would change what it holds, possibly another model
             why = f"{type(value).__name__} hands out the same object again"
             if not isinstance(value, nn.Module):
                 return self._hand_on(value, why)
@@ -159,7 +159,7 @@ class Copier(ABC):
         return result
 
     def copy_state(self, value: Any, state: Any) -> Any:
-        """The copy of what ``__reduce_ex__`` gave as the state of ``value``."""
+        """Copy what ``__reduce_ex__`` returned as the state of ``value``."""
         return self.copy(state)
 
     def _copy_other(self, value: Any) -> Any:
@@ -177,7 +177,7 @@ class Copier(ABC):
         return self.copy_object(value)
 
     def copy_object(self, value: Any) -> Any:
-        """The copy of an object by the protocol of ``copy.deepcopy``, or itself if it refuses."""
+        """Copy an object by the protocol of ``copy.deepcopy``; return it unchanged if it refuses."""
         kind = type(value)
         try:
             own = getattr(kind, "__deepcopy__", None)
@@ -188,7 +188,7 @@ class Copier(ABC):
             reduce = copyreg.dispatch_table.get(kind)
             reduced = value.__reduce_ex__(4) if reduce is None else reduce(value)
             result = self.rebuilt(value, reduced)
-            if reduced[0] not in _OF_PYTHON:  # a function of the user's, which may hand out what it keeps
+            if reduced[0] not in _OF_PYTHON:  # a function of the user's, which may return something it holds
                 self._copied_by_themselves.append((self.place, result))
             return result
         except ModelError:
@@ -202,7 +202,7 @@ class Copier(ABC):
         return value
 
     def is_held(self, value: Any) -> bool:
-        """Whether the model holds ``value`` other than by weak references."""
+        """Whether the model holds ``value`` by other than weak references."""
         return id(value) in self._modules or id(value) in self._held
 
     @functools.cached_property
@@ -220,7 +220,7 @@ class Copier(ABC):
 
 
 def _is_our_data(kind: type) -> bool:
-    """Whether these are plans, edits or records of rewrites, which never change."""
+    """Whether these are plans, edits or records of rewrites, which are immutable."""
     parameters = getattr(kind, "__dataclass_params__", None)
     return parameters is not None and parameters.frozen and kind.__module__.partition(".")[0] == __package__
 

@@ -22,7 +22,7 @@ _UNBOUND = (type(None), types.ModuleType)
 
 
 class Copying(Protocol):
-    """What the rules need of a copier; see :class:`rewriter.model.copier.Copier`."""
+    """What the rules require of a copier; see :class:`rewriter.model.copier.Copier`."""
 
     memo: dict[int, Any]
 
@@ -84,13 +84,13 @@ def _copy_partial(copier: Copying, value: functools.partial[Any]) -> functools.p
 
 
 def _copy_cached(copier: Copying, value: Any) -> Any:
-    """A function under ``lru_cache``; its cache begins empty."""
+    """A function under ``lru_cache``; the copy's cache starts empty."""
     wrapped = copier.copy(value.__wrapped__)
     return value if wrapped is value.__wrapped__ else functools.lru_cache(**value.cache_parameters())(wrapped)
 
 
 def _copy_function(copier: Copying, function: types.FunctionType) -> types.FunctionType:
-    """The function over copies of what it closes over and of its defaults; itself if there is nothing to copy."""
+    """Rebuild the function over copies of its closure and defaults; return it unchanged if there is nothing to copy."""
     held = function.__closure__ or function.__defaults__ or function.__kwdefaults__ or function.__dict__
     if not held or not copier.is_rebuilt(function):
         return function
@@ -107,7 +107,7 @@ def _copy_function(copier: Copying, function: types.FunctionType) -> types.Funct
         return own
 
     for original, cell in zip(closure, cells, strict=True):
-        with contextlib.suppress(ValueError):  # a name that has no value yet
+        with contextlib.suppress(ValueError):  # an unbound name
             cell.cell_contents = copied(original.cell_contents)
     if function.__defaults__:
         result.__defaults__ = tuple([copied(value) for value in function.__defaults__])
@@ -125,7 +125,7 @@ def _copy_function(copier: Copying, function: types.FunctionType) -> types.Funct
 
 @functools.lru_cache(maxsize=256)
 def _rebinds(code: types.CodeType) -> bool:
-    """Whether a function, or one inside it, assigns to a name of a function around it (``nonlocal``)."""
+    """Whether a function, or one inside it, assigns to a name of an enclosing function (``nonlocal``)."""
     inner = [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
     own = code.co_freevars and any(
         instruction.opname == "STORE_DEREF" and instruction.argval in code.co_freevars
@@ -135,7 +135,7 @@ def _rebinds(code: types.CodeType) -> bool:
 
 
 class _HoldingReference(weakref.ReferenceType[Any]):
-    """A weak reference that keeps what it refers to: nothing else holds the copy of what is no part of the model."""
+    """A weak reference that keeps its referent alive: nothing else holds the copy of something outside the model."""
 
     __slots__ = ("held",)
 
@@ -143,7 +143,7 @@ class _HoldingReference(weakref.ReferenceType[Any]):
 
 
 def copy_reference(copier: Copying, value: Any) -> Any:
-    """A weak reference, of a subclass too, to the copy of what it refers to."""
+    """Copy a weak reference, also of a subclass, to refer to the copy of its referent."""
     target = referent(value)
     if target is None:
         return value
@@ -202,7 +202,7 @@ def _copy_view(copier: Copying, value: Mapping[Any, Any]) -> Mapping[Any, Any]:
 
 
 def _copy_thread_locals(copier: Copying, value: Any) -> Any:
-    """With what it holds for this thread."""
+    """With its contents for this thread."""
     result = type(value)()
     copier.memo[id(value)] = result
     result.__dict__.update(copier.copy(value.__dict__))
@@ -234,4 +234,4 @@ RULES: dict[type, Callable[[Any, Any], Any]] = {
     torch.Generator: _copy_generator,
     local: _copy_thread_locals,
 }
-"""The rule of each type, by exactly that type."""
+"""The rule for each type, by the exact type."""

@@ -1,4 +1,4 @@
-"""A copy of a model with parameters of its own, that reaches nothing of the model it was made of."""
+"""A copy of a model with its own parameters, which refers to nothing of the original model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rewriter.model.hooks import REGISTRIES
 from rewriter.model.reach import reachable, slots_of
 
 Model = TypeVar("Model", bound=nn.Module)
-"""A model, of the class that it was given as."""
+"""A model; functions return the class that they were given."""
 
 _STRUCTURE = frozenset({
     tuple, list, dict, set, frozenset, functools.partial, weakref.ReferenceType,
@@ -26,22 +26,22 @@ _STRUCTURE = frozenset({
 })  # fmt: skip
 
 WITHOUT = "Remove the attribute, and set it again afterwards."
-"""What to do where nothing can be done in place."""
+"""The remedy if nothing can be done in place."""
 
 INPLACE = "Give inplace=True, which copies nothing, or remove the attribute."
 
 
 def copy_model(model: Model, remedy: str = INPLACE) -> Model:
-    """``deepcopy`` for models that run: functions, methods and weak references that lead to the model lead to the copy.
+    """A ``deepcopy`` for models that run: functions, methods and weak references to the model refer to the copy.
 
-    Tensors cached during a forward pass, which plain ``deepcopy`` refuses, are copied too. What cannot be copied, as
-    locks, files and process groups, and what belongs to the process, as loggers, threads and streams of a device, is
-    shared if it holds no tensor and no module. What a hook's function closes over is shared unless it is of the model:
-    the list that it appends to stays the user's.
+    Tensors cached during a forward pass, which plain ``deepcopy`` refuses, are copied too. What cannot be copied
+    (locks, files, process groups) and what belongs to the process (loggers, threads, device streams) is shared if it
+    holds no tensor and no module. What a hook's function closes over is shared unless it belongs to the model: a list
+    that it appends to stays the user's.
 
     Args:
         model: any module; it is only read.
-        remedy: what an error tells to do.
+        remedy: what an error recommends.
 
     Raises:
         ModelError: an attribute cannot be copied and holds a tensor or module, or a class refuses to be copied.
@@ -77,7 +77,7 @@ class _ModelCopier(Copier):
             raise
         except Exception as error:
             raise self._refused(module, f"{type(error).__name__}: {error}") from error
-        for name in slots_of(type(module)):  # which torch's __getstate__ leaves out
+        for name in slots_of(type(module)):  # torch's __getstate__ leaves these out
             if hasattr(module, name) and not hasattr(result, name):
                 object.__setattr__(result, name, self.copy(getattr(module, name)))
         if own is not None and self.leads_to_model(result):
@@ -107,7 +107,7 @@ class _ModelCopier(Copier):
         return not any(issubclass(type(found), (nn.Module, torch.Tensor)) for found in reachable([value], weakly=True))
 
     def _is_concerned(self, value: Any) -> bool:
-        """Whether what a function holds is of the model; objects that hooks report to are not, whatever they hold."""
+        """Whether what a function holds belongs to the model; objects that hooks report to never do."""
         if not self._in_hooks:
             return self.leads_to_model(value)
         found = reachable([value], weakly=True, through=lambda kind: kind in _STRUCTURE)

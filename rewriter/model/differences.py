@@ -1,4 +1,4 @@
-"""How two results of models differ: where they are built otherwise, and by how much their values differ."""
+"""How two results of models differ: in their structure, and by how much in their values."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rewriter.model.contents import Content, contents
 
 
 def differences(first: Any, second: Any) -> list[str]:
-    """Where two objects are not equal bit for bit, as ways into them; or how they are built otherwise."""
+    """Paths at which two objects are not equal bit for bit; or how their structures differ."""
     old, new = list(contents(first)), list(contents(second))
     if built_otherwise := other_structure(old, new):
         return [built_otherwise]
@@ -21,7 +21,7 @@ def differences(first: Any, second: Any) -> list[str]:
 
 
 def largest_difference(first: Sequence[Content], second: Sequence[Content]) -> tuple[float, str]:
-    """The largest difference of two outputs of one structure and where it is; 0 only if all are equal bit for bit."""
+    """The largest difference of two outputs of one structure, and where; 0 only if all are equal bit for bit."""
     worst, where = 0.0, ""
     for a, b in zip(first, second, strict=True):
         found = difference(a.value, b.value)
@@ -31,10 +31,10 @@ def largest_difference(first: Sequence[Content], second: Sequence[Content]) -> t
 
 
 def difference(first: Any, second: Any) -> float:
-    """By how much two values differ: of tensors the largest |difference|, 0 only if they are equal bit for bit.
+    """How much two values differ: for tensors the largest |difference|, 0 only if they are equal bit for bit.
 
-    A NaN equals a NaN, and an infinity itself. It is infinite where only one number is finite, where shapes differ, and
-    of numbers and texts that are not equal; 0 of what holds no values: tensors on meta, and other objects.
+    NaN equals NaN, and an infinity equals itself. The result is infinite if only one number is finite, if shapes
+    differ, and for unequal numbers and strings; it is 0 for what has no values: meta tensors, and other objects.
     """
     if isinstance(first, (str, numbers.Number)):
         return 0.0 if _is_same(first, second) else math.inf
@@ -53,7 +53,7 @@ def difference(first: Any, second: Any) -> float:
 
 
 def dense(tensor: torch.Tensor) -> torch.Tensor:
-    """Of sparse, quantized and nested tensors the numbers in them."""
+    """The numbers of a sparse, quantized or nested tensor."""
     if tensor.is_nested:
         return torch.cat([part.flatten() for part in tensor.unbind()])
     if tensor.is_quantized:
@@ -62,7 +62,7 @@ def dense(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def other_structure(before: Sequence[Content], after: Sequence[Content]) -> str:
-    """Where two outputs are built differently, in words; empty if they are not."""
+    """Describe where the structures of two outputs differ; empty if they do not."""
     old, new = ([(content.path, content.kind) for content in output] for output in (before, after))
     if old == new:
         return ""
@@ -75,5 +75,5 @@ def other_structure(before: Sequence[Content], after: Sequence[Content]) -> str:
 def _is_same(first: Any, second: Any) -> bool:
     try:
         return bool(first == second or (first != first and second != second))
-    except Exception:  # a number that refuses to be compared, as a signalling NaN of Decimal does
+    except Exception:  # a number that refuses to be compared, such as a signalling NaN of Decimal
         return repr(first) == repr(second)

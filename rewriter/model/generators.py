@@ -1,4 +1,4 @@
-"""Random generators that a model brings along, of torch, numpy or Python, and their states."""
+"""Random generators held by a model, of torch, numpy or Python, and their states."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 
 def is_generator(value: Any) -> bool:
-    """Whether numbers can be drawn from ``value``, which leaves it in another state."""
+    """Whether numbers can be drawn from ``value``, which changes its state."""
     kind = type(value)
     if issubclass(kind, (torch.Generator, random.Random)):
         return not issubclass(kind, random.SystemRandom)
@@ -23,7 +23,7 @@ def is_generator(value: Any) -> bool:
 
 
 def way_back(generator: Any) -> Callable[[], None]:
-    """A function that puts a generator into the state that it is in now."""
+    """A function that restores the present state of a generator."""
     if isinstance(generator, torch.Generator):
         kept = generator.get_state()
         return lambda: _set_torch(generator, kept)

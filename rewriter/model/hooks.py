@@ -1,8 +1,8 @@
-"""Hooks that are part of what a model computes: those that the library of its classes registers itself.
+"""Hooks that are part of a model's computation: those that the library of its classes registers itself.
 
-transformers collects the hidden states that a neck or a decode head reads with forward hooks, and registers them in the
-first forward that needs them; timm's ``FeatureHookNet`` returns what its hooks collect. All other hooks are the user's,
-and are not to notice that the model is traced; so are those that are defined beside the model in a package of theirs.
+transformers collects the hidden states for a neck or a decode head with forward hooks, and registers them in the first
+forward that needs them; timm's ``FeatureHookNet`` returns what its hooks collect. All other hooks are the user's, and
+must not notice that the model is traced; this includes hooks defined beside the model in the user's own package.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from typing import Any
 from torch import nn
 
 FORWARD = ("_forward_pre_hooks", "_forward_hooks")
-"""Registries of hooks that see, and may change, what goes into a module and what comes out."""
+"""Registries of hooks that receive, and may change, the inputs and outputs of a module."""
 
 FORWARD_OPTIONS = (
     "_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks_with_kwargs",
 )  # fmt: skip
-"""Registries of what such hooks asked for, by the same keys."""
+"""Registries of the options of such hooks, by the same keys."""
 
 BACKWARD = ("_backward_hooks", "_backward_pre_hooks")
 
@@ -29,13 +29,13 @@ REGISTRIES = (*FORWARD, *FORWARD_OPTIONS, *BACKWARD)
 
 
 def libraries_of(model: nn.Module) -> frozenset[str | None]:
-    """Top-level packages that define classes of the model's modules, without torch."""
+    """Top-level packages that define the classes of the model's modules, except torch."""
     found = {_package(type(module).__module__) for module in model.modules()}
     return frozenset(package for package in found if package not in (None, "torch"))
 
 
 def is_of(hook: Any, libraries: frozenset[str | None]) -> bool:
-    """Whether one of the ``libraries``, as installed, defines the function that is called."""
+    """Whether the hook's function is defined by one of the installed ``libraries``."""
     function = hook
     while isinstance(function, functools.partial):
         function = function.func
@@ -45,7 +45,7 @@ def is_of(hook: Any, libraries: frozenset[str | None]) -> bool:
 
 
 def _is_installed(package: str | None, file: Path) -> bool:
-    """Whether a package manager put ``file`` there as a part of ``package``; not so a checkout, wherever it lies."""
+    """Whether a package manager installed ``file`` as a part of ``package``; False for a checkout, wherever it is."""
     folders = [Path(folder) for folder in getattr(sys.modules.get(package or ""), "__path__", ())]
     return any(_is_installed_into(folder.parent) for folder in folders if file.is_relative_to(folder))
 
@@ -56,7 +56,7 @@ def _is_installed_into(folder: Path) -> bool:
 
 
 def between_hooks(module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
-    """What calls of ``module`` are to reach in place of it; the model may register hooks on it while it runs."""
+    """A function to be called in place of ``module``; the model may register hooks on it while it runs."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
         if module._forward_pre_hooks or module._forward_hooks:
@@ -67,7 +67,7 @@ def between_hooks(module: nn.Module, forward: Callable[..., Any]) -> Callable[..
 
 
 def call_hooked(module: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """``forward(*args, **kwargs)`` between the module's own forward hooks, as torch calls them."""
+    """Call ``forward(*args, **kwargs)`` between the module's own forward hooks, as torch does."""
     for key, hook in list(module._forward_pre_hooks.items()):
         if key in module._forward_pre_hooks_with_kwargs:
             changed = hook(module, args, kwargs)  # type: ignore[call-arg]

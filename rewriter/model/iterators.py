@@ -1,4 +1,4 @@
-"""Iterators of Python that a model brings along, as ``itertools.count``, and copies that go on by themselves."""
+"""Python iterators held by a model, such as ``itertools.count``, and independent copies of them."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import Any
 
 
 def is_iterator(value: Any) -> bool:
-    """Whether ``value`` is an iterator of Python's own that can be copied; a generator is none, it is running code."""
+    """Whether ``value`` is a built-in iterator that can be copied; a generator is running code, and cannot."""
     kind = type(value)
     own = kind.__module__ in ("builtins", "itertools", "_collections") and hasattr(kind, "__next__")
     return own and kind is not types.GeneratorType
 
 
 def copy_of_iterator(value: Any, copies: dict[int, Any]) -> Any:
-    """An iterator at the same place over the same items; ``value`` itself where Python cannot tell that place.
+    """An iterator over the same items at the same position; ``value`` itself if Python cannot tell the position.
 
     Args:
-        value: an iterator of Python's own. It is not advanced.
-        copies: by identity those that were made before; iterators inside of iterators are added.
+        value: a built-in iterator. It is not advanced.
+        copies: earlier copies by the ``id`` of the original; iterators inside iterators are added.
     """
     if id(value) not in copies:
         copies[id(value)] = _made_anew(value, copies)
@@ -29,7 +29,7 @@ def copy_of_iterator(value: Any, copies: dict[int, Any]) -> Any:
 def _made_anew(value: Any, copies: dict[int, Any]) -> Any:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # of itertools from Python 3.12 on
+            warnings.simplefilter("ignore", DeprecationWarning)  # from itertools, since Python 3.12
             make, arguments, *state = value.__reduce__()
             result = make(*(_own(argument, copies) for argument in arguments))
             if state and state[0] is not None:
@@ -40,14 +40,14 @@ def _made_anew(value: Any, copies: dict[int, Any]) -> Any:
 
 
 def _own(part: Any, copies: dict[int, Any]) -> Any:
-    """A part of an iterator, which shares what it goes over and not the place where it is."""
+    """Copy a part of an iterator: the items are shared, the position is not."""
     if type(part) is tuple:
         return tuple(_own(item, copies) for item in part)
     return copy_of_iterator(part, copies) if is_iterator(part) else part
 
 
 def _own_state(state: Any, copies: dict[int, Any]) -> Any:
-    """The state of an iterator; ``cycle`` keeps there what it has given so far."""
+    """Copy the state of an iterator, which for ``cycle`` includes what it has yielded so far."""
     parts = state if type(state) is tuple else (state,)
     own = tuple(list(part) if type(part) is list else _own(part, copies) for part in parts)
     return own if type(state) is tuple else own[0]

@@ -1,6 +1,6 @@
-"""What the objects that a model holds contain at one moment, noted to put it back.
+"""Record the contents of the objects that a model holds, to restore them later.
 
-Iterators cannot be set back. So copies take their places as soon as they are noted, and they come back untouched.
+Iterators cannot be rewound. So copies take their places when they are recorded, and the originals return untouched.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ _PLAIN_TENSORS = (torch.Tensor, nn.Parameter, nn.Buffer if hasattr(nn, "Buffer")
 
 
 class MutableState:
-    """Notes what objects contain, and puts it back.
+    """Records the contents of objects, and restores them.
 
     Args:
-        objects: whether to look into objects that are no containers, as their attributes.
+        objects: whether to enter objects that are not containers, by their attributes.
     """
 
     def __init__(self, *, objects: bool = True) -> None:
@@ -49,7 +49,7 @@ class MutableState:
         self._copies: dict[int, Any] = {}
 
     def note_place(self, tensor: torch.Tensor) -> None:
-        """Note the memory, shape and flag of a tensor and not its values."""
+        """Record the memory, shape and flag of a tensor, but not its values."""
         if id(tensor) not in self._seen:
             self._seen[id(tensor)] = tensor
             self._tensors.append((tensor, tensor.detach()))
@@ -57,12 +57,12 @@ class MutableState:
                 self._ways_back.append(functools.partial(_set_flag, tensor, tensor.requires_grad))
 
     def note_values(self, tensor: torch.Tensor) -> None:
-        """Note all of a tensor; this takes its memory once more."""
+        """Record a tensor with its values, which takes its memory once more."""
         self.note_place(tensor)
         self._values.append((tensor, tensor.detach().clone()))
 
     def note(self, *values: Any) -> None:
-        """Note what ``values`` contain, what that contains, and so on."""
+        """Record the contents of ``values`` recursively."""
         pending = list(values)
         while pending:
             value = pending.pop()
@@ -81,7 +81,7 @@ class MutableState:
             pending += self._content(value, kind)
 
     def note_function(self, function: types.FunctionType) -> None:
-        """Note the default arguments and attributes of a function: they outlive a call."""
+        """Record the default arguments and attributes of a function, which outlive a call."""
         defaults, by_name = function.__defaults__, function.__kwdefaults__
         self._ways_back.append(functools.partial(_refill_function, function, defaults, by_name))
         if defaults is not None and any(map(is_iterator, defaults)):
@@ -89,14 +89,14 @@ class MutableState:
         self.note(defaults, by_name, function.__dict__)
 
     def stand_in(self, value: Any) -> Any:
-        """What is to be in the place of ``value`` until it is put back: a copy of an iterator, else ``value``."""
+        """What takes the place of ``value`` until it is restored: a copy of an iterator, otherwise ``value``."""
         if not is_iterator(value):
             return value
         self._seen[id(value)] = value
         return copy_of_iterator(value, self._copies)
 
     def restore(self) -> None:
-        """Put everything back that has changed."""
+        """Restore everything that has changed."""
         for dictionary, entries in self._dicts:
             if not _same(dictionary, entries):
                 _refill(dictionary, entries)
@@ -111,7 +111,7 @@ class MutableState:
                     tensor.copy_(values)
 
     def _content(self, value: Any, kind: type) -> Iterable[Any]:
-        """What is in ``value``; what it contains is noted if that can change."""
+        """The contents of ``value``, which are recorded if they can change."""
         if issubclass(kind, dict):
             self._note_dict(value)
             return [*value, *value.values()]
@@ -156,7 +156,7 @@ class MutableState:
     def _of_module(self, module: nn.Module) -> Iterable[Any]:
         attributes = module.__dict__
         self._note_dict(attributes)
-        for name in REGISTRIES:  # functions of hooks are the user's; which there are is the model's
+        for name in REGISTRIES:  # a hook's function is the user's; the set of hooks is the model's
             registry = attributes.get(name)
             if registry is not None and id(registry) not in self._seen:
                 self._seen[id(registry)] = registry
@@ -219,7 +219,7 @@ def _refill_items(container: Any, items: list[Any]) -> None:
 def _held(cell: types.CellType) -> tuple[Any, ...]:
     try:
         return (cell.cell_contents,)
-    except ValueError:  # a name that has no value yet
+    except ValueError:  # an unbound name
         return ()
 
 
@@ -268,7 +268,7 @@ def _set_flag(tensor: torch.Tensor, requires_grad: bool) -> None:
 
 
 def _moved(tensor: torch.Tensor, place: torch.Tensor) -> bool:
-    """Whether ``tensor`` has other memory or another form than it had when ``place`` became an alias of it."""
+    """Whether ``tensor`` has another memory or form than when its alias ``place`` was made."""
     if tensor.shape != place.shape or tensor.dtype != place.dtype or tensor.layout is not place.layout:
         return True
     if tensor.layout is not torch.strided or tensor.device.type == "meta":

@@ -1,4 +1,4 @@
-"""The generators of a process: torch's, Python's and numpy's, kept, put back and seeded."""
+"""The generators of a process (torch's, Python's and numpy's): saving, restoring and seeding them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 
 
 def random_state() -> tuple[Any, ...]:
-    """The states of torch's, Python's and numpy's generators; of GPUs if they are in use."""
+    """The states of torch's, Python's and numpy's generators; those of GPUs too if they are in use."""
     numpy = sys.modules.get("numpy")
     cuda_used = torch.cuda.is_available() and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     devices = torch.cuda.get_rng_state_all() if cuda_used else None
@@ -21,7 +21,7 @@ def random_state() -> tuple[Any, ...]:
 
 
 def set_random_state(state: tuple[Any, ...]) -> None:
-    """Put back what :func:`random_state` gave."""
+    """Restore what :func:`random_state` returned."""
     torch.set_rng_state(state[0])
     random.setstate(state[1])
     if state[2] is not None:
@@ -31,14 +31,14 @@ def set_random_state(state: tuple[Any, ...]) -> None:
 
 
 def seed_all(seed: int) -> None:
-    """Seed Python, numpy and torch; not a GPU that is not in use, whose state could not be put back."""
+    """Seed Python, numpy and torch; but not an unused GPU, whose state could not be restored."""
     _seed_what_is_kept(seed)
     if not torch.cuda.is_available() or torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        torch.manual_seed(seed)  # of other devices, too
+        torch.manual_seed(seed)  # other devices too
 
 
 def _seed_what_is_kept(seed: int) -> None:
-    """Seed the generators whose state :func:`random_state` is."""
+    """Seed the generators whose states :func:`random_state` returns."""
     random.seed(seed)
     torch.default_generator.manual_seed(seed)
     if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
@@ -49,7 +49,7 @@ def _seed_what_is_kept(seed: int) -> None:
 
 @contextlib.contextmanager
 def random_state_kept() -> Iterator[None]:
-    """Leave torch's, Python's and numpy's generators as they were."""
+    """Preserve the states of torch's, Python's and numpy's generators."""
     state = random_state()
     try:
         yield
@@ -59,9 +59,9 @@ def random_state_kept() -> Iterator[None]:
 
 @contextlib.contextmanager
 def random_state_seeded(seed: int) -> Iterator[None]:
-    """As :func:`random_state_kept`, but the generators begin with ``seed``.
+    """Like :func:`random_state_kept`, but the generators start from ``seed``.
 
-    Several threads may do this at a time: the last that leaves puts back what the first one found.
+    Several threads may do this at the same time: the last to leave restores what the first one found.
     """
     with _SEEDING:
         _found_before_seeding.append(_found_before_seeding[0] if _found_before_seeding else random_state())

@@ -1,4 +1,4 @@
-"""Which objects can be rewritten, and what to tell the owner of one that cannot."""
+"""Which objects can be rewritten, and what to recommend for one that cannot."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ _ORDER = (
 )
 
 _FLAT = "_flat_param"
-"""The parameter into which FSDP's first form puts those of the module inside, without use_orig_params=True."""
+"""The parameter into which FSDP1 flattens those of the module inside, without use_orig_params=True."""
 
 
 def check_model(model: Any, *, may_be_wrapped: bool = False, may_be_offloaded: bool = False) -> None:
-    """Refuse what is not a plain, initialised ``nn.Module``.
+    """Refuse anything but a plain, initialised ``nn.Module``.
 
     Args:
-        model: what was given as a model.
-        may_be_wrapped: whether ``model.compile()`` in place and activation checkpointing, which change nothing that is
-            asked for, are no reason to refuse it.
+        model: what was passed as a model.
+        may_be_wrapped: whether to accept ``model.compile()`` in place and activation checkpointing, which do not affect
+            what is asked of the model.
         may_be_offloaded: whether the model need not run, so that its values may be elsewhere.
 
     Raises:
-        ModelError: with the way to unwrap, and when in a script to rewrite.
+        ModelError: says how to unwrap it, and at which point of a script to rewrite.
     """
     if isinstance(model, type) and issubclass(model, nn.Module):
         raise ModelError(f"expected a model, found the class {model.__name__}; call it first: {model.__name__}(...)")
@@ -79,11 +79,11 @@ def check_model(model: Any, *, may_be_wrapped: bool = False, may_be_offloaded: b
 
 
 _COMPILED = "_torchdynamo_orig_callable"
-"""What torch.compile notes on the function that it makes of a function."""
+"""The attribute that torch.compile sets on a function that it compiled."""
 
 
 def _compiled_method(module: nn.Module, of_classes: dict[type, str | None]) -> str | None:
-    """The name of a method that is a compiled function, of the object or of its class; None if there is none."""
+    """The name of a compiled method of the object or of its class; None if there is none."""
     cls = type(module)
     if cls not in of_classes:
         bases = cls.__mro__[: cls.__mro__.index(nn.Module)]
@@ -93,7 +93,7 @@ def _compiled_method(module: nn.Module, of_classes: dict[type, str | None]) -> s
 
 
 def _is_compiled(value: Any) -> bool:
-    if type(value) in weakref.ProxyTypes:  # what it refers to may be gone
+    if type(value) in weakref.ProxyTypes:  # its referent may no longer exist
         return False
     function = getattr(value, "__func__", value)
     found = function.__dict__ if isinstance(function, types.FunctionType) else {}

@@ -1,4 +1,4 @@
-"""Objects of the process, which a model that holds one only uses: they are neither copied nor put back."""
+"""Resources of the process, which a model may use but does not own: they are neither copied nor restored."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _DEVICE_QUEUES = tuple(
 
 
 def is_resource(value: Any) -> bool:
-    """Whether ``value`` is a thread, lock, executor, process, socket, log handler or stream of a device."""
+    """Whether ``value`` is a thread, lock, executor, process, socket, log handler or device stream."""
     kind = type(value)
     return issubclass(kind, _DEVICE_QUEUES) or any(
         cls.__module__.partition(".")[0] in _PACKAGES for cls in kind.__mro__ if cls is not object
@@ -26,7 +26,7 @@ def is_resource(value: Any) -> bool:
 
 
 def is_of_everybody(value: Any) -> bool:
-    """Whether ``value`` is a logger, or one of the generators that torch, Python and numpy use by default."""
+    """Whether ``value`` is a logger, or one of the default generators of torch, Python and numpy."""
     if issubclass(type(value), logging.Logger):
         return True
     if type(value) is torch.Generator:

@@ -1,4 +1,4 @@
-"""A model's state, kept while it is run: nothing of what its forward writes, replaces, adds or draws stays."""
+"""Preserve a model's state while it runs: nothing that its forward writes, replaces, adds or draws remains."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from rewriter.model.surroundings import surroundings_kept
 
 @contextlib.contextmanager
 def state_kept(model: nn.Module, parameters: Sequence[nn.Parameter] = ()) -> Iterator[None]:
-    """Afterwards the model holds what it held, and all that holds what it did.
+    """Context manager after which the model, and everything it holds, is as it was.
 
-    That is: which parameters, buffers, modules, hooks and plain attributes every module has; the values of buffers,
-    of other tensors in attributes, and of the ``parameters`` given; gradients and modes; lists, dicts, sets and objects
-    in attributes; the state of random generators among them; attributes of the model's classes and globals beside them.
+    This covers which parameters, buffers, modules, hooks and plain attributes every module has; the values of buffers,
+    of other tensors in attributes, and of the given ``parameters``; gradients and modes; lists, dicts, sets and objects
+    in attributes, including random generators; and attributes of the model's classes and globals beside them.
     """
     state = MutableState()
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
@@ -39,6 +39,6 @@ def state_kept(model: nn.Module, parameters: Sequence[nn.Parameter] = ()) -> Ite
 
 
 def saved_tensors(model: nn.Module) -> dict[str, torch.Size | None]:
-    """Shapes of what the model's state dict holds; None for extra state that is no tensor."""
+    """Shapes of the entries of the model's state dict; None for extra state that is not a tensor."""
     state = model.state_dict(keep_vars=True)
     return {key: value.shape if isinstance(value, torch.Tensor) else None for key, value in state.items()}

@@ -1,4 +1,4 @@
-"""What lies around a model: attributes of its classes, globals of their files, and what functions of these keep."""
+"""What is around a model: attributes of its classes, globals of their files, and what functions there hold."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _OF_NOBODY = frozenset({"torch", "rewriter", "passes", *sys.stdlib_module_names}
 
 @contextlib.contextmanager
 def surroundings_kept(model: nn.Module) -> Iterator[None]:
-    """Afterwards classes of the model and globals beside them hold the data, caches and generators that they held."""
+    """Preserve the data, caches and generators in the model's classes and the globals beside them."""
     classes = {
         cls
         for kind in {type(module) for module in model.modules()}
@@ -83,7 +83,7 @@ def _put_back(cls: type, held: dict[str, Any]) -> None:
 
 
 def _functions(items: Iterable[Any]) -> list[types.FunctionType]:
-    """The functions among ``items``, in descriptors, and in functions around them: what decorators made of methods."""
+    """The functions among ``items``, including those in descriptors and inside decorators."""
     found: dict[int, types.FunctionType] = {}
     pending = list(items)
     while pending:

@@ -1,8 +1,7 @@
-"""The state dict of what is inside of wrappers, with every value in it, wherever the wrapper keeps them.
+"""The state dict of a wrapped model with all of its values, wherever the wrapper keeps them.
 
-FSDP's first form keeps parameters in flat ones, a share of them in each process; its second form keeps a share of each
-parameter. What accelerate offloads is on the
-meta device between calls, and its values are in a map beside it.
+FSDP1 keeps parameters in flat ones, of which each process has a shard; FSDP2 keeps a shard of each parameter. What
+accelerate offloads is on the meta device between calls, with the values in a separate map.
 """
 
 from __future__ import annotations
@@ -17,11 +16,11 @@ from rewriter.model.wrappers import inside, is_flattened
 
 
 def whole_state_dict(model: nn.Module) -> dict[str, Any]:
-    """The state dict of the model inside of ``model``, without names of wrappers.
+    """The state dict of the model inside ``model``, without the names of wrappers.
 
-    Where FSDP shards the model, every process has to call this, and each gets the whole.
+    If FSDP shards the model, every process has to call this, and each gets the full state dict.
     """
-    if is_flattened(model):  # then torch was built with what is imported here
+    if is_flattened(model):  # then torch was built with support for what is imported here
         from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
         return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
@@ -40,22 +39,22 @@ def whole_state_dict(model: nn.Module) -> dict[str, Any]:
 
 
 def is_offloaded(module: nn.Module) -> bool:
-    """Whether accelerate keeps the weights of this very module elsewhere between calls."""
+    """Whether accelerate keeps the weights of this module itself elsewhere between calls."""
     return any(True for _ in _values_of(module))
 
 
 def is_sharded(tensor: torch.Tensor) -> bool:
-    """Whether it is a DTensor, as ``fully_shard`` makes."""
+    """Whether it is a DTensor, as made by ``fully_shard``."""
     return hasattr(tensor, "full_tensor") and hasattr(tensor, "placements")
 
 
 def whole_tensor(tensor: torch.Tensor) -> torch.Tensor:
-    """All of a tensor that may be sharded; every process has to call this."""
+    """The full tensor, if it is sharded; every process has to call this."""
     return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[no-any-return, attr-defined]
 
 
 def _values_of(module: nn.Module) -> Iterator[Mapping[str, torch.Tensor]]:
-    """Where accelerate keeps the values of what it offloads of a module, by their names in the module."""
+    """The maps in which accelerate keeps a module's offloaded values, by their names in the module."""
     hook = module.__dict__.get("_hf_hook")
     for one in getattr(hook, "hooks", (hook,)):
         values = getattr(one, "weights_map", None)

@@ -1,7 +1,7 @@
-"""Modules that hold one other module and hand every call on: what is inside is the model, whatever is around it.
+"""Wrappers: modules that hold one other module and forward every call to it, so that the inner one is the model.
 
-So do adapters of peft, which add to what the module inside computes. Wrappers change the paths of everything inside.
-Decisions, edits and reports name modules by the paths that they have without any.
+peft adapters are like this too, and add to what the inner module computes. Wrappers change the paths of everything
+inside. Decisions, edits and reports name modules by the paths that they have without wrappers.
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ from rewriter.errors import ModelError
 _CHECKPOINTED = "_checkpoint_wrapped_module"
 _SHARDED = "_fsdp_wrapped_module"
 _INNER = ("_orig_mod", _CHECKPOINTED, _SHARDED)
-"""Where compiled models, activation checkpointing and FSDP's first form keep the module."""
+"""Where compiled models, activation checkpointing and FSDP1 keep the inner module."""
 
 _IN_PEFT = {"base_model": True, "model": True, "base_layer": False, "original_module": False}
-"""Where modules of peft keep what they adapt, and whether that has to be all that they hold.
+"""Where peft modules keep what they adapt, and whether they must hold nothing else.
 
-A model of peft that has prompts beside its base model is no wrapper: they are parameters that would be passed over.
+A peft model with prompts beside its base model is not a wrapper, since its prompt parameters would be ignored.
 """
 
 _BY_CLASS = (nn.parallel.DistributedDataParallel, nn.DataParallel, AveragedModel)
 
 
 def inside(module: nn.Module) -> nn.Module:
-    """The module below all wrappers around it; itself if there are none."""
+    """The module inside all wrappers; itself if there are none."""
     while (inner := _inner(module)) is not None:
         module = inner
     return module
 
 
 def named_modules_inside(model: nn.Module, remove_duplicate: bool = True) -> Iterator[tuple[str, nn.Module]]:
-    """As ``model.named_modules()``, without wrappers: neither they nor their names are in it."""
+    """Like ``model.named_modules()``, but without wrappers and their names."""
     seen: set[int] = set()
     pending = [("", model)]
     while pending:
@@ -52,7 +52,7 @@ def named_modules_inside(model: nn.Module, remove_duplicate: bool = True) -> Ite
 
 
 def paths_inside(model: nn.Module) -> dict[str, str]:
-    """The path without the names of wrappers of every module of ``model``, by the path that it has."""
+    """Map the path of every module of ``model`` to its path without wrappers."""
     found = {}
     pending = [("", "", model)]
     while pending:
@@ -67,7 +67,7 @@ def paths_inside(model: nn.Module) -> dict[str, str]:
 
 
 def parameter_names_inside(model: nn.Module) -> dict[str, str]:
-    """The name without those of wrappers of every parameter of ``model``, by each name that it has."""
+    """Map every parameter name of ``model`` to its name without wrappers."""
     inside = paths_inside(model)
     split = ((full, *full.rpartition(".")) for full, _ in model.named_parameters(remove_duplicate=False))
     return {full: f"{inside[path]}.{name}".lstrip(".") for full, path, _, name in split}
@@ -83,32 +83,32 @@ def module_inside(model: nn.Module, path: str) -> nn.Module | None:
 
 
 def path_of_key(path: str) -> str:
-    """A module's path as keys of state dicts have it: activation checkpointing and FSDP leave their names out."""
+    """A module's path as it appears in state-dict keys: activation checkpointing and FSDP leave their names out."""
     return path.replace(f"{_CHECKPOINTED}.", "").replace(f"{_SHARDED}.", "")
 
 
 def holds_adapters(module: nn.Module) -> bool:
-    """Whether this very module is one of peft's, which computes with adapters beside what it was put around."""
+    """Whether this module itself is a peft module that computes with adapters beside the wrapped module."""
     return any(cls.__module__.partition(".")[0] == "peft" for cls in type(module).__mro__)
 
 
 def trained_copies(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Modules that peft trains copies of (``modules_to_save``), whole, each with its path."""
+    """Modules of which peft trains full copies (``modules_to_save``), with their paths."""
     for path, module in model.named_modules():
         if "original_module" in module._modules and holds_adapters(module):
             yield path, module
 
 
 def is_flattened(model: nn.Module) -> bool:
-    """Whether FSDP's first form keeps parameters of ``model``, given with all its wrappers, in flat ones."""
+    """Whether FSDP1 keeps parameters of ``model``, given with all its wrappers, in flat ones."""
     return any(_SHARDED in module._modules for module in model.modules())
 
 
 def looked_through(model: Any) -> nn.Module:
-    """What is inside of ``model``, for verbs that run nothing.
+    """The model inside ``model``, for functions that run nothing.
 
     Raises:
-        ModelError: it is no module.
+        ModelError: it is not a module.
     """
     if isinstance(model, type) and issubclass(model, nn.Module):
         raise ModelError(f"expected a model, found the class {model.__name__}; call it first: {model.__name__}(...)")

@@ -1,4 +1,4 @@
-"""Tensors in nested tuples, lists and dicts, as arguments and results of functions have them."""
+"""Tensors in nested tuples, lists and dicts, as in arguments and results of functions."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 
 def tensors_in(value: Any) -> Iterator[torch.Tensor]:
-    """Every tensor in nested tuples, lists and dicts, however deep; one that holds itself is not entered again."""
+    """Every tensor in nested tuples, lists and dicts, at any depth; cycles are not followed."""
     ways, around = [iter((value,))], [0]
     while ways:
         for item in ways[-1]:
@@ -25,7 +25,7 @@ def tensors_in(value: Any) -> Iterator[torch.Tensor]:
 
 
 def map_tensors(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-    """``value`` (nested tuples, lists and dicts) with every tensor changed."""
+    """Apply ``change`` to every tensor in ``value`` (nested tuples, lists and dicts)."""
     if isinstance(value, torch.Tensor):
         return change(value)
     if isinstance(value, (tuple, list)):

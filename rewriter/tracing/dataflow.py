@@ -1,4 +1,4 @@
-"""The dataflow of a recording: which tensor reaches which operation, and through what every path must pass."""
+"""The dataflow of a recording: which operations a tensor reaches, and which lie on every path."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Result = TypeVar("Result")
 def once(
     find: Callable[Concatenate[Dataflow, Parameters], Result],
 ) -> Callable[Concatenate[Dataflow, Parameters], Result]:
-    """Decorator of ``find(flow, …)``: what it found is kept with the flow, and shared by all passes."""
+    """Decorator for ``find(flow, …)``: caches the result on the flow, where all passes share it."""
 
     @functools.wraps(find)
     def remembered(flow: Dataflow, /, *args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
@@ -41,7 +41,7 @@ def once(
 class Dataflow:
     """A directed acyclic graph over the nodes of one recording.
 
-    Constants (weights, buffers) are left out: an edge means that data of the input can flow along it.
+    Constants (weights, buffers) are left out: an edge means that input data can flow along it.
     """
 
     def __init__(self, graph: fx.Graph) -> None:
@@ -53,7 +53,7 @@ class Dataflow:
         reached = set(self.inputs)
         self.graph.add_nodes_from(self.inputs)
         for node in graph.nodes:
-            if facts(node)["kind"] is Kind.FACTORY:  # new_empty, zeros_like: they read a shape, no data
+            if facts(node)["kind"] is Kind.FACTORY:  # new_empty, zeros_like: they read a shape, not data
                 continue
             for source in (*_read_for_data(node), *node.meta.get("after", ())):
                 if source in reached:
@@ -64,19 +64,19 @@ class Dataflow:
         return node in self.graph
 
     def sources(self, node: fx.Node) -> list[fx.Node]:
-        """Data inputs of ``node``, in the order of its arguments; constants are not among them."""
+        """The data inputs of ``node``, in argument order; constants are left out."""
         return [source for source in node.all_input_nodes if self.graph.has_edge(source, node)]
 
     def users(self, node: fx.Node) -> list[fx.Node]:
-        """Operations that read ``node``, in the order they ran."""
+        """The operations that read ``node``, in execution order."""
         return sorted(self.graph.successors(node), key=self._order.__getitem__)
 
     def nodes(self, *kinds: Kind) -> Iterator[fx.Node]:
-        """Nodes that depend on the input, of the given kinds, in the order they ran."""
+        """The nodes of the given kinds that depend on the input, in execution order."""
         return (n for n in sorted(self.graph, key=self._order.__getitem__) if not kinds or facts(n)["kind"] in kinds)
 
     def back_through(self, node: fx.Node, kinds: Container[Kind]) -> Iterator[fx.Node]:
-        """``node``, and one after the other what it is made of alone, as long as operations are of these ``kinds``."""
+        """``node`` and the chain of its only inputs, going back as long as operations are of these ``kinds``."""
         yield node
         while facts(node)["kind"] in kinds and len(sources := self.sources(node)) == 1:
             (node,) = sources
@@ -99,13 +99,13 @@ class Dataflow:
 
     @cached_property
     def _intervals(self) -> dict[fx.Node, range]:
-        """For each node a range of numbers; those of the nodes that it dominates lie in it."""
+        """A range of numbers for each node, which contains the ranges of the nodes that it dominates."""
         nodes = self.in_order(node for node in self._dominators if isinstance(node, fx.Node))
         size: Counter[fx.Node | None] = Counter(nodes)
         for node in reversed(nodes):
             size[self.fork(node)] += size[node]
         intervals: dict[fx.Node, range] = {}
-        free: Counter[fx.Node | None] = Counter()  # the next number of those that a node may give to what it dominates
+        free: Counter[fx.Node | None] = Counter()  # the next number that a node may give to one that it dominates
         for node in nodes:
             fork = self.fork(node)
             start, free[fork] = free[fork], free[fork] + size[node]
@@ -119,11 +119,11 @@ class Dataflow:
         return self._intervals[later].start in self._intervals[node]
 
     def leads_to_output(self, node: fx.Node) -> bool:
-        """Whether everything on the way to some output passes through ``node``."""
+        """Whether every path to some output passes through ``node``."""
         return any(self.dominates(node, output) for output in self.sources(self.output))
 
     def region(self, start: fx.Node, end: fx.Node) -> set[fx.Node]:
-        """Nodes on some path from ``start`` to ``end``: ``end`` included, ``start`` not."""
+        """The nodes on any path from ``start`` to ``end``, including ``end`` but not ``start``."""
         found = {start}
         for node in self.in_order(self.ancestors(end, since=start)):
             if not found.isdisjoint(self.graph.predecessors(node)):
@@ -142,11 +142,11 @@ class Dataflow:
         return found
 
     def position(self, node: fx.Node) -> int:
-        """The place of ``node`` in the order that operations ran in."""
+        """The index of ``node`` in execution order."""
         return self._order[node]
 
     def is_ancestor(self, node: fx.Node, later: fx.Node) -> bool:
-        """Whether ``later`` depends on ``node``, or is it."""
+        """Whether ``later`` depends on ``node``, or is ``node``."""
         return node in self.ancestors(later, since=node)
 
     def reachable(self, node: fx.Node, stop: Callable[[fx.Node], bool] = lambda _: False) -> set[fx.Node]:
@@ -162,12 +162,12 @@ class Dataflow:
         return found
 
     def in_order(self, nodes: Iterable[fx.Node]) -> list[fx.Node]:
-        """``nodes`` in the order they ran."""
+        """``nodes`` in execution order."""
         return sorted(nodes, key=self._order.__getitem__)
 
 
 def _read_for_data(node: fx.Node) -> list[fx.Node]:
-    """Inputs whose values flow on: not the shape or type that ``expand_as`` and ``to`` read, nor an index."""
+    """Inputs whose values reach the result: not the shape or type that ``expand_as`` and ``to`` read, nor an index."""
     name = getattr(node.target, "__name__", "")
     if (name.endswith("_as") or name in _READ_ONE) and node.args and isinstance(node.args[0], fx.Node):
         return [node.args[0]]
@@ -180,4 +180,4 @@ _READ_ONE = frozenset(
 
 
 class _Root:
-    """Stands before several inputs, so that there is one place where every path begins."""
+    """A common root for several inputs, so that all paths begin at one node."""

@@ -1,4 +1,4 @@
-"""A recording as a picture, drawn by Graphviz."""
+"""Draw a recording with Graphviz."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def draw(graph: fx.Graph, path: str | Path) -> Path:
 
 
 def to_dot(graph: fx.Graph) -> str:
-    """The graph in Graphviz' language: one box an operation, with its module path, kind and shape."""
+    """The graph in Graphviz' language: one box per operation, with its module path, kind and shape."""
     lines = ["digraph {", '  node [shape=box, fontname="Helvetica", fontsize=10];']
     for node in graph.nodes:
         if node.op == "get_attr":

@@ -11,7 +11,7 @@ from rewriter.tracing.trace import Trace
 
 
 def graph_module(trace: Trace) -> fx.GraphModule:
-    """The recording of the mode that the model is in, over the model's own parameters.
+    """The recording of the model's current mode, over the model's own parameters.
 
     Raises:
         TraceError: part of the model ran where torch could not observe it.
@@ -24,5 +24,5 @@ def graph_module(trace: Trace) -> fx.GraphModule:
                 "autograd.Function); a flat graph cannot hold it. Use the model itself, or torch.export."
             )
     result = fx.GraphModule(trace.model, trace.graph, type(trace.model).__name__)
-    result.training = trace.model.training  # train() would set the flags of the model's own modules
+    result.training = trace.model.training  # train() would set the mode of the model's own modules
     return result

@@ -1,10 +1,10 @@
-"""What is recorded of each operation, with types: ``facts(node)["kind"]``."""
+"""What is recorded about each operation, with types: ``facts(node)["kind"]``."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypedDict, cast
 
-if TYPE_CHECKING:  # passes say what they are without torch
+if TYPE_CHECKING:  # pass metadata can be read without torch
     import torch
     from torch import fx
 
@@ -17,16 +17,16 @@ class Facts(TypedDict):
     """The entries of a node's ``meta``.
 
     Attributes:
-        kind: what the operation means.
-        shape, dtype: of the first tensor that it gives; None of what gives none, of which no shape is asked.
+        kind: the kind of the operation.
+        shape, dtype: of its first output tensor; None, and never read, if it has none.
         module_path: the module that is called, or whose method issues the operation.
-        module_stack: the modules around it, the outermost first.
+        module_stack: the modules around it, outermost first.
         owner: the module, the method and the line that issue it.
-        frames: the Python frames that led to it, the innermost first.
-        call: of the module around it; None at the root.
-        after: what wrote to a tensor that it is a later state of.
-        storage: the memory of what it gives, and ``writes`` those that it wrote to, as numbers of this recording.
-        active: of a dropout, whether it dropped anything.
+        frames: the Python frames that led to it, innermost first.
+        call: the call of the module around it; None at the root.
+        after: for the later state of a tensor, the operations that wrote to it.
+        storage: the memory of its output; ``writes`` is the memory that it wrote to, as numbers of this recording.
+        active: for a dropout, whether it dropped anything.
     """
 
     kind: Kind
@@ -44,5 +44,5 @@ class Facts(TypedDict):
 
 
 def facts(node: fx.Node) -> Facts:
-    """What is recorded of ``node``."""
+    """What is recorded about ``node``."""
     return cast("Facts", node.meta)

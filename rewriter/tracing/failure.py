@@ -1,4 +1,4 @@
-"""Why a model could not be traced, in words: where it failed, and what to do about it."""
+"""Explain why a model could not be traced: where it failed, and what to do about it."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _UNSTARTED: dict[type, str] = {
 }
 
 _NOT_THEIRS = (Path(__file__).parent, Path(hooks.__file__), *map(Path, torch.__path__))
-"""What calls the user's modules during a trace: of an error, the line that counts is theirs."""
+"""The code that calls the user's modules during a trace: an error should point at the user's line instead."""
 
 
 def explained(error: Exception, path: str | None, model: nn.Module, origin: Origin, training: bool) -> TraceError:
-    """The error for a run that failed in the module at ``path``: with its own words, and the user's line."""
+    """The error for a run that failed in the module at ``path``, with the original message and the user's line."""
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not _is_in(f.filename, _NOT_THEIRS)]
     where = f" at {frames[-1].filename}:{frames[-1].lineno} (`{frames[-1].line}`)" if frames else ""
     module = f"module {path!r} ({type(model.get_submodule(path)).__name__})" if path else type(model).__name__
@@ -52,7 +52,7 @@ def _remedy(origin: Origin, message: str) -> str:
 
 
 def own_tensor_reached(model: nn.Module, tensor: object) -> str:
-    """Why a trace that came upon the model's own tensor cannot go on."""
+    """Why a trace that reached one of the model's own tensors cannot continue."""
     registered = (*model.named_parameters(), *model.named_buffers())
     name = next(name for name, other in registered if other is tensor)
     return (
@@ -62,7 +62,7 @@ def own_tensor_reached(model: nn.Module, tensor: object) -> str:
 
 
 def unstarted_result(model: nn.Module, result: Any) -> str | None:
-    """Why a trace that got ``result`` shows nothing: it runs later; None if it has run."""
+    """Why a trace with this ``result`` recorded nothing: it has not started to run; None if it has run."""
     if type(result) not in _UNSTARTED:
         return None
     return (

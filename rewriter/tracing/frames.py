@@ -1,4 +1,4 @@
-"""Which Python frames, of which modules, led to an operation."""
+"""The Python frames, and the modules they belong to, that led to an operation."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _CALL_MACHINERY = {nn.Module._wrapped_call_impl.__code__, nn.Module._call_impl._
 
 @dataclass(frozen=True)
 class Frame:
-    """One Python frame on the way from a module call down to an operation.
+    """One Python frame on the path from a module call down to an operation.
 
     Attributes:
         path: path of the module whose method this is; None for a helper function.
-        code: the code that was running, and ``instruction`` where in it (``f_lasti``).
+        code: the running code; ``instruction`` is the index in it (``f_lasti``).
         invocation: equal for two frames only if they are the same call of the same function.
-        arguments: the function's positional parameters as nodes (None for what is not a tensor), without ``self``.
+        arguments: the function's positional parameters as nodes (None if not a tensor), without ``self``.
     """
 
     path: str | None
@@ -57,7 +57,7 @@ class FrameReader:
         self._seen: dict[int, tuple[types.FrameType, int, str | None, tuple[fx.Node | None, ...]]] = {}
 
     def read(self, frame: types.FrameType | None) -> tuple[Frame, ...]:
-        """Frames from ``frame`` outwards, innermost first; torch's own machinery is left out."""
+        """Frames from ``frame`` outwards, innermost first; torch's internal frames are left out."""
         found = []
         while frame is not None and frame.f_code not in self.boundaries:
             if frame.f_code not in self.machinery:
@@ -69,7 +69,7 @@ class FrameReader:
 
     def _identify(self, frame: types.FrameType) -> tuple[types.FrameType, int, str | None, tuple[fx.Node | None, ...]]:
         key = id(frame)
-        if key not in self._seen:  # the frame is kept, so that its id is not given to another one
+        if key not in self._seen:  # the frame is kept alive so that its id is not reused
             code, local = frame.f_code, frame.f_locals
             values = [local.get(name) for name in code.co_varnames[: code.co_argcount]]
             path = self._paths.get(id(values[0])) if values and isinstance(values[0], nn.Module) else None
@@ -78,7 +78,7 @@ class FrameReader:
         return self._seen[key]
 
     def clear(self) -> None:
-        """Let go of the frames, and with them of every local variable in them."""
+        """Release the frames, and with them all their local variables."""
         self._seen.clear()
 
 

@@ -1,8 +1,8 @@
-"""The shapes and types of a model's arguments as plain data, and arguments made from it again.
+"""Describe the shapes and types of a model's arguments as plain data, and build arguments from it.
 
-A plan and a rewritten model remember what they were planned on without keeping the user's images: what a later verb
-needs of them is their structure. Values are made up: noise for floating-point tensors, zeros for whole numbers (a valid
-index and timestep everywhere), True for masks.
+Plans and rewritten models remember what they were planned on without keeping the user's images, since later functions
+only need the structure. Values are synthetic: noise for floating-point tensors, zeros for integers (always a valid
+index and timestep), True for masks.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _MODEL_TYPE = "of the model"
 
 
 def describe_inputs(inputs: Inputs, model: nn.Module) -> dict[str, Any] | None:
-    """``inputs`` as JSON-ready data; None if they hold something that is neither tensor, container nor plain value."""
+    """``inputs`` as JSON-ready data; None if they contain anything but tensors, containers and plain values."""
     try:
         kwargs = {name: _described(value, model) for name, value in inputs.kwargs.items()}
         return {"args": [_described(value, model) for value in inputs.args], "kwargs": kwargs}
@@ -28,10 +28,10 @@ def describe_inputs(inputs: Inputs, model: nn.Module) -> dict[str, Any] | None:
 
 
 def described_inputs(description: Any, model: nn.Module, origin: str, *, meta: bool = False) -> Inputs | None:
-    """Arguments as they were described, on the model's device; always the same. None if the data is no description.
+    """Build described arguments on the model's device, always the same ones. None if the data is not a description.
 
-    ``origin`` is in the words of :class:`Origin`. With ``meta`` they have no values. Tensors that had the model's
-    floating-point type get the one that it has now.
+    ``origin`` is worded as in :class:`Origin`. With ``meta`` they have no values. Tensors that had the model's
+    floating-point type get its present one.
     """
     reference = _reference(model)
     making = _Making(reference.dtype, torch.device("meta") if meta else reference.device)
@@ -66,7 +66,7 @@ def _described(value: Any, model: nn.Module) -> Any:
 
 
 class _Making:
-    """Makes values from their description."""
+    """Builds values from their descriptions."""
 
     def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
         self._dtype, self._device = dtype, device

@@ -1,4 +1,4 @@
-"""What a model may be run on, as users give it."""
+"""Types of the inputs that users give."""
 
 from __future__ import annotations
 

@@ -18,13 +18,13 @@ from rewriter.tracing.containers import map_tensors, tensors_in
 from rewriter.tracing.input_types import ExampleInputs, InputSize
 
 BATCH = 2
-"""Batch size of made-up inputs: batch norm in training needs more than one value per channel."""
+"""Batch size of synthetic inputs: batch norm in training needs more than one value per channel."""
 
 _COLOURS = 3
 
 
 class Origin(enum.StrEnum):
-    """Where the arguments of a call came from, in the words of messages and plans."""
+    """Where the arguments of a call came from, as worded in messages and plans."""
 
     EXAMPLE_INPUTS = "example_inputs"
     INPUT_SIZE = "input_size"
@@ -32,12 +32,12 @@ class Origin(enum.StrEnum):
     DEFAULT_CFG = "model.default_cfg"
     CONFIG = "model.config"
     IMAGE_SIZE = "model.image_size"
-    BATCH = "batch 0"  # of the data; a model is traced on the first one
+    BATCH = "batch 0"  # of the data; a model is traced on its first batch
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """Arguments of one call of the model, where they came from, and the image's ``(C, H, W)`` if they were made up."""
+    """Arguments of one call of the model, their origin, and the image's ``(C, H, W)`` if they are synthetic."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
@@ -45,29 +45,29 @@ class Inputs:
     image_size: tuple[int, int, int] | None = None
 
     def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Inputs:
-        """The same structure with every tensor changed."""
+        """Apply ``change`` to every tensor, keeping the structure."""
         return replace(self, args=map_tensors(self.args, change), kwargs=map_tensors(self.kwargs, change))
 
 
 def candidate_inputs(
     model: nn.Module, example_inputs: ExampleInputs | None = None, input_size: InputSize | None = None
 ) -> list[Inputs]:
-    """Arguments to run ``model`` on, on the model's device and in its floating-point type; the likeliest first.
+    """Arguments to run ``model`` on, on the model's device and in its floating-point type; the most likely first.
 
-    There are two candidates where the model's configuration and its first convolution disagree on the channels: either
-    may be right (a model made with ``in_chans=1``, a stem that rearranges pixels before it convolves them). Without a
-    configuration the convolution that was made first may not be the one that reads the image: then three channels are
+    There are two candidates if the model's configuration and its first convolution disagree on the channels: either may
+    be right (a model made with ``in_chans=1``, a stem that rearranges pixels before convolving them). Without a
+    configuration, the convolution that was created first may not be the one that reads the image, so three channels are
     tried as well.
 
     Args:
         model: the model.
         example_inputs: a tensor, a tuple of positional arguments, a dict of keyword arguments, or one list of tensors
             (detection models).
-        input_size: an int, ``(H, W)`` or ``(C, H, W)``; never a batch. Read from the model's own configuration if
-            neither is given (``pretrained_cfg``, ``default_cfg``, ``config.image_size``).
+        input_size: an int, ``(H, W)`` or ``(C, H, W)``; never with a batch dimension. If neither is given, it is read
+            from the model's own configuration (``pretrained_cfg``, ``default_cfg``, ``config.image_size``).
 
     Raises:
-        InputError: no size was given and the model names none, or the size is not one of the three forms.
+        InputError: no size was given and the model has none, or the size does not have one of the three forms.
     """
     if example_inputs is not None and input_size is not None:
         raise InputError("give example_inputs or input_size, not both")
@@ -109,10 +109,10 @@ def _normalise(size: Any, channels: int) -> tuple[int, int, int]:
 
 
 def _input_channels(model: nn.Module) -> list[int]:
-    """Channels that the model may take: what its configuration says, and what its first convolution takes.
+    """The numbers of channels that the model may take, by its configuration and by its first convolution.
 
-    Where the convolution alone tells, the three of a colour image are tried after it; it comes again at the end, for
-    the last candidate is tried on all kinds of tensors.
+    If only the convolution says, the three of a colour image are tried next; its own number is repeated at the end,
+    because the last candidate is tried on all backends.
     """
     configured = configured_channels(model)
     convolution = next((m.in_channels for m in model.modules() if isinstance(m, _ConvNd)), _COLOURS)
@@ -125,7 +125,7 @@ def _image(model: nn.Module, size: tuple[int, int, int]) -> torch.Tensor:
         return torch.empty(BATCH, *size, dtype=reference.dtype, device="meta")
     try:
         image = torch.randn(BATCH, *size, generator=torch.Generator().manual_seed(0))
-    except (RuntimeError, TypeError, OverflowError) as error:  # no such memory, or no such number
+    except (RuntimeError, TypeError, OverflowError) as error:  # not enough memory, or too large a number
         raise InputError(f"input_size: no image of {'x'.join(map(str, size))} can be made: {error}") from error
     return image.to(reference.device, reference.dtype)
 

@@ -1,6 +1,6 @@
-"""What an operation means, whether it came as a module, a function or a method of a tensor.
+"""The kind of an operation, whether it is a module, a function or a tensor method.
 
-Passes ask for kinds, never for spellings.
+Passes ask for kinds, never for names.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from torch.nn.modules.pooling import (
 
 
 class Kind(enum.StrEnum):
-    """The kinds of operation that passes tell apart."""
+    """The kinds of operation that passes distinguish."""
 
     INPUT = "input"
     OUTPUT = "output"
@@ -124,10 +124,10 @@ _BY_NAME = {name: kind for kind, names in _FUNCTION_KINDS.items() for name in na
 
 
 def module_kind(module: nn.Module) -> Kind | None:
-    """The kind of a leaf module; None for a module to look into.
+    """The kind of a leaf module; None for a module whose calls are recorded inside.
 
-    A subclass that adds modules of its own (timm's ``BatchNormAct2d`` is a norm, a dropout and an activation in one) is
-    looked into; a parametrization does not count as such an addition. A layer of a pass may declare its own kind in
+    A subclass that adds submodules (timm's ``BatchNormAct2d`` is a norm, a dropout and an activation in one) is not a
+    leaf; a parametrization does not count as a submodule. A layer of a pass may declare its own kind in
     ``operation_kind``.
     """
     declared = getattr(module, "operation_kind", None)
@@ -141,22 +141,22 @@ def module_kind(module: nn.Module) -> Kind | None:
     if isinstance(module, _ACTIVATIONS):
         return Kind.ACTIVATION
     if {"running_mean", "running_var"} <= module._buffers.keys():
-        return Kind.NORM  # frozen batch norms are written as plain modules
+        return Kind.NORM  # frozen batch norms are implemented as plain modules
     return None
 
 
 def forward_owner(module: nn.Module) -> type:
-    """The class that defines the ``forward`` which ``module`` has from its class."""
+    """The class that defines the ``forward`` that ``module`` gets from its class."""
     return next(cls for cls in type(module).__mro__ if "forward" in cls.__dict__)
 
 
 def has_own_forward(module: nn.Module) -> bool:
-    """Whether what ``module`` computes is written outside torch: in a subclass of a layer, or on the instance."""
+    """Whether the computation of ``module`` is defined outside torch: in a subclass of a layer, or on the instance."""
     return "forward" in module.__dict__ or not forward_owner(module).__module__.startswith("torch.nn.")
 
 
 def is_norm(module: nn.Module) -> bool:
-    """Whether ``module`` is a normalisation, perhaps with a dropout and an activation of its own."""
+    """Whether ``module`` is a normalisation, possibly with a built-in dropout and activation."""
     classes = next(classes for classes, kind in _MODULE_KINDS if kind is Kind.NORM)
     return module_kind(module) is Kind.NORM or isinstance(module, classes)
 
@@ -189,7 +189,7 @@ _DROPS_UNLESS_TOLD = frozenset({"dropout", "dropout1d", "dropout2d", "dropout3d"
 
 
 def is_active_dropout(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether this call of a dropout function drops anything but for its rate: ``training`` is on."""
+    """Whether ``training`` is on in this call of a dropout function, so that only its rate may make it inactive."""
     default = function_name(function) in _DROPS_UNLESS_TOLD
     given = kwargs.get("training", kwargs.get("train", args[2] if len(args) > 2 else default))
     return bool(given)

@@ -1,8 +1,8 @@
-"""Numbers that a run on meta tensors can be told: the values of small tensors that no input reaches.
+"""Known values in a run on meta tensors: those of small tensors that do not depend on the input.
 
-A detector keeps its strides in a tensor, and reads them as numbers; the sizes of its levels it puts into one. Meta
-tensors have no values, so that such a run would have to be made on real ones. What the model holds, and what is
-computed from that and from numbers alone, is computed beside it.
+A detector keeps its strides in a tensor and reads them as numbers, and stores the sizes of its levels in another. Meta
+tensors have no values, so such a model would have to be run on real tensors. Instead, what the model holds, and what is
+computed from that and from numbers alone, is computed alongside.
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ _READERS = frozenset(
         torch.Tensor.equal, torch.allclose, torch.Tensor.__contains__,
     }
 )  # fmt: skip
-"""What gives the values of a tensor to Python."""
+"""Functions that give the values of a tensor to Python."""
 
 _MADE_OF_NUMBERS = frozenset({"tensor", "as_tensor", "arange", "linspace", "full", "zeros", "ones", "eye"})
-"""Functions that make a tensor of numbers, always the same."""
+"""Functions that create a tensor from numbers, deterministically."""
 
 
 class KnownValues:
-    """What is known of the meta tensors of one run.
+    """The known values of the meta tensors of one run.
 
     Args:
-        on_meta: whether the run is on meta tensors; on real ones operations are simply run.
+        on_meta: whether the run is on meta tensors; on real tensors operations simply run.
     """
 
     def __init__(self, *, on_meta: bool) -> None:
         self.on_meta = on_meta
-        self._values: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # the first so that no id is given anew
+        self._values: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # the first keeps the id from being reused
 
     def noting(self, twin: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
-        """``twin``, and of what it makes on meta the values are noted."""
+        """``twin``, but recording the values of the meta tensors that it makes."""
 
         def noted(tensor: torch.Tensor) -> torch.Tensor:
             made = twin(tensor)
@@ -55,20 +55,20 @@ class KnownValues:
         return noted if self.on_meta else twin
 
     def note(self, twin: torch.Tensor, tensor: torch.Tensor) -> None:
-        """``twin`` stands for ``tensor``, which is only read; parameters are not noted, for they are to change."""
+        """Record that ``twin`` stands for ``tensor``, which is only read; not for parameters, since those change."""
         plain = type(tensor) is torch.Tensor and not isinstance(tensor, nn.Parameter) and not tensor.is_meta
         if plain and tensor.layout is torch.strided and tensor.numel() <= _MOST_ELEMENTS:
             self._values[id(twin)] = twin, tensor.detach()
 
     def forget(self, identity: int) -> None:
-        """The tensor with this ``id`` was written to."""
+        """Forget the values of the tensor with this ``id``, because it was written to."""
         self._values.pop(identity, None)
 
     def clear(self) -> None:
         self._values.clear()
 
     def call(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """``function(*args, **kwargs)``; of meta tensors whose values are known the numbers that it reads."""
+        """Run ``function(*args, **kwargs)``; if it reads numbers from meta tensors with known values, return those."""
         if not self.on_meta:
             return function(*args, **kwargs)
         with torch._C.DisableTorchFunction():
@@ -78,7 +78,7 @@ class KnownValues:
                 return function(*self._real(args), **self._real(kwargs))
         try:
             result = shapes.call(function, args, kwargs)
-        except RuntimeError:  # of a size or a fill value that is a tensor
+        except RuntimeError:  # a size or fill value is a tensor
             replaced: list[torch.Tensor] = []
             with torch._C.DisableTorchFunction():
                 numbers = self._numbers(args, replaced), self._numbers(kwargs, replaced)
@@ -91,7 +91,7 @@ class KnownValues:
         return result
 
     def _follow(self, function: Callable[..., Any], args: Any, kwargs: Any, result: Any) -> None:
-        """Note the values of what was computed from values."""
+        """Record the values of a result that was computed from known values."""
         made = list(tensors_in(result))
         few = made and all(tensor.is_meta and tensor.numel() <= _MOST_ELEMENTS for tensor in made)
         if not few or is_in_place(function) or kwargs.get("inplace") or "out" in kwargs:
@@ -101,7 +101,7 @@ class KnownValues:
                 self.note(twin, value)
 
     def _real(self, value: Any) -> Any:
-        """``value`` with the tensors that are known, on the CPU."""
+        """``value`` with its known tensors on the CPU."""
         if isinstance(value, torch.device):
             return torch.device("cpu")
         if isinstance(value, (list, tuple, dict)):
@@ -110,7 +110,7 @@ class KnownValues:
         return map_tensors(value, lambda tensor: self._values[id(tensor)][1].to("cpu", copy=True))
 
     def _numbers(self, value: Any, replaced: list[torch.Tensor]) -> Any:
-        """``value`` with numbers for the tensors without dimensions that are known, which ``replaced`` then holds."""
+        """``value`` with numbers for its known zero-dimensional tensors, which are appended to ``replaced``."""
         if isinstance(value, slice):
             return slice(*(self._numbers(item, replaced) for item in (value.start, value.stop, value.step)))
         if isinstance(value, (list, tuple)):

@@ -1,4 +1,4 @@
-"""Layers and parameters that a model makes while it runs: they have no place in a plan before they are there."""
+"""Layers and parameters that a model creates while it runs: a plan cannot refer to them before they exist."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _REMEDY = {
 def made_in_forward(
     model: nn.Module, copy: nn.Module, modules: Sequence[nn.Module], parameters: Iterable[nn.Parameter]
 ) -> str | None:
-    """What running ``copy``, a skeleton of ``model``, made that the model has not, where, and what to do.
+    """Describe what running ``copy``, a skeleton of ``model``, created that the model lacks, where, and what to do.
 
-    None if that is nothing, or only layers without parameters in the place of such layers.
+    None if there is nothing, or only layers without parameters in place of such layers.
 
     Args:
         model: the model, which did not run.
@@ -42,7 +42,7 @@ def made_in_forward(
 
 
 def _slot(model: nn.Module, path: str, name: str) -> object:
-    """What the model itself has there."""
+    """What the model itself has at this name."""
     try:
         module = model.get_submodule(path)
     except AttributeError:
@@ -57,7 +57,7 @@ def _told(model: nn.Module, path: str, module: nn.Module, name: str, made: objec
 
 
 def _line_of_assignment(cls: type, name: str) -> str:
-    """Where a method other than ``__init__`` sets the attribute; where ``forward`` begins if none does by its name."""
+    """Where a method other than ``__init__`` sets the attribute; the start of ``forward`` if none does so by name."""
     methods = [
         (method, function)
         for owner in cls.__mro__

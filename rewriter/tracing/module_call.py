@@ -1,4 +1,4 @@
-"""One call of a module that a recording looked into."""
+"""One call of a module whose inside was recorded."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rewriter.tracing.frames import Frame
 
 @dataclass(eq=False)
 class ModuleCall:
-    """One call of a module that was looked into.
+    """One call of a module whose inside was recorded.
 
     Attributes:
         path: the module's path; "" for the model itself.

@@ -1,7 +1,7 @@
 """Record one run of a model as a flat ``torch.fx.Graph``.
 
 The model runs as Python runs it; every torch call passes through a ``TorchFunctionMode`` and every module call through
-a wrapper on the instances of the skeleton. Nothing global is patched, so other threads and other models never notice.
+a wrapper on the instances of the skeleton. Nothing global is patched, so other threads and models are unaffected.
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ from rewriter.tracing.memory import named_tensors, storage_of
 from rewriter.tracing.module_call import ModuleCall
 
 _torch_unobserved = torch._C.DisableTorchFunction
-"""Inside, reading a tensor's shape or base is no operation of the model."""
+"""Inside it, reading a tensor's shape or base is not recorded as an operation of the model."""
 
 
 class ForbiddenTensor(Exception):
-    """The skeleton was about to use a tensor that it was not to reach, the first argument."""
+    """The skeleton was about to use a forbidden tensor, which is the first argument."""
 
 
 class Recorder(TorchFunctionMode):
-    """Runs a skeleton once and builds :attr:`graph`.
+    """Runs a skeleton once and records it as :attr:`graph`.
 
     Args:
         model: the skeleton.
-        values: what is known of meta tensors.
-        real_device: what the meta device stands for.
+        values: known values of meta tensors.
+        real_device: the device that the meta device stands for.
         forbidden: identities of tensors that no operation may use.
 
     Attributes:
-        written: memory that operations wrote to, as :func:`storage_of` names it.
+        written: memory that operations wrote to, as identified by :func:`storage_of`.
     """
 
     def __init__(
@@ -71,9 +71,9 @@ class Recorder(TorchFunctionMode):
         self._forbidden = forbidden
         self._real_device = real_device
         self._paused = False
-        self._drops = False  # whether the dropout that runs now has called one that is active
+        self._drops = False  # whether the dropout that is running has called an active one
         self._nodes: dict[int, fx.Node] = {}
-        self._writers: dict[int, fx.Node] = {}  # of tensors whose memory was written to since they were last read
+        self._writers: dict[int, fx.Node] = {}  # for tensors whose memory was written to since they were last read
         self._sharing: dict[int, set[int]] = {}  # the tensors in each storage
         self._stack: list[ModuleCall] = []
         self._entered: dict[ModuleCall, tuple[fx.Node | None, list[fx.Node]]] = {}
@@ -81,10 +81,10 @@ class Recorder(TorchFunctionMode):
         self._frames = FrameReader(paths, self._known)
         attributes = list(named_tensors(model))
         self._attributes = {id(tensor): name for name, tensor in attributes}
-        self._alive = [tensor for _, tensor in attributes]  # so that no id is given to another tensor
+        self._alive = [tensor for _, tensor in attributes]  # keeps their ids from being reused
 
     def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Call the model and record it, once; returns what the model returned.
+        """Call the model once and record the call; return what the model returned.
 
         Afterwards :attr:`kept` holds the last state of every tensor that outlives the call, and the attribute that
         holds it ("" for none: the result, a list, a closure).
@@ -100,7 +100,7 @@ class Recorder(TorchFunctionMode):
             output = self.graph.output(self._returned(result))
             self._describe(output, Kind.OUTPUT, (), result)
             self._release(result)
-        finally:  # frames hold everything that was alive while the model ran
+        finally:  # frames keep everything alive that was alive while the model ran
             self._frames.clear()
             self._alive.clear()
             self._stack.clear()
@@ -132,7 +132,7 @@ class Recorder(TorchFunctionMode):
         if not changed and not any(True for _ in tensors_in(result)):
             return result
         if isinstance(result, torch.Tensor) and any(result is t for t in inputs) and not changed:
-            result = result.detach()  # a no-op hands its input back; give the result an identity of its own
+            result = result.detach()  # a no-op returns its input; give the result an identity of its own
         with _torch_unobserved():
             node = self._call_function(func, args, kwargs)
             self._describe(node, kind := function_kind(func), self._frames.read(sys._getframe(1)), result)
@@ -183,7 +183,7 @@ class Recorder(TorchFunctionMode):
         def call_leaf(*args: Any, **kwargs: Any) -> Any:
             if self._paused:
                 return original(*args, **kwargs)
-            root = not self._stack  # the model is itself a leaf
+            root = not self._stack  # the model itself is a leaf
             if root:
                 self._enter(ModuleCall("", None, (), ()), (args, kwargs))
             with _torch_unobserved():
@@ -221,7 +221,7 @@ class Recorder(TorchFunctionMode):
         return call_leaf
 
     def _enter(self, call: ModuleCall, given: Any) -> None:
-        received = [self._node(t) for t in tensors_in(given)]  # what is not known yet was made outside the call
+        received = [self._node(t) for t in tensors_in(given)]  # tensors not seen yet were created outside the call
         self._entered[call] = next(reversed(self.graph.nodes), None), received
         self._stack.append(call)
 
@@ -259,7 +259,7 @@ class Recorder(TorchFunctionMode):
         )
 
     def _bind(self, value: Any, node: fx.Node) -> None:
-        """Remember ``node`` as the source of the tensors in ``value``."""
+        """Record ``node`` as the source of the tensors in ``value``."""
         if isinstance(value, torch.Tensor):
             self._nodes[id(value)] = node
             self._writers.pop(id(value), None)
@@ -275,7 +275,7 @@ class Recorder(TorchFunctionMode):
                     self._bind(item, element)
 
     def _write(self, changed: list[torch.Tensor], node: fx.Node) -> None:
-        """``node`` wrote to the memory of ``changed``: all tensors in it depend on ``node`` when they are read next."""
+        """Record that ``node`` wrote to the memory of ``changed``: later reads of tensors in it depend on ``node``."""
         facts(node)["writes"] = frozenset(map(storage_of, changed))
         self.written |= facts(node)["writes"]
         for storage in facts(node)["writes"]:
@@ -284,7 +284,7 @@ class Recorder(TorchFunctionMode):
                 self._values.forget(sharing)
 
     def _known(self, value: object) -> fx.Node | None:
-        """The node that ``value`` comes from; None if it is not a tensor that was seen."""
+        """The node that ``value`` comes from; None if it is not a tensor that was recorded."""
         node, writer = self._nodes.get(id(value)), self._writers.pop(id(value), None)
         if node is None or writer is None:
             return node
@@ -295,7 +295,7 @@ class Recorder(TorchFunctionMode):
         return alias
 
     def _release(self, result: Any) -> None:
-        """Let go of all tensors, and note in :attr:`kept` those that somebody else still holds."""
+        """Release all tensors, and record in :attr:`kept` those that are still held elsewhere."""
         attributes = {id(tensor): name for name, tensor in named_tensors(self._model)}
         returned = {storage_of(tensor) for tensor in tensors_held(result)}
         states = [
@@ -311,7 +311,7 @@ class Recorder(TorchFunctionMode):
         self._frames.clear()
         self._alive.clear()
         if any(reference() is not None and not expected for reference, _, _, expected in states):
-            # an error that was caught may leave a cycle through its frames and their local variables; it is young, as
+            # a caught error may leave a cycle through its frames and their local variables; it is young, as
             # the collector is paused while a model is traced
             gc.collect(0)
             if any(r() is not None and not expected and attribute is None for r, _, attribute, expected in states):
@@ -330,13 +330,13 @@ class Recorder(TorchFunctionMode):
             if name is not None:
                 node = self.graph.create_node("get_attr", name)
                 self._describe(node, Kind.CONSTANT, (), tensor)
-            else:  # made where no torch call was seen: numpy, a scripted function, an autograd.Function
+            else:  # created where no torch call was seen: numpy, a scripted function, an autograd.Function
                 node = self._opaque(tensor)
             self._bind(tensor, node)
         return node
 
     def _opaque(self, tensor: torch.Tensor) -> fx.Node:
-        """A node for code that was not seen: it may have read what its module was given and what nobody else read."""
+        """A node for unobserved code: it may have read its module's inputs, and results that nothing else read."""
         call = self._stack[-1] if self._stack else None
         start, received = self._entered[call] if call else (None, [])
         unread = []
@@ -350,10 +350,10 @@ class Recorder(TorchFunctionMode):
         return opaque
 
     def _returned(self, result: Any) -> Any:
-        """What the model returned; where tensors lie inside objects, a dict of them by the way to each."""
+        """What the model returned; if tensors are inside objects, a dict from the path to each tensor."""
         held = [content for content in contents(result) if isinstance(content.value, torch.Tensor)]
         if len(held) == sum(1 for _ in tensors_in(result)):
-            with contextlib.suppress(RecursionError):  # it holds itself, or is nested thousands deep
+            with contextlib.suppress(RecursionError):  # it contains itself, or is nested thousands deep
                 return self._arguments(result)
         return {content.path: self._node(content.value) for content in held}
 
@@ -374,5 +374,5 @@ class Recorder(TorchFunctionMode):
 
 
 def unseen(*sources: Any) -> Any:
-    """Stands in a graph for code that torch could not observe; it cannot be run."""
+    """A placeholder in a graph for code that torch could not observe; it cannot be run."""
     raise RuntimeError("this part of the model runs outside torch's sight and is not part of the graph")

@@ -1,7 +1,7 @@
-"""What functions return on meta tensors, as empty tensors; None where inputs do not fit, or are not predicted.
+"""What functions return on meta tensors, as empty tensors; None if inputs do not fit or the result is not predicted.
 
-Arithmetic, activations, norms, resizing, sampling and concatenation: torch computes their shapes in Python, which costs
-up to a thousand times as much.
+Arithmetic, activations, norms, resizing, sampling and concatenation: torch infers their shapes in Python, which takes
+up to a thousand times as long.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def like(x: torch.Tensor) -> torch.Tensor:
     """An empty tensor of the same shape, strides and type."""
     if x.is_contiguous():
         return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device)
-    return torch.empty_like(x)  # on meta decomposed in Python
+    return torch.empty_like(x)  # decomposed in Python on meta
 
 
 def _same_shape(input: torch.Tensor, *_: Any, **options: Any) -> torch.Tensor | None:
@@ -26,7 +26,7 @@ def _same_shape(input: torch.Tensor, *_: Any, **options: Any) -> torch.Tensor | 
 
 
 def _combine(input: Any, other: Any, *more: Any, **options: Any) -> torch.Tensor | None:
-    """Arithmetic of a floating-point tensor and a number, or a tensor that is stretched to the shape of the first."""
+    """Arithmetic on a floating-point tensor and a number, or a tensor that broadcasts to its shape."""
     if more or options or not isinstance(input, torch.Tensor):
         return None
     fits = input.is_floating_point() and input.is_contiguous()
@@ -94,7 +94,7 @@ def _attend(
 
 
 def _activate(input: torch.Tensor, *args: Any, inplace: bool = False, **options: Any) -> torch.Tensor | None:
-    """What keeps shape and type; other arguments are numbers, and the last may say that it works in place."""
+    """Shape- and type-preserving functions; other arguments are numbers, and the last may be ``inplace``."""
     plain = all(type(value) in (int, float) or value is False for value in (*args, *options.values()))
     return like(input) if input.is_floating_point() and plain and not inplace else None
 
@@ -155,7 +155,7 @@ _MODES = {
     4: ("nearest", "nearest-exact", "area", "bilinear", "bicubic"),
     5: ("nearest", "nearest-exact", "area", "trilinear"),
 }
-"""How tensors can be resized, by their number of dimensions."""
+"""Supported resizing modes, by the tensor's number of dimensions."""
 
 
 def _interpolate(
@@ -196,7 +196,7 @@ def _sample(
     padding_mode: str = "zeros",
     align_corners: bool | None = None,
 ) -> torch.Tensor | None:
-    """``input`` of (N, C, H, W) at the points of ``grid`` of (N, H', W', 2), or the same with three dimensions."""
+    """Sample ``input`` of (N, C, H, W) at ``grid`` of (N, H', W', 2), or the same with three spatial dimensions."""
     rank = input.dim()
     fits = rank == grid.dim() and rank in (4, 5) and grid.shape[0] == input.shape[0] and grid.shape[-1] == rank - 2
     fits &= input.dtype == grid.dtype and input.is_floating_point() and input.is_contiguous() and input.numel() > 0
@@ -236,4 +236,4 @@ RULES: dict[Callable[..., Any], Callable[..., torch.Tensor | None]] = {
         _combine,
     ),
 }  # fmt: skip
-"""By the function that is called."""
+"""Rules by the called function."""

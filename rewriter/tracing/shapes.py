@@ -1,6 +1,6 @@
-"""Output shapes of common operations without running them: batch norm alone costs more on meta than all the rest.
+"""Output shapes of common operations without running them: on meta, batch norm alone costs more than everything else.
 
-Inputs that do not fit are never predicted, so that the operation itself raises its own error.
+Nothing is predicted for inputs that do not fit, so that the operation raises its own error.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ _PLAIN_NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
 def predict_module(module: nn.Module, kind: Kind, x: torch.Tensor) -> torch.Tensor | None:
-    """What ``module(x)`` would return, as an empty tensor; None where the module has to be run to know."""
+    """What ``module(x)`` would return, as an empty tensor; None if the module has to be run to find out."""
     if not any(base.__module__.startswith("torch.nn.modules.") for base in forward_owner(module).__mro__[:-2]):
-        return None  # a forward that is put in front of the layer's
+        return None  # the layer's forward is overridden
     if kind is Kind.ACTIVATION and not isinstance(module, nn.GLU):
         return x if getattr(module, "inplace", False) else like(x)
     if kind is Kind.DROPOUT:
@@ -42,7 +42,7 @@ def predict_module(module: nn.Module, kind: Kind, x: torch.Tensor) -> torch.Tens
 
 
 class PredictedCalls(TorchFunctionMode):
-    """Inside, functions whose result can be predicted are not run on meta tensors."""
+    """While active, functions on meta tensors are not run if their result can be predicted."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -51,7 +51,7 @@ class PredictedCalls(TorchFunctionMode):
 
 
 def call(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """``function(*args, **kwargs)``; on meta tensors an empty tensor of the same shape if that can be predicted."""
+    """Run ``function(*args, **kwargs)``, or on meta tensors return an empty result of the predicted shape."""
     rule = RULES.get(function)
     if rule is not None:
         with torch._C.DisableTorchFunction():

@@ -16,16 +16,16 @@ from rewriter.model.reach import slots_of
 
 
 def skeleton(model: nn.Module, twin: Callable[[torch.Tensor], torch.Tensor]) -> nn.Module:
-    """A copy of ``model`` whose tensors are ``twin(tensor)``: same classes, attributes, flags and sharing.
+    """A copy of ``model`` whose tensors are ``twin(tensor)``, with the same classes, attributes, flags and sharing.
 
-    Of the hooks only those that the library of its classes put there itself are copied.
+    Hooks are copied only if the library of the module's class registered them itself.
 
-    Much cheaper than ``deepcopy`` and works where that fails: what cannot be copied is shared with the original, unless
-    it leads to a part of it. Functions, bound methods and weak references that do are made anew over the copy.
+    Much cheaper than ``deepcopy``, and works where that fails: what cannot be copied is shared with the original unless
+    it refers to a part of it. Functions, bound methods and weak references that do are rebuilt over the copy.
 
     Args:
         model: any module; it is only read.
-        twin: makes the stand-in of a parameter, buffer or plain tensor attribute. Called once for each tensor.
+        twin: makes the replacement of a parameter, buffer or plain tensor attribute. Called once for each tensor.
 
     Raises:
         ModelError: an attribute that cannot be copied holds a module, parameter or buffer of the model.
@@ -37,17 +37,17 @@ def skeleton(model: nn.Module, twin: Callable[[torch.Tensor], torch.Tensor]) -> 
 
 
 def meta_twin(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor of the same shape, strides and type without memory."""
+    """A tensor of the same shape, strides and type without data."""
     with torch._C.DisableTorchFunction():
         if tensor.layout is torch.strided and type(tensor) in (torch.Tensor, nn.Parameter):
             empty = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
-        else:  # for a tensor on meta this is decomposed in Python, and twenty times slower
+        else:  # for a meta tensor empty_strided is decomposed in Python, and twenty times slower
             empty = torch.empty_like(tensor, device="meta")
     return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
 
 
 def shared_twin(tensor: torch.Tensor) -> torch.Tensor:
-    """The same memory: for a skeleton that is edited and never run itself, only skeletons of it."""
+    """The same memory: for a skeleton that is edited but never run, only copied into other skeletons."""
     own = tensor.detach()
     return nn.Parameter(own, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else own
 
@@ -62,7 +62,7 @@ class _SkeletonCopier(Copier):
     def copy_tensor(self, tensor: torch.Tensor) -> torch.Tensor:
         try:
             return self._twin(tensor)
-        except (NotImplementedError, RuntimeError) as error:  # a class that carries out few operations (torchao's)
+        except (NotImplementedError, RuntimeError) as error:  # a class that supports few operations (torchao's)
             if type(tensor) in (torch.Tensor, nn.Parameter):
                 raise
             registered = (*self.model.named_parameters(), *self.model.named_buffers())
@@ -73,7 +73,7 @@ class _SkeletonCopier(Copier):
             ) from error
 
     def copy_module(self, module: nn.Module) -> nn.Module:
-        """Together with all modules below it, so that what refers to one of them finds it in the memo."""
+        """Copied with all modules below it, so that references to one of them find it in the memo."""
         modules = [part for part in module.modules() if id(part) not in self.memo]
         self.memo.update((id(part), _blank(type(part))) for part in modules)
         libraries = hooks.libraries_of(module)
@@ -96,7 +96,7 @@ class _SkeletonCopier(Copier):
         return not self.leads_to_model(value)
 
     def copy_object(self, value: Any) -> Any:
-        with torch._C.DisableTorchFunction():  # a default device would be that of half of what is copied
+        with torch._C.DisableTorchFunction():  # a default device would apply to some of what is copied
             return super().copy_object(value)
 
     def _fill(self, module: nn.Module, state: dict[str, Any], libraries: frozenset[str | None]) -> None:
@@ -132,5 +132,5 @@ class _SkeletonCopier(Copier):
 
 
 def _blank(cls: type[nn.Module]) -> nn.Module:
-    """An object of exactly this class; ``fx.GraphModule.__new__`` would make one of a new class, without a forward."""
+    """An object of exactly this class; ``fx.GraphModule.__new__`` would derive a new class, without a forward."""
     return object.__new__(cls) if isinstance(cls.__new__, types.FunctionType) else cls.__new__(cls)

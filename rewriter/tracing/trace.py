@@ -35,10 +35,10 @@ from rewriter.tracing.skeleton import meta_twin, skeleton
 
 @dataclass(eq=False)
 class Recording:
-    """One run of the model in one mode: the graph, the module calls, and the structure of the result.
+    """One run of the model in one mode: the graph, the module calls and the structure of the result.
 
     ``written`` names the parameters that forward wrote to; ``kept`` holds the tensors that outlive the run, with the
-    attribute of the model that holds each ("" for none).
+    model attribute that holds each ("" for none).
     """
 
     graph: fx.Graph
@@ -50,23 +50,23 @@ class Recording:
 
     @cached_property
     def dataflow(self) -> Dataflow:
-        """The graph as passes analyse it; computed once and shared by all of them."""
+        """The graph as analysed by passes; computed once and shared by all of them."""
         return Dataflow(self.graph)
 
 
 @dataclass(eq=False)
 class Trace:
-    """What running a model showed: one recording a mode.
+    """The result of tracing a model: one recording per mode.
 
     Attributes:
-        model: the model that was traced; it was not touched.
+        model: the traced model; it was not changed.
         inputs: what it was run on.
-        train: the recording in training mode, ``eval`` the one in evaluation mode.
-        backend: ``"meta"`` or ``"cpu"``: what the tensors of the run were.
-        notes: why the backends before it could not be used.
-        may_measure: whether the model can be run again as it was recorded; not where a condition was forced.
-        measured: what passes have measured, by what they call it. Recordings of one planning share it: of the model as
-            it is, on other ways through its code, and with its edits.
+        train: the recording in training mode; ``eval`` is the one in evaluation mode.
+        backend: the device of the run's tensors, ``"meta"`` or ``"cpu"``.
+        notes: why the earlier backends could not be used.
+        may_measure: whether the model can be run again as it was recorded; False if a condition was forced.
+        measured: measurements by passes, under keys of their choice. Shared by the recordings of one planning: of the
+            unchanged model, of other paths through its code, and of the edited model.
     """
 
     model: nn.Module
@@ -80,7 +80,7 @@ class Trace:
 
     @property
     def graph(self) -> fx.Graph:
-        """The flat graph of the mode that the model is in.
+        """The flat graph of the model's current mode.
 
         Every node's ``meta`` carries ``kind``, ``shape``, ``dtype``, ``module_path``, ``module_stack`` and ``owner``.
         """
@@ -92,11 +92,11 @@ class Trace:
         return self.train.dataflow
 
     def operations(self, *kinds: Kind) -> Iterator[fx.Node]:
-        """The operations of the training run that the input reaches, of these kinds, in the order they ran."""
+        """The operations of these kinds in the training run that depend on the input, in execution order."""
         return self.train.dataflow.nodes(*kinds)
 
     def module_of(self, node: fx.Node) -> nn.Module | None:
-        """The module that an operation is; None for a function or a method of a tensor."""
+        """The module that an operation calls; None for a function or a tensor method."""
         return self.model.get_submodule(str(node.target)) if node.op == "call_module" else None
 
     def owner_of(self, node: fx.Node) -> nn.Module:
@@ -104,27 +104,27 @@ class Trace:
         return self.model.get_submodule(facts(node)["owner"].path)
 
     def shape(self, node: fx.Node) -> tuple[int, ...]:
-        """The shape of what an operation gives."""
+        """The shape of the result of an operation."""
         return tuple(facts(node)["shape"])
 
     @cached_property
     def modes_alike(self) -> bool:
-        """Whether both modes run the same operations in the same order, and dropouts act in training mode only."""
+        """Whether both modes run the same operations in the same order, with dropouts active in training mode only."""
         stays_on = any(node.meta.get("active") for node in self.eval.graph.nodes if facts(node)["kind"] is Kind.DROPOUT)
         return not stays_on and _operations(self.train) == _operations(self.eval)
 
     def draw(self, path: str | Path) -> Path:
-        """Draw :attr:`graph` to a file: ``.dot``, or with Graphviz installed ``.svg``, ``.png``, ``.pdf``."""
+        """Draw :attr:`graph` to a file: ``.dot``, or, with Graphviz installed, ``.svg``, ``.png`` or ``.pdf``."""
         return draw(self.graph, path)
 
 
 def _operations(recording: Recording) -> list[tuple[str, Any, str]]:
-    """What the input reaches: batch norms also count their batches, in training only."""
+    """What depends on the input, since batch norms also count their batches, in training only."""
     return [(node.op, node.target, facts(node)["module_path"]) for node in recording.dataflow.nodes()]
 
 
 BACKENDS = ("meta", "cpu")
-"""What the tensors of a run may be, in the order in which they are tried."""
+"""The devices that a run's tensors may have, in the order in which they are tried."""
 
 
 @collector_paused()
@@ -133,16 +133,16 @@ def trace_model(
 ) -> Trace:
     """Run a skeleton of ``model`` in both modes and record it.
 
-    On meta tensors if the model allows, else on real CPU tensors with the model's own weights.
+    The run is on meta tensors if the model allows it, else on real CPU tensors with the model's own weights.
 
     Args:
-        model: it is only read.
+        model: the model; it is only read.
         inputs: what it is run on.
         backends: which of :data:`BACKENDS` are tried.
-        modes_alike: whether both modes are known to run the same operations: then training mode is recorded for both.
+        modes_alike: whether both modes are known to run the same operations: one recording then serves both.
 
     Raises:
-        TraceError: the model does not run on ``inputs``, or makes layers while it runs; names the module and the
+        TraceError: the model does not run on ``inputs``, or creates layers while it runs; names the module and the
             source line.
     """
     notes: list[str] = []
@@ -150,7 +150,7 @@ def trace_model(
     for backend in backends:
         twin, context = _CONTEXTS[backend]
         try:
-            # in inference mode tensors have no version counter, and a write could not be noticed
+            # tensors have no version counter in inference mode, so a write would go unnoticed
             with _kept(model, backend), torch.inference_mode(False), context():
                 train = _record(model, inputs, twin, own, training=True)
                 evaluation = train if modes_alike else _record(model, inputs, twin, own, training=False)
@@ -169,25 +169,25 @@ def trace_candidates(model: nn.Module, candidates: Sequence[Inputs]) -> Trace:
     """Trace on the first of ``candidates`` that the model runs on.
 
     Raises:
-        TraceError: it runs on none; of the last one.
+        TraceError: it runs on none of them; the error is that of the last.
     """
     for inputs in candidates[:-1]:
         try:
             return trace_model(model, inputs, backends=BACKENDS[:1])
-        except Exception:  # the model reads another number of channels than its configuration says
+        except Exception:  # the model takes another number of channels than its configuration says
             continue
     return trace_model(model, candidates[-1])
 
 
 class _Unfinished(TraceError):
-    """What stands against a trace is the same on whatever tensors the model is run."""
+    """A failure that does not depend on the kind of tensors that the model is run on."""
 
 
 @contextlib.contextmanager
 def _kept(model: nn.Module, backend: str) -> Iterator[None]:
-    """What is around the model is kept; on real tensors its own state too, which a global may lead the skeleton to.
+    """Preserve what is around the model; on real tensors its own state too, which the skeleton may reach by a global.
 
-    Layers that are left out by chance are the same whatever the process has drawn.
+    The random state is seeded, so that layers that are skipped at random do not depend on earlier draws.
     """
     with random_state_seeded(0), state_kept(model) if backend == "cpu" else surroundings_kept(model):
         yield
@@ -225,7 +225,7 @@ def _record(
     written = frozenset(
         name
         for name, parameter in parameters.items()
-        if parameter._version > 0 or storage_of(parameter) in recorder.written  # by way of .data
+        if parameter._version > 0 or storage_of(parameter) in recorder.written  # through .data
     )
     return Recording(recorder.graph, recorder.calls, training, result, written, recorder.kept)
 
@@ -238,7 +238,7 @@ def _meta_context() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _cpu_context() -> Iterator[None]:
-    forget_meta_tensors()  # of the run that failed
+    forget_meta_tensors()  # left by the run that failed
     yield
 
 

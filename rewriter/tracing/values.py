@@ -1,4 +1,4 @@
-"""Run a recording again on values, the model's own or others, for passes that decide by what tensors hold."""
+"""Run a recording again on real values, for passes that decide by the contents of tensors."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from rewriter.tracing.skeleton import skeleton
 from rewriter.tracing.trace import Trace
 
 Watch = Callable[[fx.Node, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
-"""Gets the operation, and a torch function with its arguments that carries it out; returns what the function would."""
+"""Gets an operation, and a torch function that implements it with its arguments; returns what the function would."""
 
 
 def has_values(trace: Trace) -> bool:
-    """Whether the model's parameters and buffers, and what it was traced on, all have values."""
+    """Whether the model's parameters and buffers, and the inputs of the trace, all have values."""
     tensors = (*trace.model.parameters(), *trace.model.buffers(), *tensors_in((trace.inputs.args, trace.inputs.kwargs)))
     return not any(tensor.device.type == "meta" for tensor in tensors)
 
@@ -33,11 +33,11 @@ def has_values(trace: Trace) -> bool:
 def run_on_values(trace: Trace, kinds: frozenset[Kind], watch: Watch) -> None:
     """Run the model in evaluation mode on its own weights and inputs, see :func:`run_with`.
 
-    Parameters are shared with the model, but for the few that forward writes to; buffers are copies. So no memory is
-    taken for weights.
+    Parameters are shared with the model, except the few that forward writes to; buffers are copied. So weights take no
+    extra memory.
 
     Args:
-        trace: of a model that :func:`has_values`.
+        trace: a trace for which :func:`has_values` is true.
         kinds, watch: see :func:`run_with`.
 
     Raises:
@@ -62,23 +62,23 @@ def run_with(
     twin: Callable[[torch.Tensor], torch.Tensor],
     inputs: Inputs,
 ) -> None:
-    """Run a skeleton in evaluation mode, and let ``watch`` see the operations of ``kinds``.
+    """Run a skeleton in evaluation mode, and let ``watch`` intercept the operations of ``kinds``.
 
-    ``watch(node, function, args, kwargs)`` is called, in the place of the function, with each torch function that an
-    operation of ``trace.eval`` is carried out by: itself if the operation is a function; what it calls, with the weight
-    as it is used (standardised, parametrized), if it is a layer.
+    ``watch(node, function, args, kwargs)`` is called in place of each torch function that implements an operation of
+    ``trace.eval``: the function itself if the operation is one; for a layer, the functions that it calls, with the
+    weight as it is used (standardised, parametrized).
 
-    The model, its hooks and the random numbers are left alone.
+    The model, its hooks and the random state are not affected.
 
     Args:
-        trace: what was recorded.
+        trace: the trace to run again.
         kinds: kinds of operation that always return tensors, such as layers with weights and norms.
-        watch: see above; an error of ours that it raises ends the run and is handed on.
-        twin: what the skeleton has for each tensor of the model.
+        watch: see above; a :class:`RewriterError` that it raises ends the run and is passed on.
+        twin: makes the skeleton's replacement of each tensor of the model.
         inputs: what it is run on.
 
     Raises:
-        TraceError: the skeleton does not run, or does not run the operations that were recorded.
+        TraceError: the skeleton does not run, or does not run the recorded operations.
     """
     with random_state_seeded(0), surroundings_kept(trace.model), torch.inference_mode(False), torch.no_grad():
         model = skeleton(trace.model, twin).eval()
@@ -104,7 +104,7 @@ def _operations(graph: fx.Graph, kinds: frozenset[Kind]) -> Iterator[fx.Node]:
 
 
 class _Rerun(TorchFunctionMode):
-    """Tells which recorded operation each function belongs to: they run in the order they were recorded in."""
+    """Matches functions to recorded operations, which run in the order in which they were recorded."""
 
     def __init__(self, model: nn.Module, recorded: Iterator[fx.Node], kinds: frozenset[Kind], watch: Watch) -> None:
         super().__init__()

@@ -15,7 +15,7 @@ from rewriter.tracing.skeleton import meta_twin, skeleton
 
 
 def written_parameters(model: nn.Module, inputs: Inputs) -> list[nn.Parameter]:
-    """Parameters that the model's own forward writes to: hardly ever any, found by running a skeleton on meta.
+    """Parameters that the model's own forward writes to: rarely any, found by running a skeleton on meta.
 
     Only these have to be copied before the model is run; all of them if the skeleton does not run on meta.
     """
@@ -35,7 +35,7 @@ def written_parameters(model: nn.Module, inputs: Inputs) -> list[nn.Parameter]:
 
 
 class _ReadsOfData(PredictedCalls):
-    """Tensors whose ``.data`` was read: a write to it is not counted in their versions."""
+    """Records tensors whose ``.data`` was read: writes to it do not change their version counter."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class _ReadsOfData(PredictedCalls):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func == _READ_DATA:  # another object each time
+        if func == _READ_DATA:  # a new object on each access
             self.found.add(id(args[0]))
         return super().__torch_function__(func, types, args, kwargs)
 
