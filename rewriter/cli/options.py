@@ -1,7 +1,6 @@
 """What the commands share: options and their parsing, error reporting, and output.
 
-Nothing here imports torch, nor do the modules that define the commands, so that help, usage errors and completion are
-fast.
+Nothing here imports torch, nor do the modules that define the commands: help, usage errors and completion are fast.
 """
 
 from __future__ import annotations

@@ -28,8 +28,8 @@ class Batches:
         prepare: turns a batch into the model's arguments; None takes batches as they are.
 
     Raises:
-        CalibrationError: ``batches`` is not iterable, ``most`` is not a positive number, or ``prepare`` is not
-            callable.
+        CalibrationError: ``batches`` is not iterable, ``most`` is not a positive number, or ``prepare``
+            is not callable.
     """
 
     def __init__(
@@ -79,8 +79,8 @@ class Batches:
         """Make sure that the data can be read ``number`` times.
 
         Raises:
-            CalibrationError: they are an iterator, which can be read only once, and too long to keep for lack of a
-                limit.
+            CalibrationError: they are an iterator, which can be read only once, and has no limit that would allow
+                keeping its batches.
         """
         if number > 1 and self._one_shot:
             if self._most is None:

@@ -101,8 +101,7 @@ def check_same_weights(model: nn.Module, call: str) -> None:
     """Refuse to proceed if the processes hold different parameters; does nothing in a single process.
 
     Raises:
-        RewriterError: in all processes, naming the first parameter that differs, or a process that does not make the
-            call.
+        RewriterError: in all processes, naming the first parameter that differs, or an absent process.
     """
     if several_ranks():
         remedy = "Load the weights, or wrap with DDP, which hands on those of rank 0, before this call."

@@ -26,8 +26,7 @@ _MOST_RUNS = 3
 class Verifier:
     """The checks of one plan on one model, which is observed before it is edited.
 
-    If some passes change the eval output, the others are first applied by themselves, so that their contract is checked
-    too.
+    If some passes change the eval output, the others are first applied by themselves, to check their contract too.
 
     Args:
         plan: the plan.

@@ -39,7 +39,7 @@ def save_pretrained(model: nn.Module, directory: str | Path, **options: Any) -> 
     """Write a rewritten model as its library does, and the plan beside it.
 
     For models with their own ``save_pretrained`` (transformers, diffusers, segmentation_models_pytorch) and for timm's.
-    :func:`from_pretrained` reads it back. The library's own ``from_pretrained`` makes the original from it: it reports
+    :func:`from_pretrained` reads it back. The library's own ``from_pretrained`` makes the original from it and reports
     the keys of the edits (``rewriter_plan``, constants of equalizers) as unexpected, and the weights belong to another
     function.
 
