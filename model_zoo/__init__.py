@@ -23,7 +23,7 @@ SOURCES: dict[str, Source] = {
     "hf": hf_models.SOURCE,
     "diffusers": diffusers_models.SOURCE,
 }
-"""Where models come from, by the prefix of their names; a name without a prefix is a timm name."""
+"""The sources of models, by the prefix of their names; a name without a prefix is a timm name."""
 
 
 def create(name: str, *, pretrained: bool = False, **kwargs: Any) -> Entry:
@@ -40,7 +40,7 @@ def create(name: str, *, pretrained: bool = False, **kwargs: Any) -> Entry:
     Raises:
         UnknownModel: there is no such name; the message shows the nearest ones.
         MissingLibrary: the library is not installed; the message shows the command that installs it.
-        CreationError: the constructor refused the options, or the weights could not be had.
+        CreationError: the constructor refused the options, or the weights are not available.
     """
     source, local = _split(name)
     if source not in SOURCES:
@@ -55,14 +55,14 @@ def create(name: str, *, pretrained: bool = False, **kwargs: Any) -> Entry:
 
 
 def names(pattern: str = "*", *, check: bool = True) -> list[str]:
-    """Every name that fits a glob, with or without its prefix; libraries that are not installed contribute none.
+    """Return every name that matches a glob, with or without its prefix; libraries that are not installed add none.
 
     A pattern with a prefix imports that library only.
 
     Args:
         pattern: such as ``"resnet*"``, ``"torchvision:*"`` or ``"smp:unet-*"``.
-        check: leave out names that cannot be built as they come, which for ``hf`` takes time: every class that fits is
-            imported and built without memory.
+        check: omit names that cannot be built by default, which for ``hf`` takes time: every matching class is imported
+            and built without memory.
     """
     found = []
     for prefix, source in SOURCES.items():
@@ -87,7 +87,7 @@ def _may_fit(prefix: str, pattern: str) -> bool:
 
 
 def quick_options(name: str) -> dict[str, Any]:
-    """Options for :func:`create` under which a trial run is quick while the structure stays the same; mostly none.
+    """Return options for :func:`create` that make a trial run fast without changing the structure; usually none.
 
     Detection models enlarge every image; these options keep it small.
     """
@@ -99,7 +99,7 @@ def quick_options(name: str) -> dict[str, Any]:
 
 
 def data_options(name: str, num_classes: int, channels: int) -> dict[str, Any]:
-    """Options for :func:`create` under which a model fits data; some libraries' models take three channels only."""
+    """Return options for :func:`create` that fit a model to data; some libraries' models take only three channels."""
     source, _ = _split(name)
     if source not in SOURCES:
         return {}
@@ -108,7 +108,7 @@ def data_options(name: str, num_classes: int, channels: int) -> dict[str, Any]:
 
 
 def _split(name: str) -> tuple[str, str]:
-    """The source and the name within it; an empty source if there is more than one colon."""
+    """Return the source and the name within it; an empty source if there is more than one colon."""
     if ":" not in name:
         return "timm", name
     source, _, local = name.rpartition(":")
@@ -128,7 +128,7 @@ __all__ = [
     "nearest", "quick_options",
 ]  # fmt: skip
 
-if __name__ != "rewriter.zoo":  # `import model_zoo` in a checkout gives the installed part of that name
+if __name__ != "rewriter.zoo":  # in a checkout, `import model_zoo` gives the installed `rewriter.zoo`
     import sys
     from importlib import import_module
 

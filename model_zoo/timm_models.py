@@ -1,4 +1,4 @@
-"""Models of timm, by their timm names, with or without the tag of their weights."""
+"""Models of timm, by timm name, with or without the tag of their weights."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def _build(timm: Any, name: str, local: str, defaults: dict[str, Any], kwargs: d
 
 
 def _pretrained(timm: Any, name: str, local: str, kwargs: dict[str, Any]) -> Any:
-    """With the weights of an installed package if it has them, else with those that timm downloads."""
+    """Build with the weights of an installed package if it has them, else with those that timm downloads."""
     package = packaged_weights.package_for(local)
-    # An overlay of the caller's own may name other weights.
+    # The caller's overlay may name other weights.
     weights = None if "pretrained_cfg_overlay" in kwargs else packaged_weights.read(local)
     if weights is not None:
-        # timm fits them to other numbers of classes and channels, and to features_only, as it does with its own.
+        # timm adapts them to other numbers of classes and channels, and to features_only, as it does its own.
         defaults = {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": weights}}
         model = _build(timm, name, local, defaults, kwargs)
         model.pretrained_cfg.pop("state_dict", None)
@@ -47,7 +47,7 @@ def _pretrained(timm: Any, name: str, local: str, kwargs: dict[str, Any]) -> Any
 
 
 def _input_size(model: Any, kwargs: dict[str, Any]) -> InputSize | None:
-    """From the model's configuration; the options of the constructor come first."""
+    """Return the size from the constructor's options, else from the model's configuration."""
     found, channels = configured_size(model), configured_channels(model)
     if found is None or not channels:
         return None

@@ -1,4 +1,4 @@
-"""Arguments for the models of torchvision that take more than one batch of images, from torchvision's own metadata."""
+"""Arguments for torchvision models that take more than one batch of images, from torchvision's own metadata."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _BATCH = 2
 """Batch norm in training needs more than one value per channel."""
 
 _SIDE = 64
-"""Height and width in pixels where the model takes any size: the smallest that all of torchvision's models run on."""
+"""Height and width in pixels for models that take any size: the smallest that all of torchvision's models run on."""
 
 _FRAMES = 8
-"""Length of a clip where the model takes any: a network of depth 5 halves it three times."""
+"""Length of a clip for models that take any: a network of depth 5 halves it three times."""
 
 
 def example_inputs(models: Any, local: str, model: Any, given: Mapping[str, Any]) -> tuple[Any, ...] | None:
-    """Positional arguments for one run in either mode, on the CPU; None if the model takes one batch of images.
+    """Return positional arguments for one run in either mode, on the CPU; None if the model takes one batch of images.
 
     Detection takes a list of images ``(3, H, W)`` and, for training, a list of targets; video a batch of clips
     ``(N, 3, T, H, W)``; optical flow two batches of images ``(N, 3, H, W)``.
@@ -38,14 +38,14 @@ def example_inputs(models: Any, local: str, model: Any, given: Mapping[str, Any]
 
 
 def quick_options(models: Any, local: str) -> dict[str, Any]:
-    """Options under which a run is quick and the structure the same: detection models enlarge every image to 800."""
+    """Return options that make a run fast without changing the structure: detection models enlarge images to 800."""
     made = typing.get_type_hints(models.get_model_builder(local)).get("return")
     accepted = inspect.signature(made).parameters if inspect.isclass(made) else {}
     return {"min_size": _SIDE, "max_size": _SIDE} if {"min_size", "max_size"} <= set(accepted) else {}
 
 
 def _detection(model: Any, metadata: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[Any, ...]:
-    """One object an image; what its description holds depends on the heads that the model has."""
+    """One object per image; the content of its description depends on the model's heads."""
     heads = getattr(model, "roi_heads", None)
     target: dict[str, torch.Tensor] = {
         "boxes": torch.tensor([[_SIDE / 8, _SIDE / 8, _SIDE * 7 / 8, _SIDE * 7 / 8]]),
@@ -79,4 +79,4 @@ _MAKERS: dict[str, Callable[[Any, Mapping[str, Any], Mapping[str, Any]], tuple[A
     "VideoClassification": _video,
     "OpticalFlow": _optical_flow,
 }
-"""By the class of the transforms that torchvision gives with a model's weights: its name for the kind of task."""
+"""By the class of the transforms that torchvision ships with a model's weights, which identifies the kind of task."""

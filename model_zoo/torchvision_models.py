@@ -29,7 +29,7 @@ def _create(name: str, local: str, pretrained: bool, kwargs: dict[str, Any]) -> 
 
 
 def _chosen_by_weights(model: Any) -> dict[str, Any]:
-    """Options that torchvision sets on its own when weights are asked for."""
+    """Return the options that torchvision sets by itself when weights are requested."""
     chosen: dict[str, Any] = {}
     for name in ("transform_input", "aux_logits"):
         if hasattr(model, name):

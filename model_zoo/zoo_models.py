@@ -40,16 +40,16 @@ CLASSIFIERS: dict[str, Callable[..., nn.Module]] = {
 _BACKBONE = "resnet18"
 
 _DILATED_STRIDE = 8
-"""Output stride under heads that read the last level, where the backbone can dilate its convolutions."""
+"""Output stride under heads that read the last level, if the backbone supports dilated convolutions."""
 
 _FINEST = 4
 """Stride of the finest level that a head reads; a backbone may have finer ones."""
 
 _LEVELS = 4
-"""Heads read so many levels at most."""
+"""Maximum number of levels that a head reads."""
 
 _SIDE, _CIFAR_SIDE = 224, 32
-"""Height and width in pixels where the backbone names none, and of CIFAR."""
+"""Height and width in pixels if the backbone does not give them, and of CIFAR."""
 
 
 def _create(name: str, local: str, pretrained: bool, kwargs: dict[str, Any]) -> Entry:
@@ -70,10 +70,10 @@ def _create(name: str, local: str, pretrained: bool, kwargs: dict[str, Any]) -> 
 
 
 def _segmenter(timm: Any, head: Callable[..., DecodeHead], name: str, pretrained: bool, **options: Any) -> Segmenter:
-    """The head's options are those that its constructor names; the others are the backbone's."""
+    """Build backbone and head; options named by the head's constructor are the head's, the others the backbone's."""
     of_head = {key: options.pop(key) for key in list(options) if key in inspect.signature(head).parameters}
     if not _fixed_size(timm, name):
-        options.pop("img_size", None)  # the backbone runs on any
+        options.pop("img_size", None)  # the backbone runs on any size
     options |= {"pretrained": pretrained, "features_only": True}
     make: Callable[..., Any] = functools.partial(timm.create_model, name, **options)
     backbone = make() if "output_stride" in options or _reads_coarse_levels(head, of_head) else _dilated(make)
@@ -85,14 +85,14 @@ def _segmenter(timm: Any, head: Callable[..., DecodeHead], name: str, pretrained
 
 
 def _reads_coarse_levels(head: Callable[..., DecodeHead], options: dict[str, Any]) -> bool:
-    """Whether the head fuses levels of all strides, so that none is to be kept fine by dilation."""
+    """Whether the head fuses levels of all strides, so that none has to be kept fine by dilation."""
     return head is UPerHead or options.get("input_transform") == "resize_concat"
 
 
 def _dilated(make: Callable[..., Any]) -> Any:
     try:
         return make(output_stride=_DILATED_STRIDE)
-    except Exception:  # backbones refuse in many ways; what else is wrong is refused again
+    except Exception:  # backbones refuse in many ways; any other error is raised again
         return make()
 
 

@@ -1,21 +1,21 @@
-"""Which gammas of norms decay, by their place in the dataflow.
+"""Decide which gammas of norms decay, by their place in the dataflow.
 
 Rule (Kim et al., *Guidelines for the Regularization of Gammas in Batch Normalization for Deep Residual Networks*,
 arXiv:2205.07260, abstract): there are four categories of gamma with a guideline each. L2 regularization suits some and
 harms others, by two analyses: variance control that makes a residual network behave like an identity map, and a better
 effective learning rate.
 
-Why, in short (our derivation): the variance of a branch falls with the square of its last gamma, so decay draws the
-block towards the identity; decay of a gamma on the shortcut does the opposite. Behind a gamma inside the branch another
-norm takes its scale out again: decay costs no capacity and raises the effective learning rate.
+Why, in short (our derivation): the variance of a branch scales with the square of its last gamma, so decaying it pulls
+the block towards the identity; decaying a gamma on the shortcut does the opposite. A gamma inside the branch has its
+scale removed by the next norm: decaying it costs no capacity and raises the effective learning rate.
 
-Ours, not the paper's: which category decays, the dataflow that defines the categories, what is done with dense layers,
-transformer blocks, gates and norms other than batch norms, and that the same groups serve decoupled decay (AdamW), a
-penalty other than the L2 regularization that the paper is about.
+Not from the paper: which category decays, the dataflow that defines the categories, the treatment of dense layers,
+transformer blocks, gates and norms other than batch norm, and that the same groups serve decoupled decay (AdamW), a
+penalty other than the L2 regularization that the paper studies.
 
 Dataflow::
 
-    … ─ norm ─┬─ weight ─ norm ─ act ─ weight ─ norm ─ add ─ …           main: stem, final, behind a sum
+    … ─ norm ─┬─ weight ─ norm ─ act ─ weight ─ norm ─ add ─ …           main: stem, final, after a sum
        main   │           branch_other        branch_last │
               └─ weight ─ norm ───────────────────────────┘
                         shortcut
@@ -57,11 +57,11 @@ _REASONS = {
 
 @dataclass(frozen=True)
 class WeightDecay(Pass):
-    """Say which gammas should decay. The model is not edited: :func:`rewriter.param_groups` acts on the advice.
+    """Recommend which gammas decay. The model is not edited: :func:`rewriter.param_groups` applies the recommendation.
 
     Attributes:
         gamma: ``"guideline"``, ``"exclude-all"``, ``"decay-all"``, or ``{category: bool}`` with the categories
-            ``branch_last``, ``branch_other``, ``shortcut`` and ``main``; those left out follow the guideline.
+            ``branch_last``, ``branch_other``, ``shortcut`` and ``main``; categories left out follow the guideline.
     """
 
     name = "weight-decay"

@@ -13,7 +13,7 @@ from rewriter.zoo.zoo.blocks import ConvBlock, DecodeHead, SeparableConvBlock, r
 class ASPP(nn.Module):
     """Atrous spatial pyramid pooling: branches with different fields of view, concatenated, and a 3x3 bottleneck.
 
-    The branches are the image's mean, a 1x1 convolution, and one 3x3 convolution a dilation.
+    The branches are the image's mean, a 1x1 convolution, and one 3x3 convolution per dilation.
 
     Args:
         in_channels: channels of the input.
@@ -35,7 +35,7 @@ class ASPP(nn.Module):
         self.bottleneck = ConvBlock((2 + len(dilations)) * channels, channels, 3)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """From ``(N, in_channels, H, W)`` to ``(N, channels, H, W)``."""
+        """Map ``(N, in_channels, H, W)`` to ``(N, channels, H, W)``."""
         branches = [resize_like(self.image_pool(x), x), self.point(x)]
         branches.extend(convolution(x) for convolution in self.atrous)
         fused: torch.Tensor = self.bottleneck(torch.cat(branches, dim=1))
@@ -63,15 +63,15 @@ class ASPPHead(DecodeHead):
         self.aspp = ASPP(in_channels[-1], channels, dilations)
 
     def forward(self, features: Sequence[torch.Tensor]) -> torch.Tensor:
-        """From the levels to logits of the last level's height and width."""
+        """Map the levels to logits of the last level's height and width."""
         return self.classify(self.aspp(features[-1]))
 
 
 class SepASPPHead(DecodeHead):
     """DeepLabV3+: separable pyramid pooling on the last level, refined with the first.
 
-    The pooled last level is resized to the first level, concatenated with a 1x1 convolution of that, and goes through
-    two separable 3x3 convolutions.
+    The pooled last level is resized to the first level, concatenated with a 1x1 convolution of the first level, and
+    passed through two separable 3x3 convolutions.
 
     Args:
         in_channels: channels of the levels; the first and the last are read.
@@ -96,7 +96,7 @@ class SepASPPHead(DecodeHead):
         )
 
     def forward(self, features: Sequence[torch.Tensor]) -> torch.Tensor:
-        """From the levels to logits of the first level's height and width."""
+        """Map the levels to logits of the first level's height and width."""
         low_level = self.low_level(features[0])
         x = resize_like(self.aspp(features[-1]), low_level)
         x = self.refine(torch.cat([x, low_level], dim=1))

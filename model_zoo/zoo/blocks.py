@@ -1,4 +1,4 @@
-"""What the decode heads share: convolution blocks, resizing, and the classifier."""
+"""Building blocks of the decode heads: convolution blocks, resizing, and the classifier."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import nn
 
 
 class ConvBlock(nn.Sequential):
-    """Convolution that keeps height and width, batch norm, ReLU.
+    """Convolution that preserves height and width, batch norm, ReLU.
 
     Args:
         in_channels, out_channels: channels before and after.
@@ -31,7 +31,7 @@ class ConvBlock(nn.Sequential):
 
 
 class SeparableConvBlock(nn.Sequential):
-    """A 3x3 convolution of each channel, then a 1x1 convolution across channels."""
+    """A depthwise 3x3 convolution, then a pointwise 1x1 convolution."""
 
     def __init__(self, in_channels: int, out_channels: int, dilation: int = 1) -> None:
         super().__init__(
@@ -40,17 +40,17 @@ class SeparableConvBlock(nn.Sequential):
 
 
 def resize_like(x: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-    """``x`` ``(N, C, h, w)`` resized bilinearly to the height and width of ``reference``."""
+    """Resize ``x`` ``(N, C, h, w)`` bilinearly to the height and width of ``reference``."""
     return F.interpolate(x, size=reference.shape[2:], mode="bilinear", align_corners=False)
 
 
 class DecodeHead(nn.Module):
-    """Base class of the heads: dropout and a 1x1 convolution to the classes at the end.
+    """Base class of the heads: dropout and a 1x1 convolution as classifier at the end.
 
     Args:
         num_classes: channels of the logits.
         channels: channels that the classifier reads.
-        dropout: rate at which whole channels are dropped before the classifier.
+        dropout: rate of channel dropout before the classifier.
     """
 
     def __init__(self, num_classes: int, channels: int, dropout: float) -> None:
@@ -59,6 +59,6 @@ class DecodeHead(nn.Module):
         self.classifier = nn.Conv2d(channels, num_classes, 1)
 
     def classify(self, x: torch.Tensor) -> torch.Tensor:
-        """From ``(N, channels, H, W)`` to logits ``(N, num_classes, H, W)``."""
+        """Map ``(N, channels, H, W)`` to logits ``(N, num_classes, H, W)``."""
         logits: torch.Tensor = self.classifier(self.dropout(x))
         return logits

@@ -1,6 +1,6 @@
-"""Residual networks for CIFAR with one dropout at a place of your choice, as the dropout paper compares them.
+"""Residual networks for CIFAR with one dropout at a chosen place, as compared in the dropout paper.
 
-The places of a pre-activation block and of the head are those of Kim et al. (UAI 2023, arXiv:2302.06112)::
+The places in a pre-activation block and in the head are those of Kim et al. (UAI 2023, arXiv:2302.06112)::
 
     P0 ─┬─ P1 ─ norm ─ P2 ─ ReLU ─ P3 ─ weight ─ P4 ─ norm ─ P5 ─ ReLU ─ P6 ─ weight ─ P7 ─ sum
         └───────────────────────────────── shortcut ───────────────────────────────────────┘
@@ -27,10 +27,10 @@ def _dropout(here: str, dropout_at: Sequence[str], rate: float) -> nn.Module:
 
 
 class PreActivationBlock(nn.Module):
-    """Two pipelines of norm, ReLU and 3x3 convolution.
+    """Norm, ReLU and 3x3 convolution, twice.
 
     Args:
-        in_channels, out_channels: of the map; where they differ the shortcut is a 1x1 convolution.
+        in_channels, out_channels: of the map; if they differ the shortcut is a 1x1 convolution.
         stride: of the first convolution.
         dropout_at: the places that have a dropout.
         drop_rate: of the dropout.
@@ -52,7 +52,7 @@ class PreActivationBlock(nn.Module):
         self.p0, self.p1, self.p2, self.p3, self.p4, self.p5, self.p6, self.p7 = dropouts
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """From ``(N, in_channels, H, W)`` to ``(N, out_channels, H / stride, W / stride)``."""
+        """Map ``(N, in_channels, H, W)`` to ``(N, out_channels, H / stride, W / stride)``."""
         x = self.p0(x)
         y = self.p3(F.relu(self.p2(self.norm1(self.p1(x)))))
         y = self.p4(self.conv1(y))
@@ -65,7 +65,7 @@ class PostActivationBlock(nn.Module):
     """The block of ResNet v1: convolution, norm, ReLU, convolution, norm; ReLU after the sum.
 
     Args:
-        in_channels, out_channels: of the map; where they differ the shortcut is a 1x1 convolution and a norm.
+        in_channels, out_channels: of the map; if they differ the shortcut is a 1x1 convolution and a norm.
         stride: of the first convolution.
         dropout_at: the places that have a dropout.
         drop_rate: of the dropout.
@@ -87,7 +87,7 @@ class PostActivationBlock(nn.Module):
         self.inner, self.end, self.trunk = (_dropout(place, dropout_at, drop_rate) for place in self.places)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """From ``(N, in_channels, H, W)`` to ``(N, out_channels, H / stride, W / stride)``."""
+        """Map ``(N, in_channels, H, W)`` to ``(N, out_channels, H / stride, W / stride)``."""
         y = self.inner(F.relu(self.norm1(self.conv1(x))))
         y = self.end(self.norm2(self.conv2(y)))
         summed: torch.Tensor = self.trunk(F.relu(self.shortcut(x) + y))
@@ -95,7 +95,7 @@ class PostActivationBlock(nn.Module):
 
 
 class DropoutResNet(nn.Module):
-    """A ResNet for CIFAR whose dropouts are where they are asked for.
+    """A ResNet for CIFAR with dropout at the requested places.
 
     Args:
         block: :class:`PreActivationBlock` or :class:`PostActivationBlock`.
@@ -144,7 +144,7 @@ class DropoutResNet(nn.Module):
         self.h3, self.h4, self.h5, self.h6 = (_dropout(place, asked, drop_rate) for place in OF_HEAD)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """From images ``(N, in_chans, H, W)`` (32 x 32 in CIFAR) to logits ``(N, num_classes)``."""
+        """Map images ``(N, in_chans, H, W)`` (32 x 32 in CIFAR) to logits ``(N, num_classes)``."""
         x = self.blocks(self.stem_act(self.stem_norm(self.stem(x))))
         x = self.h4(self.act(self.h3(self.norm(x))))
         x = self.h5(self.pool(x).flatten(1))

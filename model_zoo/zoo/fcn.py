@@ -18,11 +18,11 @@ class FCNHead(DecodeHead):
         num_classes, channels, dropout: as in :class:`DecodeHead`.
         num_convs: number of convolutions.
         kernel_size: of the convolutions.
-        concat_input: concatenate what the convolutions read to what they return, and fuse both with one more.
+        concat_input: concatenate input and output of the convolutions, and fuse both with one more.
         input_transform: ``None`` reads the last level, ``"resize_concat"`` all of them.
 
     Raises:
-        ValueError: another ``input_transform``, or no convolution where the channels would not fit.
+        ValueError: another ``input_transform``, or no convolution although the channels do not match.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class FCNHead(DecodeHead):
         self.fusion = ConvBlock(read + widths[-1], channels, kernel_size) if concat_input else None
 
     def forward(self, features: Sequence[torch.Tensor]) -> torch.Tensor:
-        """From the levels to logits of the height and width of the level read, or of the first."""
+        """Map the levels to logits at the height and width of the level read, or of the first."""
         if self.input_transform is None:
             x = features[-1]
         else:

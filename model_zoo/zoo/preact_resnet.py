@@ -1,7 +1,7 @@
 """Pre-activation ResNets for CIFAR: He et al., "Identity Mappings in Deep Residual Networks", ECCV 2016.
 
-All have one 3x3 convolution as stem, without pooling. Those of depth 110 and 164 have three stages of 16, 32 and 64
-channels; the others have the depths and widths of the ResNets for ImageNet.
+All have one 3x3 convolution as stem, without pooling. Depths 110 and 164 have three stages of 16, 32 and 64 channels;
+the others have the depths and widths of the ResNets for ImageNet.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from torch import nn
 
 
 class PreActBlock(nn.Module):
-    """Norm, ReLU and convolution, once for each kernel size, on the branch; the shortcut is not activated.
+    """Norm, ReLU and convolution, once for each kernel size, on the residual branch; the shortcut is not activated.
 
-    Where channels or resolution change, the shortcut is a 1x1 convolution of the activated input.
+    If channels or resolution change, the shortcut is a 1x1 convolution of the activated input.
 
     Args:
         in_channels: channels of the input.
@@ -38,7 +38,7 @@ class PreActBlock(nn.Module):
         self.shortcut = nn.Conv2d(in_channels, widths[-1], 1, stride, bias=False) if changes else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """From ``(N, in_channels, H, W)`` to ``(N, widths[-1], H / stride, W / stride)``."""
+        """Map ``(N, in_channels, H, W)`` to ``(N, widths[-1], H / stride, W / stride)``."""
         y = F.relu(self.norms[0](x))
         shortcut = x if self.shortcut is None else self.shortcut(y)
         y = self.convs[0](y)
@@ -87,7 +87,7 @@ class PreActResNet(nn.Module):
         self.fc = nn.Linear(channels, num_classes)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """From images ``(N, in_chans, H, W)`` (32 x 32 in CIFAR) to logits ``(N, num_classes)``."""
+        """Map images ``(N, in_chans, H, W)`` (32 x 32 in CIFAR) to logits ``(N, num_classes)``."""
         x = self.stages(self.stem(x))
         x = self.pool(F.relu(self.norm(x))).flatten(1)
         logits: torch.Tensor = self.fc(x)

@@ -26,12 +26,12 @@ class PyramidPooling(nn.Module):
         )
 
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
-        """From ``(N, in_channels, H, W)`` to one ``(N, channels, H, W)`` a branch."""
+        """Map ``(N, in_channels, H, W)`` to one ``(N, channels, H, W)`` per branch."""
         return [resize_like(branch(x), x) for branch in self.branches]
 
 
 class PSPHead(DecodeHead):
-    """The last level beside its pyramid of pools, then a 3x3 bottleneck.
+    """The last level concatenated with its pyramid of pools, then a 3x3 bottleneck.
 
     Args:
         in_channels: channels of the levels; the last one is read.
@@ -52,7 +52,7 @@ class PSPHead(DecodeHead):
         self.bottleneck = ConvBlock(in_channels[-1] + len(pool_sizes) * channels, channels, 3)
 
     def forward(self, features: Sequence[torch.Tensor]) -> torch.Tensor:
-        """From the levels to logits of the last level's height and width."""
+        """Map the levels to logits of the last level's height and width."""
         x = features[-1]
         x = torch.cat([x, *self.pyramid(x)], dim=1)
         return self.classify(self.bottleneck(x))

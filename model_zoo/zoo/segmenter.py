@@ -11,11 +11,11 @@ from rewriter.zoo.zoo.blocks import resize_like
 
 
 class Segmenter(nn.Module):
-    """Logits for every pixel of an image.
+    """Maps an image to logits for every pixel.
 
     Args:
-        backbone: from images ``(N, C, H, W)`` to a list of levels, finest first.
-        decode_head: from the levels ``(N, C_i, H_i, W_i)`` to logits.
+        backbone: maps images ``(N, C, H, W)`` to a list of levels, finest first.
+        decode_head: maps the levels ``(N, C_i, H_i, W_i)`` to logits.
         levels: indices of the levels that the head takes; None for all.
         channels_last: whether the backbone's levels are ``(N, H_i, W_i, C_i)``.
     """
@@ -34,7 +34,7 @@ class Segmenter(nn.Module):
         self.channels_last = channels_last
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """From images ``(N, C, H, W)`` to logits ``(N, num_classes, H, W)``."""
+        """Map images ``(N, C, H, W)`` to logits ``(N, num_classes, H, W)``."""
         features = self.backbone(x)
         if self.levels is not None:
             features = [features[level] for level in self.levels]

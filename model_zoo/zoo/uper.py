@@ -12,7 +12,7 @@ from rewriter.zoo.zoo.psp import PyramidPooling
 
 
 class UPerHead(DecodeHead):
-    """A feature pyramid whose coarsest level is read by pyramid pooling, and whose levels are fused.
+    """A feature pyramid with pyramid pooling on the coarsest level and a fusion of all levels.
 
     1x1 lateral convolutions; from coarse to fine, each level is resized and added to the next; a 3x3 convolution on
     each sum; all levels resized to the first, concatenated, and a 3x3 bottleneck.
@@ -40,7 +40,7 @@ class UPerHead(DecodeHead):
         self.fusion = ConvBlock(len(in_channels) * channels, channels, 3)
 
     def forward(self, features: Sequence[torch.Tensor]) -> torch.Tensor:
-        """From the levels to logits of the first level's height and width."""
+        """Map the levels to logits of the first level's height and width."""
         coarsest = features[-1]
         levels = [lateral(x) for lateral, x in zip(self.laterals, features, strict=False)]
         levels.append(self.pyramid_bottleneck(torch.cat([coarsest, *self.pyramid(coarsest)], dim=1)))

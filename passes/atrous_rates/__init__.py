@@ -1,21 +1,21 @@
-"""Dilations of atrous spatial pyramid pooling that fit the map they work on.
+"""Set the dilations of atrous spatial pyramid pooling to fit the feature map.
 
 Rule (Kim et al., *Resolution-Aware Design of Atrous Rates for Semantic Segmentation Networks*, arXiv:2307.14179,
 abstract): fixed rates restrict the field of view of ASPP; the best rates follow the size of the input image.
 
-The paper's formula is not known to us. Ours (:mod:`passes.atrous_rates.rule`): rates ``R, 2R, …, nR`` that maximise how
-far the taps reach times how often they lie inside the map and not in its padding. For three rates ``R = 0.183 H``,
-which is DeepLabV3's (6, 12, 18) on its 33x33 map, and (12, 24, 36) on 65x65. ``rule=`` takes another one.
+The paper's formula is not known to us. The rule used here (:mod:`passes.atrous_rates.rule`) takes rates ``R, 2R, …,
+nR`` that maximise the reach of the taps times how often they lie inside the map rather than in its padding. For three
+rates ``R = 0.183 H``: DeepLabV3's (6, 12, 18) on its 33x33 map, and (12, 24, 36) on 65x65. ``rule=`` replaces it.
 
-Ours too: the smaller side of a map that is not square decides, and the map is that of the training resolution.
+Also not from the paper: the smaller side of a non-square map decides, and the map is that of the training resolution.
 
 Dataflow::
 
           ┌─ 3x3, dilation R  ─ norm ─ act ─┐
-    map ──┼─ 3x3, dilation 2R ─ norm ─ act ─┼─ concatenation ─ …       beside them perhaps a 1x1 convolution
+    map ──┼─ 3x3, dilation 2R ─ norm ─ act ─┼─ concatenation ─ …       optionally with a 1x1 convolution
           └─ 3x3, dilation 3R ─ norm ─ act ─┘                          and a pooled, upsampled branch
 
-The edit sets ``dilation`` and ``padding`` of the convolutions; weights and shapes stay.
+The edit sets ``dilation`` and ``padding`` of the convolutions; weights and shapes are unchanged.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ __all__ = ["AtrousRates", "RateRule"]
 
 @dataclass(frozen=True)
 class AtrousRates(Pass):
-    """Set the dilations of every ASPP to what the training resolution asks for.
+    """Set the dilations of every ASPP module to fit the training resolution.
 
     Attributes:
         rule: ``"coverage"``, the rule above, or a function ``(map_side, number_of_rates, kernel_size)`` that returns as
-            many dilations, each above 1, increasing. Plans name such a function, they do not hold it.
+            many increasing dilations, each above 1. Plans store the function's name, not the function.
     """
 
     name = "atrous-rates"

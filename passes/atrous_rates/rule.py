@@ -1,4 +1,4 @@
-"""The rule: which dilations fit a map. Ours; the paper's formula is not known to us."""
+"""The rule that chooses dilations for a map. It is ours; the paper's formula is not known to us."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 RateRule: TypeAlias = Callable[[int, int, int], Sequence[int]]
-"""``(map_side, number_of_rates, kernel_size)``, in cells, → dilations above 1, increasing; none if there is no room."""
+"""``(map_side, number_of_rates, kernel_size)``, in cells, → increasing dilations above 1; empty if none fit."""
 
 SMALLEST_RATE = 2
-"""A dilation of 1 is no atrous convolution."""
+"""A dilation of 1 is an ordinary convolution."""
 
 
 def coverage(map_side: int, number_of_rates: int, kernel_size: int) -> list[int]:
-    """Dilations ``R, 2R, …, nR``, rounded, that let the taps reach far and still find the map.
+    """Return dilations ``R, 2R, …, nR``, rounded, whose taps reach far but still land inside the map.
 
     Args:
-        map_side: height or width of the map in cells, the smaller of the two.
-        number_of_rates: how many different dilations there are, ``n``.
+        map_side: the smaller of the map's height and width, in cells.
+        number_of_rates: the number of different dilations, ``n``.
         kernel_size: side of the kernel, odd, at least 3; the outermost taps of a larger kernel reach as far as those of
             a 3x3 kernel.
 
     Returns:
-        The dilations; on a small map such as are different and find it. None at all if there are not as many.
+        The dilations, on a small map adjusted to be distinct and to reach the map; empty if there is no room for ``n``.
     """
     reach = best_reach(number_of_rates) * map_side
     rates = [round(2 * k * reach / (kernel_size - 1)) for k in range(1, number_of_rates + 1)]
@@ -31,10 +31,11 @@ def coverage(map_side: int, number_of_rates: int, kernel_size: int) -> list[int]
 
 
 def best_reach(number_of_rates: int) -> float:
-    """The reach ``rho`` of the smallest rate, as a share of the map's side, that maximises :func:`energy_times_reach`.
+    """Return the reach ``rho`` of the smallest rate, as a share of the map's side, that maximises the objective.
 
-    Where all outermost taps find some of the map (``n rho < 1``) that is a cubic in ``rho``, and this is where its
-    derivative ``S1 (1 + sqrt 2) - S2 (2 + 4 sqrt 2) rho + 3 sqrt 2 S3 rho^2`` is zero, with ``Sm = 1^m + … + n^m``.
+    Where all outermost taps reach some of the map (``n rho < 1``), the objective is a cubic in ``rho``, and the result
+    is the zero of its derivative ``S1 (1 + sqrt 2) - S2 (2 + 4 sqrt 2) rho + 3 sqrt 2 S3 rho^2``, with
+    ``Sm = 1^m + … + n^m``.
     """
     first, second, third = (sum(k**power for k in range(1, number_of_rates + 1)) for power in (1, 2, 3))
     a, b, c = 3 * math.sqrt(2) * third, (2 + 4 * math.sqrt(2)) * second, (1 + math.sqrt(2)) * first
@@ -42,10 +43,10 @@ def best_reach(number_of_rates: int) -> float:
 
 
 def energy_times_reach(rho: float, number_of_rates: int) -> float:
-    """What the rule maximises: ``sum over k of k rho (v_k + sqrt(2) v_k^2)`` with ``v_k = max(0, 1 - k rho)``.
+    """Return the objective: ``sum over k of k rho (v_k + sqrt(2) v_k^2)`` with ``v_k = max(0, 1 - k rho)``.
 
-    A tap at a distance of ``k rho`` map sides along one axis lies inside the map at a share ``v_k`` of all positions;
-    a corner tap, ``sqrt(2)`` times as far away, at ``v_k^2``.
+    A tap ``k rho`` map sides away along one axis lies inside the map at a share ``v_k`` of all positions; a corner tap,
+    ``sqrt(2)`` times as far away, at ``v_k^2``.
     """
     total = 0.0
     for k in range(1, number_of_rates + 1):
@@ -55,12 +56,12 @@ def energy_times_reach(rho: float, number_of_rates: int) -> float:
 
 
 def largest_rate(map_side: int, kernel_size: int) -> int:
-    """The largest dilation whose outermost taps still find the map somewhere."""
+    """Return the largest dilation whose outermost taps still reach the map at some position."""
     return 2 * (map_side - 1) // (kernel_size - 1)
 
 
 def fitted(rates: Sequence[int], largest: int) -> list[int]:
-    """``rates``, in order, from :data:`SMALLEST_RATE` to ``largest`` and all different; none if there is no room."""
+    """Adjust ``rates`` to be distinct and within :data:`SMALLEST_RATE` to ``largest``; empty if they do not fit."""
     if largest - SMALLEST_RATE + 1 < len(rates):
         return []
     found: list[int] = []
@@ -72,7 +73,7 @@ def fitted(rates: Sequence[int], largest: int) -> list[int]:
 
 
 def share_inside(map_size: Sequence[int], rates: Sequence[int], kernel_size: int) -> float:
-    """Share of the taps, over all positions and ``rates``, that lie inside a map of ``map_size`` cells."""
+    """Return the share of taps, over all positions and ``rates``, that lie inside a map of ``map_size`` cells."""
     half = (kernel_size - 1) // 2
     shares = [
         math.prod(
@@ -85,5 +86,5 @@ def share_inside(map_size: Sequence[int], rates: Sequence[int], kernel_size: int
 
 
 def field_of_view(rates: Sequence[int], kernel_size: int) -> int:
-    """Side, in cells of the map, of the square that the kernel of the largest rate spans."""
+    """Return the side, in cells of the map, of the square spanned by the kernel of the largest rate."""
     return max(rates) * (kernel_size - 1) + 1

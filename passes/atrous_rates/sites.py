@@ -23,7 +23,7 @@ PATTERN = "atrous spatial pyramid pooling"
 
 
 def pyramids(trace: Trace) -> Iterator[Place[list[AtrousPyramid]]]:
-    """Every group of parallel atrous convolutions; calls of the same modules are one place."""
+    """Yield every group of parallel atrous convolutions; calls of the same modules are one place."""
     groups: dict[object, list[AtrousPyramid]] = {}
     for pyramid in find_pyramids(trace.train.dataflow, trace.model):
         key = tuple(conv.path or conv.node for conv in pyramid.convs)
@@ -33,10 +33,10 @@ def pyramids(trace: Trace) -> Iterator[Place[list[AtrousPyramid]]]:
 
 
 def dilate(place: Place[list[AtrousPyramid]], rule: RateRule) -> Change:
-    """Give the convolutions of a pyramid the dilations that ``rule`` says.
+    """Give the convolutions of a pyramid the dilations chosen by ``rule``.
 
     Raises:
-        Refused: they have these already, or cannot be given others.
+        Refused: they have these dilations already, or cannot be changed.
     """
     trace, calls = place.trace, place.subject
     _refuse_other_forms(calls[0])
@@ -72,7 +72,7 @@ def dilate(place: Place[list[AtrousPyramid]], rule: RateRule) -> Change:
 
 
 def _resolution(trace: Trace) -> str:
-    """What the size of the map comes from: it has to be the resolution of the training."""
+    """Return the resolution that determines the size of the map; it has to be the training resolution."""
     image = trace.inputs.image_size
     size = f" ({image[1]}x{image[2]})" if image is not None else ""
     return f"when trained at the resolution of {trace.inputs.origin}{size}"
@@ -93,7 +93,7 @@ def _refuse_other_forms(pyramid: AtrousPyramid) -> None:
 
 
 def _rates(rule: RateRule, side: int, number: int, kernel: int) -> list[int]:
-    """What ``rule`` says, within what the map has room for; none if it has no room."""
+    """Return the dilations chosen by ``rule``, within the limits of the map; empty if none fit."""
     given = rule(side, number, kernel)
     try:
         rates = [operator.index(rate) for rate in given]
@@ -109,10 +109,10 @@ def _rates(rule: RateRule, side: int, number: int, kernel: int) -> list[int]:
 
 
 def _edits(place: Place[list[AtrousPyramid]], new: Mapping[int, int]) -> list[SetAttribute]:
-    """Edits that give each convolution the dilation that ``new`` has for its present one.
+    """Return the edits that replace each convolution's present dilation with the one that ``new`` maps it to.
 
     Raises:
-        Refused: a convolution is no module, is used elsewhere too, or its padding does not follow the dilation.
+        Refused: a convolution is not a module, is used elsewhere too, or its padding does not follow the dilation.
     """
     trace = place.trace
     convs = list(dict.fromkeys(conv for pyramid in place.subject for conv in pyramid.convs))
@@ -150,12 +150,12 @@ def _uses(module: _ConvNd, convs: list[AtrousConv], trace: Trace) -> int:
 
 
 def _pads(module: _ConvNd) -> bool:
-    """Whether the module pads by numbers of its own; else the padding is ``"same"`` or an operation outside."""
+    """Whether the module pads by its own numbers, rather than ``"same"`` or an operation outside it."""
     return not isinstance(module.padding, str) and any(module.padding)
 
 
 def _is_plain(conv: AtrousConv, module: _ConvNd) -> bool:
-    """Whether it keeps the map's size by what torch's own convolution does with its attributes."""
+    """Whether it preserves the map's size through torch's own convolution and its attributes."""
     full = tuple((size - 1) // 2 * rate for size, rate in zip(conv.kernel, conv.dilation, strict=True))
     own = type(module).forward is not nn.Conv2d.forward or conv.node.op != "call_module"
     return not own and not conv.padded_before and module.padding in (full, "same")
@@ -165,7 +165,7 @@ def _refuse_other_shapes(trace: Trace, edits: Sequence[SetAttribute]) -> None:
     """Run a skeleton with the new dilations: padding that is computed elsewhere has to follow them.
 
     Raises:
-        Refused: a convolution would give another shape.
+        Refused: the output shape of a convolution would change.
     """
     edited = skeleton(trace.model, meta_twin)
     apply_edits(edited, edits)

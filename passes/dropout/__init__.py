@@ -1,16 +1,16 @@
-"""Where dropout belongs in a network with normalisation layers.
+"""Place dropout where it works in a network with normalisation layers.
 
 Rule (Kim et al., *How to Use Dropout Correctly on Residual Networks with Batch Normalization*, UAI 2023,
 arXiv:2302.06112, guidelines 1 and 2): one dropout in a residual branch, after its last norm and before its last weight
-(P5 or P6); in the head one, after the last norm and before global average pooling (H3 or H4), not after it. In ResNet
-v1, whose last norm follows the last weight, the paper drops at the end of the branch. Its rate is 0.2. On the trunk
-(P0) dropout is worst, and behind the classifier (H6, H7) it is out of place.
+(P5 or P6); one in the head, after the last norm and before global average pooling (H3 or H4), not after it. In ResNet
+v1, whose last norm follows the last weight, the paper puts dropout at the end of the branch. Its rate is 0.2. Dropout
+on the trunk (P0) is the worst, and after the classifier (H6, H7) it is out of place.
 
-Why, in short (our derivation): dropout keeps the mean and raises the variance, so a normalisation layer behind it
-collects statistics in training that do not hold at test time; and a mask on the feature map is averaged away by the
-pooling where a mask on the pooled features is not.
+Why, in short (our derivation): dropout keeps the mean and raises the variance, so a normalisation layer after it
+collects statistics in training that do not hold at test time; and a mask on the feature map is averaged out by the
+pooling, where a mask on the pooled features is not.
 
-Ours, not the paper's: the end of the branch for other families than ResNet v1, DenseNet layers, transformer branches,
+Not from the paper: the end of the branch for families other than ResNet v1, DenseNet layers, transformer branches,
 token-mean heads, and that attention dropout (on attention weights, not on activations) is kept.
 
 Dataflow::
@@ -36,12 +36,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Dropout(Pass):
-    """Move dropout to where it helps; insert it there when asked.
+    """Move dropout to where it helps; insert it there if a rate is given.
 
     Attributes:
-        p: drop rate for every residual branch, dense layer and pooled head that has a compliant place and no dropout
-            or one of rate 0: it is inserted or switched on. None and 0 only move what is there.
-        head_p: the same for heads; None takes ``p``, and 0 leaves them to stochastic pooling.
+        p: drop rate for every residual branch, dense layer and pooled head with a compliant place and no dropout, or
+            one of rate 0: dropout is inserted or switched on. With None or 0, existing dropout is only moved.
+        head_p: the same for heads; None means ``p``, and 0 leaves heads to stochastic pooling.
     """
 
     name = "dropout"

@@ -1,4 +1,4 @@
-"""Which dropout belongs to which place: each to one, the innermost, before anything is decided."""
+"""Assign each dropout to exactly one place, the innermost, before anything is decided."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from rewriter.passes.dropout.trunk import find_on_trunk, left_on_trunk
 
 @dataclass(frozen=True, eq=False)
 class Left:
-    """A dropout, or several, that is left where it is.
+    """One or more dropouts that are left where they are.
 
     Attributes:
-        reasons: one each.
+        reasons: one for each dropout.
     """
 
     reasons: tuple[Refused, ...]
 
     def decide(self, place: Place[Any], p: float | None) -> Iterator[Outcome]:
-        """Why."""
+        """Yield the reasons."""
         yield from self.reasons
 
 
@@ -37,7 +37,7 @@ Subject = InHead | InBranch | Left
 
 
 def find_places(trace: Trace) -> Iterator[Place[Subject]]:
-    """Heads, then branches, each with its dropouts; then the dropouts that are in neither."""
+    """Yield heads, then branches, each with its dropouts, then the dropouts that are in neither."""
     drops = Drops(trace)
     free = _Free(drops)
     branches = find_branches(drops.flow, drops.model)
@@ -65,20 +65,20 @@ def find_places(trace: Trace) -> Iterator[Place[Subject]]:
 
 
 class _Free:
-    """The dropouts that belong to no place yet."""
+    """The dropouts not yet assigned to a place."""
 
     def __init__(self, drops: Drops) -> None:
         self.nodes = list(drops.nodes)
 
     def take(self, nodes: Collection[fx.Node]) -> list[fx.Node]:
-        """Those among ``nodes``, in the order they ran; they are not free any more."""
+        """Take those among ``nodes``, in execution order; they are then no longer free."""
         taken = [node for node in self.nodes if node in nodes]
         self.nodes = [node for node in self.nodes if node not in nodes]
         return taken
 
 
 def _heads(drops: Drops, branches: list[Branch], free: _Free) -> list[InHead]:
-    """The heads; dropouts in branches behind the pooling are left to those."""
+    """Return the heads; dropouts in branches after the pooling stay with those branches."""
     found = []
     for head in find_heads(drops.flow, drops.model):
         behind = {head.pool, *head.after, *head.weights, *head.later}
@@ -96,7 +96,7 @@ def _nodes(branches: list[Branch]) -> set[fx.Node]:
 def _without_average_pooling(
     trace: Trace, drops: Drops, in_branches: set[fx.Node], free: _Free
 ) -> Iterator[Place[Subject]]:
-    """Why a dropout in front of the outputs, and in no branch, has no pooling to go before."""
+    """Explain why a dropout before the outputs, and in no branch, has no pooling to be moved before."""
     for passed, reason, detail in missing_heads(drops.flow):
         for node in free.take(set(passed) - in_branches):
             why = on_predictions(node) if drops.on_predictions(node) else Refused(reason, detail, path=path_of(node))

@@ -22,13 +22,13 @@ from rewriter.tracing.kinds import Kind
 
 @dataclass(frozen=True, eq=False)
 class InBranch:
-    """A residual branch or dense layer with a weight.
+    """A residual branch or dense layer that contains a weight.
 
     Attributes:
         drops: the dropouts of the model.
         branch: the branch.
-        dropouts: those that belong to it, in the order they ran.
-        on_trunk: of these, those on the trunk beside it.
+        dropouts: those that belong to it, in execution order.
+        on_trunk: those of them that are on the trunk beside it.
     """
 
     drops: Drops
@@ -46,10 +46,10 @@ class InBranch:
         return facts(self.branch.join)["owner"].path if self.branch.form == "residual" else _dense_path(self.branch)
 
     def decide(self, place: Place[Any], p: float | None) -> Iterator[Outcome]:
-        """One dropout at the compliant place, and why each other is left, if it is.
+        """Yield one dropout at the compliant place, and a reason for each other that is left.
 
         Raises:
-            Refused: there is no such place, or no edit that makes it so.
+            Refused: there is no such place, or no edit achieves it.
         """
         for node in self.dropouts:
             if self.drops.on_attention(node):
@@ -73,10 +73,10 @@ class InBranch:
             yield from (left_on_trunk(node, refused.detail) for node in self.on_trunk)
 
     def _compliant_place(self) -> CompliantPlace:
-        """Where the one dropout of the branch belongs.
+        """Return where the one dropout of the branch belongs.
 
         Raises:
-            Refused: nowhere.
+            Refused: there is no such place.
         """
         end, branch = self.branch.end, self.branch
         if end.norms and branch.form == "residual":
@@ -108,7 +108,7 @@ class _Rule:
         """Keep one of ``dropouts`` at the compliant place, or insert one there if a rate is given.
 
         Raises:
-            Refused: there is nothing to do, or it cannot be done.
+            Refused: there is nothing to do, or the edit is not possible.
         """
         drops, compliant = self.drops, self.compliant
         if not dropouts:
@@ -157,11 +157,11 @@ class _Rule:
         return done + (f", remove {', '.join(removed)}" if removed else "")
 
     def _refuse_interference(self, dropouts: list[fx.Node], kept: fx.Node, moved: bool) -> None:
-        """Refuse where the change would reach others than the reader of the branch.
+        """Refuse a change that would affect anything but what reads the branch.
 
         Raises:
-            Refused: dropouts act on parallel paths or are of different kinds; somebody reads a value that changes, or
-                writes to the result of a dropout that goes.
+            Refused: dropouts act on parallel paths or are of different kinds; another operation reads a value that
+                changes, or writes to the result of a dropout that is removed.
         """
         others, flow, target = self.interference, self.drops.flow, self.compliant.node
         removed = [node for node in dropouts if node is not kept]
@@ -180,13 +180,13 @@ class _Rule:
         others.refuse_writes(gone)
 
     def _joins(self) -> list[fx.Node]:
-        """Where the branch is read: of a dense layer by all concatenations that follow."""
+        """Return where the branch is read: for a dense layer, all concatenations that follow."""
         if self.branch.form == "residual":
             return [*self.branch.readers, *self._joins_of_dense_layer()]
         return list(self.drops.flow.nodes(Kind.CONCAT))
 
     def _joins_of_dense_layer(self) -> list[fx.Node]:
-        """Where the rest of what the last weight computes is appended: one weight that ends both (dual path)."""
+        """Return where the rest of the last weight's output is appended, if one weight ends both paths (dual path)."""
         branches = find_branches(self.drops.flow, self.drops.model)
         return [b.join for b in branches if b.form == "dense" and b.end.weight is self.branch.end.weight]
 

@@ -22,11 +22,11 @@ KEPT_ON_ATTENTION = "it drops attention weights, not activations, and is kept"
 
 
 class Drops:
-    """The dropouts that ran in training mode, without those whose effect an earlier rewrite has taken away.
+    """The dropouts that ran in training mode, except those that an earlier rewrite has bypassed.
 
     Attributes:
-        nodes: in the order they ran.
-        always_on: those that drop in evaluation mode too.
+        nodes: in execution order.
+        always_on: those that also drop in evaluation mode.
     """
 
     def __init__(self, trace: Trace) -> None:
@@ -36,39 +36,39 @@ class Drops:
         self.nodes = [node for node in self.flow.nodes(Kind.DROPOUT) if not self.is_bypassed(node)]
 
     def module(self, node: fx.Node) -> nn.Module | None:
-        """The dropout's module; None for a function call."""
+        """Return the dropout's module; None for a function call."""
         return self.model.get_submodule(str(node.target)) if node.op == "call_module" else None
 
     def rate(self, node: fx.Node) -> float:
-        """Its drop rate during the trace."""
+        """Return its drop rate during the trace."""
         return drop_rate(node, self.model)
 
     def rate_at(self, node: fx.Node, asked_for: float | None = None) -> str:
-        """The rate after the rewrite, and where it is read from."""
+        """Describe the rate after the rewrite, and where it is read from."""
         module = self.module(node)
         where = f"{path_of(node)}.p" if module is not None else f"as before, read in {facts(node)['owner'].method}()"
         rate = asked_for if asked_for is not None and self.switches_on(node, asked_for) else self.rate(node)
         return f"{rate:g} ({where})"
 
     def switches_on(self, node: fx.Node, rate: float | None) -> bool:
-        """Whether it is a module whose rate is 0, and another ``rate`` is asked for."""
+        """Whether it is a module of rate 0 and a nonzero ``rate`` is asked for."""
         return bool(rate) and self.module(node) is not None and self.rate(node) == 0
 
     def is_bypassed(self, node: fx.Node) -> bool:
-        """Whether an earlier rewrite has already taken the effect of this dropout away."""
+        """Whether an earlier rewrite has already bypassed this dropout."""
         return isinstance(self.module(node), Bypassed)
 
     def on_attention(self, node: fx.Node) -> bool:
-        """Whether it drops attention weights: of a softmax, perhaps normalised again or mixed over heads."""
+        """Whether it drops attention weights: a softmax, perhaps renormalised or mixed over heads."""
         return holds_attention_weights(node, self.flow)
 
     def on_predictions(self, node: fx.Node) -> bool:
-        """Whether it drops what the model predicts: a weight lies before it, and none behind it."""
+        """Whether it drops the model's predictions: there is a weight before it and none after it."""
         reached = self.flow.reachable(node)
         return self.flow.output in reached and not any(has_weight(other, self.flow) for other in reached)
 
     def left_as_it_is(self, nodes: list[fx.Node]) -> Iterator[Refused]:
-        """Those that do not follow the mode; a place that has one is left alone."""
+        """Yield those that ignore the training mode; a place that has one is left alone."""
         for node in nodes:
             if node in self.always_on:
                 detail = f"{name_of(node)} drops in evaluation mode too; moved, it would change the output there"
@@ -78,12 +78,12 @@ class Drops:
                 yield Refused(Reason.FROZEN, detail, path=path_of(node))
 
     def kind_of(self, node: fx.Node) -> str:
-        """In brackets, what it drops if not single elements; else nothing."""
+        """Return, in brackets, what it drops if not single elements; otherwise an empty string."""
         mask = mask_of(node, self.model)
         return "" if mask is Mask.ELEMENTS else f" ({mask})"
 
     def refuse_other_kinds(self, kept: fx.Node, moved: bool, removed: list[fx.Node]) -> None:
-        """Refuse to exchange dropouts of different kinds: only element-wise ones are moved.
+        """Refuse to mix dropouts of different kinds: only element-wise ones are moved.
 
         Raises:
             Refused: ``kept`` is to be moved and is not element-wise, or one of the ``removed`` is of another kind.
@@ -100,7 +100,7 @@ class Drops:
                 )
 
     def is_plain(self, node: fx.Node) -> bool:
-        """Whether it drops single elements by its class or function, whatever it is given."""
+        """Whether it is element-wise by its class or function, whatever its input."""
         module = self.module(node)
         name = getattr(node.target, "__name__", "")
         return isinstance(module, nn.Dropout) if module is not None else name.strip("_") == "dropout"

@@ -23,13 +23,13 @@ WHY = "the pooling averages the noise of a mask on the feature map; a mask on po
 
 @dataclass(frozen=True, eq=False)
 class InHead:
-    """A head with a global average pooling.
+    """A head with global average pooling.
 
     Attributes:
         drops: the dropouts of the model.
         head: the head.
-        before, behind: its dropouts before the pooling, and between it and the classifier.
-        later: those behind a weight that follows the pooling.
+        before, behind: its dropouts before the pooling, and between the pooling and the classifier.
+        later: those after a weight that follows the pooling.
     """
 
     drops: Drops
@@ -40,20 +40,20 @@ class InHead:
 
     @property
     def after(self) -> list[fx.Node]:
-        """Those behind the pooling that may go before it: with no batch norm in between."""
+        """Return those after the pooling that may move before it: with no batch norm in between."""
         return [node for node in self.behind if self._batch_norm_before(node) is None]
 
     @property
     def path(self) -> str:
-        """The module that the change belongs to."""
+        """The path of the module that the change belongs to."""
         nearest = [*self.after[:1], *self.before[-1:], self.head.pool][0]
         return str(facts(nearest)["owner"].path)
 
     def decide(self, place: Place[Any], p: float | None) -> Iterator[Outcome]:
-        """One dropout before the pooling, and why each other is left, if it is.
+        """Yield one dropout before the pooling, and a reason for each other that is left.
 
         Raises:
-            Refused: there is nothing to do, or it cannot be done.
+            Refused: there is nothing to do, or the edit is not possible.
         """
         head, after = self.head, self.after
         for node in self.later:
@@ -93,7 +93,7 @@ class InHead:
             yield Refused(Reason.NOTHING_TO_MOVE, detail)
 
     def _clear_after_pooling(self, place: Place[Any], after: list[fx.Node], p: float | None) -> Change:
-        """Move one dropout before the pooling, unless there is one, and remove the others."""
+        """Move one dropout before the pooling, unless one is there already, and remove the others."""
         drops, head, before = self.drops, self.head, self.before
         moves, interference = Moves(place, drops), place.interference
         kept = before[-1] if before else max(after, key=drops.rate)
@@ -136,12 +136,12 @@ class InHead:
         return Change(f"insert dropout before {_where(head)}", WHY, setting, noise_claim(head.pool), rates)
 
     def _claim(self, dropout: fx.Node, p: float | None) -> str:
-        """A dropout that is switched off leaves the pooling free for others."""
+        """Return the claim on the pooling; a dropout that is switched off makes none."""
         active = self.drops.rate(dropout) > 0 or self.drops.switches_on(dropout, p)
         return noise_claim(self.head.pool) if active else ""
 
     def _batch_norm_before(self, node: fx.Node) -> fx.Node | None:
-        """A norm with statistics of the batch between the pooling and a dropout behind it."""
+        """Return a norm with batch statistics between the pooling and a dropout after it."""
         flow = self.drops.flow
         norms = [n for n in self.head.after if facts(n)["kind"] is Kind.NORM and flow.is_ancestor(n, node)]
         return next((norm for norm in norms if self._uses_the_batch(norm)), None)
@@ -153,7 +153,7 @@ class InHead:
 
 
 def on_predictions(node: fx.Node) -> Refused:
-    """That it drops what the model predicts."""
+    """Return the reason that it drops the model's predictions."""
     detail = (
         "no weight follows: it drops predictions, and a dropped logit makes a large loss of a right prediction "
         "(H6 and H7 in the paper)"

@@ -1,4 +1,4 @@
-"""What the dropout pass puts into models."""
+"""The layers that the dropout pass adds to models."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ register_layer("dropout/dropout")(nn.Dropout)
 class MovedDropout(NotScripted, nn.Dropout):
     """Element-wise dropout that takes its rate from the dropout it was moved from.
 
-    The rate stays where the user looks for it: ``origin.p`` and ``self.p`` are one number. Active where both are in
-    training mode, so that ``origin.eval()`` still switches it off. Never in place: others may read the tensor.
+    The rate stays where the user looks for it: ``origin.p`` and ``self.p`` are the same number. Active only if both are
+    in training mode, so that ``origin.eval()`` still switches it off. Never in place: others may read the tensor.
     """
 
     _origin: tuple[nn.Dropout]
@@ -46,7 +46,7 @@ class MovedDropout(NotScripted, nn.Dropout):
 
 @register_layer("dropout/bypassed")
 class Bypassed(nn.Module):
-    """Behaviour of a dropout that no longer drops anything where it is; it keeps the rate for where it acts now."""
+    """Behaviour of a dropout that is the identity in its place; it holds the rate for the dropout that replaces it."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         return input

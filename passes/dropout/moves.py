@@ -1,4 +1,4 @@
-"""How a dropout is moved, removed, switched on or inserted."""
+"""Move, remove, switch on or insert a dropout."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ class Moves:
         self.edit, self.drops = place.edit, drops
 
     def switch_on(self, node: fx.Node, rate: float | None) -> None:
-        """Give a dropout module whose rate is 0 the ``rate`` asked for, if one is."""
+        """Give a dropout module of rate 0 the requested ``rate``, if there is one."""
         if self.drops.switches_on(node, rate):
             self.edit.set(path_of(node), "p", rate, all_calls=True)
 
     def rates(self, nodes: list[fx.Node], kept: fx.Node, asked_for: float | None) -> tuple[Rate, ...]:
-        """The rates that a change of ``nodes`` depends on; ``kept`` may be switched on."""
+        """Return the rates that a change of ``nodes`` depends on; ``kept`` may be switched on."""
         found = []
         for node in nodes:
             switched = node is kept and self.drops.switches_on(node, asked_for)
@@ -43,7 +43,7 @@ class Moves:
         return tuple(found)
 
     def inserted(self) -> tuple[str, tuple[Rate, ...]]:
-        """Where the rate of the dropout that was inserted is found, and that rate."""
+        """Return where the rate of the inserted dropout is found, and that rate."""
         added = next(edit for edit in self.edit.edits if isinstance(edit, AddModule))
         path, rate = f"{added.path}.{added.name}".lstrip("."), added.options["p"]
         return f"{rate:g} ({path}.p)", (Rate(path, "p", rate),)
@@ -52,8 +52,8 @@ class Moves:
         """Make ``node`` act on ``operand`` where ``consumer`` reads it.
 
         Within one method the call itself is moved. Otherwise, and if it is channel dropout by class or works in place,
-        the module stays as the holder of its rate, does nothing, and an element-wise dropout that reads that rate is
-        put before the consumer.
+        the module stays as the holder of its rate and becomes the identity, and an element-wise dropout that reads that
+        rate is inserted before the consumer.
 
         Raises:
             Refused: neither is possible.
@@ -66,7 +66,7 @@ class Moves:
         )
 
     def move_after(self, node: fx.Node, producer: fx.Node, join: fx.Node) -> None:
-        """Make ``node`` act on what ``producer`` gives, as :meth:`move_before`.
+        """Make ``node`` act on the output of ``producer``, as :meth:`move_before` does.
 
         Raises:
             Refused: neither is possible.
@@ -95,10 +95,10 @@ class Moves:
             put(references={"origin": path_of(node)})
 
     def remove(self, node: fx.Node) -> None:
-        """Take the effect of ``node`` away.
+        """Remove the effect of ``node``.
 
         Raises:
-            Refused: it is a function call in a place that cannot be edited.
+            Refused: it is a function call in code that cannot be edited.
         """
         if node.op == "call_module" and self.edit.calls_of(path_of(node)) == 1:
             self.edit.behave(path_of(node), "dropout/bypassed")
@@ -114,7 +114,7 @@ class Moves:
         self._put_before(consumer, operand, nn.Dropout, p=rate)
 
     def insert_after(self, rate: float, producer: fx.Node, join: fx.Node) -> None:
-        """Put a new dropout behind ``producer``, in the method that sums if it can be there.
+        """Put a new dropout after ``producer``, in the method that computes the sum if possible.
 
         Raises:
             Refused: the place cannot be edited.

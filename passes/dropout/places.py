@@ -1,4 +1,4 @@
-"""The place in a residual branch where its dropout belongs: before the last weight, or at the end of the branch."""
+"""The place in a residual branch where dropout belongs: before the last weight, or at the end of the branch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class CompliantPlace(Protocol):
     """Where the one dropout of a branch acts.
 
     Attributes:
-        where, why: in words.
+        where, why: in words, for reports.
         node: the operation beside it.
     """
 
@@ -39,7 +39,7 @@ class CompliantPlace(Protocol):
 
 
 class BeforeWeight:
-    """Between the last norm and the last weight: P6, or before the activation P5, of a pre-activation block."""
+    """Between the last norm and the last weight: P6, or before the activation of a pre-activation block, P5."""
 
     def __init__(self, branch: Branch, weight: fx.Node) -> None:
         self.node, self.operand = weight, branch.flow.sources(weight)[0]
@@ -57,7 +57,7 @@ class BeforeWeight:
 
 
 class EndOfBranch:
-    """Behind the last norm and what gates or scales it, before stochastic depth and the sum."""
+    """After the last norm and any gate or scale, before stochastic depth and the sum."""
 
     def __init__(self, branch: Branch) -> None:
         self.join, self.operand, norm = branch.join, branch.operand, branch.end.norms[0]
@@ -76,7 +76,7 @@ class EndOfBranch:
 
 
 def _before_stochastic_depth(branch: Branch) -> fx.Node:
-    """The end of the branch without stochastic depth, nor the layer that does nothing where its rate is 0."""
+    """Return the end of the branch before stochastic depth, or before the identity that replaces it at rate 0."""
     flow, found, node = branch.flow, branch.operand, branch.operand
     while node is not branch.fork and len(flow.sources(node)) == 1:
         noise = is_stochastic_depth(node, flow) or (node is found and _does_nothing(node, branch))
@@ -88,13 +88,13 @@ def _before_stochastic_depth(branch: Branch) -> fx.Node:
 
 
 def _does_nothing(node: fx.Node, branch: Branch) -> bool:
-    """Whether ``node`` is a layer of the block itself that hands on what it is given."""
+    """Whether ``node`` is a layer of the block itself that returns its input unchanged."""
     of_block = facts(node)["owner"].path == facts(branch.join)["owner"].path
     return node.op == "call_module" and facts(node)["kind"] is Kind.IDENTITY and of_block
 
 
 def _name(node: fx.Node, branch: Branch) -> str:
-    """The largest module below the block that gives what ``node`` does; else the operation itself."""
+    """Return the largest module below the block that returns the value of ``node``; else the operation itself."""
     block = facts(branch.join)["owner"].path
     below = f"{block}.".removeprefix(".")
     found = name_of(node)
@@ -106,4 +106,4 @@ def _name(node: fx.Node, branch: Branch) -> str:
 
 
 _UNCHANGED = PASS_THROUGH | {Kind.ACTIVATION, Kind.DROPOUT}
-"""What a mask passes: it commutes with ReLU (proposition 1), and the paper counts P5 and P6 alike."""
+"""What a mask commutes with: ReLU (proposition 1), and the paper counts P5 and P6 alike."""

@@ -1,7 +1,7 @@
-"""Dropouts on the trunk (P0): behind a sum or before a block, where branch and shortcut both read them.
+"""Dropouts on the trunk (P0): after a sum or before a block, where branch and shortcut both read them.
 
-The worst place of all in the paper. One belongs to the block whose method calls it; one between two blocks could be
-meant for either, and is left.
+The worst place in the paper. A dropout belongs to the block whose method calls it; one between two blocks could belong
+to either, and is left.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class OnTrunk:
     """The dropouts on the trunk.
 
     Attributes:
-        of_branches: those that one block alone can be meant by.
+        of_branches: those that can only belong to one block.
         between: the others.
     """
 
@@ -37,17 +37,17 @@ class OnTrunk:
     between: list[fx.Node] = field(default_factory=list)
 
     def of(self, branch: Branch) -> list[fx.Node]:
-        """Those that belong to the block of ``branch``."""
+        """Return those that belong to the block of ``branch``."""
         return self.of_branches.get(branch, [])
 
 
 def left_on_trunk(node: fx.Node, why: str) -> Refused:
-    """That it is left where it is, and ``why``."""
+    """Return that the dropout is left where it is, and ``why``."""
     return Refused(Reason.ON_TRUNK, f"{WORST}. It is left here: {why}", path=path_of(node), pattern="trunk")
 
 
 def find_on_trunk(drops: Drops, nodes: Iterable[fx.Node], branches: list[Branch]) -> OnTrunk:
-    """The ``nodes`` that no branch has, behind a sum or in front of a block."""
+    """Return the ``nodes`` in no branch that are after a sum or before a block."""
     residual = [branch for branch in branches if branch.form == "residual"]
     inside = set[fx.Node]().union(*(branch.nodes for branch in branches))
     found = OnTrunk()
@@ -66,4 +66,4 @@ def find_on_trunk(drops: Drops, nodes: Iterable[fx.Node], branches: list[Branch]
 
 
 _ON_TRUNK = PASS_THROUGH | {Kind.ACTIVATION, Kind.NORM, Kind.DROPOUT}
-"""What hands the stream on, as a view of it or normalised."""
+"""What passes the stream on, as a view of it or normalised."""

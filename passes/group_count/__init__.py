@@ -1,15 +1,15 @@
-"""As many groups in a group norm as keep the scale of gradients.
+"""Set the number of groups of each group norm to preserve the scale of gradients.
 
 Rule (Kim et al., *On the Ideal Number of Groups for Isometric Gradient Propagation*, arXiv:2302.03193, abstract): the
-number of groups of a group norm changes the scale of gradients; there is a number, for each layer by the architecture,
+number of groups of a group norm changes the scale of gradients; for each layer the architecture determines a number
 that calibrates it, so that gradients propagate isometrically.
 
-Ours, not the paper's: how that number is found. Its closed form from the widths of a layer is not known to us and is
-not shipped; ``rule=`` takes it, or any other. Our default takes the objective itself: the gain of the gradient through
-weight, norm and activation, see :mod:`passes.group_count.gains`, expected over draws of all weights, so that every
-process that builds the model finds the same. Of the divisors of the channels inside a band, those whose gain is as near
-to one as can be, within a tolerance, count as equal; of these it takes the one nearest to the number that is there. The
-band and the tolerance are ours too.
+Not from the paper: how that number is found. The closed form from the widths of a layer is not known to us and is not
+shipped; ``rule=`` accepts it, or any other. The default uses the objective itself: the gain of the gradient through
+weight, norm and activation (:mod:`passes.group_count.gains`), expected over draws of all weights, so that every process
+that builds the model finds the same number. Among the divisors of the channels inside a band, those whose gain is
+closest to one, within a tolerance, count as equal; of these it takes the one nearest to the present number. The band
+and the tolerance are ours too.
 
 Dataflow::
 
@@ -46,17 +46,17 @@ _RULES = ("isometry", "measured-isometry", "channels-per-group")
 
 @dataclass(frozen=True)
 class GroupCount(Pass):
-    """Set the number of groups of each group norm behind a weight.
+    """Set the number of groups of each group norm after a weight.
 
     Attributes:
-        rule: ``"isometry"``, a gradient gain near to one, expected over draws of the weights;
-            ``"measured-isometry"``, the one nearest to one on the weights that this process has drawn, and on the
-            inputs given: another process finds other numbers; ``"channels-per-group"``, groups of ``channels``
-            channels; or a function that gets a :class:`GroupChoice` and returns one of its candidates.
-        tolerance: for ``"isometry"``, how far from the best in ratio a gain counts as equal: 0.05 for 5 %.
-        channels: channels a group for ``"channels-per-group"``.
-        min_channels_per_group: the band: groups of at least so many channels,
-        min_groups: and at least so many groups.
+        rule: ``"isometry"``, a gradient gain close to one, expected over draws of the weights;
+            ``"measured-isometry"``, the gain closest to one on this process's weights and the given inputs, so that
+            another process finds other numbers; ``"channels-per-group"``, groups of ``channels`` channels; or a
+            function that takes a :class:`GroupChoice` and returns one of its candidates.
+        tolerance: for ``"isometry"``, how far in ratio a gain may be from the best to count as equal: 0.05 for 5 %.
+        channels: channels per group for ``"channels-per-group"``.
+        min_channels_per_group: lower limit of the band on the channels per group.
+        min_groups: lower limit of the band on the number of groups.
     """
 
     name = "group-count"

@@ -1,8 +1,8 @@
-"""Weights and inputs drawn for a model whose own values must not count.
+"""Random weights and inputs, for decisions that must not depend on a model's own values.
 
-Two processes that create a model draw other weights, and one that loads a checkpoint has others again. What is decided
-for all of them is decided on draws of our own: the same for every seed, rank, device and type of the model, and for a
-model without values.
+Two processes that create a model draw different weights, and one that loads a checkpoint has others again. Decisions
+that hold for all of them are made on our own draws: the same for every seed, rank, device and dtype of the model, and
+for a model without values.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from rewriter.tracing.kinds import Kind, module_kind
 def drawn_values(
     model: nn.Module, roles: Mapping[str, ParameterRole], generator: torch.Generator
 ) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Makes, for each tensor of ``model``, one with drawn values: in single precision, on the CPU.
+    """Return a function that maps each tensor of ``model`` to one with drawn values, in single precision on the CPU.
 
-    Weights are normal around zero with the variance ``1 / fan_in``. Gammas and other scales are 1, betas and biases 0,
-    running statistics those of a unit normal, integers 0: what they are where training begins.
+    Weights are normal around zero with variance ``1 / fan_in``. As at the start of training, gammas and other scales
+    are 1, betas and biases 0, running statistics those of a unit normal, and integers 0.
 
     Args:
-        model: it is only read, and of its tensors only shapes and types.
+        model: only read; only the shapes and dtypes of its tensors matter.
         roles: of its parameters, by name.
-        generator: draws the numbers.
+        generator: source of the random numbers.
     """
     drawn = {}
     for full, parameter in model.named_parameters():
@@ -53,12 +53,12 @@ def drawn_values(
 
 
 def drawn_inputs(inputs: Inputs, generator: torch.Generator, *, one_sample: bool) -> Inputs:
-    """Unit normal numbers in the place of what the model was traced on; bytes are drawn evenly, other integers are 0.
+    """Replace the traced inputs by unit normal numbers; bytes are drawn uniformly, other integers are 0.
 
     Args:
-        inputs: what it was traced on.
-        generator: draws the numbers.
-        one_sample: of a batch of images, and of everything that is as long, draw one sample.
+        inputs: what the model was traced on.
+        generator: source of the random numbers.
+        one_sample: draw one sample for a batch of images, and for every tensor of the same length.
     """
     tensors = tensors_in((inputs.args, inputs.kwargs))
     batch = next((tensor.shape[0] for tensor in tensors if tensor.dim() > 3), None) if one_sample else None
@@ -77,7 +77,7 @@ def drawn_inputs(inputs: Inputs, generator: torch.Generator, *, one_sample: bool
 
 @contextlib.contextmanager
 def single_precision_on_cpu() -> Iterator[None]:
-    """What a forward makes is of the type and on the device of what was drawn, whatever the caller has set."""
+    """Make new tensors of a forward single precision on the CPU, whatever defaults the caller has set."""
     default = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
     try:
@@ -88,7 +88,7 @@ def single_precision_on_cpu() -> Iterator[None]:
 
 
 _LENGTHS = ("original0", "weight_g")
-"""What weight normalisation calls the lengths of the weights."""
+"""The names that weight normalisation gives the norms of the weights."""
 
 
 def _parameter(
@@ -106,7 +106,7 @@ def _parameter(
 
 
 def _other(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """A weight or a table; ones, if it has only one dimension."""
+    """Return a weight or a table; ones if it has only one dimension."""
     if tensor.dim() < 2:
         return _filled(tensor, 1.0)
     return _weight(tensor, math.prod(tensor.shape[1:]), generator)

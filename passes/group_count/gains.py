@@ -1,12 +1,13 @@
 """The gradient gain of a chain weight → group norm → activation, for every number of groups at once.
 
-The *gradient gain* is the ratio of the norms of the gradients at the two ends of the chain, at its input over at its
-output, for a random gradient at the output and gamma 1. What follows is our derivation, no paper's.
+The *gradient gain* is the norm of the gradient at the input of the chain divided by its norm at the output, for a
+random gradient at the output and gamma 1. The derivation is ours, not from a paper.
 
-Of a group of ``K`` elements with variance ``v``, a group norm hands back ``(g - mean(g) - z * mean(g * z)) / sqrt(v)``.
-So with independent gradients behind an activation ``f`` each element keeps ``slope - (slope + radial_slope) / K`` of
-its square, where ``slope = E[f'(z)^2]`` and ``radial_slope = E[f'(z)^2 z^2]`` over a normal ``z``. The weight sends it
-to the input times ``e_c``, the squared norm of what its output channel ``c`` reads:
+For a group of ``K`` elements with variance ``v``, the backward of a group norm is
+``(g - mean(g) - z * mean(g * z)) / sqrt(v)``. With independent gradients after an activation ``f``, each element thus
+keeps ``slope - (slope + radial_slope) / K`` of its square, where ``slope = E[f'(z)^2]`` and
+``radial_slope = E[f'(z)^2 z^2]`` over a normal ``z``. The weight passes it to the input times ``e_c``, the squared norm
+of the weights of its output channel ``c``:
 
     gain^2 = (slope - (slope + radial_slope) / K) * mean over samples and channels of e_c / (v + eps)
 """
@@ -23,14 +24,14 @@ from rewriter.passes.group_count.rules import divisors
 
 
 def measured(y: torch.Tensor, energy: torch.Tensor, eps: float, activation: ActivationMoments) -> dict[int, float]:
-    """The squared gain by number of groups, from what the norm is given.
+    """Return the squared gain by number of groups, measured on the input of the norm.
 
     Args:
-        y: what the norm normalises, ``(N, C, …)``; half precision is measured in single precision.
-        energy: for each of the ``C`` output channels of the weight, the sum of squares of the weights that reach the
-            input from one of its positions.
+        y: input of the norm, ``(N, C, …)``; half precision is measured in single precision.
+        energy: for each of the ``C`` output channels of the weight, the sum of squares of the weights that connect one
+            of its positions to the input.
         eps: of the norm.
-        activation: what follows the norm.
+        activation: the activation after the norm.
     """
     samples, channels = y.shape[:2]
     y = (y if y.dtype == torch.float64 else y.float()).reshape(samples, channels, -1)
@@ -47,16 +48,17 @@ def measured(y: torch.Tensor, energy: torch.Tensor, eps: float, activation: Acti
 def closed_form(
     channels: int, positions: int, source: ActivationMoments, activation: ActivationMoments
 ) -> dict[int, float]:
-    """The squared gain by number of groups, with weights drawn independently around zero, whatever their scale.
+    """Return the squared gain by number of groups for weights drawn independently around zero, at any scale.
 
     With many positions the variance of a group of ``m`` channels is ``E[x^2] - E[x]^2 / m`` times the ``e_c`` of the
-    weight, for independent channels and positions of its input ``x``. With one position the ``m`` outputs are all there
-    is, and the mean of the inverse of their variance is ``m / (m - 3)`` over ``E[x^2]``.
+    weight, for independent channels and positions of its input ``x``. With one position, there are only the ``m``
+    outputs, and the mean of the inverse of their variance is ``m / (m - 3)`` over ``E[x^2]``.
 
     Args:
-        channels: outputs of the weight, ``positions`` the elements of each.
+        channels: outputs of the weight.
+        positions: elements per channel.
         source: moments of ``x``; the identity for an input or a stream taken as unit normal.
-        activation: what follows the norm.
+        activation: the activation after the norm.
     """
     found = {}
     for groups in divisors(channels):
@@ -70,7 +72,7 @@ def closed_form(
 
 
 def pooled(calls: Sequence[dict[int, float]]) -> dict[int, float]:
-    """The gain by number of groups, of all calls of one norm: the root of the mean of their squares."""
+    """Return the gain by number of groups over all calls of one norm: the root mean square."""
     return {groups: math.sqrt(sum(call[groups] for call in calls) / len(calls)) for groups in calls[0]}
 
 

@@ -1,4 +1,4 @@
-"""The layer that stands for a call of ``F.group_norm`` whose number of groups is written in the code."""
+"""The layer that replaces a call of ``F.group_norm`` with a hard-coded number of groups."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rewriter.tracing.kinds import Kind
 
 @register_layer("group-count/function")
 class GroupNormFunction(nn.Module):
-    """``F.group_norm`` with the arguments of the call, but for the number of groups, which is its own.
+    """``F.group_norm`` with the arguments of the call, except for the number of groups, which is the layer's own.
 
     Args:
         num_groups: the number of groups; it can be changed at any time.

@@ -1,4 +1,4 @@
-"""The gradient gain of every chain: expected over draws of the weights, or measured on the weights that are there."""
+"""The gradient gain of every chain: expected over draws of the weights, or measured on the actual weights."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ from rewriter.tracing.trace import Trace
 from rewriter.tracing.values import run_on_values, run_with
 
 Decide = Callable[[Hashable, dict[int, float]], int | None]
-"""Gets a place and the gains there; returns the number of groups it will have, None for the one it has."""
+"""Takes a place and the gains there; returns the number of groups to use, None to keep the present one."""
 
 ROUNDS = 8
-"""Forward passes at most, where one norm is called on several maps and not all of them would choose alike."""
+"""Maximum number of forward passes, if one norm is called on several maps that would choose differently."""
 
 MOST_DRAWS, LEAST_DRAWS, NUMBERS = 8, 2, 200_000_000
-"""Over how many draws of all weights an expectation is taken: the fewer, the more numbers a draw averages over."""
+"""How many draws of all weights an expectation averages over: fewer, the more numbers one draw contains."""
 
 CHANNELS_PER_GROUP = 16
-"""What the norms above a chain have, while the gain of the chain is taken: no number that is there, or is chosen."""
+"""Channels per group of the norms before a chain while its gain is taken, whatever they have or will be given."""
 
 _KINDS = frozenset({Kind.CONV, Kind.LINEAR, Kind.NORM})
 
 
 def expected_gains(trace: Trace) -> dict[Hashable, dict[int, float]]:
-    """The gradient gain by number of groups, for every place with a chain: expected over draws of every weight.
+    """Return the gradient gain by number of groups for every place with a chain, expected over draws of all weights.
 
-    It depends on the architecture and the shapes of the inputs, and on nothing else: not on the values of the model or
-    of the inputs, not on numbers of groups. Recordings of one planning share what was found; one that cannot be run
-    again has no more than that.
+    It depends only on the architecture and the shapes of the inputs, not on the values of the model or the inputs, nor
+    on its numbers of groups. Recordings of one planning run share the results; one that cannot be run again
+    has only those.
 
     Raises:
         TraceError: the model does not run on drawn values as it was recorded.
@@ -51,13 +51,13 @@ def expected_gains(trace: Trace) -> dict[Hashable, dict[int, float]]:
         numbers = {call.place: _typical(call.channels) for call in calls}
         try:
             known.update(_over_draws(trace, numbers, one_sample=True))
-        except TraceError:  # the batch may be written in the code
+        except TraceError:  # the batch size may be hard-coded
             known.update(_over_draws(trace, numbers, one_sample=False))
     return dict(known)
 
 
 def draws_of(trace: Trace) -> int:
-    """How many draws an expectation is taken over: by the number of weights, and never by their values."""
+    """Return how many draws an expectation is taken over: it depends on the number of weights, not their values."""
     numbers = sum(parameter.numel() for parameter in trace.model.parameters())
     return max(LEAST_DRAWS, min(MOST_DRAWS, NUMBERS // max(1, numbers)))
 
@@ -77,11 +77,11 @@ def _typical(channels: int) -> int:
 
 
 def measured_gains(trace: Trace, decide: Decide) -> dict[Hashable, dict[int, float]]:
-    """The gradient gain by number of groups, for every place with a chain, on the model's own weights and inputs.
+    """Return the gradient gain by number of groups for every place with a chain, on the model's own weights and inputs.
 
-    From one forward pass: the moments of what a norm is given serve for every number of groups, and the norm then runs
-    with the number that ``decide`` chooses, so that those behind it are measured behind it as it will be. A norm that
-    is called on several maps is decided by all of them; if the first did not choose as all do, there is another pass.
+    One forward pass suffices: the moments of a norm's input serve for every number of groups, and the norm then runs
+    with the number that ``decide`` chooses, so that later norms are measured after it as it will be. A norm called on
+    several maps is decided on all of them; if the choice on the first differs from that on all, there is another pass.
 
     Raises:
         TraceError: the model does not run on its values as it was recorded.
@@ -98,12 +98,12 @@ def measured_gains(trace: Trace, decide: Decide) -> dict[Hashable, dict[int, flo
 
 
 class _Measuring:
-    """What is seen in forward passes.
+    """Gains observed during forward passes.
 
     Args:
-        trace: what runs again.
-        decided: the numbers of groups that norms run with, by place.
-        decide: gives the number at any other place; without it that is the present one.
+        trace: what is run again.
+        decided: the numbers of groups to run norms with, by place.
+        decide: returns the number at any other place; by default the present one.
         values: whether weights of activations are the model's own.
 
     Attributes:
@@ -134,7 +134,7 @@ class _Measuring:
 
     @property
     def gains(self) -> dict[Hashable, dict[int, float]]:
-        """The gain by number of groups, of all calls at each place."""
+        """Return the gain by number of groups over all calls at each place."""
         return {place: gains.pooled(calls) for place, calls in self._squares.items()}
 
     def watch(self, node: fx.Node, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -147,7 +147,7 @@ class _Measuring:
 
     def _norm(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
         call, chain = self._chains[node]
-        if chain.weight not in self._energy:  # a layer with code of its own
+        if chain.weight not in self._energy:  # a custom layer
             return args, kwargs
         given = dict(zip(("input", "num_groups", "weight", "bias", "eps"), args, strict=False)) | kwargs
         energy, eps = self._energy.pop(chain.weight), given.get("eps", 1e-5)
@@ -162,10 +162,10 @@ class _Measuring:
 
 
 def _energy(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
-    """For each output channel, the sum of squares of the weights that reach its input, averaged over positions.
+    """For each output channel, return the sum of squares of the weights that reach its input, averaged over positions.
 
-    The layer itself tells, on ones and with its weights squared: so stride, groups, transposition and what padding cuts
-    off are all in it.
+    Computed by the layer itself, on ones and with its weights squared, so that stride, groups, transposition and
+    padding are all taken into account.
     """
     given = dict(zip(("input", "weight", "bias"), args, strict=False)) | kwargs
     ones = torch.ones_like(given["input"][:1], dtype=torch.float32)

@@ -1,4 +1,4 @@
-"""Which group norms are set, which are not and why, and the edits."""
+"""Which group norms are changed, which are not and why, and the edits."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ class _Norm:
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """One group norm; several calls of one are decided together.
+    """One group norm; its calls are decided together.
 
     Attributes:
-        place: what tells it from others.
-        norm: why it is not set; or what is known of it.
-        chosen: what is chosen for all of them.
+        place: its identity.
+        norm: the norm, or why it is not changed.
+        chosen: what is chosen for all norms.
     """
 
     place: Hashable
@@ -54,7 +54,7 @@ class Subject:
 
 
 def find_places(trace: Trace, choosing: Choosing) -> Iterator[Place[Subject]]:
-    """Every group norm that runs in training."""
+    """Yield every group norm that runs in training."""
     calls: dict[Hashable, list[GroupNormCall]] = {}
     for call in find_group_norms(trace.train.dataflow, trace.model):
         calls.setdefault(call.place, []).append(call)
@@ -69,10 +69,10 @@ def find_places(trace: Trace, choosing: Choosing) -> Iterator[Place[Subject]]:
 
 
 def set_groups(place: Place[Subject]) -> Change:
-    """Set the number of groups that is chosen.
+    """Set the chosen number of groups.
 
     Raises:
-        Refused: it is that number already, or the norm is none for the guideline or cannot be edited.
+        Refused: it has that number already, is outside the guideline's scope, or cannot be edited.
     """
     norm = place.subject.norm
     if isinstance(norm, Refused):
@@ -99,7 +99,7 @@ def _considered(trace: Trace, calls: list[GroupNormCall], choosing: Choosing) ->
     if not choosing.band(first.channels):
         band = f"at least {choosing.min_groups} groups of at least {choosing.min_channels_per_group} channels"
         return Refused(Reason.OUTSIDE_BAND, f"{first.channels} channels cannot be divided into {band}")
-    try:  # a norm that cannot be edited keeps its number, and those behind it are measured with that
+    try:  # a norm that cannot be edited keeps its number, and later norms are measured with that
         _edit(Place(trace, first.norm, PATTERN).edit, first, first.num_groups)
     except Refused as refused:
         return refused
@@ -108,7 +108,7 @@ def _considered(trace: Trace, calls: list[GroupNormCall], choosing: Choosing) ->
 
 
 class _Chosen:
-    """The gains of all norms in chains, and what is chosen by them."""
+    """The gains of all norms in chains, and the numbers chosen from them."""
 
     def __init__(self, trace: Trace, choosing: Choosing, norms: dict[Hashable, _Norm]) -> None:
         self._trace, self._choosing, self._norms = trace, choosing, norms
@@ -138,10 +138,10 @@ class _Chosen:
             self._gains = measured_gains(self._trace, self._decide)
 
     def change(self, place: Hashable) -> tuple[int, Change]:
-        """The number for the norm at ``place``, and what is said of it.
+        """Return the number for the norm at ``place``, and the change as reported.
 
         Raises:
-            Refused: it has that number.
+            Refused: it has that number already.
         """
         norm, known = self._norms[place], self._gains.get(place, {})
         choice, how = self._choice(norm, known)
@@ -158,7 +158,7 @@ class _Chosen:
         return None if norm is None else self._number(self._choice(norm, measured)[0])
 
     def _choice(self, norm: _Norm, measured: dict[int, float]) -> tuple[GroupChoice, str]:
-        """What the rule is given, and where its gains come from."""
+        """Return the input of the rule, and where its gains come from."""
         channels = norm.call.channels
         band, known, how = self._choosing.band(channels), measured, self._how
         if not any(0 < measured.get(groups, 0) < math.inf for groups in band):
@@ -203,7 +203,7 @@ def _path(call: GroupNormCall) -> str:
 
 
 def _values_of(flow: Dataflow, node: fx.Node) -> fx.Node:
-    """Where the values of ``node`` were computed."""
+    """Return the node that computed the values of ``node``."""
     while facts(node)["kind"] in (*PASS_THROUGH, Kind.DROPOUT) and len(sources := flow.sources(node)) == 1:
         node = sources[0]
     return node

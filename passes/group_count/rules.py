@@ -1,4 +1,4 @@
-"""Rules that choose a number of groups for one norm; ours, see the pass."""
+"""Rules that choose the number of groups of one norm; they are ours, see the pass."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 TIE = 1e-3
-"""Ratios whose logarithms differ by less are equally near: less than a measurement can tell apart."""
+"""Ratios whose logarithms differ by less are equally close: the difference is below measurement error."""
 
 
 @dataclass(frozen=True)
 class GroupChoice:
-    """What a rule is given to choose from.
+    """What a rule chooses from.
 
     Attributes:
-        n_in: inputs that one output channel of the weight reads at one position; ``n_out`` its output channels.
-        num_groups: the number that the norm has now.
+        n_in: inputs that one output channel of the weight reads at one position.
+        n_out: output channels of the weight.
+        num_groups: the present number of groups of the norm.
         slope: the mean square derivative of the activation over a standard normal; 1 without an activation.
         gains: the gradient gain of the chain for every divisor of ``n_out``.
         candidates: the divisors inside the band, at least one.
@@ -36,11 +37,11 @@ Rule: TypeAlias = Callable[[GroupChoice], int]
 
 
 Distance: TypeAlias = Callable[[GroupChoice, int], float]
-"""How far a number of groups is from what is wanted."""
+"""How far a number of groups is from the desired one."""
 
 
 def isometry(choice: GroupChoice, groups: int) -> float:
-    """How far the gradient gain with ``groups`` groups is from one, in ratio; infinite for none at all."""
+    """How far the gradient gain with ``groups`` groups is from one, in ratio; infinite if it is 0 or infinite."""
     gain = choice.gains[groups]
     return abs(math.log(gain)) if 0 < gain < math.inf else math.inf
 
@@ -51,18 +52,18 @@ def channels_per_group(channels: int) -> Distance:
 
 
 def nearest(distance: Distance) -> Rule:
-    """The rule that chooses the candidate of the smallest distance, up to :data:`TIE`; of equals the fewest groups."""
+    """Return the rule that takes the candidate of smallest distance, up to :data:`TIE`; in a tie, fewest groups."""
     return lambda choice: min(_as_near(choice, distance, TIE))
 
 
 def nearest_to_present(distance: Distance, tolerance: float) -> Rule:
-    """The rule that changes no more than it must.
+    """Return the rule that changes no more than necessary.
 
-    Of the candidates whose distance is the smallest, or within ``tolerance`` of it, it chooses the one that is nearest
-    in ratio to the number that is there; of two that are as near, the fewer groups.
+    Of the candidates whose distance is the smallest, or within ``tolerance`` of it, it chooses the one nearest in ratio
+    to the present number; in a tie, the fewer groups.
 
     Args:
-        distance: in ratio.
+        distance: measured in ratio.
         tolerance: 0.05 for 5 %.
     """
 
@@ -74,12 +75,12 @@ def nearest_to_present(distance: Distance, tolerance: float) -> Rule:
 
 
 def slack(tolerance: float) -> float:
-    """How much farther in ratio counts as equal."""
+    """Return the difference in log ratio that still counts as equal."""
     return max(TIE, math.log1p(tolerance))
 
 
 def _as_near(choice: GroupChoice, distance: Distance, slack: float) -> list[int]:
-    """The candidates that are at most by ``slack`` farther away than the nearest."""
+    """Return the candidates that are at most ``slack`` farther away than the nearest."""
     distances = {groups: distance(choice, groups) for groups in choice.candidates}
     smallest = min(distances.values())
     return [groups for groups, found in distances.items() if found <= smallest + slack]
@@ -87,15 +88,15 @@ def _as_near(choice: GroupChoice, distance: Distance, slack: float) -> list[int]
 
 @dataclass(frozen=True)
 class Choosing:
-    """A rule, what plans say of it, and the band that it chooses from.
+    """A rule, its description in plans, and the band it chooses from.
 
     Attributes:
         rule: chooses one of the divisors in the band.
-        why: what its choice is, in words.
-        distance: what it makes smallest; then plans say where the band kept it from a smaller one.
+        why: description of its choice.
+        distance: what it minimises, if anything; plans then say where the band ruled out a smaller one.
         min_channels_per_group, min_groups: the band.
-        slack: differences of the distance that do not count.
-        on_values: whether gains are measured on the model's own values and inputs; else they are expected over draws.
+        slack: differences of the distance up to this are ignored.
+        on_values: whether gains are measured on the model's own values and inputs rather than expected over draws.
     """
 
     rule: Rule
@@ -115,5 +116,5 @@ class Choosing:
 
 
 def divisors(channels: int) -> tuple[int, ...]:
-    """Every number of groups that ``channels`` can be divided into, from the fewest."""
+    """Return every number of groups that divides ``channels``, in increasing order."""
     return tuple(groups for groups in range(1, channels + 1) if channels % groups == 0)

@@ -1,16 +1,16 @@
-"""Equal scale for the feature maps that a segmentation decoder fuses.
+"""Equalize the scale of the feature maps that a segmentation decoder fuses.
 
 Rule (Kim and Kim, *Scale equalization for multi-level feature fusion*, arXiv:2402.01149; we read the abstract and a
 summary): bilinear upsampling lowers the variance of a map, so maps of several levels meet at a fusion with unequal
-scale, and their weights get gradients of unequal scale. Each map that is fused is normalised, after upsampling and
-before the fusion, by its mean and standard deviation over the data set: ``(x - mean) / std``. These are constants: no
-parameters and no statistics of batches.
+scale, and their weights get gradients of unequal scale. Each fused map is normalised, after upsampling and before the
+fusion, by its mean and standard deviation over the data set: ``(x - mean) / std``. These are constants: no parameters
+and no batch statistics.
 
-Why, in short (our derivation): of independent positions of variance v, bilinear upsampling by an even factor s leaves
+Why, in short (our derivation): for independent positions of variance v, bilinear upsampling by an even factor s leaves
 ``v ((4 s^2 - 1) / (6 s^2))^2``, some 0.39 v to 0.44 v; the smoother the map, the less it shrinks. So the constants have
 to be measured: :func:`rewriter.calibrate`.
 
-Ours, not the paper's: one pair of constants a map (not one a channel), that maps which were not upsampled are equalized
+Not from the paper: one pair of constants per map (not per channel), that maps which were not upsampled are equalized
 too, which joins count as fusions, sums (``additive=True``), and how the data are run for calibration.
 
 Dataflow::
@@ -36,10 +36,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ScaleEqualizer(Pass):
-    """Normalise every map that is fused by constants of the data set.
+    """Normalise every fused map by constants of the data set.
 
     Attributes:
-        additive: whether sums of maps are taken too, not only concatenations.
+        additive: whether sums of maps are equalized too, not only concatenations.
     """
 
     name = "scale-equalizer"

@@ -1,4 +1,4 @@
-"""The layer that the pass puts before a fusion."""
+"""The layer that the pass inserts before a fusion."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _IDENTITY = {"mean": 0.0, "inverse_std": 1.0}
 
 @register_layer("scale-equalizer/equalizer")
 class Equalizer(NotScripted, CalibratedLayer):
-    """``(x - mean) / std`` for each map that is fused, with constants measured over the whole data.
+    """``(x - mean) / std`` for each fused map, with constants measured over the whole data set.
 
-    The constants are one number a map, not one a channel, and the same in training and evaluation. They are buffers,
-    never parameters: the identity, bit for bit, until :func:`rewriter.calibrate` has measured them, also where a model
-    leaves the meta device. A checkpoint that does not have them leaves them as they are.
+    The constants are one number per map, not per channel, and the same in training and evaluation. They are buffers,
+    not parameters. The layer is the identity, bit for bit, until :func:`rewriter.calibrate` has measured them, also
+    after a model leaves the meta device. A checkpoint without them leaves them unchanged.
 
     Takes a tensor of any shape, or a sequence of ``operands`` tensors, and returns the same.
 

@@ -14,10 +14,10 @@ _NAME = "scale_equalizer"
 
 
 def equalize(place: Place[Fusion], additive: bool) -> Change:
-    """Put an equalizer on every map of a fusion.
+    """Insert an equalizer on every map of a fusion.
 
     Raises:
-        Refused: it is no fusion for the guideline, or cannot be edited.
+        Refused: it is outside the guideline's scope, or cannot be edited.
     """
     fusion = place.subject
     issuers = [place.model.get_submodule(facts(operand.node)["owner"].path) for operand in fusion.operands]

@@ -1,17 +1,17 @@
-"""Average pooling that averages a random subset in training.
+"""Average a random subset of the elements of an average pooling in training.
 
-Rule (Kim et al., *Stochastic Subsampling With Average Pooling*, arXiv:2409.16630): in training an average pooling
+Rule (Kim et al., *Stochastic Subsampling With Average Pooling*, arXiv:2409.16630): in training, an average pooling
 averages a random subset of its elements, a share ``p`` of them, in a window shrunk to match, times ``sqrt(p)``; in
-evaluation it is the average pooling. A drop-in for global average pooling; ``p`` of about 0.5 and one subset for all
-channels do best.
+evaluation it is plain average pooling. A drop-in replacement for global average pooling; ``p`` of about 0.5 and one
+subset for all channels work best.
 
 Why, in short (our derivation): unlike dropout, which zeroes and rescales, a subset leaves the mean and variance of the
 elements as they are; the average of fewer zero-mean, uncorrelated elements has a variance larger by ``1 / p``, which
-the factor ``sqrt(p)`` takes back. For elements with a mean, such as the output of a ReLU, the factor shrinks the mean
+the factor ``sqrt(p)`` compensates. For elements with a mean, such as the output of a ReLU, the factor shrinks the mean
 in training: ``scale="none"`` leaves it out.
 
-Ours, not the paper's: which poolings are taken and left besides global ones, a subset of its own for each local window
-and adaptive bin, and that a head keeps its dropout if it has one.
+Not from the paper: which poolings other than global ones are changed, a separate subset for each local window and
+adaptive bin, and that a head that has dropout keeps it instead.
 
 Dataflow::
 
@@ -46,7 +46,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """The layers, which need torch; what the pass is can be told without it."""
+    """Import the layers on first use, since they need torch and the pass itself does not."""
     if name in __all__:
         from rewriter.passes.stochastic_pooling import layers
 
@@ -56,12 +56,12 @@ def __getattr__(name: str) -> Any:
 
 @dataclass(frozen=True)
 class StochasticPooling(Pass):
-    """Let average poolings average a random subset in training.
+    """Make average poolings average a random subset in training.
 
     Attributes:
-        keep_prob: share of the elements that is averaged, ``0 < keep_prob <= 1``.
+        keep_prob: share of the elements that are averaged, ``0 < keep_prob <= 1``.
         scale: ``"sqrt"``, the published factor ``sqrt(keep_prob)``, or ``"none"``, which keeps the mean.
-        squeeze: whether the pools of squeeze-and-excitation and other gates are taken too.
+        squeeze: whether the poolings of squeeze-and-excitation and other gates are changed too.
     """
 
     name = "stochastic-pooling"

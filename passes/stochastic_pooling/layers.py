@@ -1,12 +1,12 @@
 """Stochastic average pooling as layers, and as behaviours of pooling layers that a model already has.
 
-All of them: in evaluation, and with ``keep_prob=1``, exactly the pooling they stand for, bit for bit. In training the
-average of a random subset of each window, drawn for each sample and shared by the channels, times the root of the share
-kept (``scale="sqrt"``, as published) or as it is (``scale="none"``). Both can be set at any time.
-Random numbers are those of the device's default generator, as for dropout.
+In evaluation, and with ``keep_prob=1``, each is exactly the pooling it replaces, bit for bit. In training it is the
+average of a random subset of each window, drawn for each sample and shared by the channels, times the square root of
+the share kept (``scale="sqrt"``, as published) or unscaled (``scale="none"``). Both can be set at any time.
+Random numbers come from the device's default generator, as for dropout.
 
 Source: Kim et al., *Stochastic Subsampling With Average Pooling* (arXiv:2409.16630). Theirs: the subset, its average,
-the root, one and two dimensions. Ours: a subset of its own for each local window and adaptive bin, and for each sample.
+the square root, one and two dimensions. Ours: a subset for each local window and adaptive bin, and for each sample.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from rewriter.tracing.kinds import Kind
 
 
 class Sampling(NotScripted):
-    """What all forms share: ``keep_prob`` and ``scale``, checked when they are set.
+    """Common base: ``keep_prob`` and ``scale``, checked when they are set.
 
     Attributes:
-        keep_prob: share of the elements of a window that is averaged in training, ``0 < keep_prob <= 1``; of ``L``
+        keep_prob: share of the elements of a window that are averaged in training, ``0 < keep_prob <= 1``; of ``L``
             elements ``max(1, round(keep_prob * L))``.
-        scale: ``"sqrt"`` multiplies the average by the root of the share kept, which keeps the variance of zero-mean,
-            uncorrelated elements at what the full average has; ``"none"`` keeps the mean.
+        scale: ``"sqrt"`` multiplies the average by the square root of the share kept, which gives zero-mean,
+            uncorrelated elements the variance of the full average; ``"none"`` keeps the mean.
     """
 
     _rewriter_forward_of_base: Callable[[torch.Tensor], torch.Tensor]
@@ -61,7 +61,7 @@ class Sampling(NotScripted):
         return self.training and self.keep_prob < 1
 
     def __prepare_scriptable__(self) -> nn.Module:
-        """Behaviours in front of a pooling layer are scripted, for evaluation."""
+        """Keep behaviours on pooling layers scriptable, for evaluation."""
         return self if hasattr(type(self), FORWARD_OF_BASE) else super().__prepare_scriptable__()
 
     def extra_repr(self) -> str:
@@ -89,7 +89,7 @@ class SamplesBins(Sampling):
 
 @register_layer("stochastic-pooling/local")
 class SamplesWindows(Sampling):
-    """Behaviour of ``nn.AvgPool1d``, ``2d``, ``3d`` and their subclasses whose windows lie side by side."""
+    """Behaviour of ``nn.AvgPool1d``, ``2d``, ``3d`` and their subclasses with non-overlapping windows."""
 
     kernel_size: Any
     stride: Any
@@ -109,11 +109,11 @@ class SamplesWindows(Sampling):
 class StochasticAvgPool1d(SamplesWindows, nn.AvgPool1d):
     """Stochastic average pooling of sequences: ``(N, C, L)`` to ``(N, C, L // kernel_size)``.
 
-    As published where ``keep_prob * kernel_size`` is a whole number: a random subset of the whole sequence in shorter
+    As published if ``keep_prob * kernel_size`` is a whole number: a random subset of the whole sequence in shorter
     windows. Otherwise a subset of each window.
 
     Args:
-        kernel_size: elements of one window; windows lie side by side.
+        kernel_size: elements of one window; windows are adjacent.
         keep_prob, scale: see :class:`Sampling`.
 
     Raises:
@@ -129,8 +129,8 @@ class StochasticAvgPool2d(SamplesWindows, nn.AvgPool2d):
     """Stochastic average pooling of maps: ``(N, C, H, W)`` to ``(N, C, H // kernel_size, W // kernel_size)``.
 
     Args:
-        kernel_size: side of the window, or ``(height, width)``; windows lie side by side. None pools the whole map, to
-            ``(N, C, 1, 1)``: the place of ``nn.AdaptiveAvgPool2d(1)`` in front of a classifier.
+        kernel_size: side of the window, or ``(height, width)``; windows are adjacent. None pools the whole map, to
+            ``(N, C, 1, 1)``, in place of ``nn.AdaptiveAvgPool2d(1)`` before a classifier.
         keep_prob, scale: see :class:`Sampling`.
 
     Raises:
@@ -168,10 +168,10 @@ class StochasticAdaptiveAvgPool1d(SamplesBins, nn.AdaptiveAvgPool1d):
 
 
 class StochasticAdaptiveAvgPool2d(SamplesBins, nn.AdaptiveAvgPool2d):
-    """Stochastic average pooling to a fixed size: ``(N, C, H, W)`` to ``(N, C, *output_size)``; pyramid pools.
+    """Stochastic average pooling to a fixed size: ``(N, C, H, W)`` to ``(N, C, *output_size)``, as in pyramid pooling.
 
     Args:
-        output_size: side of the output, or ``(height, width)``, None in it for the size of the input.
+        output_size: side of the output, or ``(height, width)``; None in it keeps the input size.
         keep_prob, scale: see :class:`Sampling`; a subset is drawn for each bin.
 
     Raises:
@@ -186,10 +186,10 @@ class StochasticAdaptiveAvgPool2d(SamplesBins, nn.AdaptiveAvgPool2d):
 
 
 class StochasticMean(Sampling):
-    """The mean over tokens or positions, of a random subset of them: ``(N, L, C)`` to ``(N, C)`` for ``dim=1``.
+    """The mean over a random subset of tokens or positions: ``(N, L, C)`` to ``(N, C)`` for ``dim=1``.
 
     Args:
-        dim: the dimensions to average over, not the first, which counts samples.
+        dim: the dimensions to average over; not the first, which is the batch.
         keepdim: keep them, with size 1.
         keep_prob, scale: see :class:`Sampling`.
 
@@ -216,7 +216,7 @@ class StochasticMean(Sampling):
 
 @register_layer("stochastic-pooling/function")
 class StochasticFunction(Sampling):
-    """Stands for a pooling function, takes its arguments and returns what it returns.
+    """Stochastic form of a pooling function, with the same arguments and return value.
 
     Args:
         function: a name of :attr:`FUNCTIONS`.
@@ -264,13 +264,13 @@ class StochasticFunction(Sampling):
 
 @register_layer("stochastic-pooling/positions")
 class SampledPositions(Sampling):
-    """Stands before a global average pooling that lies in other code (einops): what comes of it is a sample's average.
+    """Acts before a global average pooling in code that is not edited (einops), so that it averages a random subset.
 
-    In training all but a random subset of positions is zero, and the rest is larger by what the average over all
-    positions makes smaller; in evaluation the input is returned as it is.
+    In training all but a random subset of positions is set to zero, and the rest is scaled up to compensate for the
+    average over all positions; in evaluation the input is returned unchanged.
 
     Args:
-        dims: the dimensions that the pooling averages over, not the first, which counts samples.
+        dims: the dimensions that the pooling averages over; not the first, which is the batch.
         keep_prob, scale: see :class:`Sampling`.
 
     Raises:
@@ -310,7 +310,7 @@ def _mean(sampling: Sampling, x: torch.Tensor, dim: Any, pool: Pool) -> torch.Te
 def _local(
     sampling: Sampling, x: torch.Tensor, spatial_dims: int, pool: Pool, *given: Any, **named: Any
 ) -> torch.Tensor:
-    """The arguments after ``pool`` are those of ``avg_pool2d``."""
+    """Pool local windows; the arguments after ``pool`` are those of ``avg_pool2d``."""
     arguments = dict(zip(("kernel_size", "stride", "padding", "ceil_mode"), given, strict=False)) | named
     window = per_dim(arguments["kernel_size"], spatial_dims)
     stride = per_dim(arguments.get("stride") or window, spatial_dims)
@@ -344,6 +344,6 @@ def _windows(sampling: Sampling, x: torch.Tensor, window: Sequence[int], pool: P
 
 
 def _spatial_dims(module: nn.Module) -> int:
-    """1, 2 or 3, by the class of the pooling layer."""
+    """Return 1, 2 or 3, by the class of the pooling layer."""
     classes = ((nn.AdaptiveAvgPool1d, nn.AvgPool1d), (nn.AdaptiveAvgPool2d, nn.AvgPool2d))
     return next((number for number, kinds in enumerate(classes, 1) if isinstance(module, kinds)), 3)

@@ -44,13 +44,13 @@ _WHY_NOT = {
 
 
 Subject = list[Pooling] | Refused
-"""Calls of one pooling; or why there is none where one is looked for."""
+"""Calls of one pooling, or why a head has none that can be changed."""
 
 _NAME = "stochastic_pooling"
 
 
 def find_places(trace: Trace) -> Iterator[Place[Subject]]:
-    """Every average pooling that runs in training, and what stands in the way of a head's, if it has none."""
+    """Yield every average pooling that runs in training, and why a head without one is left alone."""
     poolings = find_poolings(trace.train.dataflow, trace.model)
     if not any(pooling.role is PoolingRole.HEAD for pooling in poolings):
         missing = dict.fromkeys((reason, detail) for _, reason, detail in missing_heads(trace.train.dataflow))
@@ -62,7 +62,7 @@ def find_places(trace: Trace) -> Iterator[Place[Subject]]:
 
 
 def _by_place(poolings: list[Pooling], model: nn.Module) -> list[list[Pooling]]:
-    """Calls of one pooling module, and what one expression computed, together: they can only be changed together."""
+    """Group calls of one pooling module, or of one expression: they can only be changed together."""
     groups: dict[object, list[Pooling]] = {}
     for pooling in poolings:
         node = pooling.node
@@ -73,10 +73,10 @@ def _by_place(poolings: list[Pooling], model: nn.Module) -> list[list[Pooling]]:
 
 
 def sample(place: Place[Subject], keep_prob: float, scale: str, squeeze: bool) -> Change:
-    """Let the pooling at ``place`` average a random subset of its elements in training.
+    """Make the pooling at ``place`` average a random subset of its elements in training.
 
     Raises:
-        Refused: it is no pooling for the guideline, or cannot be edited.
+        Refused: it is outside the guideline's scope, or cannot be edited.
     """
     if isinstance(place.subject, Refused):
         raise place.subject
@@ -100,16 +100,16 @@ class _Rule:
         }
 
     def change(self) -> Change:
-        """The edits, and what they do.
+        """Return the edits and their description.
 
         Raises:
-            Refused: there are none to be made.
+            Refused: there is nothing to change.
         """
         for pooling in self.calls:
             self._refuse(pooling)
         first = self.calls[0]
         for pooling in self.calls:
-            if weights := self.weights.get(pooling.node):  # else what it gives is what the model is for
+            if weights := self.weights.get(pooling.node):  # without one, its result is the model's output
                 self.place.interference.refuse_other_readers([pooling.node], weights, "become random in training")
         changed = self._edit(first)[0]
         holder = changed.path if isinstance(changed, AddBehaviour) else f"{changed.path}.{changed.name}".lstrip(".")  # type: ignore[attr-defined]
@@ -124,7 +124,7 @@ class _Rule:
         )
 
     def _refuse(self, pooling: Pooling) -> None:
-        """Refuse what the guideline is not for.
+        """Refuse what is outside the guideline's scope.
 
         Raises:
             Refused: naming this call of the pooling.
@@ -162,7 +162,7 @@ class _Rule:
         return None
 
     def _sampling_before(self, pooling: Pooling) -> nn.Module | None:
-        """The layer that samples the positions in front of a pooling that lies in other code."""
+        """Return the layer that samples positions before a pooling in code that is not edited."""
         source = pooling.source
         while (
             facts(source)["kind"] in PASS_THROUGH and source.op != "call_module" and len(self.flow.sources(source)) == 1
@@ -211,7 +211,7 @@ class _Rule:
         return edit.behave(path, f"stochastic-pooling/{kind}", all_calls=True, **self.options)
 
     def _dims_of_positions(self, given: fx.Node, pooling: Pooling) -> list[int] | None:
-        """The dimensions of ``given`` that a global pooling averages over, which reads it or a view of it."""
+        """Return the dimensions of ``given`` averaged over by a global pooling that reads it or a view of it."""
         shape, channels = facts(given)["shape"], channel_dimension(self.flow, given, self.model)
         dims = [dim for dim in range(1, len(shape)) if dim != channels]
         same = (
@@ -221,5 +221,5 @@ class _Rule:
         return dims if channels is not None and same else None
 
     def _module(self, node: fx.Node) -> nn.Module:
-        """The pooling module; of a function, the module that calls it."""
+        """Return the pooling module; for a function, the module that calls it."""
         return self.model.get_submodule(path_of(node))

@@ -1,8 +1,8 @@
-"""Average pooling over a random subset of what each output averages.
+"""Average pooling over a random subset of the elements of each window.
 
 Keeping a subset of ``k`` of ``L`` elements and averaging it is the same as zeroing the others, averaging all ``L`` and
-multiplying by ``L / k``. So wherever windows do not share elements, the pooling that is there does the averaging, on a
-masked map: its layout, data type, keepdim and flattening stay its own, and gradients reach the kept elements only.
+multiplying by ``L / k``. So if windows do not overlap, the existing pooling averages a masked map: its layout, dtype,
+keepdim and flattening are unchanged, and gradients reach the kept elements only.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 
 
 def kept_count(elements: int, keep_prob: float) -> int:
-    """How many of ``elements`` are kept: the nearest whole number, at least one."""
+    """Return how many of ``elements`` are kept: the nearest whole number, at least one."""
     return max(1, round(keep_prob * elements))
 
 
@@ -30,15 +30,16 @@ def pool_windows(
     *,
     batched: bool = True,
 ) -> torch.Tensor:
-    """``pool(x)`` over a random subset of each window.
+    """Return ``pool(x)`` over a random subset of each window.
 
     Args:
         x: the map; one subset for each window, shared by the dimensions that are not pooled.
-        pool: averages windows that lie side by side from the first element on and share no element.
-        dims: the dimensions that are pooled, ``window`` the size of a window along each.
-        keep_prob: share of the elements of a window that is kept.
+        pool: averages adjacent, non-overlapping windows, starting at the first element.
+        dims: the pooled dimensions.
+        window: the size of a window along each of ``dims``.
+        keep_prob: share of the elements of a window that are kept.
         scale: one of :data:`SCALES`.
-        batched: whether the first dimension counts samples; each has a subset of its own.
+        batched: whether the first dimension is the batch; each sample then has its own subset.
 
     Raises:
         ValueError: there is nothing to average.
@@ -55,7 +56,7 @@ def pool_windows(
 
 
 def _kept(x: torch.Tensor, dims: Sequence[int], window: Sequence[int], kept: int, batched: bool) -> torch.Tensor:
-    """True where an element is averaged; shaped like ``x``, with 1 for dimensions that share the subset."""
+    """Return a mask of the elements averaged, shaped like ``x`` but of size 1 where dimensions share the subset."""
     pooled = sorted(zip((dim % x.dim() for dim in dims), window, strict=True))
     samples = x.shape[0] if batched else 1
     lengths = [length for _, length in pooled]
@@ -65,7 +66,7 @@ def _kept(x: torch.Tensor, dims: Sequence[int], window: Sequence[int], kept: int
     windows = (ranks < kept).view(samples, *counts, *lengths).permute(0, *side_by_side)
     covered = [count * length for count, length in zip(counts, lengths, strict=True)]
     beyond = [end for (dim, _), size in zip(pooled, covered, strict=True) for end in (x.shape[dim] - size, 0)]
-    averaged = F.pad(windows.reshape(samples, *covered), beyond[::-1])  # what no window reaches is not averaged
+    averaged = F.pad(windows.reshape(samples, *covered), beyond[::-1])  # elements outside all windows are not averaged
     shape = [samples if batched else 1] + [1] * (x.dim() - 1)
     for dim, _ in pooled:
         shape[dim] = x.shape[dim]
@@ -73,12 +74,12 @@ def _kept(x: torch.Tensor, dims: Sequence[int], window: Sequence[int], kept: int
 
 
 def pool_regions(x: torch.Tensor, regions: Sequence[torch.Tensor], keep_prob: float, scale: str) -> torch.Tensor:
-    """Average pooling over regions that may differ in size and share elements, over a random subset of each.
+    """Average-pool over a random subset of each region; regions may differ in size and overlap.
 
     Args:
         x: ``(N, C, …)`` or ``(C, …)`` with as many further dimensions as ``regions``.
         regions: for each of these dimensions, which positions each output averages, ``(outputs, positions)``.
-        keep_prob: share of the elements of a region that is kept; the factor of ``scale`` is that of each region.
+        keep_prob: share of the elements of a region that are kept; the factor of ``scale`` is computed per region.
         scale: one of :data:`SCALES`.
 
     Returns:
@@ -109,21 +110,21 @@ def pool_regions(x: torch.Tensor, regions: Sequence[torch.Tensor], keep_prob: fl
 
 
 def bins(size: int, count: int, device: torch.device) -> torch.Tensor:
-    """Which of ``size`` positions each of ``count`` adaptive bins averages, ``(count, size)``."""
+    """Return which of ``size`` positions each of ``count`` adaptive bins averages, ``(count, size)``."""
     position, number = torch.arange(size, device=device), torch.arange(count, device=device)[:, None]
     return (position >= number * size // count) & (position < -(-(number + 1) * size // count))
 
 
 def windows(size: int, length: int, stride: int, ceil_mode: bool, device: torch.device) -> torch.Tensor:
-    """Which of ``size`` positions each window averages, ``(windows, size)``; ``ceil_mode`` keeps a part of one."""
+    """Return which of ``size`` positions each window covers, ``(windows, size)``; ``ceil_mode`` adds partial ones."""
     count = max(0, (-(-(size - length) // stride) if ceil_mode else (size - length) // stride) + 1)
-    count -= (count - 1) * stride >= size  # a window that begins beyond the end is dropped
+    count -= (count - 1) * stride >= size  # a window that starts beyond the end is dropped
     position, start = torch.arange(size, device=device), stride * torch.arange(count, device=device)[:, None]
     return (position >= start) & (position < start + length)
 
 
 def pool_sequence(x: torch.Tensor, window: int, keep_prob: float, scale: str) -> torch.Tensor:
-    """The published form for one dimension: a random subset of the whole sequence, order kept, in shorter windows.
+    """Pool a random subset of the whole sequence, order kept, in shorter windows: the published form in one dimension.
 
     Args:
         x: ``(N, C, L)`` or ``(C, L)``.

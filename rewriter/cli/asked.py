@@ -1,4 +1,4 @@
-"""A model and a rewrite as asked for on the command line."""
+"""A model and a rewrite as requested on the command line."""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ from rewriter.cli.options import Preserve, assignments, parsed_pass, parsed_size
 
 
 class Asked:
-    """What was asked for, parsed.
+    """The parsed request.
 
     Attributes:
-        name: of the model, ``model_kwargs`` options of its constructor, ``size`` of its input.
+        name: of the model.
+        model_kwargs: options of its constructor.
+        size: of its input.
         passes: as :func:`rewriter.plan` takes them; None for all.
-        only, skip, preserve: likewise.
+        only, skip, preserve: as for :func:`rewriter.plan`.
         pretrained, checkpoint: which weights it gets.
 
     Raises:
-        typer.BadParameter: wrong usage.
+        typer.BadParameter: invalid usage.
     """
 
     def __init__(

@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def _in_one_line(default: Callable[..., str]) -> Callable[..., str]:
-    """Our own warnings without a line of our source, which is no help on a command line."""
+    """Show our own warnings without a line of our source, which is no help on a command line."""
 
     def format_warning(message: Any, category: type[Warning], *place: Any, **line: Any) -> str:
         if issubclass(category, RewriterWarning):
@@ -58,7 +58,7 @@ def _in_one_line(default: Callable[..., str]) -> Callable[..., str]:
 
 
 def application() -> typer.Typer:
-    """The commands, as a typer application."""
+    """Return the commands as a typer application."""
     from rewriter.cli.compare import compare_command
     from rewriter.cli.new_pass import new_pass_command
     from rewriter.cli.passes import passes_command
@@ -85,7 +85,7 @@ def application() -> typer.Typer:
 
 
 def _shows_help() -> bool:
-    """Whether help is asked for. What typer draws it with is slow to import; an error does without."""
+    """Whether help is requested: typer's rendering is slow to import, and errors do without it."""
     return len(sys.argv) == 1 or not {"-h", "--help"}.isdisjoint(sys.argv)
 
 

@@ -1,4 +1,4 @@
-"""The models that ``rewriter compare`` trains, and what is told before."""
+"""The models that ``rewriter compare`` trains, and checks before training."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from rewriter.errors import RewriterError
 from rewriter.model.random_state import random_state_kept, seed_all
 
 _SMALL = 96
-"""Images up to this side are looked at in their own size, in place of the one that the model was made for."""
+"""Images up to this size are used at their own size instead of the model's default."""
 _LEAST = 32
 
 
 def checked(wanted: Wanted, data: str, budget: str, fields: dict[str, Any], device: str | None) -> int:
-    """Tell what is wrong before data are read and models made, what is known soonest first; gives the batch size."""
+    """Report errors before data are read and models made, cheapest checks first; returns the batch size."""
     recipe = resolve_recipe(budget, fields)
     wanted.check_files_and_passes()
     rewriter.data.check_name(data)
@@ -33,7 +33,7 @@ def checked(wanted: Wanted, data: str, budget: str, fields: dict[str, Any], devi
 
 
 class Made:
-    """The model asked for, fitted to the data: as many classes, channels and pixels."""
+    """The requested model, adapted to the data: as many classes, channels and pixels."""
 
     def __init__(self, wanted: Wanted, source: Source) -> None:
         from rewriter import zoo
@@ -50,9 +50,9 @@ class Made:
         return model
 
     def rewritten(self) -> torch.nn.Module:
-        """Of an original of its own: the plan is what counts, which is carried out for each seed.
+        """The rewrite of a separate original: only its plan matters, which is applied for each seed.
 
-        Weights may decide about it (group-count measures gains), so these are the same whenever the command is given.
+        Weights may affect the plan (group-count measures gains), so they are the same whenever the command is repeated.
         """
         wanted = self.wanted
         with random_state_kept():
@@ -64,7 +64,7 @@ class Made:
         )  # fmt: skip
 
     def _size(self, images: tuple[int, int] | None) -> tuple[int, ...]:
-        """The size of small images if the model runs on it, made for it if need be; otherwise the model's own."""
+        """Return the size of small images if the model runs on it, built for it if necessary; else the model's own."""
         entry = self.wanted.create(Work(), meta=True)
         if images is not None and max(images) <= _SMALL:
             side = max(_LEAST, *images)

@@ -1,4 +1,4 @@
-"""Output in an encoding that lacks a character: something plain stands for it, and nothing is refused."""
+"""Output in an encoding that lacks a character: it is replaced by a plain one instead of raising."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _PLAIN = {
 
 
 def write_what_can_be_encoded() -> None:
-    """From here on standard output and standard error take any text: ``→`` becomes ``->`` where it has to."""
+    """Make standard output and standard error accept any text: ``→`` becomes ``->`` if necessary."""
     codecs.register_error(_NAME, _plain)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

@@ -1,4 +1,4 @@
-"""Makes the model that was asked for on the command line, for the commands that take one."""
+"""Create the model requested on the command line, for the commands that take one."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from rewriter.storage.checkpoint import check_weights, classes_and_channels, rea
 
 @dataclass
 class Work:
-    """Names the step that runs, if ``shown``, and times the steps."""
+    """Shows the current step, if ``shown``, and times the steps."""
 
     seconds: dict[str, float] = field(default_factory=dict)
     shown: bool = True
@@ -41,13 +41,13 @@ class Work:
 
 
 class Wanted:
-    """A model as asked for on the command line, and what is to be done to it.
+    """A model as requested on the command line, and what to do with it.
 
     Attributes:
-        of_data: options of the model's constructor that the data set, not the user.
-        is_trained: whether the model is trained afterwards, or handed to somebody who may; only then can a checkpoint
-            of another number of classes be of use, without its classifier.
-        new_classifier: what is told of a classifier that was not loaded; empty if all weights were.
+        of_data: options of the model's constructor that were set by the data, not by the user.
+        is_trained: whether the model will be trained here, or may be by its recipient; only then is a checkpoint with
+            another number of classes of use, without its classifier.
+        new_classifier: message about a classifier that was not loaded; empty if all weights were.
     """
 
     def __init__(self, asked: Asked) -> None:
@@ -58,11 +58,11 @@ class Wanted:
         self.is_trained, self.new_classifier = True, ""
 
     def create(self, work: Work, meta: bool = False) -> Any:
-        """The model, with the weights asked for.
+        """Create the model with the requested weights.
 
         Args:
-            work: names and times the steps.
-            meta: without memory or trained weights, where the constructor allows that.
+            work: shows and times the steps.
+            meta: without memory or trained weights, if the constructor allows it.
         """
         self.check_files_and_passes()
         entry = self._created(work, meta)
@@ -75,7 +75,7 @@ class Wanted:
         return entry
 
     def _but_for_classifier(self, model: nn.Module, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The weights, with the model's own classifier where the number of classes was asked to be another one."""
+        """Return the weights, with the model's own classifier if another number of classes was requested."""
         from rewriter import zoo
 
         classes, channels = classes_and_channels(model, weights)
@@ -89,27 +89,27 @@ class Wanted:
         return weights | new
 
     def check_files_and_passes(self) -> None:
-        """Refuse passes and options of passes that there are not, and a checkpoint that cannot be read."""
+        """Refuse unknown passes and pass options, and a checkpoint that cannot be read."""
         _ = self.resolved, self.weights
 
     def check_model(self) -> None:
-        """Refuse a name and options that no model has, at the cost of a model without memory."""
+        """Refuse an unknown name or options, by creating the model without memory."""
         self._created(Work(), meta=True)
 
     @functools.cached_property
     def resolved(self) -> list[Pass] | None:
-        """The passes asked for; None for all."""
+        """Return the requested passes; None for all."""
         return None if self.passes is None else resolve_passes(self.passes)
 
     @functools.cached_property
     def weights(self) -> dict[str, torch.Tensor] | None:
-        """The weights in the checkpoint, read once for all models that are made."""
+        """The weights in the checkpoint, read once for all models created."""
         return read_checkpoint(self.checkpoint) if self.checkpoint is not None else None
 
     def _created(self, work: Work, meta: bool) -> Any:
         from rewriter import zoo
 
-        quick = zoo.quick_options(self.name) if meta else {}  # only a model that is kept must be as usual
+        quick = zoo.quick_options(self.name) if meta else {}  # only a model that is kept needs its usual options
         options = quick | self.of_data | self.model_kwargs
         with work.step("create", f"creating {self.name}"):
             try:
@@ -126,7 +126,7 @@ class Wanted:
         return entry
 
     def _other_options(self, model: nn.Module, weights: dict[str, torch.Tensor]) -> str:
-        """The options of the constructor that the weights were made with, where their shapes tell."""
+        """Return the constructor options that the weights were made with, if their shapes determine them."""
         from rewriter import zoo
 
         classes, channels = classes_and_channels(model, weights)
@@ -139,7 +139,7 @@ class Wanted:
         return f". They fit a model made with {told}{otherwise}" if told else ""
 
     def arguments(self, entry: Any) -> dict[str, Any]:
-        """Arguments of :func:`rewriter.plan` and :func:`rewriter.rewrite`."""
+        """Return arguments of :func:`rewriter.plan` and :func:`rewriter.rewrite`."""
         own_inputs = entry.example_inputs if self.size is None else None
         size = None if own_inputs is not None else self.size or entry.input_size
         if size is not None and len(size) == 2 and entry.input_size is not None:
@@ -154,12 +154,12 @@ class Wanted:
         }
 
     def needs_values(self, made: PlanData) -> bool:
-        """Whether a pass that decides by the values of weights found a place."""
+        """Whether a pass that depends on the values of weights found a place."""
         deciding = {item.name for item in self.resolved or () if item.needs_values}
         return any(site.pass_name in deciding for site in made.sites)
 
     def show(self, console: Console, entry: Any, made: PlanData) -> None:
-        """Print the model and what is asked of it."""
+        """Print the model and the request."""
         options = "".join(f", {key}={value!r}" for key, value in self.model_kwargs.items())
         weights = "pretrained" if self.pretrained else f"from {self.checkpoint}" if self.checkpoint else "as created"
         weights += f", with {self.new_classifier}" if self.new_classifier else ""
@@ -167,7 +167,7 @@ class Wanted:
         show_model(console, self.name, entry.model, options, weights, inputs, made)
 
     def recipe(self, entry: Any, record: Record) -> dict[str, Any] | None:
-        """How :func:`rewriter.load` makes the original; None where weights decide about the structure."""
+        """Return how :func:`rewriter.load` makes the original; None if weights determine the structure."""
         from rewriter import zoo
 
         if self.pretrained:

@@ -1,4 +1,4 @@
-"""``rewriter new-pass NAME``: the files of a pass of one's own, as a distribution that can be installed."""
+"""``rewriter new-pass NAME``: the files of a new pass, as a distribution that can be installed."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
-"""What the commands share: options and their parsing, how errors are told, where output goes.
+"""What the commands share: options and their parsing, error reporting, and output.
 
-Nothing here imports torch, nor do the modules that say what the commands are: help, usage errors and completion are
-quick.
+Nothing here imports torch, nor do the modules that define the commands: help, usage errors and completion are fast.
 """
 
 from __future__ import annotations
@@ -73,11 +72,11 @@ JSON = Annotated[bool, option("--json", help="One JSON document on stdout, nothi
 
 
 _BOOLEANS = {"true": "True", "false": "False"}
-"""As people write them on a command line."""
+"""Spellings used on a command line."""
 
 
 def assignments(texts: Sequence[str], option: str) -> dict[str, Any]:
-    """``["a=1", "b=x,c=(1,2)"]`` as ``{"a": 1, "b": "x", "c": (1, 2)}``."""
+    """Parse ``["a=1", "b=x,c=(1,2)"]`` into ``{"a": 1, "b": "x", "c": (1, 2)}``."""
     values: dict[str, Any] = {}
     for text in texts:
         for part in re.split(r"[,\s]\s*(?=[A-Za-z_]\w*\s*=)", text.strip()):
@@ -98,7 +97,7 @@ def parsed_pass(text: str) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def errors_reported(as_json: bool) -> Iterator[None]:
-    """A refusal becomes one line on stderr and exit code 1; an interrupt exit code 130."""
+    """Turn a refusal into one line on stderr and exit code 1; an interrupt into exit code 130."""
     try:
         yield
     except KeyboardInterrupt:
@@ -107,7 +106,7 @@ def errors_reported(as_json: bool) -> Iterator[None]:
         if not _is_refusal(error):
             raise
         message = " ".join(str(error).split())
-        if as_json and int(os.environ.get("RANK", 0)) == 0:  # of several processes one reports
+        if as_json and int(os.environ.get("RANK", 0)) == 0:  # only one of several processes reports
             print_json({"error": {"type": type(error).__name__, "message": message}})
         print(f"error: {message}", file=sys.stderr)
         raise typer.Exit(1) from None
@@ -122,19 +121,19 @@ def _is_refusal(error: Exception) -> bool:
 
 @contextlib.contextmanager
 def stdout_kept_clean(as_json: bool) -> Iterator[None]:
-    """Libraries that print do so on stderr."""
+    """Redirect the output of libraries that print to stderr."""
     with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
         yield
 
 
 def print_json(data: Any) -> None:
-    """One JSON document on standard output."""
+    """Print one JSON document on standard output."""
     print(json.dumps(data, indent=2))
 
 
 @contextlib.contextmanager
 def output_console() -> Iterator[Console]:
-    """Where to show things; what goes to a pipe or a file has no blanks at the ends of lines."""
+    """Yield the console for output; in a pipe or a file, lines have no trailing blanks."""
     console = Console(highlight=False, markup=False, emoji=False)
     if console.is_terminal:
         yield console
@@ -145,7 +144,7 @@ def output_console() -> Iterator[Console]:
 
 
 def two_columns() -> Table:
-    """Two columns, the first for names; as wide as needed."""
+    """Return a table of two columns, the first for names; as wide as needed."""
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(style="cyan", no_wrap=True)
     table.add_column(overflow="fold")

@@ -1,4 +1,4 @@
-"""What the commands of one model print on a terminal."""
+"""Terminal output of the commands for one model."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from rewriter.tracing.inputs import BATCH
 def show_model(
     console: Console, name: str, model: nn.Module, options: str, weights: str, inputs: str, made: PlanData
 ) -> None:
-    """The model, how it was made and traced, and what was asked for."""
+    """Print the model, how it was made and traced, and the request."""
     numbers = sum(parameter.numel() for parameter in model.parameters())
     console.print(Text(name, "bold"))
     table = two_columns()
@@ -42,7 +42,7 @@ def show_model(
 
 
 def described_inputs(arguments: dict[str, Any]) -> str:
-    """What a model is run on, in words."""
+    """Describe the inputs of a model in words."""
     examples = arguments["example_inputs"]
     if examples is not None:
         if isinstance(examples, dict):
@@ -53,7 +53,7 @@ def described_inputs(arguments: dict[str, Any]) -> str:
 
 
 def _shape(value: Any) -> str:
-    """``2 x 3 x 8 x 64 x 64``, or ``2 of (3 x 64 x 64)`` for a list, or the names of a target's parts."""
+    """Format as ``2 x 3 x 8 x 64 x 64``, ``2 of (3 x 64 x 64)`` for a list, or the names of a target's parts."""
     if isinstance(value, torch.Tensor):
         return " x ".join(map(str, value.shape))
     if isinstance(value, dict):
@@ -62,7 +62,7 @@ def _shape(value: Any) -> str:
 
 
 def show_sites(console: Console, made: PlanData, *, done: bool) -> None:
-    """What each pass edits, or says without editing."""
+    """Print what each pass edits, or recommends without editing."""
     waiting = f", {len(made.inactive)} of them without effect at their rate" if made.inactive else ""
     _heading(console, f"{'edited' if done else 'to edit'}: {counted(len(made.sites), 'place')}{waiting}")
     for name, _ in made.passes:
@@ -84,7 +84,7 @@ def show_sites(console: Console, made: PlanData, *, done: bool) -> None:
 
 
 def show_skipped(console: Console, made: PlanData) -> None:
-    """What was left alone, by reason."""
+    """Print what was left alone, by reason."""
     if not made.skipped:
         return
     _heading(console, f"left alone: {counted(len(made.skipped), 'place')}")
@@ -98,7 +98,7 @@ def show_skipped(console: Console, made: PlanData) -> None:
 
 
 def show_diff(console: Console, made: PlanData, model: nn.Module) -> None:
-    """How the source of methods changes."""
+    """Print the source changes of methods."""
     text = diff_of(made, model).rstrip()
     if text:
         _heading(console, "change of source")
@@ -109,7 +109,7 @@ def show_diff(console: Console, made: PlanData, model: nn.Module) -> None:
 
 
 def show_verdict(console: Console, record: Record) -> None:
-    """What was verified."""
+    """Print what was verified."""
     if record.verdict is None:
         why = "not verified" if record.plan.sites else "nothing to verify: the model is unchanged"
         _heading(console, why)
@@ -124,13 +124,13 @@ def show_verdict(console: Console, record: Record) -> None:
 
 
 def show_seconds(console: Console, seconds: dict[str, float]) -> None:
-    """How long each step took."""
+    """Print how long each step took."""
     console.print()
     console.print(Text(f"time: {in_milliseconds(seconds)}", "dim"))
 
 
 def show_saved(console: Console, output: Path, *, rebuilds: bool, name: str) -> None:
-    """Where the model was written, and how it is loaded."""
+    """Print where the model was written, and how to load it."""
     console.print()
     console.print(Text(f"written to {output}; to load it:", "bold"))
     if rebuilds:

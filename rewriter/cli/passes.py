@@ -46,7 +46,7 @@ def _described(cls: type[Pass]) -> dict[str, Any]:
 
 
 def _show(console: Console, item: dict[str, Any]) -> None:
-    """One pass: what it does, its options, and where the rule comes from."""
+    """Print one pass: what it does, its options, and where the rule comes from."""
     console.print(Text(item["name"], "bold"))
     table = two_columns()
     table.add_row("what", item["summary"])

@@ -68,7 +68,7 @@ def rewrite_command(
                 arguments = wanted.arguments(entry)
                 model = rewriter.rewrite(entry.model, **arguments, verify=not no_verify)
             record = records_of(model)[-1]
-            del work.seconds["rewrite"]  # the record tells its parts
+            del work.seconds["rewrite"]  # the record lists its parts
             work.seconds |= record.seconds
             recipe = wanted.recipe(entry, record) if output is not None else None
             if output is not None:

@@ -1,4 +1,4 @@
-"""Standard output that is closed, full or no longer read: one line on standard error and an exit code, no traceback."""
+"""Handle standard output that is closed, full or no longer read: one line on stderr and an exit code, no traceback."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _OF_A_STREAM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF,
 
 @contextlib.contextmanager
 def output_written() -> Iterator[None]:
-    """Inside, all output is written, or the process ends with exit code 1.
+    """Ensure within the context that all output is written, or end the process with exit code 1.
 
     Raises:
-        SystemExit: standard output is closed or could not be written to; a reader that went away is told nothing.
+        SystemExit: standard output is closed or could not be written to; silently if the reader went away.
     """
-    if sys.stderr is None:  # print would take standard output instead
+    if sys.stderr is None:  # print would otherwise use standard output
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     if sys.stdout is None:
         _refuse("standard output is closed")
@@ -30,7 +30,7 @@ def output_written() -> Iterator[None]:
     except OSError as error:
         if error.errno not in _OF_A_STREAM or error.filename is not None or not _fails():
             raise
-        # what is left in the buffer would be tried once more when Python ends
+        # what is left in the buffer would be written again when Python exits
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if error.errno == errno.EPIPE:
             sys.exit(1)
@@ -39,7 +39,7 @@ def output_written() -> Iterator[None]:
 
 def _fails() -> bool:
     try:
-        sys.stdout.write("\n")  # of a stream without a buffer nothing is left to be flushed
+        sys.stdout.write("\n")  # an unbuffered stream has nothing left to flush
         sys.stdout.flush()
     except OSError:
         return True

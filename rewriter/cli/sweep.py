@@ -1,4 +1,4 @@
-"""``rewriter sweep PATTERN``: rewrite many models and show what came of it."""
+"""``rewriter sweep PATTERN``: rewrite many models and show the results."""
 
 from __future__ import annotations
 
@@ -114,14 +114,14 @@ def _parsed_shard(text: str) -> tuple[int, int]:
 
 
 def _check_writable(path: Path | None) -> None:
-    """Told before hours of work, not after."""
+    """Check before hours of work, not after."""
     if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
         raise SweepError(f"{path} cannot be written: expected a file in a directory that exists. Give another file.")
 
 
 @contextlib.contextmanager
 def _progress(names: list[str], output: Path | None) -> Iterator[Any]:
-    """Shows, on a terminal only, what runs, how many are done and the time left."""
+    """Show, on a terminal only, what runs, how many are done and the time left."""
     from rewriter.reporting.progress import progress_bar
 
     done = 0

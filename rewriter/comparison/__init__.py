@@ -1,4 +1,4 @@
-"""Before against after: outputs, trained weights, training with paired seeds, and a verdict in words."""
+"""Compare before and after: outputs, trained weights, training with paired seeds, and a verdict in words."""
 
 from rewriter.errors import ComparisonError
 from rewriter.libraries import missing_of_comparisons

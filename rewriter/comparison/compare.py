@@ -49,7 +49,7 @@ from rewriter.planning.remembered_inputs import inputs_of_rewrite
 EQUIVALENCE, TRAINED, TRAINING = LEVELS = ("equivalence", "trained", "training")
 _OF_OPTIMIZER = frozenset({"optimizer", "lr", "weight_decay"})
 _MOST_IMAGES = 256
-"""Images whose outputs are compared bit by bit; a difference shows in the first batch if there is one."""
+"""Images whose outputs are compared bit for bit; any difference shows in the first batch."""
 
 
 def compare(
@@ -77,42 +77,42 @@ def compare(
     """Compare a model before and after a rewrite, at up to three levels.
 
     1. ``"equivalence"``: eval outputs on real images, each pass alone and all together.
-    2. ``"trained"``: metrics of a model with trained weights, and what it says of each image.
+    2. ``"trained"``: metrics of a model with trained weights, and its prediction for each image.
     3. ``"training"``: both trained with the same seeds, initial weights, data order and augmentation.
 
-    Models, data and the process's random numbers are left as they are. Everything but times and memory is the same
-    whenever the same call is made on the same machine.
+    Models, data and the random state of the process are left unchanged. Repeating a call on the same machine
+    reproduces everything except times and memory.
 
     Args:
         before: the original, or a function that makes one; with a function each seed has other initial weights.
-        after: the rewritten model, or a function of an original. ``rewriter.rewrite`` itself is told the size of the
-            images; a function of your own tells it: ``lambda model: rewriter.rewrite(model, [...], input_size=32)``.
-        data: the name of a source (docs/data.md), or the user's own ``(train, test)``: data loaders, data sets or lists
-            of batches ``(images, targets)``; one of them alone is only tested on.
-        name: of the model, for the report; that of its class if None.
-        levels: which of the three; None for all that fit: the second if the weights are trained, the third if there are
-            training data and the rewrite found something to change.
+        after: the rewritten model, or a function of an original. ``rewriter.rewrite`` itself is passed the size of the
+            images; a function of your own sets it: ``lambda model: rewriter.rewrite(model, [...], input_size=32)``.
+        data: the name of a source (docs/data.md), or your own ``(train, test)``: data loaders, data sets or lists of
+            batches ``(images, targets)``; one of them alone is only used for testing.
+        name: of the model, for the report; None uses the name of its class.
+        levels: which of the three; None for all that apply: the second if the weights are trained, the third if there
+            are training data and the rewrite found something to change.
         budget: ``"smoke"``, ``"small"``, ``"full"`` or a :class:`rewriter.Recipe`.
-        loss: ``loss(output, target)``; that of the task if None.
+        loss: ``loss(output, target)``; None uses the task's.
         metric: a ``torchmetrics.Metric`` or a dict of them, the first of which is judged; updated with logits and
             targets.
         optimizer: ``optimizer(model)``, or a name of ``timm.optim``, in place of the recipe's.
-        task, num_classes: of the user's own data: ``"classification"``, ``"multi-label"`` or ``"segmentation"``.
-        input_size: an int, ``(H, W)`` or ``(C, H, W)`` of the images of a source; None takes what the model was
-            rewritten for, or what its configuration says.
-        device: such as ``"cpu"``; None for what accelerate finds.
-        directory: a line for each finished run is kept there, and the same call goes on with them; reports and plots
-            are written there at the end.
-        restart: train again what is there.
+        task, num_classes: of your own data: ``"classification"``, ``"multi-label"`` or ``"segmentation"``.
+        input_size: an int, ``(H, W)`` or ``(C, H, W)`` of the images of a source; None uses the size the model was
+            rewritten for, or that of its configuration.
+        device: such as ``"cpu"``; None lets accelerate choose.
+        directory: stores a line for each finished run, so that the same call resumes; reports and plots are written
+            there at the end.
+        restart: train finished runs again.
         progress: show a progress bar on a terminal, elsewhere a line for each finished run, on standard error.
-        root, download: where the files of a source are, and whether to fetch them.
+        root, download: where the files of a source are, and whether to download them.
         **changes_of_recipe: fields of the recipe: ``seeds=10``, ``epochs=5``, ``lr=1e-2`` …
 
     Raises:
-        ComparisonError: there is nothing to compare, an option is wrong, or the directory cannot be used.
-        DataError: the data are not there, or do not fit the model.
+        ComparisonError: there is nothing to compare, an option is invalid, or the directory cannot be used.
+        DataError: the data are missing, or do not fit the model.
         ModelError, TraceError: a model cannot be used as it is.
-        ReportError: reports cannot be written; what was found is its ``comparison``.
+        ReportError: reports cannot be written; its ``comparison`` holds the results.
     """
     if levels is not None and (isinstance(levels, str) or not levels or not set(levels) <= set(LEVELS)):
         raise ComparisonError(f"levels: expected a list of {', '.join(LEVELS)}, found {levels!r}")
@@ -124,7 +124,7 @@ def compare(
         seed_all(0)
         # each process makes the models of its own seeds
         with errors_shared(accelerator), repeatable(accelerator.device), on_its_own():
-            # of a rewrite that is yet to be made the images are those of the data
+            # for a rewrite that is yet to be made, the images are those of the data
             models = ModelPairs(before, copy_model if after is rewrite else after)
             first = models.pair(0)
             source = open_source(data, root=root, download=download) if isinstance(data, str) else data
@@ -145,7 +145,7 @@ def compare(
             )
             without_effect = ""
             if TRAINING in asked:
-                _ = scoring.judged  # whether the metric can be
+                _ = scoring.judged  # check that the metric has a direction
                 without_effect = why_without_effect(*first, found, accelerator.device, optimizer)
             if without_effect and levels is None:
                 asked = tuple(level for level in asked if level != TRAINING)
@@ -170,7 +170,7 @@ def compare(
 def _without_training(
     models: tuple[nn.Module, nn.Module], setting: Setting, asked: Sequence[str]
 ) -> tuple[tuple[Equivalence, ...], Trained | None]:
-    """Equivalence and trained weights, found by the first process for all."""
+    """Compare equivalence and trained weights, in the first process for all."""
     before, after = models
     accelerator = setting.accelerator
     found: list[Any] = [(), None]
@@ -198,7 +198,7 @@ def _equivalence(before: nn.Module, after: nn.Module, setting: Setting) -> tuple
     rewritten = {**each_pass_alone(before, after), ALL: after}
     found = [equivalence(name, before, model, images, setting.scoring) for name, model in rewritten.items()]
     names = passes_of(after)
-    if len(names) == 1:  # the culprit has a name also where it is the only one
+    if len(names) == 1:  # name the pass even if it is the only one
         found.insert(0, replace(found[0], name=names[0]))
     return tuple(found)
 
@@ -207,7 +207,7 @@ def _training(
     models: ModelPairs, first: tuple[nn.Module, nn.Module], setting: Setting, directory: Path | None, restart: bool,
     progress: bool,
 ) -> Training:  # fmt: skip
-    """Both arms with every seed, the fields of the recipe that had an effect, and what was the user's own."""
+    """Train both arms with every seed; record the recipe's effective fields and the user's own objects."""
     data, scoring, recipe, device = setting.data, setting.scoring, setting.recipe, setting.accelerator.device
     with errors_shared(setting.accelerator):
         identity = identity_of(first, data, scoring, recipe, setting.optimizer, device.type)
@@ -226,7 +226,7 @@ def _training(
 
 
 def _check_effect(changes_of_recipe: Mapping[str, Any], data: Data, optimizer: Any) -> None:
-    """Refuse what was asked for and would do nothing."""
+    """Refuse requests that would have no effect."""
     for names, owner in ((data.without_effect, "data loaders"), (_OF_OPTIMIZER if optimizer else (), "optimizer")):
         for name in changes_of_recipe:
             if name in names:
@@ -234,7 +234,7 @@ def _check_effect(changes_of_recipe: Mapping[str, Any], data: Data, optimizer: A
 
 
 def _inputs_of_rewrite(data: Data) -> dict[str, Any]:
-    """What the models will see, for :func:`rewriter.rewrite`; empty where there is no test image."""
+    """Return the inputs of the models, for :func:`rewriter.rewrite`; empty if there is no test image."""
     batch = first_batch(data.test)
     if batch is None:
         return {}
@@ -251,7 +251,7 @@ def _preprocessing(before: nn.Module, after: nn.Module, source: Source, input_si
 
 
 def _image_size(before: nn.Module, after: nn.Module, source: Source, input_size: Any) -> tuple[int, int, int]:
-    """What was asked for, what the model was rewritten for, what its configuration says, or the size of the images."""
+    """Return the size requested, the one rewritten for, the configuration's, or that of the images, in this order."""
     inputs = inputs_of_rewrite(after) if input_size is None and records_of(after) else None
     if inputs is None or inputs.image_size is None:
         try:

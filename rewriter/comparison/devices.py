@@ -1,4 +1,4 @@
-"""Device and processes of a comparison, by accelerate; what accelerate keeps for the whole process is put back."""
+"""Device and processes of a comparison, by accelerate, whose process-wide state is restored afterwards."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from accelerate.utils import gather_object
 from rewriter.errors import ComparisonError
 
 _LONGEST = timedelta(days=30)
-"""How long a process waits for another one that still trains; one that died is noticed at once."""
+"""How long a process waits for another that is still training; one that died is noticed immediately."""
 
 
 @contextlib.contextmanager
 def accelerated(mixed_precision: str, device: str | None) -> Iterator[Accelerator]:
-    """An ``Accelerator``, whatever one the process already has.
+    """Yield an ``Accelerator``, whether or not the process already has one.
 
-    Afterwards the caller's accelerator, environment and number of threads are as they were. A process group that was
-    made for ``torchrun`` stays, for the next comparison.
+    The caller's accelerator, environment and number of threads are restored afterwards. A process group made for
+    ``torchrun`` is kept for the next comparison.
 
     Raises:
         ComparisonError: there is no such device, or it has no such precision.
     """
     threads = torch.get_num_threads()
     with contextlib.ExitStack() as kept:
-        # accelerate can forget what it keeps, but not put it back
+        # accelerate can reset its state, but not restore it
         for holder in (AcceleratorState, GradientState, PartialState):
             kept.enter_context(patch.dict(holder._shared_state, clear=True))
         kept.enter_context(patch.dict(os.environ))
@@ -46,13 +46,13 @@ def accelerated(mixed_precision: str, device: str | None) -> Iterator[Accelerato
 
 def _accelerator(mixed_precision: str, device: str | None) -> Accelerator:
     wanted = None if device is None else check_device(device)
-    # with several processes accelerate wants to be told that there is only the CPU
+    # with several processes, accelerate has to be told that there is only the CPU
     cpu = (wanted is not None and wanted.type == "cpu") or not torch.accelerator.is_available()
     try:
         found = Accelerator(mixed_precision=mixed_precision, cpu=cpu)
     except ValueError as error:
         raise ComparisonError(f"mixed_precision={mixed_precision!r} cannot be used here: {error}") from error
-    if found.num_processes > 1:  # only now: processes that do not find each other are told soon
+    if found.num_processes > 1:  # only now: processes that do not find each other report soon
         of_torch = torch.distributed  # the older name is private
         set_timeout: Any = getattr(of_torch, "set_timeout", None) or of_torch.distributed_c10d._set_pg_timeout
         set_timeout(_LONGEST)
@@ -68,10 +68,10 @@ def _accelerator(mixed_precision: str, device: str | None) -> Accelerator:
 
 
 def check_device(text: str) -> torch.device:
-    """The device of a name, told before anything is made.
+    """Return the device with this name, checked before anything is made.
 
     Raises:
-        ComparisonError: it is no name of a device, or this machine has none of its kind.
+        ComparisonError: it is not the name of a device, or this machine has none of its kind.
     """
     try:
         wanted = torch.device(text)
@@ -84,7 +84,7 @@ def check_device(text: str) -> torch.device:
 
 @contextlib.contextmanager
 def errors_shared(accelerator: Accelerator) -> Iterator[None]:
-    """An error of one process is raised in all of them, once each has done its part: none waits for one that is gone.
+    """Raise an error of one process in all of them, once each has done its part, so that none waits for a failed one.
 
     Nothing inside may wait for another process.
     """
@@ -106,7 +106,7 @@ def errors_shared(accelerator: Accelerator) -> Iterator[None]:
 
 @contextlib.contextmanager
 def repeatable(device: torch.device) -> Iterator[None]:
-    """On a GPU, kernels that give the same numbers every time, as far as torch has them."""
+    """Use deterministic kernels on a GPU, as far as torch has them."""
     if device.type != "cuda":
         yield
         return
@@ -122,7 +122,7 @@ def repeatable(device: torch.device) -> Iterator[None]:
 
 @contextlib.contextmanager
 def deterministic(wanted: bool) -> Iterator[None]:
-    """Whether torch takes deterministic algorithms where it has them; afterwards it is told what it was told before."""
+    """Set whether torch uses deterministic algorithms where available; the previous setting is restored afterwards."""
     kept = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(wanted, warn_only=wanted)
     try:

@@ -1,4 +1,4 @@
-"""Eval outputs of two models on the same images, and how a trained model scores before and after."""
+"""Compare eval outputs of two models on the same images, and the scores of a trained model before and after."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from rewriter.model.random_state import random_state_kept, seed_all
 from rewriter.model.state import state_kept
 
 _DISTURBANCE = 0.02
-"""Standard deviation of what is added to weights to see what is behind those that are zero."""
+"""Standard deviation of the noise added to weights to reveal what is hidden by those that are zero."""
 
 
 def equivalence(
     name: str, before: nn.Module, after: nn.Module, images: Iterable[torch.Tensor], scoring: Scoring
 ) -> Equivalence:
-    """Run both models on batches of images in evaluation mode, and the original twice; ``name`` is what was applied.
+    """Run both models on batches of images in evaluation mode, the original twice; ``name`` says what was applied.
 
     Raises:
-        ComparisonError: the outputs have other shapes.
+        ComparisonError: the outputs differ in shape.
     """
     count = alike = predicted = 0
     largest = scale = spread = 0.0
@@ -61,7 +61,7 @@ def _shapes(outputs: list[torch.Tensor]) -> list[tuple[int, ...]]:
 
 
 def _not_finite(outputs: list[torch.Tensor], images: int) -> int:
-    """For how many images some number is not finite."""
+    """Return for how many images some output is not finite."""
     bad = torch.zeros(images, dtype=torch.bool)
     for output in outputs:
         if output.is_floating_point() and output.dim() and len(output) == images:
@@ -70,16 +70,16 @@ def _not_finite(outputs: list[torch.Tensor], images: int) -> int:
 
 
 def _difference(ours: Sequence[torch.Tensor], theirs: Sequence[torch.Tensor]) -> float:
-    """The largest |difference| of tensors of the same shapes, also of whole numbers."""
+    """Return the largest absolute difference of tensors of the same shapes, also of integers."""
     return max((difference(a.double(), b.double()) for a, b in zip(ours, theirs, strict=True)), default=0.0)
 
 
 def same_in_training(before: nn.Module, after: nn.Module, images: torch.Tensor) -> bool:
-    """Whether both give the same outputs bit for bit in training mode, from the same state of the generators.
+    """Whether both give the same outputs bit for bit in training mode, from the same random state.
 
-    So do buffers that both have, such as running statistics. What is behind a weight of zero, as a branch whose last
-    gamma begins there, is seen with weights that are a little apart from those that both have. Both models are moved to
-    the device of the images and back to the CPU; their state is kept.
+    So must buffers that both have, such as running statistics. To reveal what is hidden by a weight of zero, such as a
+    branch whose last gamma starts there, weights are perturbed slightly, alike in both. Both models are moved to the
+    device of the images and back to the CPU; their state is kept.
     """
     return all(_alike_in_training(before, after, images, disturbance) for disturbance in (0.0, _DISTURBANCE))
 
@@ -87,7 +87,7 @@ def same_in_training(before: nn.Module, after: nn.Module, images: torch.Tensor) 
 def _alike_in_training(before: nn.Module, after: nn.Module, images: torch.Tensor, disturbance: float) -> bool:
     outputs, buffers = [], []
     for model in (before, after):
-        model.to(images.device)  # before its state is noted: buffers on another device are other tensors
+        model.to(images.device)  # before recording its state: buffers moved to another device are new tensors
         weights = [parameter for parameter in model.parameters() if parameter.is_floating_point()]
         with random_state_kept(), torch.no_grad(), state_kept(model, weights):
             seed_all(0)
@@ -104,10 +104,10 @@ def _alike_in_training(before: nn.Module, after: nn.Module, images: torch.Tensor
 
 
 def trained(before: nn.Module, after: nn.Module, data: Data, scoring: Scoring) -> Trained:
-    """Metrics of two models on the test images, and what they say of each image.
+    """Compute metrics of two models on the test images, and their prediction for each.
 
     Raises:
-        DataError: the data have other classes than the models, or no targets.
+        DataError: the classes of the data and the models differ, or there are no targets.
     """
     device = next((p.device for p in before.parameters()), torch.device("cpu"))
     metrics = [scoring.metrics(device) for _ in range(2)]

@@ -1,4 +1,4 @@
-"""All runs of a training comparison: both arms with every seed, shared out among processes, kept as they finish."""
+"""All runs of a training comparison: both arms with every seed, divided among processes, stored as they finish."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from rewriter.text import counted
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C while runs are trained, of which ``finished`` are finished."""
+    """Ctrl-C during training, after ``finished`` runs."""
 
     def __init__(self, finished: int, wanted: int) -> None:
         super().__init__(f"{finished} of {counted(wanted, 'run')} {_are(finished)} finished")
@@ -40,25 +40,25 @@ def run_all(
     """Train both arms with every seed.
 
     Started by ``torchrun`` or ``accelerate launch``, each process takes every n-th seed, and trains both arms of it
-    alone: the numbers are those of one process, whatever the model's norms do with a batch. All processes return all
+    alone: results equal those of one process, whatever the model's norms do with a batch. All processes return all
     runs. An error of one process is raised in all, once the others have trained their seeds.
 
     Args:
         models, setting: what is trained, and how.
-        identity: of the comparison, to tell runs of another one in ``directory``.
-        directory: finished runs are written there; those that are there are trained again only with ``restart``.
-        progress: tell on standard error how far it is: a bar on a terminal, a line for each finished run elsewhere.
+        identity: of the comparison, to detect runs of another one in ``directory``.
+        directory: finished runs are written there, and reused unless ``restart`` is set.
+        progress: report progress on standard error: a bar on a terminal, a line for each finished run elsewhere.
 
     Raises:
-        ComparisonError: the directory is of another comparison, or cannot be written to.
-        Interrupted: Ctrl-C, with the number of runs that are finished.
+        ComparisonError: the directory belongs to another comparison, or cannot be written to.
+        Interrupted: Ctrl-C, with the number of finished runs.
     """
     state = setting.accelerator.state
     seeds = range(setting.recipe.seeds)
     wanted = [(arm, seed) for seed in seeds for arm in _in_turn(seed)]
     with contextlib.ExitStack() as stack:
         file, is_first = None, state.process_index == 0
-        # the first process makes what the others read, who read it before it grows
+        # the first process creates what the others read, and they read it before it grows
         for turn in (is_first, not is_first):
             with errors_shared(setting.accelerator):
                 if directory is not None and turn:
@@ -86,7 +86,7 @@ def run_all(
 
 
 def _in_turn(seed: int) -> tuple[str, str]:
-    """Neither arm always comes first, where the machine may be cooler or the memory less cut up."""
+    """Alternate which arm comes first, since the machine may then be cooler or memory less fragmented."""
     return (BEFORE, AFTER) if seed % 2 == 0 else (AFTER, BEFORE)
 
 
@@ -104,10 +104,10 @@ def _trained(
 def _told(
     setting: Setting, wanted: int, kept: int, own: int, directory: Path | None, progress: bool
 ) -> Iterator[tuple[Callable[[], None], Callable[[Run], None]]]:
-    """Tell of ``wanted`` runs, of which ``kept`` are in ``directory`` and this process trains its ``own``.
+    """Report on ``wanted`` runs, of which ``kept`` are in ``directory`` and this process trains ``own``.
 
-    On a terminal a bar with the time left, elsewhere a line for each run that is finished. Of several processes the
-    first one tells, of its own runs. Gives what is to be called at every training step, and with every finished run.
+    On a terminal a bar with the time left, elsewhere a line for each finished run. With several processes, the first
+    one reports its own runs. Yields callbacks for every training step and for every finished run.
     """
     steps = 0 if setting.data.train is None else len(setting.data.train)  # type: ignore[arg-type]
     if not steps:

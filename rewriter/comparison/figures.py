@@ -1,6 +1,6 @@
-"""The figures of a comparison: learning curves, and the difference of each seed with the interval of their mean.
+"""The figures of a comparison: learning curves, and the difference for each seed with the interval of their mean.
 
-The user's matplotlib settings and backend stay as they are.
+The user's matplotlib settings and backend are left unchanged.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from rewriter.comparison.verdict import difference_of, judge, unit_of, worth_of_
 from rewriter.text import counted
 
 _SETTINGS: dict[Any, Any] = {
-    "svg.hashsalt": "rewriter",  # the same figure gives the same file
+    "svg.hashsalt": "rewriter",  # makes the same figure give the same file
     "font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.titlelocation": "left",
     "legend.frameon": False,
 }  # fmt: skip
 
-# of the palette of Okabe and Ito, which people with any colour vision tell apart
+# from the palette of Okabe and Ito, distinguishable with any colour vision
 _COLOURS = {BEFORE: "#0072B2", AFTER: "#D55E00"}
 _GREEN, _GREY, _LIGHT_GREY = "#009E73", "#5A5A5A", "#DDDDDD"
 # "after" is drawn on "before", which stays visible around it
@@ -39,21 +39,21 @@ _LINES: dict[str, dict[str, Any]] = {
     AFTER: {"linewidth": 1.5, "markersize": 3.5},
 }
 _SMALL, _TITLE = 9, 11
-"""Sizes of text, in points; lengths are in inches."""
+"""Text sizes in points; lengths are in inches."""
 
 _PANEL, _TWO_PANELS, _HEIGHT, _MARGIN = 6.4, 9.8, 3.9, 0.12
 _EPOCHS_FOR_DETAIL, _MOST_MARKERS = 4, 30
 _LEAST_IMAGES = {"learning_curves": 10, "differences": 5}
-"""An axis is at least so many test images high, or wide to either side: less would make noise look like a result."""
+"""The minimum extent of an axis in test images, in height or to either side: less makes noise look like a result."""
 
 _FARTHEST, _CUT = 5.0, 2.0
-"""An interval that reaches so many times as far as the points is cut, to so many times as far."""
+"""An interval reaching this many times as far as the points is cut off, at this many times."""
 
 _ROW, _TALLEST, _MEAN, _LEAST_FOR_LABEL = 0.24, 5.0, -0.16, 0.16
 
 
 def files(found: Findings) -> dict[str, bytes]:
-    """The content of each figure as PNG and SVG, by the name of the file."""
+    """Return the content of each figure as PNG and SVG, by file name."""
     written = {}
     with _settings():
         for name, figure in figures(found).items():
@@ -65,7 +65,7 @@ def files(found: Findings) -> dict[str, bytes]:
 
 
 def figures(found: Findings) -> dict[str, Figure]:
-    """``learning_curves`` if some run finished an epoch, ``differences`` if both arms finished a seed."""
+    """Return ``learning_curves`` if some run finished an epoch, ``differences`` if both arms finished a seed."""
     training = found.training
     drawn = {}
     with _settings():
@@ -78,9 +78,9 @@ def figures(found: Findings) -> dict[str, Figure]:
 
 @contextlib.contextmanager
 def _settings() -> Iterator[None]:
-    """Matplotlib's own defaults with ours, whatever the user has set; theirs are back afterwards."""
+    """Apply Matplotlib's defaults with our changes; the user's settings are restored afterwards."""
     with matplotlib.rc_context():
-        matplotlib.rcdefaults()  # leaves the backend alone
+        matplotlib.rcdefaults()  # leaves the backend unchanged
         matplotlib.rcParams.update(_SETTINGS)
         yield
 
@@ -88,7 +88,7 @@ def _settings() -> Iterator[None]:
 def _new_figure(
     found: Findings, training: Training, subject: str, notes: Sequence[str], width: float, height: float, panels: int
 ) -> tuple[Figure, Any]:
-    """A figure that no window and no global state knows, with axes beside each other under its heading."""
+    """Return a figure without window or global state, and axes side by side under its heading."""
     asked, finished = len(set(training.seeds)), len(training.final_values(training.metric))
     seeds = counted(asked, "seed") if finished == asked else f"{finished} of {counted(asked, 'seed')} finished by both"
     heading = [f"{found.model}: {subject}", f"verdict on {training.metric}: {judge(training).outcome} ({seeds})"]
@@ -111,19 +111,19 @@ def _new_figure(
 
 
 def _wrapped(text: str, width: float, size: float = 10) -> list[str]:
-    """The text in at most three lines of ``width`` inches, by the mean width of bold letters."""
+    """Wrap the text into at most three lines of ``width`` inches, by the mean width of bold letters."""
     return textwrap.wrap(text, int(width * 72 / (0.7 * size)), max_lines=3, placeholder="…")
 
 
 def _worth(training: Training) -> tuple[float, list[str]]:
-    """What one test image is worth in the unit that is shown, 0 if the metric counts no images; and that in words."""
+    """Return the value of one test image in the displayed unit, 0 if the metric does not count images; and in words."""
     worth = unit_of(training).scaled(worth_of_image(training) or 0.0)
     points = f"{small(worth)} point{'' if small(worth) == '1' else 's'} of {training.metric}"
     return worth, [f"one test image of {training.test_images} = {points}"] if worth else []
 
 
 def _learning_curves(found: Findings, training: Training) -> Figure:
-    """All epochs, and beside them the later half on a scale of its own: where arms differ, and little."""
+    """Draw all epochs, and beside them the second half on its own scale, where small differences show."""
     unit, (worth, notes) = unit_of(training), _worth(training)
     curves = [
         [[epoch.value(training.metric) for epoch in run.epochs] for run in (p.before, p.after)] for p in training.pairs
@@ -156,7 +156,7 @@ def _learning_curves(found: Findings, training: Training) -> Figure:
 
 
 def _draw_arm(axes: Any, arm: str, training: Training, start: int) -> None:
-    """Mean and range over the seeds that both arms finished, or else over all of this arm; other runs as thin lines."""
+    """Draw mean and range over the seeds that both arms finished, or else all of this arm; other runs as thin lines."""
     metric, unit, runs = training.metric, unit_of(training), training.runs_of(arm)
     finished = {run.seed for run in runs if run.value(metric) is not None}
     seeds = {pair.before.seed for pair in training.pairs if pair.values(metric)} or finished
@@ -183,11 +183,11 @@ def _draw_arm(axes: Any, arm: str, training: Training, start: int) -> None:
 
 
 def _differences(found: Findings, training: Training, difference: Difference) -> Figure:
-    """One point a seed, below them the mean and its 95 % interval."""
+    """Draw one point per seed, and below them the mean and its 95 % interval."""
     unit, (worth, note), interval = unit_of(training), _worth(training), difference.interval
     ended = training.pairs
     row = min(_ROW, _TALLEST / len(ended))
-    rows = [row * (len(ended) - number) for number in range(len(ended))]  # in inches, as the whole vertical axis
+    rows = [row * (len(ended) - number) for number in range(len(ended))]  # in inches, like the whole vertical axis
     bottom, top = 0.0 if interval is None else _MEAN - 0.3, rows[0] + 0.6 * _ROW
     subject = f"{training.metric}, after − before"
     figure, (axes,) = _new_figure(found, training, subject, [], _PANEL, 1.1 + top - bottom, 1)

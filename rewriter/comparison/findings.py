@@ -1,4 +1,4 @@
-"""What a comparison found, as data: equivalence, trained weights, and each training run with its learning curve."""
+"""Results of a comparison as data: equivalence, trained weights, and each training run with its learning curve."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ ALL = "all"
 """Name of the row of equivalence for all passes together."""
 
 TEST_LOSS = "test_loss"
-"""Name of the loss where a metric is asked for."""
+"""Name of the loss when it is used as the metric."""
 
 _NOT_FINITE = ("nan", "inf", "-inf")
-"""As JSON has no such numbers, they are written as these texts."""
+"""Written as these strings, since JSON has no such numbers."""
 
 Number = Annotated[float, BeforeValidator(lambda value: float(value) if value in _NOT_FINITE else value)]
 
 
 class _Checked:
-    """Types are checked when it is read; fields that are not there take their default, unknown ones are refused."""
+    """Types are validated on reading; missing fields take their default, unknown ones are refused."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": True}
 
 
 @dataclass(frozen=True)
 class Epoch(_Checked):
-    """What was measured after one epoch.
+    """Measurements after one epoch.
 
     Attributes:
         number: from 1; epoch 0 is the model before training.
         train_loss: mean over the epoch's batches; None for epoch 0.
         test_loss: mean over the test images.
-        metrics: of the test images, by name, the one that is judged first.
+        metrics: on the test images, by name, the judged one first.
     """
 
     number: int
@@ -51,7 +51,7 @@ class Epoch(_Checked):
     metrics: dict[str, Number]
 
     def value(self, metric: str) -> float | None:
-        """A metric, or the test loss; None if it was not measured or is not finite."""
+        """Return a metric, or the test loss; None if it was not measured or is not finite."""
         found = self.metrics.get(metric, self.test_loss if metric == TEST_LOSS else None)
         return found if found is not None and math.isfinite(found) else None
 
@@ -63,13 +63,13 @@ class Run(_Checked):
     Attributes:
         arm: ``"before"`` or ``"after"``.
         seed: of initial weights, data order, augmentation and the model's own random numbers.
-        epochs: the learning curve, without the epochs that a stopped run did not reach.
+        epochs: the learning curve, without epochs that a stopped run did not reach.
         stopped: where and why the run ended early (a loss that is not finite); empty if it did not.
-        images_per_second: median over the training steps after the first few; None if there was none.
-        peak_megabytes: the most memory that training held beyond what was held before it: of the device on CUDA, of
-            the process otherwise; None where the system cannot tell.
+        images_per_second: median over the training steps after the first few; None if there were none.
+        peak_megabytes: peak memory of training beyond what was held before it: of the device on CUDA, of the process
+            otherwise; None if the system does not report it.
         seconds: of the whole run.
-        seen: a checksum of the training batches of each whole epoch, which tells whether both arms saw the same.
+        seen: a checksum of the training batches of each whole epoch, to verify that both arms saw the same.
     """
 
     arm: str
@@ -87,11 +87,11 @@ class Run(_Checked):
         return None if self.stopped or not self.epochs else self.epochs[-1]
 
     def value(self, metric: str) -> float | None:
-        """The value in the last epoch; None for a run that was stopped or whose value is not finite."""
+        """Return the value in the last epoch; None for a run that was stopped or whose value is not finite."""
         return None if self.final is None else self.final.value(metric)
 
     def failure(self, metric: str) -> str:
-        """Why the run has no final value; empty if it has one."""
+        """Return why the run has no final value; empty if it has one."""
         return "" if self.value(metric) is not None else self.stopped or f"no finite {metric} in the last epoch"
 
 
@@ -104,11 +104,11 @@ class Pair:
 
     @property
     def same_batches(self) -> bool:
-        """Whether both arms saw the same training batches, as far as both ran."""
+        """Whether both arms saw the same training batches, for as long as both ran."""
         return all(ours == theirs for ours, theirs in zip(self.before.seen, self.after.seen, strict=False))
 
     def values(self, metric: str) -> tuple[float, float] | None:
-        """Both final values; None if there is none of an arm."""
+        """Return both final values; None if one is missing."""
         before, after = self.before.value(metric), self.after.value(metric)
         return None if before is None or after is None else (before, after)
 
@@ -118,13 +118,13 @@ class Training(_Checked):
     """Both arms trained under one recipe with the same seeds.
 
     Attributes:
-        metric: name of the metric that is judged.
+        metric: name of the judged metric.
         higher_is_better: its direction.
-        seeds: that were asked for.
-        runs: finished and stopped ones, in order of seed and arm; some may be missing after an interrupt.
-        recipe: how they were trained, as plain data: the fields that had an effect, and what was the user's own.
+        seeds: those requested.
+        runs: finished and stopped ones, ordered by seed and arm; some may be missing after an interrupt.
+        recipe: how they were trained, as plain data: the fields that had an effect, and the user's own objects.
         environment: versions, device, number of threads and processes.
-        test_images: how many there are; None if that is not known.
+        test_images: their number; None if unknown.
     """
 
     metric: str
@@ -136,39 +136,39 @@ class Training(_Checked):
     test_images: int | None = None
 
     def runs_of(self, arm: str) -> list[Run]:
-        """The runs of one arm."""
+        """Return the runs of one arm."""
         return [run for run in self.runs if run.arm == arm]
 
     @property
     def pairs(self) -> list[Pair]:
-        """In the order of the seeds, without those of which a run is missing."""
+        """Both runs of each seed, in order, without seeds of which a run is missing."""
         before, after = ({run.seed: run for run in self.runs_of(arm)} for arm in ARMS)
         return [Pair(before[s], after[s]) for s in dict.fromkeys(self.seeds) if s in before and s in after]
 
     def values(self, metric: str) -> list[float]:
-        """All finite values of all epochs of all runs."""
+        """Return all finite values of all epochs of all runs."""
         found = [epoch.value(metric) for run in self.runs for epoch in run.epochs]
         return [value for value in found if value is not None]
 
     def final_values(self, metric: str) -> list[tuple[float, float]]:
-        """Before and after, for each seed that both arms finished."""
+        """Return before and after for each seed that both arms finished."""
         return [both for pair in self.pairs if (both := pair.values(metric)) is not None]
 
 
 @dataclass(frozen=True)
 class Equivalence(_Checked):
-    """The eval outputs of one rewritten model beside those of the original, on the same images.
+    """Eval outputs of a rewritten model compared with those of the original on the same images.
 
     Attributes:
         name: the pass that was applied alone, or ``"all"``.
         images: how many images both models saw.
-        identical: whether all outputs are equal bit for bit; None where the original, run twice, differs from itself.
+        identical: whether all outputs are equal bit for bit; None if the original, run twice, differs from itself.
         max_difference: largest |difference| of two outputs.
-        relative_difference: the same as part of the largest |output| of the original.
-        spread: largest |difference| of the original's outputs from its own in a second run.
-        agreement: part of the images (segmentation: pixels) with the same prediction, in [0, 1]; None where the output
+        relative_difference: the same relative to the largest |output| of the original.
+        spread: largest |difference| between the original's outputs in two runs.
+        agreement: fraction of the images (segmentation: pixels) with the same prediction, in [0, 1]; None if the output
             has no classes.
-        not_finite: for how many images the outputs of the original, and of the rewritten model, are not all finite.
+        not_finite: number of images whose outputs are not all finite, for the original and for the rewritten model.
     """
 
     name: str
@@ -183,14 +183,14 @@ class Equivalence(_Checked):
 
 @dataclass(frozen=True)
 class ImageRow(_Checked):
-    """One test image: what both models say about it.
+    """The predictions of both models for one test image.
 
     Attributes:
-        index: its place in the test images.
+        index: its index in the test images.
         target: its class; None for segmentation and multi-label.
-        before, after: the first prediction of each model, likewise.
+        before, after: the top prediction of each model; None as for ``target``.
         max_difference: largest |difference| of the two models' outputs.
-        agreement: part of the predictions that are the same (1 or 0 for classification, pixels for segmentation).
+        agreement: fraction of equal predictions (1 or 0 for classification, pixels for segmentation).
     """
 
     index: int
@@ -203,12 +203,12 @@ class ImageRow(_Checked):
 
 @dataclass(frozen=True)
 class Trained(_Checked):
-    """Metrics of a model with the weights that it has, before and after, on the same test images.
+    """Metrics of a model with its present weights, before and after, on the same test images.
 
     Attributes:
-        before, after: metric by name, the one that is judged first.
-        rows: one an image, in order.
-        as_created: whether the weights are those that the constructor drew, so that the metrics are those of chance.
+        before, after: metrics by name, the judged one first.
+        rows: one per image, in order.
+        as_created: whether the weights are those drawn by the constructor, so that the metrics are at chance level.
     """
 
     before: dict[str, Number]
@@ -231,15 +231,15 @@ class Findings(_Checked):
 
 
 def to_plain(value: Any) -> Any:
-    """A dataclass, or a list of them, as JSON has it."""
+    """Convert a dataclass, or a list of them, to JSON data."""
     return json.loads(json.dumps(value, default=dataclasses.asdict), parse_constant=lambda name: str(float(name)))
 
 
 def from_plain(kind: type[T], data: Any) -> T:
-    """What :func:`to_plain` made of an object of this class.
+    """Return the object of this class that :func:`to_plain` converted.
 
     Raises:
-        ValueError: the data do not fit, with the name of the field.
+        ValueError: the data do not fit; names the field.
     """
     try:
         return cast(T, _adapter(kind).validate_json(json.dumps(data)))

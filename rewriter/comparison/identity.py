@@ -1,4 +1,4 @@
-"""What the numbers of a comparison depend on, as text: runs of another comparison are not taken for them."""
+"""Describe as text what the results of a comparison depend on, so that runs of different ones are not confused."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ _PLAIN = (str, int, float, type(None))
 def identity_of(
     first: tuple[nn.Module, nn.Module], data: Data, scoring: Scoring, recipe: Recipe, optimizer: Any, device: str
 ) -> dict[str, dict[str, str]]:
-    """Parts, each of texts with names.
+    """Return named parts, each with named texts.
 
-    Functions of the user are known by their name, code and options; what these use is not looked at. Losses and metrics
-    are known by their options, data loaders by their number of batches and the first one.
+    The user's functions are identified by name, code and options, not by what they call. Losses and metrics are
+    identified by their options, data loaders by their number of batches and the first one.
 
-    Both models are those of the first seed, on the CPU; an optimizer of None is that of the recipe.
+    Both models are those of the first seed, on the CPU; None as optimizer means the recipe's.
     """
     before, after = first
     own = {"loss": scoring.own_loss, "optimizer": optimizer, **(scoring.own_metrics or {"metric": None})}
@@ -44,7 +44,7 @@ def identity_of(
         "data": str(data), "task": str(data.task), "classes": str(scoring.num_classes),
         "first test batch": _checksum_of_first_batch(data.test),
     }  # fmt: skip
-    if data.train is not None and data.without_effect:  # of a source they follow from its name and the recipe
+    if data.train is not None and data.without_effect:  # for a source they follow from its name and the recipe
         first_batches = {_checksum_of_first_batch(data.train) for _ in range(2)}
         of_data["training batches"] = str(len(data.train))  # type: ignore[arg-type]
         of_data["first training batch"] = first_batches.pop() if len(first_batches) == 1 else "another one each time"
@@ -63,19 +63,19 @@ def identity_of(
 
 
 def versions_of_libraries() -> dict[str, str]:
-    """Of the libraries that the numbers depend on."""
+    """Return the versions of the libraries that the results depend on."""
     return {"rewriter": __version__} | libraries.versions(_VERSIONED)
 
 
 def checksum(values: Iterable[Any], start: int = 0) -> int:
-    """CRC-32 of the tensors in nested ``values``, going on from ``start``."""
+    """Return the CRC-32 of the tensors in nested ``values``, continued from ``start``."""
     for tensor in tensors_in(list(values)):
         start = zlib.crc32(_bytes_of(tensor), start)
     return start
 
 
 def described(value: Any) -> str:
-    """The name of a function, or how an object describes itself, without its address; of several, one after another."""
+    """Return the name of a function, or an object's description without its address; joined for several."""
     if isinstance(value, Mapping):
         return ", ".join(described(item) for item in value.values())
     return getattr(value, "__qualname__", None) or re.sub(r" at 0x[0-9a-f]+", "", repr(value))
@@ -87,11 +87,11 @@ def _checksum_of_first_batch(loader: Iterable[Any]) -> str:
 
 
 def _identified(value: Any) -> str:
-    """A function by its code, the defaults of its arguments and plain values around it; a module by what it holds."""
+    """Identify a function by its code, default arguments and plain closure values; a module by its contents."""
     name = described(value)
     code = getattr(value, "__code__", None)
     if code is not None:
-        # the order of a frozenset is another one in each process
+        # the order of a frozenset differs between processes
         constants = [
             sorted(map(repr, item)) if isinstance(item, frozenset) else item
             for item in code.co_consts

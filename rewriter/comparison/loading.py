@@ -1,4 +1,4 @@
-"""From a source of data, or from the user's own loaders, to batches for training and testing."""
+"""Turn a source of data, or the user's own loaders, into batches for training and testing."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What a model expects of its images.
+    """How a model expects its images.
 
     Attributes:
         channels: 1 or 3.
         size: ``(height, width)``.
-        mean, std: of the values in [0, 1], one a channel.
+        mean, std: of the values in [0, 1], one per channel.
         interpolation: how images are resized in testing.
-        crop: part of a test image's side that is looked at.
+        crop: fraction of a test image's side that is kept.
     """
 
     channels: int
@@ -41,7 +41,7 @@ class Preprocessing:
 
     @property
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Mean and standard deviation; those of ImageNet where none are given, their average for one channel."""
+        """Return mean and standard deviation; those of ImageNet if none are given, their average for one channel."""
         found = self.mean or _MEAN, self.std or _STD
         mean, std = (v if len(v) == self.channels else (sum(v) / len(v),) * self.channels for v in found)
         return mean, std
@@ -54,13 +54,13 @@ class Data:
     Attributes:
         name: of the source.
         task: what the targets are.
-        num_classes: how many classes there are; 0 if that is the user's own business.
-        train: may be iterated once an epoch; None where there are only test images.
-        test: likewise; always in the same order.
-        train_images, test_images: how many there are; None if that cannot be known.
-        ignore_index: pixels of this value count for nothing.
-        image_shape: ``(channels, height, width)`` of what the models see; empty if not known yet.
-        without_effect: fields of the recipe that do nothing here: what the user's own data decide.
+        num_classes: number of classes; 0 if the user's own loss and metric decide.
+        train: can be iterated once per epoch; None if there are only test images.
+        test: the same for testing; always in the same order.
+        train_images, test_images: their numbers; None if unknown.
+        ignore_index: pixels of this value are ignored.
+        image_shape: ``(channels, height, width)`` of the models' input; empty if not known yet.
+        without_effect: fields of the recipe that have no effect here, because the user's data decide.
     """
 
     name: str
@@ -85,7 +85,7 @@ class Data:
 
 
 def data_of_source(source: Source, preprocessing: Preprocessing, recipe: Recipe, *, training: bool) -> Data:
-    """Batches of a source for testing, and for training if they are needed for it.
+    """Return batches of a source for testing, and for training if ``training`` is set.
 
     Raises:
         DataError: there are no images, fewer than a batch, one class only, or labels out of range.
@@ -110,13 +110,13 @@ def data_of_source(source: Source, preprocessing: Preprocessing, recipe: Recipe,
 
 
 def data_of_user(data: Any, task: str | Task | None, num_classes: int | None, recipe: Recipe) -> Data:
-    """The user's own ``(train, test)`` or ``{"train": …, "test": …}``.
+    """Return the user's own ``(train, test)`` or ``{"train": …, "test": …}``.
 
-    Each is a data loader, a data set or another iterable of batches that may be iterated several times; one alone is
-    only tested on. Nothing is done to their images: they are what the model expects.
+    Each is a data loader, a data set or another iterable of batches that can be iterated several times; one alone is
+    only used for testing. Images are passed to the model unchanged.
 
     Raises:
-        DataError: it is none of these.
+        DataError: it has none of these forms.
     """
     if task is not None and task not in list(Task):
         raise DataError(f"task: expected one of {', '.join(Task)}, found {task!r}")
@@ -141,7 +141,7 @@ def data_of_user(data: Any, task: str | Task | None, num_classes: int | None, re
 
 
 def _is_set_of_images(item: Any) -> bool:
-    """Whether it gives single images; another iterable, also an ``IterableDataset``, gives batches."""
+    """Whether it gives single images; other iterables, including an ``IterableDataset``, give batches."""
     return isinstance(item, Dataset) and not isinstance(item, torch.utils.data.IterableDataset)
 
 
@@ -175,10 +175,10 @@ def _own_loader(item: Any, recipe: Recipe, shuffled: bool) -> Iterable[Any]:
 
 
 def pair_of(batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images and targets of one batch.
+    """Return images and targets of one batch.
 
     Raises:
-        DataError: it is no pair of them.
+        DataError: it is not a pair of them.
     """
     if not isinstance(batch, (tuple, list)) or len(batch) != 2:
         found = f"{type(batch).__name__} of {len(batch)}" if isinstance(batch, Sized) else type(batch).__name__
@@ -197,12 +197,12 @@ def pair_of(batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def first_batch(loader: Iterable[Any]) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """Images and targets of the first batch, the same each time; None if there is none."""
+    """Return images and targets of the first batch, the same each time; None if there is none."""
     return next((pair_of(batch) for batch in batches(loader, 0, 0)), None)
 
 
 def _images(loader: Any) -> int | None:
-    """How many images it gives; None if that cannot be known."""
+    """Return the number of images; None if unknown."""
     if isinstance(loader, (list, tuple)):
         return sum(len(pair_of(batch)[0]) for batch in loader)
     if not isinstance(loader, DataLoader) or loader.batch_size is None:
@@ -215,7 +215,7 @@ def _images(loader: Any) -> int | None:
 
 
 def _limited(examples: Any, most: int | None) -> Any:
-    """The first ``most`` of a fixed shuffle, so that all classes are among them."""
+    """Return the first ``most`` examples of a fixed shuffle, so that all classes are among them."""
     if most is None or most >= len(examples):
         return examples
     order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(0))
@@ -253,7 +253,7 @@ def _classification(preprocessing: Preprocessing, recipe: Recipe, augmented: boo
 
 
 def _segmentation(preprocessing: Preprocessing, recipe: Recipe, augmented: bool) -> _Transform:
-    """Image and mask through the same crop and flip."""
+    """Return a transform that applies the same crop and flip to image and mask."""
     from torchvision import tv_tensors
     from torchvision.transforms import v2
 

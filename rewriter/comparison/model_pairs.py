@@ -1,4 +1,4 @@
-"""The two models that are compared, made anew for every seed."""
+"""The two models that are compared, created anew for every seed."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ ChangeModel = Callable[[nn.Module], nn.Module]
 
 @dataclass(frozen=True)
 class ModelPairs:
-    """What is compared.
+    """The two sides of a comparison.
 
     Attributes:
-        before: the original: a model, or a function that makes one, with the weights that it begins with.
+        before: the original: a model, or a function that makes one, with its initial weights.
         after: the other: a model, or a function that makes it from an original.
     """
 
@@ -37,10 +37,10 @@ class ModelPairs:
     after: nn.Module | ChangeModel
 
     def pair(self, seed: int) -> tuple[nn.Module, nn.Module]:
-        """Both models for one seed, on the same initial weights; nothing that the caller holds is touched.
+        """Return both models for one seed, with the same initial weights; the caller's objects are not modified.
 
         Raises:
-            ComparisonError: a function gives no model.
+            ComparisonError: a function does not return a model.
             ModelError: a model that is compiled, wrapped or lazy.
         """
         with random_state_kept():
@@ -71,12 +71,12 @@ class ModelPairs:
         return before, after
 
     def varies_from(self, first: nn.Module) -> bool:
-        """Whether the original of another seed has other weights than ``first``, that of seed 0."""
+        """Whether the original of another seed differs in weights from ``first``, that of seed 0."""
         return not isinstance(self.before, nn.Module) and not same_weights(first, self.pair(1)[0])
 
 
 def same_weights(before: nn.Module, after: nn.Module) -> bool:
-    """Whether ``after`` has the weights of ``before``, apart from what a rewrite added."""
+    """Whether ``after`` has the weights of ``before``, apart from additions of a rewrite."""
     with nothing_said():
         ours, theirs = original_state_dict(before), original_state_dict(after)
     return ours.keys() == theirs.keys() and all(
@@ -86,14 +86,14 @@ def same_weights(before: nn.Module, after: nn.Module) -> bool:
 
 
 def name_of(model: nn.Module) -> str:
-    """The name that timm made the model by, or that of its class."""
+    """Return the timm name of the model, or the name of its class."""
     configuration = getattr(model, "pretrained_cfg", None)
     architecture = configuration.get("architecture") if isinstance(configuration, dict) else None
     return architecture or class_name(original_class(type(model))).rsplit(".", 1)[-1]
 
 
 def changes(model: nn.Module) -> tuple[str, ...]:
-    """What was done to a rewritten model, one line a pass; passes that found nothing share one."""
+    """Return what was done to a rewritten model, one line per pass; passes that found nothing share one."""
     lines, idle = [], []
     for record in records_of(model):
         for name, _ in record.plan.passes:
@@ -108,9 +108,9 @@ def changes(model: nn.Module) -> tuple[str, ...]:
 
 
 def each_pass_alone(before: nn.Module, after: nn.Module) -> dict[str, nn.Module]:
-    """For each pass that edited ``after``, ``before`` with the edits of that pass alone."""
+    """Return, for each pass that edited ``after``, ``before`` with the edits of that pass alone."""
     records, names = records_of(after), passes_of(after)
-    if len(records) != 1 or len(names) < 2:  # of several rewrites the later ones do not fit the original
+    if len(records) != 1 or len(names) < 2:  # after several rewrites, the later ones do not fit the original
         return {}
     plan = records[0].plan
     sites = {name: tuple(site for site in plan.sites if site.pass_name == name) for name in names}
@@ -118,7 +118,7 @@ def each_pass_alone(before: nn.Module, after: nn.Module) -> dict[str, nn.Module]
 
 
 def passes_of(model: nn.Module) -> list[str]:
-    """The names of the passes that edited a model, in order."""
+    """Return the names of the passes that edited a model, in order."""
     return list(dict.fromkeys(site.pass_name for record in records_of(model) for site in record.plan.sites))
 
 
@@ -128,7 +128,7 @@ def _copied(model: nn.Module) -> nn.Module:
 
 
 def _made(function: Any, what: str, *arguments: nn.Module) -> nn.Module:
-    """A copy of what ``function`` gives: it may be a model that the caller keeps."""
+    """Return a copy of the result of ``function``, which may be a model that the caller keeps."""
     if not callable(function):
         raise ComparisonError(f"{what}: expected a torch.nn.Module or a function, found {type(function).__name__}")
     given = "the original" if arguments else "no argument"

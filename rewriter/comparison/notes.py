@@ -1,4 +1,4 @@
-"""What the reader has to know of how a comparison was made, and whether a rewrite changes anything in training."""
+"""What the reader has to know about how a comparison was made, and whether a rewrite changes anything in training."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _IMAGES = 8
 def why_without_effect(
     before: nn.Module, after: nn.Module, data: Data, device: torch.device, optimizer: OptimizerFactory | None
 ) -> str:
-    """Why training both arms would give the same curves; empty if it would not, or if that cannot be told.
+    """Return why training both arms would give the same curves; empty if it would not, or if that is unknown.
 
-    Only a rewrite is judged: by its plan, by the optimizer's groups, and by outputs and buffers of some training images
-    in training mode. A model that was changed by other means alone is always worth training.
+    Only rewrites are tested: by the plan, by the optimizer's groups, and by outputs and buffers for some training
+    images in training mode. A model changed by other means is always worth training.
 
-    The models are on the CPU and looked at on ``device``; an optimizer of None is that of the recipe.
+    The models are on the CPU and are run on ``device``; None as optimizer means the recipe's.
     """
     layers = calibrated_layers(after)
     if not records_of(after) or not all(layer.calibrated for layer in layers.values()):
@@ -54,10 +54,10 @@ def same_optimizer(before: nn.Module, after: nn.Module, optimizer: OptimizerFact
 
 
 def _options(model: nn.Module, optimizer: OptimizerFactory) -> dict[str, Any]:
-    """Of each parameter that the optimizer trains, by its name."""
+    """Return the options of each parameter that the optimizer trains, by name."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     found: dict[str, Any] = {}
-    for group in getattr(optimizer(model), "param_groups", ()):  # what is no optimizer is refused before training
+    for group in getattr(optimizer(model), "param_groups", ()):  # anything but an optimizer is refused before training
         options = {name: repr(value) for name, value in group.items() if name not in ("params", "param_names", "name")}
         found |= {names.get(id(parameter), ""): options for parameter in group["params"]}
     return found
@@ -74,13 +74,13 @@ def notes_of(
     optimizer: OptimizerFactory | None,
     levels_given: bool,
 ) -> Iterator[str]:
-    """One sentence each, the most important first.
+    """Yield one sentence each, most important first.
 
     Args:
         pairs, first, data: what was compared, and the models of the first seed.
-        without_effect: why training them both is no use; empty if it is of use, or nobody wanted it.
-        seeds, trained, optimizer: how many were asked for, whether they were trained, and the user's own optimizer.
-        levels_given: whether the user named the levels; if not, it is said why nothing was trained.
+        without_effect: why training both is pointless; empty if it is not, or was not requested.
+        seeds, trained, optimizer: how many were requested, whether they were trained, and the user's own optimizer.
+        levels_given: whether the user named the levels; if not, a note says why nothing was trained.
     """
     if without_effect:
         nothing = f"nothing was trained: {without_effect}; the level training would do it all the same"

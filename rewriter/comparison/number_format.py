@@ -1,9 +1,9 @@
-"""How numbers of a comparison are written: their unit, and as many digits as they deserve.
+"""How numbers of a comparison are formatted: their unit, and the number of digits.
 
-A metric is shown in percent, and its differences in percent points, if all its values lie in [0, 1] and its name does
-not call it a loss; any other one is shown as the number it is. The digits follow the half-width of the interval, by the
-rule of the Particle Data Group: two significant digits of it below 3.55, else one. Digits are added where a difference
-would be shown as none.
+A metric is shown in percent, and its differences in percentage points, if all its values lie in [0, 1] and its name
+does not call it a loss; any other is shown as a plain number. The digits follow the half-width of the interval, by the
+rule of the Particle Data Group: two significant digits of it below 3.55, else one. Digits are added if a difference
+would otherwise be shown as zero.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Unit:
 
     @classmethod
     def of(cls, metric: str, values: Iterable[float]) -> Unit:
-        """The unit of ``metric``, which takes these ``values``; those that are not finite say nothing."""
+        """Return the unit of ``metric``, which takes these ``values``; those that are not finite are ignored."""
         fractions = all(0 <= value <= 1 for value in values if math.isfinite(value))
         return cls(metric, fractions and "loss" not in metric.lower())
 
@@ -41,11 +41,11 @@ class Unit:
         return f"points of {self.metric}" if self.percent else self.metric
 
     def scaled(self, value: float) -> float:
-        """The number to show."""
+        """Return the number to show."""
         return 100 * value if self.percent else value
 
     def decimals(self, half_width: float | None, visible: Iterable[float] = ()) -> int:
-        """How many decimals suit an interval of this half-width, and show none of ``visible`` as zero unless it is."""
+        """Return how many decimals suit an interval of this half-width, showing no nonzero ``visible`` as zero."""
         decimals = 2 if self.percent else 4
         if half_width:  # two significant digits of a half-width below 3.55, 35.5, …, else one
             shown = self.scaled(half_width)
@@ -58,11 +58,11 @@ class Unit:
         return decimals
 
     def decimals_of(self, interval: Interval) -> int:
-        """As many as an interval deserves, neither of whose ends is shown as zero unless it is."""
+        """Return the decimals for an interval, so that neither end is shown as zero unless it is."""
         return self.decimals(interval.half_width, (interval.low, interval.high))
 
     def number(self, value: float, decimals: int, *, sign: bool = False) -> str:
-        """The number without its unit; numbers too small for decimals as ``1.2e-09``."""
+        """Format the number without its unit; numbers too small for decimals as ``1.2e-09``."""
         scaled = self.scaled(value) + 0.0  # no negative zero
         if not math.isfinite(scaled):
             return str(scaled)
@@ -73,24 +73,24 @@ class Unit:
         return text.replace("-", "−")
 
     def interval(self, interval: Interval, decimals: int | None = None, *, sign: bool = True) -> str:
-        """``−0.6 to +0.8``, with the digits that the interval deserves if none are given."""
+        """Format as ``−0.6 to +0.8``, by default with the digits that suit the interval."""
         decimals = self.decimals_of(interval) if decimals is None else decimals
         return " to ".join(self.number(end, decimals, sign=sign) for end in (interval.low, interval.high))
 
     def difference(self, mean: float, interval: Interval | None = None) -> tuple[str, str]:
-        """A mean difference and its interval, with the digits that the interval deserves."""
+        """Format a mean difference and its interval, with the digits that suit the interval."""
         decimals = self.decimals(None, (mean,)) if interval is None else self.decimals_of(interval)
         return self.number(mean, decimals, sign=True), "" if interval is None else self.interval(interval, decimals)
 
     def amount(self, value: float, decimals: int) -> str:
-        """Of a difference: ``1.2 points of top1``, ``0.12 in test_loss``."""
+        """Format the size of a difference: ``1.2 points of top1``, ``0.12 in test_loss``."""
         return f"{self.number(value, decimals)} {'points of' if self.percent else 'in'} {self.metric}"
 
     def mean(self, mean: Mean) -> str:
-        """``76.1 ± 0.4 %``; without the half-width where there is one value only.
+        """Format as ``76.1 ± 0.4 %``; without the half-width if there is only one value.
 
-        A t interval of two values, or one that leaves 0 to 100 %, means nothing: then ``97.1 (95.0 to 99.5) %``, the
-        lowest and the highest value.
+        A t interval of two values, or one that extends beyond 0 to 100 %, is meaningless: then ``97.1 (95.0 to 99.5)
+        %``, the lowest and the highest value.
         """
         low, high = (0.0, 1.0) if self.percent else (-math.inf, math.inf)
         half = mean.half_width
@@ -103,7 +103,7 @@ class Unit:
         return f"{self.number(mean.mean, decimals)}{spread}{' %' if self.percent else ''}"
 
     def telling(self, *pairs: tuple[float, float]) -> int:
-        """As many decimals as show that two different values of a pair differ, within reason."""
+        """Return the decimals needed to show that two different values of a pair differ, within reason."""
         decimals = self.decimals(None)
         while decimals < _MOST_DECIMALS and any(
             old != new and self.number(old, decimals) == self.number(new, decimals) for old, new in pairs
@@ -113,7 +113,7 @@ class Unit:
 
 
 def percentage(part: float) -> str:
-    """A part in [0, 1] as percent; never ``100 %`` or ``0 %`` unless it is so."""
+    """Format a fraction in [0, 1] as percent; ``100 %`` or ``0 %`` only if exact."""
     if part in (0.0, 1.0) or not math.isfinite(part):
         return f"{100 * part:.0f} %"
     decimals = 1
@@ -123,5 +123,5 @@ def percentage(part: float) -> str:
 
 
 def small(value: float) -> str:
-    """A difference of outputs, to two digits: ``3.1e-07``; ``0`` only if it is zero."""
+    """Format a difference of outputs to two digits: ``3.1e-07``; ``0`` only if it is zero."""
     return f"{value:.2g}"

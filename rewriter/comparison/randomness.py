@@ -1,4 +1,4 @@
-"""Random numbers of the data, apart from those of the model: both arms see the same batches, whatever they draw."""
+"""Random numbers of the data, separate from the model's: both arms see the same batches, whatever they draw."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ _HOLDERS = ("dataset", "sampler", "batch_sampler", "data_source")
 
 
 def seed_of_model(seed: int) -> int:
-    """The seed of the numbers that a model draws in training, of both arms alike."""
+    """Return the seed of the numbers that a model draws in training, the same for both arms."""
     return seed + _MODEL
 
 
 def batches(loader: Iterable[Any], seed: int, epoch: int) -> Iterator[Any]:
-    """One pass over ``loader``, with order and augmentation that depend on ``seed`` and ``epoch`` alone.
+    """Iterate once over ``loader``, with order and augmentation determined by ``seed`` and ``epoch`` alone.
 
-    Between two batches the generators of the process belong to the model, and are as it left them. Generators that the
-    loader has of its own are put back at the end.
+    Between two batches, the process's generators belong to the model, and are as it left them. Generators owned by the
+    loader are restored at the end.
     """
     own = _generators(loader)
     kept = [generator.get_state() for generator in own]
@@ -50,7 +50,7 @@ def batches(loader: Iterable[Any], seed: int, epoch: int) -> Iterator[Any]:
 
 
 def _with_new_workers(loader: Any) -> Any:
-    """Workers that live on from epoch to epoch would go on with the random numbers of the other arm."""
+    """Restart persistent workers, which would continue with the random numbers of the other arm."""
     if not isinstance(loader, DataLoader) or not loader.persistent_workers:
         return loader
     again = copy.copy(loader)
@@ -59,7 +59,7 @@ def _with_new_workers(loader: Any) -> Any:
 
 
 def _generators(loader: Any) -> list[torch.Generator]:
-    """Generators of torch that a data loader has of its own: itself, in its samplers, or in data sets within others."""
+    """Return the torch generators that a data loader owns: itself, in its samplers, or in nested data sets."""
     found: dict[int, torch.Generator] = {}
     seen: set[int] = set()
     waiting = [loader]

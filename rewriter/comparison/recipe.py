@@ -1,4 +1,4 @@
-"""How both arms are trained: one recipe, and three that fit the time there is."""
+"""How both arms are trained: one recipe, and three presets for different time budgets."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError, create_model
 
 from rewriter.errors import ComparisonError
 
-# descriptions are what error messages expect
+# error messages show the descriptions as what was expected
 _Count = Annotated[int, Field(ge=1, description="a positive int")]
 _Most = Annotated[_Count | None, Field(description="a positive int or None")]
 _Positive = Annotated[float, Field(gt=0, description="a positive number")]
@@ -31,25 +31,25 @@ class Recipe:
     """How both arms are trained. The fields are the options of the command line.
 
     Attributes:
-        seeds: how many: 0, 1, …
+        seeds: their number: 0, 1, …
         epochs: passes over the training images.
-        batch_size: images a step; the last, smaller batch of an epoch is left out.
-        train_images: how many of the training images to use, the same for all seeds; None for all.
-        test_images: likewise.
+        batch_size: images per step; the last, smaller batch of an epoch is dropped.
+        train_images: number of training images to use, the same for all seeds; None for all.
+        test_images: the same for test images.
         optimizer: a name of ``timm.optim``.
-        lr: the highest learning rate.
-        weight_decay: of what decays. An arm that ``weight-decay`` was applied to decays by its table, the other by
-            timm's rule (weights only).
+        lr: the peak learning rate.
+        weight_decay: of the parameters that decay: by its table in an arm that ``weight-decay`` was applied to, in the
+            other by timm's rule (weights only).
         schedule: of the learning rate, by timm: ``"cosine"``, ``"poly"``, ``"tanh"``, or ``"none"``.
-        warmup: part of the steps in which the learning rate rises, from a hundredth of the highest.
-        clip_grad: largest norm of the gradient; None for any.
-        crop_scale: smallest part of an image's area that a training crop has; 1 for no random crops.
+        warmup: fraction of the steps in which the learning rate rises, from a hundredth of the peak.
+        clip_grad: maximum norm of the gradient; None for no clipping.
+        crop_scale: minimum fraction of an image's area in a training crop; 1 for no random crops.
         hflip: probability of a horizontal flip in training.
         mixed_precision: ``"no"``, ``"bf16"`` or ``"fp16"``.
-        calibration_batches: how many batches scale equalizers are calibrated on.
+        calibration_batches: number of batches that scale equalizers are calibrated on.
 
     Raises:
-        ComparisonError: a value out of range.
+        ComparisonError: a value is out of range.
     """
 
     seeds: _Count = 5
@@ -83,7 +83,7 @@ class Recipe:
             )
 
     def to_data(self) -> dict[str, Any]:
-        """As plain data."""
+        """Return plain data."""
         return dataclasses.asdict(self)
 
 
@@ -102,7 +102,7 @@ BUDGETS: dict[str, Recipe] = {
 
 
 def resolve_recipe(budget: str | Recipe, changes: Mapping[str, Any]) -> Recipe:
-    """The recipe of ``budget`` with some fields changed.
+    """Return the recipe of ``budget`` with some fields changed.
 
     Raises:
         ComparisonError: an unknown budget or field, or a value out of range.

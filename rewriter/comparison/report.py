@@ -1,4 +1,4 @@
-"""A comparison as sections of text and tables, the verdict first, then the levels; as plain text and as Markdown."""
+"""A comparison as sections of text and tables, verdict first, then the levels; as plain text and as Markdown."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from rewriter.reporting.tables import markdown_table
 from rewriter.text import counted
 
 WIDTH = 100
-"""Columns of the plain text."""
+"""Width of the plain text in columns."""
 
 _SHOWN_IMAGES = 5
 _FEWEST_RATIOS = 3
 _LEAST_SECONDS = 10
-"""Of a run whose speed is compared: what a shorter one tells is what else the machine did."""
+"""Minimum duration of a run whose speed is compared: shorter ones measure the load of the machine."""
 _NONE = "–"
 _CHANGE = "after − before"
 
@@ -33,11 +33,11 @@ Block: TypeAlias = str | tuple[str, ...] | pandas.DataFrame
 """A paragraph, a list or a table."""
 
 Section: TypeAlias = tuple[str, list[Block]]
-"""A title with what stands under it."""
+"""A title with its content."""
 
 
 def as_text(sections: Sequence[Section]) -> str:
-    """Text of at most 100 columns."""
+    """Return text of at most 100 columns."""
     return "\n\n".join("\n".join(_lines(*section)) for section in sections)
 
 
@@ -58,7 +58,7 @@ def _lines(title: str, blocks: list[Block]) -> Iterator[str]:
 
 
 def _table_lines(frame: pandas.DataFrame, width: int) -> list[str]:
-    """Where lines would be longer than ``width``, cells of the widest columns are cut."""
+    """Cut cells of the widest columns where lines would exceed ``width``."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -74,7 +74,7 @@ def _table_lines(frame: pandas.DataFrame, width: int) -> list[str]:
 
 
 def as_markdown(sections: Sequence[Section]) -> str:
-    """The same as Markdown; the first title is that of the document."""
+    """Return the same as Markdown; the first title is that of the document."""
     parts = []
     for number, (title, blocks) in enumerate(sections):
         parts.append(f"{'##' if number else '#'} {_escaped(title)}")
@@ -94,7 +94,7 @@ def _escaped(text: str) -> str:
 
 
 def sections(found: Findings, verdict: Verdict) -> list[Section]:
-    """Everything that ``print`` and Markdown show."""
+    """Return everything that ``print`` and Markdown show."""
     head: list[Block] = [f"verdict: {verdict.sentence}", f"data: {found.data}"]
     head += [found.change] if found.change else []
     head += [f"note: {note}" for note in found.notes]
@@ -174,7 +174,7 @@ def _images(trained: Trained) -> Iterator[Block]:
         elif row.agreement < 1:
             target = "" if row.target is None else f" (target {row.target})"
             changed.append(f"image {row.index}: class {row.before} → {row.after}{target}")
-    # not a number is the largest difference of all
+    # NaN counts as the largest difference
     furthest = max(rows, key=lambda row: math.inf if math.isnan(row.max_difference) else row.max_difference)
     where = f" (image {furthest.index})" if furthest.max_difference != 0 else ""
     yield (
@@ -254,7 +254,7 @@ def _seed_table(training: Training) -> pandas.DataFrame:
 
 def _cost(training: Training) -> Section:
     def row(title: str, field: str) -> tuple[str, ...]:
-        """Median and range of the runs of each arm."""
+        """Return median and range over the runs of each arm."""
         cells = []
         for arm in ARMS:
             values = pandas.Series([getattr(run, field) for run in training.runs_of(arm)], dtype=float).dropna()
@@ -271,7 +271,7 @@ def _cost(training: Training) -> Section:
 
 
 def _speed_ratio(training: Training) -> str:
-    """How fast after trains, as part of the speed of before; empty where runs are too few or too short to tell."""
+    """Return the training speed of after relative to before; empty if runs are too few or too short."""
     ratios = [
         math.log(pair.after.images_per_second / pair.before.images_per_second)
         for pair in training.pairs

@@ -1,4 +1,4 @@
-"""What a comparison found: equivalence, trained weights, training, and the verdict in words."""
+"""The result of a comparison: equivalence, trained weights, training, and the verdict in words."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rewriter.comparison.verdict import Outcome, Verdict, judge, without_trainin
 from rewriter.errors import ComparisonError
 
 FORMAT = 1
-"""Version of the JSON form."""
+"""Version of the JSON format."""
 
 _KIND = "rewriter comparison"
 _TIMING = ("images_per_second", "peak_megabytes", "seconds")
@@ -21,21 +21,21 @@ _TIMING = ("images_per_second", "peak_megabytes", "seconds")
 
 @dataclass(frozen=True)
 class Comparison(Findings):
-    """Before and after, at up to three levels. ``print`` shows the verdict first, then what it rests on.
+    """Before and after, at up to three levels. ``print`` shows the verdict first, then the evidence.
 
     Attributes:
         model: name of the model, or of its class.
-        change: what the rewrite did, one line a pass.
-        data: name of the data and the numbers of train and test images.
-        equivalence: each pass alone, then all together; empty if not asked for.
-        trained: None if not asked for, or if the model carries no trained weights.
-        training: None if not asked for.
+        change: what the rewrite did, one line per pass.
+        data: name of the data and the numbers of training and test images.
+        equivalence: each pass alone, then all together; empty if not requested.
+        trained: None if not requested, or if the model has no trained weights.
+        training: None if not requested.
         notes: what the reader has to know (what was left out, and why).
     """
 
     @property
     def verdict(self) -> Verdict:
-        """Whether the rewrite helped in training; if nothing was trained undecided, with what else was found."""
+        """Whether the rewrite helped in training; undecided, with the other findings, if nothing was trained."""
         if self.training is None:
             return Verdict(Outcome.UNDECIDED, without_training(self.equivalence, self.trained))
         return judge(self.training)
@@ -44,18 +44,18 @@ class Comparison(Findings):
         return as_text(sections(self, self.verdict))
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
-        printer.text(str(self))  # what a notebook shows
+        printer.text(str(self))  # shown by a notebook
 
     def to_markdown(self) -> str:
-        """What ``print`` shows, as Markdown."""
+        """Return what ``print`` shows, as Markdown."""
         return as_markdown(sections(self, self.verdict))
 
     def to_json(self, *, timing: bool = True) -> str:
-        """The comparison as JSON text, with its verdict.
+        """Return the comparison as JSON text, with its verdict.
 
         Args:
-            timing: with throughput, memory and time under the key ``timing``. Without them, two runs of one command on
-                one machine give the same text as far as training there repeats itself.
+            timing: include throughput, memory and time under the key ``timing``. Without them, two runs of one command
+                on one machine give the same text, as far as training there is deterministic.
         """
         data = {"kind": _KIND, "format": FORMAT, "verdict": to_plain(self.verdict), **to_plain(self)}
         runs = data["training"]["runs"] if data["training"] else []
@@ -69,12 +69,12 @@ class Comparison(Findings):
 
     @staticmethod
     def from_json(text: str) -> Comparison:
-        """The comparison that :meth:`to_json` wrote; timing that was left out is None or 0.
+        """Return the comparison that :meth:`to_json` wrote; omitted timing is None or 0.
 
-        The verdict in the text is not read: it follows from the runs. Nothing in the text is executed or imported.
+        The verdict in the text is ignored: it is derived from the runs. Nothing in the text is executed or imported.
 
         Raises:
-            ComparisonError: the text is not a comparison, damaged, or of another format.
+            ComparisonError: the text is not a comparison, is damaged, or has another format version.
         """
         try:
             data = json.loads(text)
@@ -94,10 +94,10 @@ class Comparison(Findings):
             raise ComparisonError(f"the comparison is damaged: {error}. Expected the fields {names}") from error
 
     def to_csv(self) -> str:
-        """The runs as CSV: a row for each arm, seed and epoch, in the order of the runs; numbers in full, no timing.
+        """Return the runs as CSV: a row per arm, seed and epoch, in run order; numbers at full precision, no timing.
 
         Columns are ``arm``, ``seed``, ``epoch``, ``train_loss``, ``test_loss``, each metric, and ``stopped`` (why the
-        run ended early, on each of its rows).
+        run ended early, in each of its rows).
 
         Raises:
             ComparisonError: no training was compared.
@@ -118,7 +118,7 @@ class Comparison(Findings):
         return _csv(("arm", "seed", "epoch", *losses, *names, "stopped"), rows)
 
     def images_to_csv(self) -> str:
-        """The test images as CSV, one a row, with the fields of :class:`ImageRow`.
+        """Return the test images as CSV, one per row, with the fields of :class:`ImageRow`.
 
         Raises:
             ComparisonError: no trained weights were compared.
@@ -129,7 +129,7 @@ class Comparison(Findings):
 
 
 def _csv(columns: Any, rows: Any) -> str:
-    """All digits of numbers; empty where there is none."""
+    """Write numbers at full precision; empty cells where there is none."""
     import pandas
 
     text: str = pandas.DataFrame(rows, columns=list(columns), dtype=object).to_csv(index=False)

@@ -1,4 +1,4 @@
-"""The directory of a comparison: a line for each finished run while it trains, and reports at the end."""
+"""The directory of a comparison: a line for each finished run during training, and reports at the end."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class RunFile(ResultFile[Run]):
 
 
 def number_of_runs(directory: Path) -> int:
-    """How many finished runs a directory holds, whatever comparison they are of; 0 if it is no run directory."""
+    """Return the number of finished runs in a directory, from any comparison; 0 if it is not a run directory."""
     try:
         lines = (directory / _RUNS).read_bytes().count(b"\n")
     except OSError:
@@ -50,10 +50,10 @@ def number_of_runs(directory: Path) -> int:
 def write_reports(comparison: Comparison, directory: str | Path) -> list[Path]:
     """Write ``summary.md``, ``result.json``, ``images.csv`` (of trained weights), ``runs.csv`` and plots (of training).
 
-    Each file is written whole or not at all; files of other names are left alone. Returns the files written.
+    Each file is written atomically; other files are left alone. Returns the files written.
 
     Raises:
-        ReportError: a file cannot be written, with its name.
+        ReportError: a file cannot be written; names it.
     """
     contents = {"summary.md": comparison.to_markdown().encode(), "result.json": comparison.to_json().encode()}
     if comparison.training is not None:
@@ -69,7 +69,7 @@ def write_reports(comparison: Comparison, directory: str | Path) -> list[Path]:
 
 
 def save_plots(comparison: Comparison, directory: str | Path) -> list[Path]:
-    """Write ``learning_curves`` and ``differences`` as PNG and SVG, as far as there is something to draw.
+    """Write ``learning_curves`` and ``differences`` as PNG and SVG, if there is anything to draw.
 
     Raises:
         ComparisonError: a file cannot be written.
@@ -88,7 +88,7 @@ def _made(directory: str | Path) -> Path:
 
 
 def _write_whole(path: Path, content: bytes) -> Path:
-    """Write beside ``path``, then put it in its place; what was there stays until then."""
+    """Write to a temporary file, then replace ``path`` atomically."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with open(part, "wb") as file:

@@ -1,6 +1,6 @@
-"""What a model's output is worth: loss, metrics and predictions, for each task or as the user wants them.
+"""Score a model's output: loss, metrics and predictions, for each task or as the user defines them.
 
-Whether models, data, loss and metrics fit each other is found out on one batch, before anything is trained.
+Whether models, data, loss and metrics fit each other is checked on one batch, before anything is trained.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ class Scoring:
 
     Attributes:
         task: what the targets are.
-        num_classes: how many classes there are.
-        ignore_index: pixels of this value count for nothing; None if there are none.
-        own_loss: ``loss(output, target)`` on what the model returns; None for cross-entropy.
+        num_classes: the number of classes.
+        ignore_index: pixels of this value are ignored; None if there are none.
+        own_loss: ``loss(output, target)`` on the model's output; None for cross-entropy.
         own_metrics: instances of ``torchmetrics.Metric`` by name, the first is judged; None for those of the task.
-        values: whether outputs are values to be met, not scores of classes; loss and metrics are then the user's own.
+        values: whether outputs are regression values, not class scores; loss and metrics are then the user's own.
     """
 
     task: Task
@@ -48,11 +48,11 @@ class Scoring:
     values: bool = False
 
     def loss(self, output: Any, target: Any) -> torch.Tensor:
-        """A scalar.
+        """Return a scalar loss.
 
         Raises:
-            ComparisonError: the user's own loss gives something else.
-            DataError: the model has another number of classes than the data.
+            ComparisonError: the user's own loss returns something else.
+            DataError: model and data differ in the number of classes.
         """
         if self.own_loss is not None:
             loss = self.own_loss(output, target)
@@ -67,12 +67,12 @@ class Scoring:
         return F.cross_entropy(logits, target, ignore_index=-100 if self.ignore_index is None else self.ignore_index)
 
     def on(self, device: torch.device) -> Scoring:
-        """With a copy of the user's loss, if it is a module: weights on ``device``, and what it keeps of its calls."""
+        """Return a copy whose loss, if it is a module, is copied to ``device`` with its weights and state."""
         own = self.own_loss
         return replace(self, own_loss=copy_model(own).to(device)) if isinstance(own, nn.Module) else self
 
     def logits(self, output: Any, target: torch.Tensor | None = None) -> torch.Tensor:
-        """The logits in what a model returns, ``(N, classes)`` or ``(N, classes, H, W)`` of the target's size."""
+        """Return the logits in a model's output, ``(N, classes)`` or ``(N, classes, H, W)`` at the target's size."""
         if self.values:
             return tensor_of(output)
         logits = tensor_of(output, 2)
@@ -88,9 +88,9 @@ class Scoring:
         return logits
 
     def predictions(self, logits: torch.Tensor) -> torch.Tensor:
-        """The classes predicted: ``(N)``, ``(N, H, W)``, or for several labels ``(N, classes)`` of bool.
+        """Return the predicted classes: ``(N)``, ``(N, H, W)``, or for multi-label ``(N, classes)`` of bool.
 
-        Where outputs are values, these themselves.
+        If outputs are values, these themselves.
         """
         if self.values:
             return logits
@@ -99,10 +99,10 @@ class Scoring:
         return logits > 0 if self.task is Task.MULTI_LABEL else logits.argmax(1)
 
     def check_targets(self, targets: torch.Tensor, where: str) -> None:
-        """Refuse targets that are not what the task says; those of the user's own loss are the user's business.
+        """Refuse targets that do not fit the task; with the user's own loss they are not checked.
 
         Raises:
-            DataError: with ``where`` they are from.
+            DataError: with ``where``, their origin.
         """
         if self.own_loss is not None or not targets.numel():
             return
@@ -131,21 +131,21 @@ class Scoring:
             )
 
     def metrics(self, device: torch.device | None = None) -> dict[str, Any]:
-        """Fresh metrics by name, the one that is judged first; see :meth:`update`."""
+        """Return fresh metrics by name, the judged one first; see :meth:`update`."""
         found = {name: metric.clone() for name, metric in (self.own_metrics or self._metrics_of_task()).items()}
         for metric in found.values():
             metric.reset()
-            for part in metric.modules():  # a metric may be made of others: 1 - MulticlassAccuracy(10)
+            for part in metric.modules():  # a metric may be composed of others: 1 - MulticlassAccuracy(10)
                 if isinstance(part, Metric):
                     part.distributed_available_fn = _alone  # other processes train other runs
             metric.to(device or "cpu")
         return found
 
     def update(self, metrics: Mapping[str, Any], output: Any, targets: torch.Tensor) -> None:
-        """Take one batch into ``metrics``: logits in float32, and targets (of several labels as integers).
+        """Update ``metrics`` with one batch: logits in float32, and targets (multi-label as integers).
 
         Raises:
-            ComparisonError: a metric does not take them.
+            ComparisonError: a metric does not accept them.
             DataError: the output does not fit the task.
         """
         logits = self.logits(output, targets).float()
@@ -173,7 +173,7 @@ class Scoring:
 
     @property
     def judged(self) -> tuple[str, bool]:
-        """Name of the metric that is judged, and whether higher values of it are better.
+        """Name of the judged metric, and whether higher is better.
 
         Raises:
             ComparisonError: the metric does not say.
@@ -188,10 +188,10 @@ class Scoring:
 
 
 def computed(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """The values of metrics by name, with the digits that float32 has: 0.91, not 0.9100000262260437.
+    """Return the values of metrics by name, rounded to float32 precision: 0.91, not 0.9100000262260437.
 
     Raises:
-        ComparisonError: one gives anything but a number.
+        ComparisonError: a value is not a number.
     """
     found = {}
     for name, metric in metrics.items():
@@ -211,10 +211,10 @@ def computed(metrics: Mapping[str, Any]) -> dict[str, float]:
 def scoring_of(
     task: Task, num_classes: int, ignore_index: int | None, loss: Loss | None = None, metric: Any = None
 ) -> Scoring:
-    """The scoring of a task, with the user's own loss, and ``Metric``, dict or ``MetricCollection``, if they are given.
+    """Return the scoring of a task, with the user's own loss, and ``Metric``, dict or ``MetricCollection``, if given.
 
     Raises:
-        ComparisonError: they are no such thing.
+        ComparisonError: they are of other types.
     """
     if loss is not None and (not callable(loss) or isinstance(loss, type)):
         found = f"the class {loss.__name__}; call it first" if isinstance(loss, type) else type(loss).__name__
@@ -239,10 +239,10 @@ def _alone() -> bool:
 
 
 def tensor_of(output: Any, dimensions: int = 0) -> torch.Tensor:
-    """The tensor that matters in what a model returns: itself, ``logits`` or ``out`` of it, or its first.
+    """Return the relevant tensor in a model's output: itself, its ``logits`` or ``out``, or its first.
 
     Raises:
-        ComparisonError: there is none, or it has fewer ``dimensions``.
+        ComparisonError: there is none, or it has fewer than ``dimensions`` dimensions.
     """
     values = dict(output) if isinstance(output, Mapping) else {}
     named = values["logits"] if "logits" in values else values.get("out")
@@ -266,15 +266,15 @@ def fitted_to_models(
     scoring: Scoring, models: tuple[nn.Module, nn.Module], data: Data, device: torch.device, *, task_given: bool,
     scored: bool,
 ) -> tuple[Scoring, Data]:  # fmt: skip
-    """Scoring and data, with the number of classes that the model gives where it was not told, and the images' shape.
+    """Complete scoring and data with the image shape and, if not given, the model's number of classes.
 
-    Both models run on the first test batch on ``device``, and are then on the CPU; their state is kept.
+    Both models are run on the first test batch on ``device``, then moved to the CPU; their state is kept.
 
     Args:
         scoring, models, data, device: as far as they are known.
-        task_given: whether the user said what the targets are; if not, floating targets with a loss and a metric of
-            the user's own are values to be met, not classes.
-        scored: False where only outputs are compared, so that targets do not matter.
+        task_given: whether the user named the task; if not, floating-point targets with the user's own loss and metric
+            are values, not classes.
+        scored: False if only outputs are compared, so that targets do not matter.
 
     Raises:
         DataError: there are no test images, or a model does not run on them or has other classes.
@@ -336,6 +336,6 @@ def _output(arm: str, model: nn.Module, images: torch.Tensor, data: Data) -> Any
 
 
 def in_type_of(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """A copy of the images, which a model may change in place, in the floating-point type of its parameters."""
+    """Return a copy of the images, which a model may change in place, in the floating-point dtype of its parameters."""
     reference = next((p for p in model.parameters() if p.is_floating_point()), images)
     return images.to(reference.dtype if images.is_floating_point() else images.dtype, copy=True)

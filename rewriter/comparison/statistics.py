@@ -1,7 +1,7 @@
 """Means and paired differences over seeds, with intervals.
 
-The t intervals are what verdicts rest on. The bootstrap interval is shown beside them because it assumes no normal
-distribution; with few seeds it is too narrow (five seeds: it holds the truth in about 83 % of experiments, not 95 %).
+Verdicts are based on the t intervals. The bootstrap interval is shown beside them because it assumes no normal
+distribution; with few seeds it is too narrow (with five seeds its coverage is about 83 %, not 95 %).
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import numpy as np
 from rewriter.errors import ComparisonError
 
 LEVEL = 0.95
-"""How often an interval holds the truth, if its assumptions hold."""
+"""Coverage probability of an interval, if its assumptions hold."""
 
 _RESAMPLES = 10_000
 _MOST_FLIPPED = 20
-"""Sign flips are counted exactly for up to this many pairs: 2^20 sums of 8 bytes."""
+"""Sign flips are enumerated exactly for up to this many pairs: 2^20 sums of 8 bytes."""
 
 _ROUNDING = 1e-6
-"""Differences that vary by less than this part of the values are alike: metrics are often computed in float32."""
+"""Differences that vary by less than this fraction of the values count as equal: metrics are often float32."""
 
 
 @dataclass(frozen=True)
@@ -38,13 +38,13 @@ class Interval:
 
     @property
     def half_width(self) -> float:
-        """Half of the distance between the ends."""
+        """Half the distance between the ends."""
         return (self.high - self.low) / 2
 
 
 @dataclass(frozen=True)
 class Mean:
-    """The mean of ``count`` values and its 95 % t interval; the interval is None where there is one value only.
+    """The mean of ``count`` values and its 95 % t interval, which is None for a single value.
 
     ``range`` goes from the lowest to the highest value.
     """
@@ -56,7 +56,7 @@ class Mean:
 
     @property
     def half_width(self) -> float | None:
-        """Half of the interval's width."""
+        """Half the width of the interval."""
         return None if self.interval is None else self.interval.half_width
 
 
@@ -65,12 +65,12 @@ class Difference:
     """After − before over pairs.
 
     Attributes:
-        differences: one a pair, in order.
+        differences: one per pair, in order.
         mean: of the differences.
         interval: 95 % t interval of the mean; None for one pair.
         bootstrap: 95 % percentile interval of the mean of 10 000 resamples of the pairs; None for one pair.
-        p_value: exact two-sided p value of the mean when the sign of each difference is flipped at random; None for
-            more than 20 pairs.
+        p_value: exact two-sided p value of the mean under random sign flips of the differences; None for more than 20
+            pairs.
         alike: whether the differences are equal up to rounding, so that their spread says nothing about other seeds.
     """
 
@@ -93,22 +93,22 @@ class Difference:
 
     @property
     def smallest_p_value(self) -> float:
-        """What the sign flips of so many pairs can give at best, all differences of one sign."""
+        """The smallest p value that sign flips of this many pairs can give, with all differences of one sign."""
         return min(1.0, 2.0 ** (1 - self.count))
 
 
 def mean_interval(values: Sequence[float]) -> Mean:
-    """Mean and 95 % t interval.
+    """Return mean and 95 % t interval.
 
     Raises:
-        ComparisonError: no values, or a value that is not finite.
+        ComparisonError: there are no values, or one is not finite.
     """
     if not values:
         raise ComparisonError("a mean needs at least one value, found none")
     if bad := [value for value in values if not math.isfinite(value)]:
         raise ComparisonError(f"a mean needs finite values, found {bad[0]}; leave out runs that were stopped")
     count, low, high = len(values), min(values), max(values)
-    # a rounded sum may put the mean of equal values beside them
+    # rounding in the sum may move the mean of equal values away from them
     mean = min(max(fmean(values), low), high)
     interval = None
     if count > 1:
@@ -120,10 +120,10 @@ def mean_interval(values: Sequence[float]) -> Mean:
 
 
 def paired_difference(before: Sequence[float], after: Sequence[float]) -> Difference:
-    """After − before, of one value a seed in the same order.
+    """Return after − before, with one value per seed in the same order.
 
     Raises:
-        ComparisonError: not as many values after as before, none at all, or one that is not finite.
+        ComparisonError: the numbers of values differ, there are none, or one is not finite.
     """
     if len(before) != len(after):
         raise ComparisonError(f"pairs need as many values after as before, found {len(before)} and {len(after)}")
@@ -149,7 +149,7 @@ def paired_difference(before: Sequence[float], after: Sequence[float]) -> Differ
 
 
 def discordance_p_value(only_before: int, only_after: int) -> float:
-    """McNemar's exact two-sided p value: of images that one model gets right and the other wrong."""
+    """Return McNemar's exact two-sided p value, from the counts of images that only one of the models gets right."""
     from scipy.stats import binomtest
 
     discordant = only_before + only_after

@@ -33,10 +33,10 @@ from rewriter.planning.record import records_of
 from rewriter.reporting.memory import PeakMemory
 
 _TOO_FEW = "Expected more than 1 value per channel"
-"""What torch's batch norms say of a batch of one image whose map has one position."""
+"""The error of torch's batch norms for a batch of one image whose map has one position."""
 
 _WARM_UP = 5
-"""Steps that are not timed where there are more: caches fill and kernels are chosen in them."""
+"""Number of initial steps excluded from timing if there are more: caches fill and kernels are selected in them."""
 
 OptimizerFactory = Callable[[nn.Module], torch.optim.Optimizer]
 
@@ -48,7 +48,7 @@ class Setting:
     Attributes:
         data, scoring, recipe: as their names say.
         accelerator: an ``accelerate.Accelerator``: device and mixed precision.
-        optimizer: the user's own ``optimizer(model)``; None for that of the recipe.
+        optimizer: the user's own ``optimizer(model)``; None for the recipe's.
     """
 
     data: Data
@@ -62,13 +62,13 @@ def train(model: nn.Module, arm: str, seed: int, setting: Setting, advance: Call
     """Train ``model`` in place, and measure it before the first and after every epoch.
 
     Data order, augmentation and the numbers that the model draws depend on ``seed`` alone. A loss that is not finite
-    ends the run. The generators of the process are put back. ``advance`` is called after every training step.
+    ends the run. The process's generators are restored. ``advance`` is called after every training step.
     """
     started = time.perf_counter()
     accelerator = setting.accelerator
     with random_state_kept():
         seed_all(seed_of_model(seed))
-        if accelerator.scaler is not None:  # the loss scale of fp16 is found anew: no run depends on those before it
+        if accelerator.scaler is not None:  # the loss scale of fp16 is searched anew: no run depends on earlier ones
             accelerator.scaler = type(accelerator.scaler)(accelerator.device.type)
         setting = replace(setting, scoring=setting.scoring.on(accelerator.device))
         try:
@@ -89,7 +89,7 @@ class _Training:
             first = itertools.islice(batches(self.batches, seed, 0), recipe.calibration_batches)
             images = [in_type_of(model, pair_of(batch)[0]) for batch in first]
             calibrate(model, images, progress=False, all_ranks=False)
-        self.model = model  # not prepared by accelerate: no wrapper, each process trains runs of its own
+        self.model = model  # not prepared by accelerate: no wrapper, each process trains its own runs
         self.optimizer = accelerator.prepare_optimizer(_optimizer(model, setting))
         self.scheduler = _scheduler(self.optimizer.optimizer, recipe, self.steps_an_epoch)
         self.images_per_second: list[float] = []
@@ -117,10 +117,10 @@ class _Training:
         return Run(self.arm, self.seed, tuple(epochs), stopped, speed, memory.megabytes(), seconds, tuple(self.seen))
 
     def _epoch(self, number: int) -> tuple[float, str]:
-        """Mean loss of the batches, and why training cannot go on."""
+        """Return the mean loss of the batches, and why training cannot continue."""
         setting, accelerator = self.setting, self.setting.accelerator
         self.model.train()
-        self.optimizer.train()  # of those that test other weights than they train
+        self.optimizer.train()  # for optimizers that evaluate other weights than they train
         total = torch.zeros((), dtype=torch.float64)
         step, seen = 0, 0
         for step, batch in enumerate(batches(self.batches, self.seed, number), start=1):
@@ -136,7 +136,7 @@ class _Training:
             if not torch.isfinite(value):
                 return math.nan, f"loss {value.item()} in epoch {number}, step {step}"
             self.optimizer.zero_grad()
-            self.model.zero_grad()  # the user's optimizer may train a part, whose gradient is clipped with the others'
+            self.model.zero_grad()  # the user's optimizer may train a part, but clipping includes all gradients
             accelerator.backward(loss)
             if setting.recipe.clip_grad is not None:
                 accelerator.clip_grad_norm_(self.model.parameters(), setting.recipe.clip_grad)
@@ -167,7 +167,7 @@ class _Training:
 
 @torch.no_grad()
 def test(model: nn.Module, setting: Setting) -> tuple[float, dict[str, float]]:
-    """Mean loss over the test images, and their metrics, in evaluation mode; the mode is put back."""
+    """Return the mean loss over the test images, and their metrics, in evaluation mode; the mode is restored."""
     training, device = model.training, setting.accelerator.device
     model.eval()
     metrics, classes = setting.scoring.metrics(device), _Classes(setting, "test data")
@@ -187,19 +187,19 @@ def test(model: nn.Module, setting: Setting) -> tuple[float, dict[str, float]]:
 
 
 class _Classes:
-    """Refuses targets that are no classes, and data of which all have the same."""
+    """Refuses targets that are not classes, and data in which all have the same one."""
 
     def __init__(self, setting: Setting, side: str) -> None:
         self.scoring, self.where = setting.scoring, f"{setting.data.name}, {side}"
         self.images, self.present = 0, set[int]()
 
     def pair_of(self, batch: Any, told: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
-        """Images and targets of a batch, whose classes are noted if they are to be ``told``."""
+        """Return images and targets of a batch, recording their classes if ``told``."""
         images, targets = pair_of(batch)
         self.scoring.check_targets(targets, self.where)
         self.images += len(images)
         if told and self.scoring.task is Task.CLASSIFICATION and self.scoring.own_loss is None:
-            self.present |= set(targets.tolist())  # others may all be alike
+            self.present |= set(targets.tolist())  # others may all be equal
         return images, targets
 
     def check(self) -> None:
@@ -208,11 +208,11 @@ class _Classes:
 
 
 def check_optimizer(optimizer: Any, recipe: Recipe) -> None:
-    """Before anything else is done.
+    """Check the optimizer before anything else is done.
 
     Raises:
-        ComparisonError: the user's own is no function, or timm knows no such optimizer, or it needs another training
-            step than ours.
+        ComparisonError: the user's own is not a function, or timm has no such optimizer, or it needs a training step
+            other than ours.
     """
     if optimizer is not None:
         if not callable(optimizer):
@@ -267,7 +267,7 @@ def decays_by_place(model: nn.Module) -> bool:
 
 
 def _scheduler(optimizer: torch.optim.Optimizer, recipe: Recipe, steps_an_epoch: int) -> Any:
-    """A scheduler of timm that counts steps; None for a constant learning rate."""
+    """Return a timm scheduler that counts steps; None for a constant learning rate."""
     if recipe.schedule == "none":
         return None
     lowest = min(group["lr"] for group in optimizer.param_groups) / 100

@@ -1,4 +1,4 @@
-"""Did the rewrite help? One word, and a sentence with the numbers."""
+"""Decide whether the rewrite helped: one word, and a sentence with the numbers."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from rewriter.text import counted
 _REASONS = 3
 
 _ROUNDING = 2e-7
-"""Metrics are often computed in float32, whose numbers have this relative precision."""
+"""Relative precision of float32, in which metrics are often computed."""
 
 _FEWEST = 3
-"""Seeds that a verdict takes: two that happen to agree have an interval without width, whatever is true."""
+"""Minimum number of seeds for a verdict: two that happen to agree have an interval of zero width by chance."""
 
 _FEWEST_STOPS = 2
-"""Seeds in which one arm stops and the other does not, before that decides: one may be chance."""
+"""In how many more seeds one arm has to stop before that decides: one may be chance."""
 
 _FEWEST_OF_ONE_SIGN = 6
-"""Seeds whose sign flips can give a p value below 5 %."""
+"""Minimum number of seeds whose sign flips can give a p value below 5 %."""
 
 
 class Outcome(enum.StrEnum):
-    """What was found about after, beside before."""
+    """The finding about after, compared with before."""
 
     BETTER = "better"
     WORSE = "worse"
@@ -44,7 +44,7 @@ class Verdict:
     Attributes:
         outcome: in one word.
         sentence: with its numbers.
-        difference: what it rests on; None if no seed was finished by both arms.
+        difference: the evidence; None if no seed was finished by both arms.
     """
 
     outcome: Outcome
@@ -56,24 +56,24 @@ class Verdict:
 
 
 def difference_of(training: Training, metric: str) -> Difference | None:
-    """After − before over the seeds that both arms finished; None if there are none."""
+    """Return after − before over the seeds that both arms finished; None if there are none."""
     values = training.final_values(metric)
     return paired_difference([old for old, _ in values], [new for _, new in values]) if values else None
 
 
 def unit_of(training: Training, metric: str | None = None) -> Unit:
-    """The unit of a metric, of the one that is judged if None, by the values of all epochs of all runs."""
+    """Return the unit of a metric, by default the judged one, from the values of all epochs of all runs."""
     metric = training.metric if metric is None else metric
     unit = Unit.of(metric, training.values(metric))
-    # a score that should be low is no share of images or pixels
+    # a score that should be low is not a fraction of images or pixels
     return unit if metric != training.metric or training.higher_is_better else replace(unit, percent=False)
 
 
 def worth_of_image(training: Training) -> float | None:
-    """By how much the judged metric changes if one more test image is right, as a fraction.
+    """Return how much the judged metric changes if one more test image is right, as a fraction.
 
-    None where that is not known, or where the metric counts no images: where some value is not a whole number of them,
-    as with losses and intersections over unions.
+    None if that is unknown, or if the metric does not count images: some value is not a whole number of them, as for
+    losses and intersections over unions.
     """
     images = training.test_images
     if not images or not unit_of(training).percent:
@@ -84,13 +84,13 @@ def worth_of_image(training: Training) -> float | None:
 
 
 def judge(training: Training) -> Verdict:
-    """The verdict on the metric that is judged.
+    """Return the verdict on the judged metric.
 
-    An arm that stops in two seeds more than the other is the worse one, whatever the rest says; one stop more speaks
-    against a verdict in its favour. Otherwise the 95 % t interval of the paired difference decides. Where all
-    differences are within one test image of each other, or alike but for rounding, its width means nothing, and the
-    exact sign-flip p value decides too: it takes six seeds. Fewer than three seeds decide nothing of this, but for two
-    in which one arm stops, and the other in none.
+    An arm that stops in two more seeds than the other is the worse one, whatever else is found; one more stop rules out
+    a verdict in its favour. Otherwise the 95 % t interval of the paired difference decides. If all differences are
+    within one test image of each other, or equal up to rounding, its width is meaningless, and the exact sign-flip p
+    value has to agree: that takes six seeds. Fewer than three seeds decide nothing, except for two in which one arm
+    stops and the other in neither.
     """
     ended, asked = training.pairs, len(set(training.seeds))
     of_ended = counted(len(ended), "seed")
@@ -124,7 +124,7 @@ def judge(training: Training) -> Verdict:
 
 
 def _learned_nothing(training: Training, runs: Sequence[Run]) -> bool:
-    """Whether the final metric is not beyond that before training, over seeds."""
+    """Whether the final metric does not exceed the one before training, over seeds."""
     sign = 1 if training.higher_is_better else -1
     ends = [(run.epochs[0].value(training.metric), run.value(training.metric)) for run in runs if len(run.epochs) > 1]
     gains = [sign * (end - start) for start, end in ends if start is not None and end is not None]
@@ -176,9 +176,9 @@ def _of_difference(training: Training, difference: Difference | None) -> tuple[O
 
 
 def _of_equal_metrics(training: Training, unit: Unit, size: str) -> tuple[Outcome, str]:
-    """Equal in every epoch and loss, or no more than a metric that is too coarse to tell the arms apart."""
+    """Decide between equality in every epoch and loss, and a metric too coarse to distinguish the arms."""
     finished = [pair for pair in training.pairs if pair.values(training.metric) is not None]
-    # as text a value that is not a number equals itself
+    # as text, NaN equals itself
     if all(repr(pair.before.epochs) == repr(pair.after.epochs) for pair in finished):
         same = f"{unit.metric} and every loss of every epoch"
         return Outcome.EXACTLY_EQUAL, f"exactly equal in every seed ({size}): {same}"
@@ -196,7 +196,7 @@ def _of_equal_metrics(training: Training, unit: Unit, size: str) -> tuple[Outcom
 
 
 def _size(training: Training, difference: Difference) -> str:
-    """How much the verdict rests on: ``5 seeds, 20 epochs, 500 test images``."""
+    """Describe the size of the evidence: ``5 seeds, 20 epochs, 500 test images``."""
     asked, epochs = len(set(training.seeds)), training.recipe.get("epochs")
     parts = [f"{difference.count} of {counted(asked, 'seed')}" if difference.count < asked else counted(asked, "seed")]
     parts += [counted(epochs, "epoch")] if isinstance(epochs, int) else []
@@ -214,7 +214,7 @@ def _reasons(failed: Sequence[Run], training: Training) -> str:
 
 
 def without_training(equivalence: Sequence[Equivalence], trained: Trained | None) -> str:
-    """What outputs and metrics of trained weights say, and that no training was compared."""
+    """Return what outputs and metrics of trained weights show, and that no training was compared."""
     parts = [_outputs(equivalence)] if equivalence else []
     parts += [] if trained is None else [_metrics(trained)]
     return "; ".join([*parts, "no training was compared"] if parts else ["undecided: no training was compared"])

@@ -1,1 +1,1 @@
-"""Constants of the data for layers of passes: measured, and folded into weights."""
+"""Data-dependent constants of layers added by passes: measured, and folded into weights."""

@@ -1,4 +1,4 @@
-"""The user's data, batch by batch, as arguments of the model."""
+"""The user's data, batch by batch, as arguments for the model."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from rewriter.tracing.containers import tensors_in
 from rewriter.tracing.inputs import Inputs, Origin
 
 _IMAGE = 3
-"""Dimensions that an image has at least; what has fewer are labels, tokens, lengths."""
+"""The minimum number of dimensions of an image; tensors with fewer are labels, tokens, lengths."""
 
 
 class Batches:
-    """Data that may be read several times.
+    """Data that can be read several times.
 
     Args:
-        model: what the batches are for; tensors are moved to its device.
+        model: the model the batches are for; tensors are moved to its device.
         batches: an iterable of batches (tensors, tuples, lists, dicts), or one tensor or dict.
-        most: how many batches to read at most; None for all.
-        prepare: makes the model's arguments of a batch; None takes them as they are.
+        most: maximum number of batches to read; None for all.
+        prepare: turns a batch into the model's arguments; None takes batches as they are.
 
     Raises:
-        CalibrationError: ``batches`` is nothing that can be iterated, ``most`` is no positive number, or ``prepare``
-            cannot be called.
+        CalibrationError: ``batches`` is not iterable, ``most`` is not a positive number, or ``prepare``
+            is not callable.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Batches:
 
     @property
     def length(self) -> int | None:
-        """How many batches one pass has; None if that cannot be known."""
+        """The number of batches per pass; None if it cannot be known."""
         length = getattr(self._source, "__len__", None)
         try:
             known = length() if length is not None else None
@@ -63,7 +63,7 @@ class Batches:
         return self._most if known is None else known if self._most is None else min(known, self._most)
 
     def first(self) -> Inputs:
-        """The first batch, which is still there to be read.
+        """Return the first batch without consuming it.
 
         Raises:
             CalibrationError: there is none.
@@ -79,7 +79,8 @@ class Batches:
         """Make sure that the data can be read ``number`` times.
 
         Raises:
-            CalibrationError: they are an iterator, which can be read once, and not limited, so that it can be kept.
+            CalibrationError: they are an iterator, which can be read only once, and has no limit that would allow
+                keeping its batches.
         """
         if number > 1 and self._one_shot:
             if self._most is None:
@@ -90,10 +91,10 @@ class Batches:
             self._source, self._one_shot = list(itertools.islice(self._source, self._most)), False
 
     def __iter__(self) -> Iterator[Inputs]:
-        """One pass.
+        """Yield the batches of one pass.
 
         Raises:
-            CalibrationError: it has no batches, or fewer than the pass before.
+            CalibrationError: it has no batches, or fewer than the previous pass.
         """
         number = 0
         for batch in itertools.islice(self._source, self._most):
@@ -127,14 +128,14 @@ class Batches:
         return inputs.map(self._moved)
 
     def _moved(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The tensor on the model's device; what numpy made in double precision in the model's."""
+        """Move a tensor to the model's device; double precision (as made by numpy) is cast to the model's dtype."""
         reference = next(itertools.chain(self._model.parameters(), self._model.buffers()), None)
         device = torch.device("cpu") if reference is None else reference.device
         floating = next((p.dtype for p in self._model.parameters() if p.is_floating_point()), torch.get_default_dtype())
         return tensor.to(device, floating) if tensor.dtype is torch.float64 else tensor.to(device)
 
     def _prepared(self, batch: Any, number: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """What ``prepare`` makes of a batch, as arguments."""
+        """Return the output of ``prepare`` for a batch, as arguments."""
         assert self._prepare is not None
         tensors = [tensor for tensor in tensors_in((batch,)) if not tensor.is_inference()]
         versions = [tensor._version for tensor in tensors]
@@ -167,7 +168,7 @@ class Batches:
         )
 
     def _arguments(self, batch: Any, number: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """What the model is called with: of a tuple as many as it requires, of a dict what it takes."""
+        """Return the model's arguments: as many items of a tuple as it requires, of a dict those that it accepts."""
         if isinstance(batch, Mapping):
             taken = self._taken(batch)
             if not taken:
@@ -191,14 +192,14 @@ class Batches:
         return {name: value for name, value in batch.items() if anything or name in parameters}
 
     def _required(self) -> int:
-        """How many positional arguments the model cannot do without; at least one."""
+        """Return the number of required positional arguments of the model; at least one."""
         parameters = inspect.signature(self._model.forward).parameters.values()
         positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
         return max(1, sum(parameter.default is parameter.empty for parameter in positional))
 
 
 def _described(value: Any) -> str:
-    """The type of a value, and what kinds of things are in it."""
+    """Describe the type of a value, and the types of its contents."""
     name = type(value).__name__
     if isinstance(value, Mapping):
         return f"{name} with the keys {', '.join(map(str, value))}"
@@ -208,5 +209,5 @@ def _described(value: Any) -> str:
 
 
 def _is_list_of_images(batch: Any) -> bool:
-    """Detection models take a list of images ``(C, H, W)``."""
+    """Whether it is a list of images ``(C, H, W)``, as detection models take."""
     return isinstance(batch, list) and all(isinstance(item, torch.Tensor) and item.dim() == 3 for item in batch)

@@ -1,7 +1,7 @@
-"""Measure, over the user's data, the constants that layers of passes need.
+"""Measure, over the user's data, the constants that layers added by passes need.
 
-Layers behind other layers are measured with those in force, so a model whose fusions are nested takes as many passes
-over the data as they are deep.
+Layers that depend on other such layers are measured with those in force, so a model with nested fusions takes as many
+passes over the data as they are deep.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ Found = TypeVar("Found")
 LOG = logging.getLogger("rewriter")
 
 SMALLEST_STD = 1e-6
-"""A map with a smaller standard deviation, or one smaller than this share of its mean, is constant and left alone."""
+"""A map with a smaller standard deviation, absolute or as a share of its mean, is constant and left alone."""
 
 _TOO_FEW = "Expected more than 1 value per channel"
-"""What torch's batch norms say of a batch of one image whose map has one position."""
+"""The error of torch's batch norms for a batch of one image whose map has one position."""
 
 
 def calibrate(
@@ -59,31 +59,31 @@ def calibrate(
     progress: bool = True,
     all_ranks: bool = True,
 ) -> Model:
-    """Measure the mean and standard deviation of every map that ``model``'s equalizers take, over all ``batches``.
+    """Measure the mean and standard deviation of every input of ``model``'s equalizers, over all ``batches``.
 
     Run it after :func:`rewriter.rewrite`, on the training data with the training transforms, before training begins.
     Dropout is off. Norms whose running statistics were never updated normalise by the batch, the others as they will
     in training: by the batch too, unless they were put into evaluation mode in a model that is in training mode.
-    Buffers, modes, gradients and random numbers are afterwards as they were. Hooks fire. Where ``torch.distributed``
-    is initialised, each process gives its share of the data, and all get the same constants; their weights have to be
-    the same.
+    Buffers, modes, gradients and random state are restored afterwards. Hooks fire. If ``torch.distributed`` is
+    initialised, each process contributes its share of the data, and all get the same constants; their weights have to
+    be the same.
 
-    Calibrate before an average of the weights (EMA) is made: it is a copy, and has the constants that the model has
-    then. One that was made before says so when it is put into evaluation mode.
+    Calibrate before averaging the weights (EMA): the average is a copy, and has the constants that the model has at
+    that time. One that was made before reports so when it is put into evaluation mode.
 
     Args:
-        model: a rewritten model; its equalizers are changed in place. Earlier constants are measured anew. One that was
-            rewritten and got no equalizer is returned as it is, with a line in the log ``"rewriter"``.
+        model: a rewritten model; its equalizers are changed in place. Existing constants are measured again. One that
+            was rewritten without getting an equalizer is returned as it is, with a line in the log ``"rewriter"``.
         batches: a data loader or another iterable of batches, each a tensor, a tuple or list of positional arguments,
-            or a dict of keyword arguments; a tensor or a dict is one batch. What the model does not need of a batch
-            (targets) is left out. They are moved to the model's device, and tensors in double precision are given its
-            floating-point type. Nested fusions take several passes over them.
-        max_batches: how many batches to use at most; None for all.
-        prepare: what makes the model's input of a batch, where a batch is not that: a callable that takes a batch as
-            it comes and returns a tensor, a tuple of positional arguments or a dict of keyword arguments, all of which
-            the model gets. Images of uint8 need it, since only you know their scale and normalisation.
+            or a dict of keyword arguments; a tensor or a dict is one batch. Parts of a batch that the model does not
+            need (targets) are ignored. Batches are moved to the model's device, and tensors in double precision are
+            cast to its floating-point dtype. Nested fusions take several passes over them.
+        max_batches: maximum number of batches; None for all.
+        prepare: turns a batch into the model's input, if it is not that already: a callable that takes a batch and
+            returns a tensor, a tuple of positional arguments or a dict of keyword arguments, all of which are passed to
+            the model. Images of uint8 need it, since only you know their scale and normalisation.
         progress: show a progress bar if the output is a terminal, in the first process only.
-        all_ranks: False measures on the batches of this process alone, where each has a model of its own.
+        all_ranks: False measures on the batches of this process alone, if each has a model of its own.
 
     Returns:
         ``model`` itself.
@@ -92,9 +92,9 @@ def calibrate(
         CalibrationError: the model was never rewritten, or its equalizers were folded or replaced, or it has no values
             (meta device); there are no batches, or not enough passes over them; ``prepare`` fails, or returns something
             else; images are uint8; the data are constant, or a batch is not finite, or the model does not run on it.
-            The model is as it was, also if something else ends the calibration: an error of the data's own, Ctrl-C.
+            The model is unchanged, also if anything else ends the calibration: an error in the data loader, Ctrl-C.
         ModelError: the model is wrapped or compiled.
-        RewriterError: the weights of another process are others, or it does not call.
+        RewriterError: the weights of another process differ, or it does not make the call.
 
     Example:
         >>> original = rewriter.zoo.create("zoo:psphead-resnet10t", channels=16).model
@@ -125,7 +125,7 @@ def calibrate(
         title = f"calibrating, {len(levels)} pass{'es' if len(levels) > 1 else ''} over the data"
         steps = None if data.length is None else data.length * len(levels)
         shown = progress and _is_first_process()
-        # the constants are buffers, and put back as all others
+        # the constants are buffers, and restored like all others
         with _as_in_training(model), torch.no_grad(), progress_bar(title, steps, shown=shown) as advance:
             for layer in layers.values():
                 layer.set_constants([(0.0, 1.0)] * layer.operands)
@@ -141,7 +141,7 @@ def calibrate(
 
 
 def _is_first_process() -> bool:
-    """Whether this process tells for all: of those of ``torch.distributed``, or that torchrun is about to join."""
+    """Whether this process reports for all: rank 0 of ``torch.distributed``, or of a job that torchrun launched."""
     distributed = torch.distributed
     if distributed.is_available() and distributed.is_initialized():
         return distributed.get_rank() == 0
@@ -165,7 +165,7 @@ def _levels_of_all_ranks(
 def _levels(
     model: nn.Module, inputs: Inputs, layers: Mapping[str, CalibratedLayer]
 ) -> list[dict[str, CalibratedLayer]]:
-    """The layers in the order that they have to be measured in: none depends on one of its own or a later level."""
+    """Return the layers in the order to measure them in: none depends on one of its own or a later level."""
     try:
         flow = trace_model(model, inputs).eval.dataflow
     except TraceError as error:
@@ -187,7 +187,7 @@ def _levels(
 
 
 def _warn_of_trained_weights(model: nn.Module, flow: Dataflow, nodes: Sequence[fx.Node]) -> None:
-    """Weights that were trained without the constants do not fit them."""
+    """Warn that weights trained without the constants do not match them."""
     behind = {user for node in nodes for user in flow.reachable(node) if facts(user)["kind"] is Kind.NORM}
     paths = dict.fromkeys(path_of(node) for node in flow.in_order(behind))
     trained = [path for path in paths if is_trained(model.get_submodule(path))]
@@ -206,7 +206,7 @@ def _measure(
     advance: Callable[[], None],
     all_ranks: bool,
 ) -> dict[str, list[Moments]]:
-    """One pass over the data: the moments of everything that ``layers`` take."""
+    """Run one pass over the data and return the moments of every input of ``layers``."""
     found = {path: [Moments()] * layer.operands for path, layer in layers.items()}
 
     def watch(path: str) -> Any:
@@ -240,7 +240,7 @@ def _measure(
 
 
 def _refuse_constant(low: float, high: float) -> None:
-    """Refuse data of one value, or of none: what a model makes of them says nothing about images."""
+    """Refuse data with a single value, or none: the model's response to them says nothing about images."""
     if low >= high:
         found = f"every value in all batches is {low:.6g}" if low == high else "the batches hold no values"
         raise CalibrationError(
@@ -262,7 +262,7 @@ def _run(model: nn.Module, inputs: Inputs, number: int) -> None:
 
 
 def _of_all_ranks(found: Found, problem: Exception | None, all_ranks: bool) -> list[Found]:
-    """What each process found; an error of one is an error of all, so that none waits for it."""
+    """Return what each process found; an error in one is an error in all, so that none waits for it."""
     if not (all_ranks and several_ranks()):
         if problem is not None:
             raise problem
@@ -295,7 +295,7 @@ def _constants(path: str, moments: Sequence[Moments]) -> list[tuple[float, float
 
 @contextlib.contextmanager
 def _as_in_training(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, but for norms that normalise by the batch in training; everything is put back afterwards."""
+    """Evaluation mode, except for norms that normalise by the batch in training; modes are restored afterwards."""
     norms = [m for m in model.modules() if isinstance(m._buffers.get("running_var"), torch.Tensor)]
     by_batch = [norm for norm in norms if norm.training or not model.training or _never_updated(norm)]
     with state_kept(model):

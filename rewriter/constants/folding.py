@@ -1,9 +1,9 @@
-"""Move the constants of calibrated layers into the weights that read what they normalise.
+"""Fold the constants of calibrated layers into the weights that read their outputs.
 
-Each map of a concatenation has input channels of its own in the weight behind it, so ``(x_i - mean_i) * scale_i`` can
-go there: ``W_i * scale_i`` takes the scale, and the bias takes ``- sum W_i * scale_i * mean_i``. Where the weight is a
-convolution that pads with zeros, a zero beside a normalised map means ``mean_i`` beside the map itself: then each map
-is padded with its mean before the concatenation, and the convolution does not pad.
+Each map of a concatenation has its own input channels in the following weight, so ``(x_i - mean_i) * scale_i`` can be
+folded into it: ``W_i * scale_i`` takes the scale, and the bias takes ``- sum W_i * scale_i * mean_i``. If the weight is
+a convolution with zero padding, a zero beside a normalised map corresponds to ``mean_i`` beside the original map: then
+each map is padded with its mean before the concatenation, and the convolution does not pad.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ TOLERANCE = 1e-5
 """Largest difference of an output, as a share of its largest value, in single and double precision."""
 
 HALF_TOLERANCE = 0.05
-"""The same in types of 16 bits, where weights are rounded to 8 or 11 bits."""
+"""The same for 16-bit types, whose significands have 8 or 11 bits."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Target:
 
     @property
     def padding(self) -> list[int]:
-        """Zeros that the weight puts around each map, as ``torch.nn.functional.pad`` takes them."""
+        """Zero padding of the weight around each map, as ``torch.nn.functional.pad`` takes it."""
         if isinstance(self.module, nn.Linear) or self.module.padding_mode != "zeros":
             return []
         if self.module.padding == "valid":
@@ -88,23 +88,23 @@ def fold(
 ) -> Model:
     """Fold the constants of calibrated equalizers into the weights that follow, for inference and export.
 
-    The output in evaluation mode stays the same up to rounding; this is checked on one input, one equalizer after the
-    other. What cannot be folded exactly is left as it is, with the reason in :func:`rewriter.report`; so is an
-    equalizer that other branches of the model's code use too. Flags that choose a way through the model are to be set
+    The output in evaluation mode stays the same up to rounding; this is checked on one input, one equalizer after
+    another. What cannot be folded exactly is left as it is, with the reason in :func:`rewriter.report`; so is an
+    equalizer that is also used on other branches of the model's code. Set flags that select a path through the model
     before folding, as before an export. The result is for inference: it can be trained, but with the unequal gradients
-    that the equalizers took away, and :func:`rewriter.undo` refuses it. A weight without bias gets one.
+    that the equalizers removed, and :func:`rewriter.undo` refuses it. A weight without bias gets one.
 
     Args:
         model: a rewritten and calibrated model, in any mode; the result is in evaluation mode. One that was rewritten
-            and got no equalizer is copied as it is, with a line in the log ``"rewriter"``.
+            without getting an equalizer is copied as it is, with a line in the log ``"rewriter"``.
         inplace: fold ``model`` itself instead of a copy.
-        example_inputs, input_size: what to check it on, as for :func:`rewriter.rewrite`; None takes the input size of
+        example_inputs, input_size: what to check it on, as for :func:`rewriter.rewrite`; None uses the input size of
             the rewrite.
 
     Raises:
-        FoldError: the model was never rewritten, was not calibrated, or was folded before.
+        FoldError: the model was never rewritten, was not calibrated, or is already folded.
         ModelError, InputError, TraceError: the model is wrapped or compiled, or does not run on the input.
-            The model is as it was in every case.
+            The model is unchanged in every case.
 
     Example:
         >>> original = rewriter.zoo.create("zoo:psphead-resnet10t", channels=16).model
@@ -162,7 +162,7 @@ def fold(
 
 
 def _conditions(model: nn.Module) -> dict[str, str]:
-    """Of each added layer that another branch of the user's code calls too, why that is in the way, by path."""
+    """Return, by path, why added layers that another branch of the user's code calls too cannot be folded."""
     edits = [edit for record in records_of(model) for site in record.plan.sites for edit in site.edits]
     return {
         f"{edit.path}.{name}".lstrip("."): f"where `{edit.condition}` holds, other code reads it too"
@@ -191,12 +191,12 @@ def _outputs(model: nn.Module, inputs: Inputs, written: Sequence[nn.Parameter]) 
 
 _CONVOLUTIONS = getattr(torch.backends.cudnn, "conv", torch.backends.cudnn)
 _SWITCH, _FULL = ("fp32_precision", "ieee") if hasattr(_CONVOLUTIONS, "fp32_precision") else ("allow_tf32", False)
-"""How TF32 is switched off; where torch has the first, reading the second may raise."""
+"""How to disable TF32; where torch has the first, reading the second may raise."""
 
 
 @contextlib.contextmanager
 def _full_precision() -> Iterator[None]:
-    """Without TF32, in which GPUs convolve by default: it rounds to 10 bits, more than the tolerance."""
+    """Disable TF32, which GPUs use for convolutions by default: it rounds to 10 bits, more than the tolerance."""
     backends = (_CONVOLUTIONS, torch.backends.cuda.matmul)
     before = [getattr(backend, _SWITCH) for backend in backends]
     try:
@@ -209,7 +209,7 @@ def _full_precision() -> Iterator[None]:
 
 
 def _change(before: list[torch.Tensor], after: list[torch.Tensor]) -> str:
-    """How the outputs differ, where they differ by more than rounding; else empty."""
+    """Describe how the outputs differ, if by more than rounding; else empty."""
     if [t.shape for t in before] != [t.shape for t in after]:
         return "folding would change the shape of an output"
     for old, new in zip(before, after, strict=True):
@@ -226,7 +226,7 @@ def _change(before: list[torch.Tensor], after: list[torch.Tensor]) -> str:
 
 
 def _target(model: nn.Module, flow: Dataflow, path: str, layer: CalibratedLayer) -> Target | str:
-    """The weight that ``layer`` can be folded into, or why there is none."""
+    """Return the weight that ``layer`` can be folded into, or why there is none."""
     own = [node for node in flow.nodes() if facts(node)["owner"].path == path]
     results = [node for node in own if any(user not in own for user in flow.users(node))]
     readers = {user for node in results for user in flow.users(node)}
@@ -259,7 +259,7 @@ def _target(model: nn.Module, flow: Dataflow, path: str, layer: CalibratedLayer)
 
 
 def _only_reader(flow: Dataflow, node: fx.Node) -> fx.Node | None:
-    """The one operation that reads ``node``, dropouts and identities left out."""
+    """Return the only operation that reads ``node``, ignoring dropouts and identities."""
     users = flow.users(node)
     while len(users) == 1 and facts(users[0])["kind"] in (Kind.DROPOUT, Kind.IDENTITY):
         users = flow.users(users[0])
@@ -271,19 +271,19 @@ def _in_order_of(join: fx.Node, results: list[fx.Node]) -> list[fx.Node]:
 
 
 def _is_plain(module: nn.Module) -> bool:
-    """Whether the module's weight is used as torch's own layers use it."""
+    """Whether the module uses its weight as torch's own layers do."""
     plain = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
     return isinstance(module, plain) and type(module).forward in {cls.forward for cls in plain}
 
 
 def _is_shared(model: nn.Module, module: nn.Module) -> bool:
-    """Whether another parameter of the model is, or lies in the memory of, one of the module's."""
+    """Whether another parameter of the model is, or shares memory with, one of the module's."""
     places = Counter(p.data_ptr() for m in model.modules() for p in m._parameters.values() if p is not None)
     return any(places[p.data_ptr()] > 1 for p in module._parameters.values() if p is not None)
 
 
 def _way_back(layer: CalibratedLayer, module: nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d) -> Callable[[], None]:
-    """What restores ``layer`` and ``module`` as they are now."""
+    """Return a function that restores the present state of ``layer`` and ``module``."""
     weight, bias, padding = module.weight.detach().clone(), module.bias, getattr(module, "padding", None)
     old_bias = None if bias is None else bias.detach().clone()
 
@@ -324,7 +324,7 @@ def _fold_into(layer: CalibratedLayer, target: Target) -> None:
 
 
 def _input_channels(module: nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d) -> torch.Tensor:
-    """For each output and each column of the weight, the input channel that it is multiplied with."""
+    """Return, for each output and each column of the weight, the input channel it is multiplied with."""
     if isinstance(module, nn.Linear):
         return torch.arange(module.in_features).expand(module.out_features, -1)
     width = module.in_channels // module.groups

@@ -10,9 +10,9 @@ import torch
 
 @dataclass(frozen=True)
 class Moments:
-    """Number, mean and sum of squared deviations from the mean of all values seen, as double-precision numbers.
+    """Count, mean and sum of squared deviations from the mean of all values seen, in double precision.
 
-    Partial moments are merged by the formula of Chan, Golub and LeVeque: no difference of large squares is taken.
+    Partial moments are merged by the formula of Chan, Golub and LeVeque, which avoids differences of large squares.
     """
 
     count: int = 0
@@ -21,7 +21,7 @@ class Moments:
 
     @property
     def std(self) -> float:
-        """Standard deviation of the values (not of a sample: divided by their number)."""
+        """Standard deviation of the values (of the population: divided by their number)."""
         return math.sqrt(self.squared_deviations / self.count) if self.count else math.nan
 
     def __add__(self, other: Moments) -> Moments:
@@ -38,7 +38,7 @@ class Moments:
 
 
 def moments_of(tensor: torch.Tensor) -> Moments:
-    """The moments of all values of a tensor of any shape, computed in single precision or better."""
+    """Return the moments of all values of a tensor of any shape, computed in single precision or better."""
     values = tensor.detach()
     if not values.numel():
         return Moments()

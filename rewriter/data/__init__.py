@@ -3,7 +3,7 @@
     source = rewriter.data.open_source("mnist5k")
     image, target = source.test[0]        # a PIL image, the number of its class
 
-Nothing is downloaded unless ``download=True`` asks for it. What comes in a package is read from its files.
+Nothing is downloaded unless ``download=True`` is given. Data shipped in packages are read from their files.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ def open_source(name: str, *, root: Path | str | None = None, download: bool = F
 
     Args:
         name: one of :func:`names`, ``imagefolder:PATH``, ``torchvision:NAME`` or ``hf:NAME``.
-        root: the folder that holds the data of ``fashion-mnist`` or ``torchvision:NAME``, if it is not their usual one.
+        root: the directory with the data of ``fashion-mnist`` or ``torchvision:NAME``, if not the usual one.
         download: whether torchvision or Hugging Face may download what is missing.
 
     Raises:
-        DataError: there is no such source, or its package or files are missing; with the command that installs them.
+        DataError: there is no such source, or its package or files are missing; names the command that installs them.
     """
     module, function, description = _registered(name)
     folder = None if root is None else Path(root).expanduser()
-    # imported only now: they read images with Pillow, which the library does without
+    # imported only now: they read images with Pillow, which the library itself does not need
     opened = getattr(importlib.import_module(f"rewriter.data.{module}"), function)
     source: Source = opened(SourceRequest(name, name.partition(":")[2], folder, download, description))
     return source
 
 
 def check_name(name: str) -> None:
-    """Whether :func:`open_source` knows a source of this name, without opening it.
+    """Check that :func:`open_source` knows a source of this name, without opening it.
 
     Raises:
         DataError: it does not.
@@ -47,12 +47,12 @@ def check_name(name: str) -> None:
 
 
 def names() -> list[str]:
-    """The names that can be opened as they are, whether or not their packages are installed."""
+    """Return the names that can be opened as they are, whether or not their packages are installed."""
     return [name for name in SOURCES if ":" not in name]
 
 
 def describe() -> list[Description]:
-    """What is known of every source, without opening one or importing what it needs."""
+    """Return what is known of every source, without opening one or importing what it needs."""
     return [registered.description for registered in SOURCES.values()]
 
 

@@ -1,4 +1,4 @@
-"""Whether a source can be trained and tested on, before anything runs."""
+"""Check whether a source can be used for training and testing, before anything runs."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from rewriter.data.source import Examples, Source, Task
 from rewriter.errors import DataError
 
 MOST_MASKS = 200
-"""Masks that are looked at on each side, evenly spaced; targets that are numbers are all looked at."""
+"""Number of masks examined in each part, evenly spaced; class numbers are all examined."""
 
 
 def check(source: Source) -> None:
-    """Look at the first image and at the targets, without decoding other images where the source allows it.
+    """Examine the first image and the targets, without decoding other images if the source allows it.
 
     Raises:
-        DataError: no examples; an image that is not what the source says; a target that is no class; targets of one
-            class only.
+        DataError: no examples; an image that is not what the source says; a target that is not a class; targets of a
+            single class.
     """
     for side, examples in (("training", source.train), ("test", source.test)):
         if examples is None:
@@ -44,7 +44,7 @@ def check(source: Source) -> None:
 
 
 def check_trainable(source: Source, batch_size: int) -> None:
-    """Whether there is at least one full batch to train on.
+    """Check that there is at least one full batch to train on.
 
     Args:
         batch_size: images in a batch, at least 1.
@@ -75,7 +75,7 @@ def _check_image(source: Source, examples: Examples, where: str) -> None:
 
 
 def _kind(image: Any) -> str:
-    """The mode of an image of Pillow; the type of anything else."""
+    """Return the mode of a Pillow image; the type of anything else."""
     from PIL import Image
 
     return image.mode if isinstance(image, Image.Image) else type(image).__name__
@@ -121,4 +121,4 @@ def _vector(source: Source, where: str, index: int, target: Any) -> set[tuple[fl
 _READERS: dict[Task, Any] = {
     Task.CLASSIFICATION: _number, Task.MULTI_LABEL: _vector, Task.SEGMENTATION: _classes_of_mask,
 }  # fmt: skip
-"""The classes in a target of each task; they refuse one that is none."""
+"""Functions that return the classes in a target of each task, and refuse one that is not a class."""

@@ -1,6 +1,6 @@
-"""Ways to hold examples: images in memory, images in files, and the data sets of other libraries.
+"""Containers of examples: images in memory, images in files, and the data sets of other libraries.
 
-Each has ``target(index)``, which reads a target without decoding the image where that is possible.
+Each has ``target(index)``, which reads a target without decoding the image if possible.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class ArrayExamples:
 
     Args:
         images: uint8, ``(count, height, width)``.
-        targets: ``(count,)`` numbers of classes, or uint8 ``(count, height, width)`` with one for every pixel.
+        targets: ``(count,)`` class numbers, or uint8 ``(count, height, width)`` with one for every pixel.
     """
 
     def __init__(self, images: npt.NDArray[np.uint8], targets: npt.NDArray[Any]) -> None:
@@ -34,17 +34,17 @@ class ArrayExamples:
         return Image.fromarray(self.images[index]), self.target(index)
 
     def target(self, index: int) -> Any:
-        """A class number, or a PIL image of them."""
+        """Return a class number, or a PIL image of them."""
         target = self.targets[index]
         return Image.fromarray(target) if target.ndim else int(target)
 
 
 class FileExamples:
-    """Images in files, decoded when they are asked for.
+    """Images in files, decoded on access.
 
     Args:
-        samples: (path, number of the class) of each image.
-        mode: what every image is converted to, ``L`` or ``RGB``.
+        samples: (path, class number) of each image.
+        mode: the mode every image is converted to, ``L`` or ``RGB``.
     """
 
     def __init__(self, samples: Sequence[tuple[str | Path, int]], mode: str) -> None:
@@ -62,7 +62,7 @@ class FileExamples:
             raise unreadable(path, error) from error
 
     def target(self, index: int) -> int:
-        """The number of the class."""
+        """Return the class number."""
         return self.targets[index]
 
 
@@ -70,12 +70,12 @@ class DatasetExamples:
     """Some examples of a data set of another library.
 
     Args:
-        dataset: with ``len`` and ``[index]``, which gives a row with a PIL image and a target.
-        mode: what every image is converted to, ``L`` or ``RGB``.
+        dataset: with ``len`` and ``[index]``, which returns a row with a PIL image and a target.
+        mode: the mode every image is converted to, ``L`` or ``RGB``.
         indices: which of its examples; None for all.
-        targets: of every example of the data set, as it gives them, if they are known without decoding images.
+        targets: of every example of the data set, as it returns them, if known without decoding images.
         columns: where a row has the image and the target.
-        convert: from the data set's target to ours; by default the number of a class.
+        convert: from the data set's target to ours; by default the class number.
     """
 
     def __init__(
@@ -94,22 +94,22 @@ class DatasetExamples:
         return as_mode(image, self.mode, f"image {index}"), self.convert(target)
 
     def target(self, index: int) -> Any:
-        """What ``self[index]`` has as its target."""
+        """Return the target of ``self[index]``."""
         position = self.indices[index]
         found = self.dataset[position][self.columns[1]] if self.targets is None else self.targets[position]
         return self.convert(found)
 
 
 def unreadable(path: object, error: OSError) -> DataError:
-    """The error for a file that is no image."""
+    """Return the error for a file that is not an image."""
     return DataError(f"{path} cannot be read as an image: {error}; replace it or remove it")
 
 
 def as_mode(image: Image.Image, mode: str, where: object) -> Image.Image:
-    """The image in memory, converted to ``L`` or ``RGB``.
+    """Return the image loaded into memory, converted to ``L`` or ``RGB``.
 
     Raises:
-        DataError: it has more than 8 bits a channel, which a conversion would clip.
+        DataError: it has more than 8 bits per channel, which a conversion would clip.
     """
     if image.mode.startswith(("I", "F")):
         raise DataError(f"{where}: expected 8 bits a channel, found mode {image.mode}; convert the images to 8 bits")

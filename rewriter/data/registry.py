@@ -1,4 +1,4 @@
-"""What is said about each source without opening it, which function opens it, and what that is given."""
+"""The description of each source, available without opening it, and the function that opens it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Description:
     """What is known of a source before it is opened.
 
     Attributes:
-        name: what :func:`rewriter.data.open_source` takes; upper case stands for what the user fills in.
+        name: argument of :func:`rewriter.data.open_source`; upper case stands for what the user fills in.
         task: what its targets are; None if that depends on what is filled in.
         content: what the images show, and how many there are.
         disk: the size of the installed files.
@@ -35,12 +35,12 @@ class Description:
 
 @dataclass(frozen=True)
 class SourceRequest:
-    """What was asked for.
+    """A request to open a source.
 
     Attributes:
         name: the whole name.
-        local: what follows the colon; empty if there is none.
-        root: the folder that holds the data, for sources that do not come in a package.
+        local: the part after the colon; empty if there is none.
+        root: the directory with the data, for sources that do not come in a package.
         download: whether a library may download it.
         description: of the source.
     """
@@ -52,15 +52,15 @@ class SourceRequest:
     description: Description
 
     def library(self, name: str) -> Any:
-        """A library that the source needs, or a module of it.
+        """Import a library that the source needs, or a module of it.
 
         Raises:
-            DataError: it is not installed, or cannot be imported; with the command that installs it.
+            DataError: it is not installed, or cannot be imported; names the command that installs it.
         """
         return libraries.load(name, self.description.install, DataError, self.name)
 
     def path(self, package: str, relative: str) -> Path:
-        """A file or folder within an installed package, which is not imported: only its files are of use here.
+        """Return a file or folder in an installed package, without importing the package.
 
         Raises:
             DataError: the package is not installed, or this version of it does not hold the file.
@@ -74,7 +74,7 @@ class SourceRequest:
         return folder / relative
 
     def source(self, **found: Any) -> Source:
-        """The source, with what its description says unless ``found`` says otherwise."""
+        """Return the source, with values from its description unless ``found`` overrides them."""
         said = {"name": self.name, "task": self.description.task, "licence": self.description.licence, "size": None}
         return Source(**{**said, **found})
 
@@ -127,7 +127,7 @@ _TABLE: tuple[tuple[str, str, str, Task | None, str, str, str, str], ...] = (
 )  # fmt: skip
 
 SOURCES = {row[2]: Registered(*row[:2], Description(*row[2:])) for row in _TABLE}
-"""By name, in the order in which they are told of."""
+"""By name, in the order they are listed."""
 
 
 __getattr__ = forward_names(__name__, {"Request": "SourceRequest"})

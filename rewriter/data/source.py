@@ -1,4 +1,4 @@
-"""What every source of data gives: training and test images with their targets, and what may be done with them."""
+"""What every data source provides: training and test images with targets, and the licence terms."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 class Task(enum.StrEnum):
     """What the targets are.
 
-    * ``CLASSIFICATION``: the number of a class, an int;
+    * ``CLASSIFICATION``: a class number, an int;
     * ``MULTI_LABEL``: a float tensor ``(num_classes,)`` of 0 and 1;
-    * ``SEGMENTATION``: a PIL image of mode ``L`` and the size of the image, its values the numbers of classes.
+    * ``SEGMENTATION``: a PIL image of mode ``L`` and the size of the image, with class numbers as values.
     """
 
     CLASSIFICATION = "classification"
@@ -25,7 +25,7 @@ class Task(enum.StrEnum):
 
 
 class Examples(Protocol):
-    """Images and targets by number, as a map-style ``torch.utils.data.Dataset``."""
+    """Images and targets by index, as in a map-style ``torch.utils.data.Dataset``."""
 
     def __len__(self) -> int: ...
 
@@ -34,18 +34,18 @@ class Examples(Protocol):
 
 @dataclass(frozen=True)
 class Source:
-    """One set of data.
+    """One data set.
 
     Attributes:
-        name: as it was asked for.
+        name: as requested.
         task: what the targets are.
-        train: training examples; None where there are only test examples.
+        train: training examples; None if there are only test examples.
         test: test examples; none of them is a training example.
-        num_classes: how many classes targets have, without the one that is ignored.
+        num_classes: number of classes, without the ignored one.
         channels: 1 (mode ``L``) or 3 (mode ``RGB``), of every image.
-        size: ``(height, width)`` of the images; None where they differ.
-        class_names: one name a class, if they are known.
-        ignore_index: the value of pixels that count neither for the loss nor for the metric; None if there is none.
+        size: ``(height, width)`` of the images; None if they differ.
+        class_names: one name per class, if known.
+        ignore_index: the value of pixels ignored by loss and metric; None if there is none.
         licence: of the data, and what it forbids.
         split: how training and test examples were divided.
     """

@@ -1,4 +1,4 @@
-"""Splits of one set of examples into training and test examples, the same on every machine."""
+"""Split examples into training and test examples, identically on every machine."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ TEST_SHARE = 0.2
 
 
 def stratified(strata: Sequence[Hashable], test_share: float = TEST_SHARE) -> tuple[list[int], list[int]]:
-    """Split so that every stratum (mostly: class) gives the same share of its examples to the test.
+    """Split so that every stratum (usually a class) contributes the same share of its examples to the test set.
 
     Args:
-        strata: of every example, the stratum it is in.
-        test_share: between 0 and 1; rounded in each stratum, of which at least one example stays on either side. A
-            stratum of one example stays in training.
+        strata: the stratum of every example.
+        test_share: between 0 and 1; rounded in each stratum, with at least one example on either side. A stratum of one
+            example stays in training.
 
     Returns:
-        The numbers of training and of test examples, ascending.
+        The indices of training and of test examples, ascending.
     """
     members: dict[Hashable, list[int]] = {}
     for index, stratum in enumerate(strata):
         members.setdefault(stratum, []).append(index)
-    # numpy promises the stream of RandomState for all versions, which it does not for default_rng.
+    # numpy guarantees the stream of RandomState across versions, but not that of default_rng.
     generator = np.random.RandomState(0)
     test: set[int] = set()
     for indices in members.values():
@@ -33,5 +33,5 @@ def stratified(strata: Sequence[Hashable], test_share: float = TEST_SHARE) -> tu
 
 
 def described(test_share: float = TEST_SHARE) -> str:
-    """In words, for ``Source.split``."""
+    """Describe the split in words, for ``Source.split``."""
     return f"{test_share:.0%} of every class drawn for the test, always the same"

@@ -1,4 +1,4 @@
-"""Data sets of torchvision, by the names of their classes."""
+"""Data sets of torchvision, by class name."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ CLASSIFICATION: dict[str, Parts | None] = {
     "Places365": ("split", "train-standard", "val"),
     **dict.fromkeys(("Caltech101", "Caltech256", "EMNIST", "EuroSAT", "SEMEION", "SUN397")),
 }  # fmt: skip
-"""torchvision's classes that need a folder and no more, with the option that chooses a part and its values for training
-and test; None if we divide it. Others would be refused only after they were downloaded."""
+"""torchvision's classes that need only a directory, with the option that selects a part and its values for training
+and test; None if we split it. Others would only be refused after downloading."""
 OPTIONS: dict[str, dict[str, Any]] = {"EMNIST": {"split": "balanced"}}
-"""What else a set's class has to be told."""
+"""Additional constructor options of a data set."""
 
 SEGMENTATION: dict[str, tuple[str, Parts, dict[str, Any], int, tuple[str, ...], int | None]] = {
     "VOCSegmentation": (
@@ -47,8 +47,8 @@ SEGMENTATION: dict[str, tuple[str, Parts, dict[str, Any], int, tuple[str, ...], 
         ("pet", "background", "border"), None,
     ),
 }  # fmt: skip
-"""By name: torchvision's class, its parts, its options, the value of the first class, the classes, and the value that
-does not count."""
+"""By name: torchvision's class, its parts, its options, the value of the first class, the classes, and the ignored
+value."""
 
 
 def torchvision_set(request: SourceRequest) -> Source:
@@ -69,7 +69,7 @@ def torchvision_set(request: SourceRequest) -> Source:
 
 
 def _mask(values: Any, first: int) -> Image.Image:
-    """A mask whose classes count from ``first`` on, and 255 for pixels that do not count."""
+    """Return a mask whose classes count from ``first``, with 255 for ignored pixels."""
     array = np.asarray(values)
     return Image.fromarray(np.where(array == 255, 255, array - first).astype(np.uint8))
 
@@ -94,7 +94,7 @@ def _classification(request: SourceRequest, cls: type, parts: Parts | None) -> S
 
 
 def _divided(request: SourceRequest, cls: type, parts: Parts, options: dict[str, Any]) -> tuple[list[Any], str]:
-    """The training and the test part, and what they are called."""
+    """Return the training and the test part, and their names."""
     option, *values = parts
     names = ("train", "test") if values == [True, False] else values
     sides = [_open(request, cls, {**options, option: value}) for value in values]
@@ -122,7 +122,7 @@ def _open(request: SourceRequest, cls: type, options: dict[str, Any]) -> Any:
 
 
 def _kind(request: SourceRequest, dataset: Any) -> tuple[str, tuple[int, int] | None]:
-    """The mode of the images, and their size where all are kept in one array."""
+    """Return the mode of the images, and their size if all are kept in one array."""
     if not len(dataset):
         raise DataError(f"{request.name} is empty; download it again with --download (download=True)")
     image, target = dataset[0]
@@ -135,7 +135,7 @@ def _kind(request: SourceRequest, dataset: Any) -> tuple[str, tuple[int, int] | 
 
 
 def _known_targets(dataset: Any) -> list[int] | None:
-    """The targets that the data set keeps, wherever it does, so that no image need be decoded for them."""
+    """Return the targets that the data set stores, so that no image has to be decoded for them."""
     kept = [getattr(dataset, name, None) for name in ("targets", "_labels", "labels", "y")]
     values = next((values for values in kept if values is not None and len(values) == len(dataset)), None)
     if values is None:
@@ -143,13 +143,13 @@ def _known_targets(dataset: Any) -> list[int] | None:
         if len(samples) != len(dataset) or not isinstance(samples[0][1], int):
             return None
         values = [target for _, target in samples]
-    # QMNIST keeps more than the class with each image
+    # QMNIST stores more than the class with each image
     found = [int(value[0]) if getattr(value, "ndim", 0) else int(value) for value in values]
     return found if found and found[0] == int(dataset[0][1]) else None
 
 
 def _classes(dataset: Any, targets: list[Any]) -> tuple[tuple[str, ...], int]:
-    """The names of the classes if they are known, and how many there are."""
+    """Return the names of the classes, if known, and their number."""
     known: Any = getattr(dataset, "classes", None) or getattr(dataset, "categories", ())
     names = tuple(name if isinstance(name, str) else ", ".join(name) for name in known)  # ImageNet has synonyms
     highest = max((max(side) for side in targets), default=-1)

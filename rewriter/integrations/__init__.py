@@ -1,1 +1,1 @@
-"""For training scripts of other libraries; each module imports its library, or says how to install it."""
+"""Integrations with training libraries; each module imports its library, or says how to install it."""

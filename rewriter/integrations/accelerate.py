@@ -1,4 +1,4 @@
-"""accelerate: the plan goes into what ``accelerator.save_state`` writes, and is compared when that is loaded."""
+"""accelerate: stores the plan in what ``accelerator.save_state`` writes, and compares it when that is loaded."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ with libraries.needed("accelerate", InstallationError, __name__):
 
 
 class RegisteredPlan:
-    """What a model was rewritten with, as accelerate keeps the state of an object.
+    """The plan of a rewritten model, in the form in which accelerate checkpoints objects.
 
     Args:
         model: a rewritten model, prepared or not.
@@ -33,14 +33,14 @@ class RegisteredPlan:
         plans_of(self._model)
 
     def state_dict(self) -> dict[str, Any]:
-        """The plans as data."""
+        """Return the plans as data."""
         return {"plans": json.dumps(plans_of(self._model))}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Compare what was saved with what the model was rewritten with.
+        """Compare the saved plans with those of the model.
 
         Raises:
-            PlanMismatchError: the edits are others.
+            PlanMismatchError: the edits differ.
         """
         saved, here = (
             [from_data(Plan, item).edits for item in plans]
@@ -54,7 +54,7 @@ class RegisteredPlan:
 
 
 def register(accelerator: Accelerator, model: nn.Module) -> RegisteredPlan:
-    """Let ``accelerator.save_state`` keep the plan of ``model``, and ``load_state`` refuse the state of another one.
+    """Make ``accelerator.save_state`` store the plan of ``model``, and ``load_state`` refuse a state with another plan.
 
     Args:
         accelerator: before its ``save_state`` or ``load_state``.

@@ -1,4 +1,4 @@
-"""Lightning: a callback that rewrites before optimizers are made, and keeps the plan in every checkpoint."""
+"""Lightning: a callback that rewrites the model before optimizers are made, and stores the plan in every checkpoint."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ with libraries.needed("lightning", InstallationError, __name__):
     from lightning.pytorch import Callback, LightningModule, Trainer
 
 KEY = "rewriter"
-"""Under which a checkpoint holds the plan, and the name of the attribute of the model that it is of."""
+"""The key of the plan in a checkpoint, and of the name of the attribute whose model it is for."""
 
 
 class RewriterCallback(Callback):  # type: ignore[misc]
-    """Rewrites the model of a LightningModule when that is set up, before its optimizers are made.
+    """Rewrites the model of a LightningModule during setup, before its optimizers are made.
 
     The plan is in every checkpoint. A run that resumes (``fit(ckpt_path=)``), and ``validate``, ``test`` and
-    ``predict`` of a checkpoint, go by that plan, before weights are loaded. For ``load_from_checkpoint`` give the
-    LightningModule's class the :class:`RewriterMixin`.
+    ``predict`` of a checkpoint, apply that plan before weights are loaded. For ``load_from_checkpoint``, add
+    :class:`RewriterMixin` to the LightningModule's class.
 
     Args:
         passes: as for :func:`rewriter.rewrite`.
         part: the name of the attribute that holds the model.
-        calibrate: whether equalizers are calibrated on the training data, when a first run begins.
-        max_batches: on how many batches of them at most; None for all.
-        prepare: what makes the model's input of a batch, as for :func:`rewriter.calibrate`.
-        **options: of :func:`rewriter.rewrite`, as ``input_size``.
+        calibrate: whether to calibrate equalizers on the training data when a first run begins.
+        max_batches: maximum number of batches for that; None for all.
+        prepare: turns a batch into the model's input, as for :func:`rewriter.calibrate`.
+        **options: for :func:`rewriter.rewrite`, such as ``input_size``.
 
     Raises:
-        RewriterError: when it is used: the LightningModule has no such part, the part was rewritten or exchanged after
-            optimizers were made, the checkpoint has no plan or one of other passes, or as :func:`rewriter.rewrite`
+        RewriterError: when it is used: the LightningModule has no such part, the part was rewritten or replaced after
+            optimizers were made, the checkpoint has no plan or one with other passes, or as :func:`rewriter.rewrite`
             and :func:`rewriter.calibrate`.
     """
 
@@ -61,21 +61,21 @@ class RewriterCallback(Callback):  # type: ignore[misc]
         self._records: tuple[Record, ...] = ()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Rewrite, if the model is to be trained and was not rewritten yet."""
+        """Rewrite if the model is to be trained and has not been rewritten yet."""
         model = _part_of(pl_module, self._part)
         if stage == "fit" and not records_of(looked_through(model)):
             setattr(pl_module, self._part, rewrite(model, self._passes, **self._options))
             self._is_calibrated = False
-        # of this object alone, and for good: checkpoints are saved after fit, too
+        # on this object only, and permanently: checkpoints are saved after fit, too
         setattr(pl_module, "on_save_checkpoint", partial(_keep_plan, pl_module, self._part))  # noqa: B010
         setattr(pl_module, "on_load_checkpoint", partial(_follow_plan, pl_module, self._part, self._passes))  # noqa: B010
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remember the rewrite that the optimizers were made for."""
+        """Record the rewrite that the optimizers were made for."""
         self._records = records_of(looked_through(_part_of(pl_module, self._part)))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse a model that was rewritten or exchanged since; calibrate, once in a training."""
+        """Refuse a model that was rewritten or replaced since; calibrate, once per training."""
         model = looked_through(_part_of(pl_module, self._part))
         if records_of(model) != self._records or not _is_trained(model, trainer):
             raise RewriterError(
@@ -88,24 +88,24 @@ class RewriterCallback(Callback):  # type: ignore[misc]
         self._is_calibrated = True
 
     def state_dict(self) -> dict[str, Any]:
-        """Whether this training was calibrated."""
+        """Return whether this training was calibrated."""
         return {"calibrated": self._is_calibrated}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """What :meth:`state_dict` gave."""
+        """Restore what :meth:`state_dict` returned."""
         self._is_calibrated = bool(state_dict["calibrated"])
 
 
 class RewriterMixin:
-    """Makes ``load_from_checkpoint`` go by the plan that a checkpoint holds, before weights are loaded::
+    """Makes ``load_from_checkpoint`` apply the plan in a checkpoint before weights are loaded::
 
         class Classifier(RewriterMixin, LightningModule): ...
 
-    Without it, ``load_from_checkpoint`` makes the original, and refuses the keys of edits as unexpected.
+    Without it, ``load_from_checkpoint`` makes the original, and rejects the keys of edits as unexpected.
     """
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Rewrite, and what the class does besides.
+        """Rewrite the model, then call the method of the base class.
 
         Raises:
             PlanError: the plan does not fit the model.
@@ -119,7 +119,7 @@ class RewriterMixin:
 
 
 def _keep_plan(module: LightningModule, part: str, checkpoint: dict[str, Any]) -> None:
-    """In place of a LightningModule's ``on_save_checkpoint``."""
+    """Replaces a LightningModule's ``on_save_checkpoint``."""
     records = records_of(looked_through(_part_of(module, part)))
     if records:
         checkpoint[KEY] = {"part": part, "plan": to_text(records[-1].plan)}
@@ -127,7 +127,7 @@ def _keep_plan(module: LightningModule, part: str, checkpoint: dict[str, Any]) -
 
 
 def _follow_plan(module: LightningModule, part: str, passes: Any, checkpoint: dict[str, Any]) -> None:
-    """In place of a LightningModule's ``on_load_checkpoint``: before weights are loaded."""
+    """Replaces a LightningModule's ``on_load_checkpoint``: runs before weights are loaded."""
     model = _part_of(module, part)
     kept = checkpoint.get(KEY)
     if kept is not None:
@@ -153,7 +153,7 @@ def _follow_plan(module: LightningModule, part: str, passes: Any, checkpoint: di
 
 
 def _is_trained(model: nn.Module, trainer: Trainer) -> bool:
-    """Whether an optimizer holds a parameter of ``model``, if it has any that is trainable."""
+    """Whether an optimizer holds a parameter of ``model``, if it has any trainable ones."""
     held = {id(p) for optimizer in trainer.optimizers for group in optimizer.param_groups for p in group["params"]}
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return not trainable or any(id(parameter) in held for parameter in trainable)

@@ -1,7 +1,7 @@
-"""timm's training script: the plan in its checkpoints, and our division into what decays and what does not.
+"""timm's training script: the plan in its checkpoints, and our weight decay groups in its optimizers.
 
-timm hands the model alone to ``param_group_fn=``: ``weight_decay`` and ``layer_decay`` get lost on the way. These take
-them.
+timm passes only the model to ``param_group_fn=``: ``weight_decay`` and ``layer_decay`` are lost on the way. The
+functions here take them.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ with libraries.needed("timm", InstallationError, __name__):
 
 
 class CheckpointHook:
-    """The plan of a training in every checkpoint that timm's ``CheckpointSaver`` writes, and read from there again.
+    """Stores the plan in every checkpoint that timm's ``CheckpointSaver`` writes, and reads it from there.
 
-    timm keeps the options of a run in its checkpoints. The hook adds the plan to them, and rewrites by the plan of the
-    checkpoint that ``--resume`` (or ``--checkpoint``, of ``validate.py``) names::
+    timm keeps the options of a run in its checkpoints. The hook adds the plan to them, and rewrites by the plan in the
+    checkpoint that ``--resume`` (or ``--checkpoint`` of ``validate.py``) names::
 
         model = CheckpointHook(args).rewrite(model)  # after create_model
 
     Args:
-        args: the options of ``train.py`` or ``validate.py``, as they are given to ``CheckpointSaver(args=)``; they get
-            one more, ``rewrite_plan``.
+        args: the options of ``train.py`` or ``validate.py``, as passed to ``CheckpointSaver(args=)``; the attribute
+            ``rewrite_plan`` is added to them.
 
     Raises:
-        StorageError: ``args`` is not such options.
+        StorageError: ``args`` is not a set of such options.
     """
 
     def __init__(self, args: argparse.Namespace) -> None:
@@ -52,15 +52,15 @@ class CheckpointHook:
         self._args = args
 
     def rewrite(self, model: nn.Module, passes: Any = None, **options: Any) -> nn.Module:
-        """As :func:`rewriter.rewrite` does, or by the plan in the checkpoint that is loaded afterwards.
+        """Rewrite like :func:`rewriter.rewrite`, or by the plan in the checkpoint that will be loaded.
 
         Args:
-            model: what timm's ``create_model`` made.
-            passes, **options: of :func:`rewriter.rewrite`. The plan of a checkpoint wins over the options.
+            model: the result of timm's ``create_model``.
+            passes, **options: for :func:`rewriter.rewrite`. The plan of a checkpoint takes precedence.
 
         Raises:
             StorageError: the checkpoint cannot be read.
-            PlanError: it holds no plan, or one of other passes, or the plan does not fit the model.
+            PlanError: it holds no plan, or one with other passes, or the plan does not fit the model.
             RewriterError: as :func:`rewriter.rewrite`.
         """
         checkpoint = getattr(self._args, "resume", None) or getattr(self._args, "checkpoint", None)
@@ -75,7 +75,7 @@ class CheckpointHook:
 
 
 def _plan_in(checkpoint: Path) -> Plan:
-    """The plan in a checkpoint of a run that had a hook; its tensors are not read."""
+    """Return the plan in a checkpoint of a run with a hook, without reading its tensors."""
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
@@ -92,17 +92,18 @@ def _plan_in(checkpoint: Path) -> Plan:
 
 
 def create_optimizer(model: nn.Module, args: Any, **changes: Any) -> torch.optim.Optimizer:
-    """The optimizer that timm's ``create_optimizer_v2(model, **optimizer_kwargs(cfg=args))`` makes, with our groups.
+    """Make the optimizer of timm's ``create_optimizer_v2(model, **optimizer_kwargs(cfg=args))`` with our groups.
 
     Args:
         model: the model, rewritten or not.
         args: the options of timm's ``train.py`` (``opt``, ``lr``, ``weight_decay``, ``momentum``, ``layer_decay``, …),
-            or a dict, as ``optimizer_kwargs`` makes of them.
-        **changes: of ``create_optimizer_v2``, over what ``args`` says. With ``filter_bias_and_bn=False``, which asks
-            for no division, the groups are timm's.
+            or a dict like the result of ``optimizer_kwargs``.
+        **changes: options of ``create_optimizer_v2`` that override ``args``. With ``filter_bias_and_bn=False``, which
+            asks for no split, the groups are timm's.
 
     Raises:
-        OptimizerError: ``args`` is not such options, ``param_group_fn`` is given, or as :func:`rewriter.param_groups`.
+        OptimizerError: ``args`` is not a set of such options, ``param_group_fn`` is given, or as
+            :func:`rewriter.param_groups`.
     """
     try:
         given = args if isinstance(args, Mapping) else timm.optim.optimizer_kwargs(cfg=args)  # type: ignore[no-untyped-call]
@@ -134,20 +135,20 @@ def param_group_fn(
     fallback_list: Collection[str] = (),
     fallback_no_weight_decay: bool = False,
 ) -> Callable[[nn.Module], ParamGroups]:
-    """What timm's ``create_optimizer_v2`` takes as ``param_group_fn``.
+    """Return a function for the argument ``param_group_fn`` of timm's ``create_optimizer_v2``.
 
     Args:
-        weight_decay: of the groups that decay.
-        layer_decay: the factor of the learning rate from each layer to the one below it, as timm's
-            ``param_groups_layer_decay`` takes it; each of its groups is divided in two. None for none.
-        min_scale, no_opt_scale: of ``param_groups_layer_decay``: the least factor, and the factor below which layers
+        weight_decay: for the groups that decay.
+        layer_decay: the factor of the learning rate from each layer to the one below it, as in timm's
+            ``param_groups_layer_decay``; each of its groups is split in two. None disables it.
+        min_scale, no_opt_scale: of ``param_groups_layer_decay``: the minimum factor, and the factor below which layers
             are frozen.
-        fallback_list, fallback_no_weight_decay: of optimizers of two kinds (Muon), the parameters that the second one
-            takes, as timm has them.
+        fallback_list, fallback_no_weight_decay: as in timm, for optimizers with two parts (Muon): the parameters of the
+            second part.
     """
 
     def theirs(model: nn.Module) -> list[dict[str, Any]] | None:
-        """timm's groups, of which only the division into layers and kinds of optimizers is kept."""
+        """Return timm's groups, of which only the split into layers and kinds of optimizers is kept."""
         divided = bool(fallback_list) or fallback_no_weight_decay
         said = getattr(model, "no_weight_decay", None)
         options: dict[str, Any] = {}

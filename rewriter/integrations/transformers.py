@@ -1,4 +1,4 @@
-"""The Trainer of transformers: our groups for its optimizer, and the plan in every checkpoint that it writes."""
+"""The Trainer of transformers: our groups for its optimizer, and the plan in every checkpoint it writes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ with libraries.needed("transformers", InstallationError, __name__):
 class RewriterCallback(TrainerCallback):  # type: ignore[misc]
     """Writes the plan beside the weights of each checkpoint, so that ``rewriter.from_pretrained`` reads it.
 
-    A model that was not rewritten is an error when training begins.
+    A model that was not rewritten raises an error when training begins.
     """
 
     def on_train_begin(
@@ -37,10 +37,10 @@ class RewriterCallback(TrainerCallback):  # type: ignore[misc]
 
 
 class RewriterTrainer(Trainer):  # type: ignore[misc]
-    """A Trainer whose optimizer decays what :func:`rewriter.param_groups` says, with :class:`RewriterCallback`.
+    """A Trainer whose optimizer uses :func:`rewriter.param_groups`, with :class:`RewriterCallback`.
 
-    Everything else is the Trainer's. Give it a rewritten model; ``save_model`` writes the plan, too, and a run that is
-    resumed gets every weight of its checkpoint.
+    Everything else is the Trainer's. Give it a rewritten model; ``save_model`` writes the plan, too, and a resumed run
+    gets every weight of its checkpoint.
     """
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:
@@ -48,7 +48,7 @@ class RewriterTrainer(Trainer):  # type: ignore[misc]
         self.add_callback(RewriterCallback)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """The optimizer of the arguments, on groups that decay and that do not."""
+        """Create the optimizer of the arguments, on groups that decay and that do not."""
         if self.optimizer is None:
             trained: Any = self.model if model is None else model
             cls, settings = self.get_optimizer_cls_and_kwargs(self.args, trained)
@@ -57,10 +57,10 @@ class RewriterTrainer(Trainer):  # type: ignore[misc]
         return made
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """As the Trainer does, and then all weights.
+        """Load as the Trainer does, then load all weights again.
 
-        It writes some models with names of older versions, and loads without ``strict``: what it does not find keeps
-        the values of a fresh model.
+        It writes some models with names of older versions, and loads without ``strict``: keys it does not find keep the
+        values of a fresh model.
         """
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         target = looked_through(self.model if model is None else model)

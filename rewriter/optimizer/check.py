@@ -1,4 +1,4 @@
-"""Does an optimizer train the model that it is meant to train?"""
+"""Check that an optimizer trains the model it is meant to train."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def check_optimizer(model: nn.Module, optimizer: Any) -> None:
     ``inplace=True``. Further parameters in the optimizer (a loss with its own, a second model) are fine.
 
     Args:
-        model: the model that is trained; of a wrapped or compiled one it is the model inside.
-        optimizer: an optimizer, anything that has its ``param_groups``, or a list of several.
+        model: the model being trained; a wrapped or compiled one is unwrapped.
+        optimizer: an optimizer, any object with its ``param_groups``, or a list of several.
 
     Raises:
-        OptimizerError: naming the parameters that are missing; or ``optimizer`` is none.
-        ModelError: ``model`` is no model.
+        OptimizerError: naming the parameters that are missing; or ``optimizer`` is not an optimizer.
+        ModelError: ``model`` is not a model.
 
     Example:
         >>> original = timm.create_model("test_resnet", drop_rate=0.2)

@@ -1,4 +1,4 @@
-"""Groups of parameters that know the names of their parameters, and why they are in them."""
+"""Parameter groups that know the names of their parameters, and why each is in its group."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Decision:
 
     Attributes:
         name: the parameter's name in the model.
-        category: of a gamma its place (``branch_last``, …), of anything else its role.
+        category: for a gamma its place (``branch_last``, …), for any other parameter its role.
         decays: whether it is in a group that decays.
         reason: why.
     """
@@ -34,7 +34,7 @@ class Decision:
 
 
 class ParamGroups(list[dict[str, Any]]):
-    """Parameter groups: a list of dicts for any optimizer, that can say how it came about.
+    """Parameter groups: a list of dicts for any optimizer, with an explanation of every decision.
 
     Attributes:
         decisions: one for each trainable parameter of the model, gammas first.
@@ -45,22 +45,22 @@ class ParamGroups(list[dict[str, Any]]):
 
     @property
     def names(self) -> list[list[str]]:
-        """For each group the names of its parameters, without those of wrappers; "" for what is not the model's."""
+        """For each group, the names of its parameters without those of wrappers; "" for those outside the model."""
         known = {id(parameter): name for name, parameter in self._named.items()}
         return [[known.get(id(tensor_of(entry)), "") for entry in _entries(group)] for group in self]
 
     def on(self, model: nn.Module) -> ParamGroups:
-        """The same groups with the parameters that ``model`` has today under their names.
+        """Return the same groups with the parameters that ``model`` now has under their names.
 
         For a model whose parameters were replaced (``fully_shard``, from the meta device), and for a copy of it (EMA).
-        Groups that were added or taken away, and settings that were changed since, stay so.
+        Groups added or removed, and settings changed since, are kept.
 
         Args:
             model: the model, a copy of it, or either with wrappers around it.
 
         Raises:
-            OptimizerError: a name is gone, or ``model`` trains parameters that were not decided about.
-            ModelError: it is no model.
+            OptimizerError: a name is gone, or ``model`` has trainable parameters that the groups do not cover.
+            ModelError: it is not a model.
         """
         today = parameters_inside(looked_through(model))
         names = self.names
@@ -83,10 +83,10 @@ class ParamGroups(list[dict[str, Any]]):
         return groups
 
     def name_parameters(self, model: nn.Module, *, named: bool) -> None:
-        """Note the names that parameters have in ``model``; with ``named`` make every entry a pair with its name.
+        """Record the names that parameters have in ``model``; with ``named``, make every entry a pair with its name.
 
         Raises:
-            OptimizerError: with ``named``, a parameter of other modules has no name.
+            OptimizerError: with ``named``, a parameter from another module has no name.
         """
         held = {id(tensor_of(entry)) for group in self for entry in group["params"]}
         self._named = {name: tensor for name, tensor in parameters_inside(model).items() if id(tensor) in held}
@@ -105,7 +105,7 @@ class ParamGroups(list[dict[str, Any]]):
 
     @property
     def table(self) -> str:
-        """Every gamma, and what is not known, with the decision and the reason; of everything else the numbers."""
+        """Every gamma and unknown parameter with its decision and reason, and the counts of all others."""
         unknown = {ParameterRole.OTHER, ParameterRole.UNSEEN}
         counted = {str(role) for role in ParameterRole} - unknown
         named = [d for d in self.decisions if d.category not in counted]
@@ -126,22 +126,22 @@ class ParamGroups(list[dict[str, Any]]):
         return self.table
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
-        printer.text(self.table)  # what a notebook shows
+        printer.text(self.table)  # shown by a notebook
 
 
 def parameters_inside(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters by their names without those of wrappers."""
+    """Return the parameters by their names without those of wrappers."""
     names = parameter_names_inside(model)
     return {names[full]: parameter for full, parameter in model.named_parameters()}
 
 
 def tensor_of(entry: Any) -> Any:
-    """The tensor of an entry that may carry its name: ``(name, tensor)``."""
+    """Return the tensor of an entry that may carry its name: ``(name, tensor)``."""
     return entry[1] if isinstance(entry, tuple) and len(entry) == 2 else entry
 
 
 def _entries(group: Mapping[str, Any]) -> list[Any]:
-    """What a group holds; a user's may hold one tensor, or an iterator, which is left alone."""
+    """Return the contents of a group; a user's may hold one tensor, or an iterator, which is left alone."""
     held = group["params"]
     return list(held) if isinstance(held, (list, tuple)) else [held]
 
@@ -151,20 +151,20 @@ def _as_entry(old: Any, tensor: torch.Tensor) -> Any:
 
 
 def load_by_name(optimizer: torch.optim.Optimizer) -> Callable[[], None]:
-    """Let an optimizer of named parameters load state dicts by their names; torch goes by the order.
+    """Make an optimizer of named parameters load state dicts by name; torch matches by order.
 
-    So a state dict that was saved with the groups in another order, or divided otherwise, finds its parameters. The
-    settings of each group are those of the saved group that has the most of its parameters.
+    A state dict saved with the groups in another order, or split differently, is then matched to its parameters. Each
+    group takes the settings of the saved group that has most of its parameters.
 
     Args:
-        optimizer: made of ``rewriter.param_groups(model, named=True)``.
+        optimizer: made from ``rewriter.param_groups(model, named=True)``.
 
     Returns:
-        What takes this back.
+        A function that undoes this.
 
     Raises:
-        OptimizerError: it is no optimizer of torch, or its parameters have no names. While a state dict is loaded: it
-            has no names, or other ones.
+        OptimizerError: it is not a torch optimizer, or its parameters have no names. When a state dict is loaded: it
+            has no names, or different ones.
     """
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise OptimizerError(f"expected a torch.optim.Optimizer, found {type(optimizer).__name__}")

@@ -32,7 +32,7 @@ _PASS = "weight-decay"
 
 
 class GammaRule(Protocol):
-    """What is asked of the pass that decides about gammas."""
+    """The interface of the pass that decides about gammas."""
 
     def policy(self, gamma: Gamma) -> tuple[bool, str]:
         """Whether ``gamma`` decays, and why."""
@@ -49,28 +49,27 @@ def param_groups(
     within: Iterable[Mapping[str, Any]] | None = None,
     named: bool = False,
 ) -> ParamGroups:
-    """The trainable parameters of ``model`` in groups that decay and that do not, for any optimizer.
+    """Split the trainable parameters of ``model`` into groups that decay and that do not, for any optimizer.
 
-    Weights of convolutions, linear layers and attention decay. Gammas of norms do by their place in the dataflow
-    (docs/passes/weight-decay.md). Biases, betas, embeddings, tokens and scales do not, nor does what
-    ``no_weight_decay()`` of the model, or of a module in it, names. Each trainable parameter is in one group, a shared
-    one once.
+    Weights of convolutions, linear layers and attention decay. Gammas of norms decay by their place in the dataflow
+    (docs/passes/weight-decay.md). Biases, betas, embeddings, tokens and scales do not, nor do parameters named by
+    ``no_weight_decay()`` of the model or of a submodule. Each trainable parameter is in one group, a shared one once.
 
-    What a parameter is was recorded when the model was rewritten; the model is run only for parameters that came since,
-    where it was not rewritten, or where an input is given.
+    The kind of each parameter was recorded when the model was rewritten; the model is run only for parameters added
+    since, if it was not rewritten, or if an input is given.
 
     Args:
-        model: any model that :func:`rewriter.trace` can run, rewritten or not; it is not touched.
-        weight_decay: of the groups that decay; None leaves it to the optimizer.
+        model: any model that :func:`rewriter.trace` can run, rewritten or not; it is not modified.
+        weight_decay: for the groups that decay; None leaves it to the optimizer.
         gamma: ``"guideline"``, ``"exclude-all"``, ``"decay-all"``, or a dict of categories (``branch_last``,
-            ``branch_other``, ``shortcut``, ``main``) to True or False. None is what the model was rewritten with, so
-            that the groups are those of its report, or else the guideline.
-        example_inputs, input_size: what to run the model on, as for :func:`rewriter.rewrite`; None takes the input
+            ``branch_other``, ``shortcut``, ``main``) to True or False. None uses the policy of the model's rewrite, so
+            that the groups agree with its report, or else the guideline.
+        example_inputs, input_size: what to run the model on, as for :func:`rewriter.rewrite`; None uses the input
             size of the model's rewrite, or of its configuration.
         no_weight_decay: names of further parameters that do not decay, or patterns such as ``"*.bias_table"``.
-        within: groups that exist already, say for a learning rate each layer. Their other settings are kept, and each
-            is split in two. Parameters of other modules in them stay as they are.
-        named: give ``(name, parameter)`` pairs, so that the optimizer keeps the names in its state dict.
+        within: existing groups, for example with a learning rate per layer. Their other settings are kept, and each is
+            split in two. Parameters of other modules in them are left unchanged.
+        named: return ``(name, parameter)`` pairs, so that the optimizer keeps the names in its state dict.
 
     Returns:
         A list of dicts with ``params``, ``weight_decay`` and ``name``. Its ``table`` explains every gamma, ``names``
@@ -78,8 +77,8 @@ def param_groups(
         or of the model after ``fully_shard``.
 
     Raises:
-        OptimizerError: ``weight_decay`` or ``within`` is no such thing, or ``within`` lacks parameters of the model; or
-            parameters came since the rewrite, and the model cannot be run as it is now.
+        OptimizerError: ``weight_decay`` or ``within`` is invalid, or ``within`` lacks parameters of the model; or
+            parameters were added since the rewrite, and the model cannot be run in its present state.
         SelectorError: an unknown policy or category, or a name in ``no_weight_decay`` that matches nothing.
         ModelError, InputError, TraceError: the model cannot be run.
 
@@ -115,9 +114,9 @@ def param_groups(
 def _kinds(
     model: nn.Module, names: Mapping[str, str], example_inputs: ExampleInputs | None, input_size: InputSize | None
 ) -> dict[str, str]:
-    """What each trainable parameter is: as its rewrite recorded it, or by a trace of the model as it is today.
+    """Return the kind of each trainable parameter, as recorded by its rewrite or from a trace of the present model.
 
-    By the name that it has with those of wrappers; ``names`` are those without.
+    Keys are names with those of wrappers; ``names`` maps them to names without.
     """
     trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     recorded = recorded_kinds(model) if example_inputs is None and input_size is None else {}
@@ -139,7 +138,7 @@ def _kinds(
 
 
 def _policy_of_rewrite(model: nn.Module) -> Any:
-    """The option ``gamma`` of the last rewrite that asked for advice on it."""
+    """Return the option ``gamma`` of the last rewrite that requested this pass."""
     asked = [options for record in records_of(model) for name, options in record.plan.passes if name == _PASS]
     return asked[-1]["gamma"] if asked else "guideline"
 
@@ -147,7 +146,7 @@ def _policy_of_rewrite(model: nn.Module) -> Any:
 def _decide(
     parameters: Iterable[str], kinds: Mapping[str, str], rule: GammaRule, excluded: Mapping[str, str]
 ) -> dict[str, Decision]:
-    """For every trainable parameter, gammas first."""
+    """Decide about every trainable parameter, gammas first."""
     gammas: dict[str, Decision] = {}
     others: dict[str, Decision] = {}
     trainable = set(parameters)
@@ -176,9 +175,9 @@ _UNKNOWN = "what {}() does with it is not known; if it is a weight, give it a gr
 
 
 def _excluded(model: nn.Module, inside: Mapping[str, str], given: str | Iterable[str]) -> dict[str, str]:
-    """Parameters that the user, the model or a module in it wants without decay, and who said so.
+    """Return the parameters that the user, the model or a submodule excludes from decay, and who excludes them.
 
-    They may name them with or without the names of wrappers.
+    Names may include those of wrappers or not.
     """
     first = canonical_names(model)
     names = {name: inside[first[full]] for full in first for name in (full, inside[full])}
@@ -225,7 +224,7 @@ def _check_weight_decay(value: Any) -> None:
 
 
 def _checked_groups(within: Any, parameters: Mapping[str, nn.Parameter]) -> list[dict[str, Any]]:
-    """The groups with their parameters as lists; every trainable parameter of the model is in exactly one."""
+    """Return the groups with their parameters as lists; every trainable parameter of the model is in exactly one."""
     if isinstance(within, (torch.Tensor, Mapping)) or not isinstance(within, Iterable):
         raise OptimizerError(f"within: expected a list of parameter groups, found {type(within).__name__}")
     groups: list[dict[str, Any]] = []
@@ -249,7 +248,7 @@ def _checked_groups(within: Any, parameters: Mapping[str, nn.Parameter]) -> list
 def _split(
     given: Sequence[Mapping[str, Any]], model: nn.Module, decays: Mapping[int, bool], weight_decay: float | None
 ) -> list[dict[str, Any]]:
-    """Each group in a part that decays and one that does not; parts with the same settings are joined."""
+    """Split each group into a part that decays and one that does not; parts with the same settings are joined."""
     of_model = {id(parameter) for parameter in model.parameters()}
     parts: list[_Part] = []
     for number, group in enumerate(given):
@@ -268,7 +267,7 @@ def _split(
 
 @dataclass
 class _Part:
-    """A part of the group with this number, and whether it decays; None for what is not of the model and stays."""
+    """A part of group ``number``, and whether it decays; None for parameters outside the model, left unchanged."""
 
     group: dict[str, Any]
     decaying: bool | None
@@ -284,7 +283,7 @@ def _chosen(group: Mapping[str, Any], places: Sequence[int]) -> dict[str, Any]:
 
 
 def _join(parts: list[_Part], part: _Part) -> None:
-    """Add ``part`` to one that differs in its parameters only, or append it."""
+    """Add ``part`` to one that differs only in its parameters, or append it."""
     for other in parts:
         if other.decaying is part.decaying and _settings(other.group) == _settings(part.group):
             for key in ("params", "param_names"):
@@ -302,14 +301,14 @@ def _settings(group: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _named(parts: Sequence[_Part]) -> list[dict[str, Any]]:
-    """Each group with a name of its own: ``decay``, ``no_decay``; behind the name or number of what was split."""
+    """Name each group uniquely: ``decay``, ``no_decay``, after the name or index of the group that was split."""
     names: Counter[str] = Counter()
     split = len(parts) > 2 or any("name" in part.group for part in parts)
     for part in parts:
         name = str(part.group.get("name", f"group_{part.number}"))
         if part.decaying is not None:
             ending = "decay" if part.decaying else "no_decay"
-            stem = re.sub(r"(^|_)(no_)?decay$", "", name)  # it is there already if these groups came from here
+            stem = re.sub(r"(^|_)(no_)?decay$", "", name)  # present already if these groups came from here
             name = f"{stem}_{ending}" if split and stem else ending
         names[name] += 1
         part.group["name"] = name if names[name] == 1 else f"{name}_{names[name]}"

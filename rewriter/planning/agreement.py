@@ -1,4 +1,4 @@
-"""Processes of one training have to have one plan."""
+"""Check that all processes of one training run have the same plan."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from rewriter.planning.ranks import check_alike, several_ranks
 
 
 def check_same_plan(made: PlanData, *, all_ranks: bool) -> None:
-    """Where ``torch.distributed`` is initialised, refuse another plan than the other processes have.
+    """Refuse a plan that differs from the other processes' if ``torch.distributed`` is initialised.
 
     Raises:
-        RewriterError: in all processes, naming the first difference, or a process that does not call.
+        RewriterError: in all processes, naming the first difference, or a process that does not make the call.
     """
     if all_ranks and several_ranks():
         remedy = "Give plan_file= to rewriter.rewrite: the first process plans, and the others apply its plan."
@@ -21,7 +21,7 @@ def check_same_plan(made: PlanData, *, all_ranks: bool) -> None:
 
 
 def _decisions(made: PlanData) -> str:
-    """What a plan does, without words and measured figures, which need not be the same to the last digit."""
+    """Return what a plan does, without descriptions and measured figures, which may differ in the last digit."""
     decided = [["model", made.model, made.structure]]
     for site in made.sites:
         decided += [[site.pass_name, edit.path, json.dumps(edit_to_data(edit), sort_keys=True)] for edit in site.edits]

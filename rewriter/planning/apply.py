@@ -1,4 +1,4 @@
-"""Carry a plan out on a model, and check that every pass kept its promise."""
+"""Apply a plan to a model, and check that every pass keeps its contract."""
 
 from __future__ import annotations
 
@@ -46,17 +46,17 @@ def apply_plan(
     exactly: bool = False,
     seconds: dict[str, float] | None = None,
 ) -> Model:
-    """Carry a plan out; see :meth:`rewriter.Plan.apply`.
+    """Apply a plan; see :meth:`rewriter.Plan.apply`.
 
     Args:
         made: the plan.
-        model: what it is carried out on.
-        inplace: on ``model`` itself instead of a copy.
+        model: the model to apply it to.
+        inplace: edit ``model`` itself instead of a copy.
         verify: check the contracts of the passes.
-        inputs: what to run the model on; None makes up what the plan was made on.
-        in_force: whether the plan was made for this very model just now, so that its edits are known to be in force.
-        exactly: refuse to leave out what is not in force.
-        seconds: what the steps before this one took.
+        inputs: what to run the model on; None synthesises inputs like those of the plan.
+        in_force: whether the plan was just made for this very model, so that its edits are known to be in force.
+        exactly: raise instead of leaving out edits that are not in force.
+        seconds: durations of the steps before this one.
     """
     check_model(model)
     refuse_adapters(model)
@@ -81,7 +81,7 @@ def apply_plan(
                 verifier = Verifier(made, target, inputs)
             except InputError:
                 if not made_up or inputs.origin is not Origin.EXAMPLE_INPUTS:
-                    raise  # on values that were made up for the user's own inputs nothing need run
+                    raise  # the model need not run on inputs synthesised in place of the user's own
     previous = records_in_force(target)
     with _timed(seconds, "apply"):
         applied = _apply(made, target)
@@ -94,7 +94,7 @@ def apply_plan(
     _warn_of_places_left_alone(made)
     if made.sites or made.passes not in [record.plan.passes for record in previous]:
         previous = (*previous, Record(made, applied, verification, seconds, unchecked=unchecked))
-    else:  # nothing is done anew, but parameters may have come since
+    else:  # nothing new is applied, but parameters may have been added since
         previous = (*previous[:-1], with_parameters(previous[-1], made.parameters))
     set_records(target, previous)
     place_mark(target)
@@ -114,7 +114,7 @@ def _apply(made: PlanData, target: nn.Module) -> Applied:
 
 
 def _verify(made: PlanData, target: nn.Module, applied: Applied, verifier: Verifier) -> tuple[Applied, Verification]:
-    """The edits that are in ``target``, and what was found; where a contract is broken the model is as it was."""
+    """Return the edits in ``target`` and the result of the checks; if a contract is broken, the model is restored."""
     try:
         found = verifier.judge()
     except BaseException:
@@ -130,17 +130,17 @@ def _verify(made: PlanData, target: nn.Module, applied: Applied, verifier: Verif
 def _in_force(
     made: AnyPlan, model: nn.Module, inputs: Inputs | None, exactly: bool
 ) -> tuple[AnyPlan, Inputs | None, str]:
-    """The plan without sites that are not in force on ``model``, what it was run on, and why that is not known, if so.
+    """Return the plan without sites not in force on ``model``, the inputs used, and why that is unknown, if it is.
 
     Raises:
-        PlanError: a site is not in force, and the plan is to be carried out ``exactly``.
+        PlanError: a site is not in force, and the plan is to be applied ``exactly``.
     """
     if inputs is None:
         return made, None, "the plan was made on the user's own example_inputs, which are not known here"
     try:
         return _without_failing(made, model, inputs, exactly), inputs, ""
     except TraceError as error:
-        try:  # the model may have been made for another size
+        try:  # the model may have been built for another size
             inputs = trace_candidates(model, candidate_inputs(model)).inputs
             return _without_failing(made, model, inputs, exactly), inputs, ""
         except (InputError, TraceError):
@@ -159,9 +159,9 @@ def _without_failing(made: AnyPlan, model: nn.Module, inputs: Inputs, exactly: b
 
 
 def _known_passes(made: PlanData) -> Iterator[Pass]:
-    """The passes of a plan without those that are not installed here, that follow a function, or that measure.
+    """Yield the passes of a plan, except those that are not installed, follow a function, or measure.
 
-    What was measured elsewhere need not come out alike to the last digit, and a plan says what is to be.
+    Measurements made elsewhere may differ in the last digit, and the plan already holds the result.
     """
     for name, options in made.passes:
         with contextlib.suppress(RewriterError):
@@ -169,7 +169,7 @@ def _known_passes(made: PlanData) -> Iterator[Pass]:
 
 
 def _warn_of_places_left_alone(made: PlanData) -> None:
-    """A place where the guideline applies and the code cannot be edited should not go unnoticed."""
+    """Warn of places where the guideline applies but the code cannot be edited."""
     refused = [skip for skip in made.skipped if skip.reason in TECHNICAL]
     if refused:
         first = refused[0]

@@ -1,4 +1,4 @@
-"""What verification found: one check a promise, each with whether it held and what was seen."""
+"""The results of verification: one check per contract clause, with whether it held and what was observed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 class Checked(enum.StrEnum):
-    """What a check is about."""
+    """The subject of a check."""
 
     MODEL = "model"
     EVAL_MODE = "eval mode"
@@ -25,10 +25,10 @@ class Check:
     """One check.
 
     Attributes:
-        what: it is about.
+        what: its subject.
         held: whether it held; None if that could not be decided.
-        detail: what was seen, in words.
-        alone: the passes that were applied by themselves for it; empty for all that were asked for.
+        detail: what was observed, in words.
+        alone: the passes applied by themselves for it; empty if all requested passes were applied.
     """
 
     what: Checked
@@ -38,7 +38,7 @@ class Check:
 
     @property
     def name(self) -> str:
-        """What it is about, in words."""
+        """The subject of the check, in words."""
         return f"{self.what} of {', '.join(self.alone)} alone" if self.alone else str(self.what)
 
     @property
@@ -47,15 +47,15 @@ class Check:
         return {True: "holds", False: "BROKEN", None: "not decidable"}[self.held]
 
     def to_data(self) -> list[Any]:
-        """What JSON can hold: name, whether it held, and the detail."""
+        """Return it as JSON data: name, whether it held, and the detail."""
         return [self.name, self.held, self.detail]
 
     @staticmethod
     def from_data(data: Sequence[Any]) -> Check:
-        """The check that :meth:`to_data` gave.
+        """Return the check that :meth:`to_data` described.
 
         Raises:
-            ValueError: it is none.
+            ValueError: the data do not describe a check.
         """
         name, held, detail = data
         what, _, passes = str(name).removesuffix(" alone").partition(" of ")

@@ -1,4 +1,4 @@
-"""A plan as plain data, and back. Nothing in the data is executed or imported."""
+"""Convert a plan to plain data and back. Nothing in the data is executed or imported."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ AnyPlan = TypeVar("AnyPlan", bound=PlanData)
 
 _SITE = ("path", "pattern", "action", "reason", "rate_at", "claim", "rates", "inactive", "edits")
 _FOLLOWS = frozenset({"inactive"})
-"""What a site says that follows from its fields."""
+"""Properties of a site that are derived from its fields."""
 
 CODEC.prepare(PlanData, Site, Skipped, Advice, Rate, Contract)
 
 
 def to_data(plan: PlanData) -> dict[str, Any]:
-    """What JSON can hold."""
+    """Return the plan as JSON data."""
     return {
         "format": FORMAT,
         "model": plan.model,
@@ -42,19 +42,19 @@ def to_data(plan: PlanData) -> dict[str, Any]:
 
 
 def to_text(plan: PlanData) -> str:
-    """The plan as JSON text."""
+    """Return the plan as JSON text."""
     return json.dumps(to_data(plan), indent=2)
 
 
 def from_text(cls: type[AnyPlan], text: str) -> AnyPlan:
-    """The plan that was written as JSON.
+    """Return the plan read from JSON text.
 
     Args:
-        cls: of the plan.
+        cls: class of the plan.
         text: JSON.
 
     Raises:
-        PlanError: the text is not a plan, or of another format.
+        PlanError: the text is not a plan, or has another format version.
     """
     try:
         data = json.loads(text)
@@ -64,10 +64,10 @@ def from_text(cls: type[AnyPlan], text: str) -> AnyPlan:
 
 
 def from_data(cls: type[AnyPlan], data: Any) -> AnyPlan:
-    """The plan that :func:`to_data` described.
+    """Return the plan that :func:`to_data` described.
 
     Raises:
-        PlanError: the data is not a plan, or of another format.
+        PlanError: the data is not a plan, or has another format version.
     """
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         found = data.get("format") if isinstance(data, dict) else type(data).__name__
@@ -96,10 +96,10 @@ def _fields_of(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_complete(plan: PlanData) -> None:
-    """Refuse a plan with findings of passes that it does not name, or that promise nothing.
+    """Refuse a plan with findings of passes that it does not list, or that have no contract.
 
     Raises:
-        PlanError: which.
+        PlanError: naming the pass.
     """
     named = {name for name, _ in plan.passes}
     findings: tuple[Site | Skipped | Advice, ...] = (*plan.sites, *plan.skipped, *plan.advice)

@@ -1,4 +1,4 @@
-"""What a plan says: sites and edits for one structure of model, as data."""
+"""The content of a plan: sites and edits for one model structure, as data."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ from rewriter.guideline.base import Advice, Contract, Site, Skipped
 
 @dataclass(frozen=True)
 class PlanData:
-    """Sites and edits for one structure of model.
+    """Sites and edits for one model structure.
 
     Attributes:
-        model: class of the model, and ``structure`` a fingerprint of its tree of modules; weights do not matter.
-        passes: names and options of the passes, in their order.
+        model: class of the model.
+        structure: a fingerprint of its module tree; weights do not matter.
+        passes: names and options of the passes, in order.
         sites: where they apply, with the edits.
-        skipped: where they nearly do, with the reason.
-        advice: what they say about places without editing them.
-        notes: what else the user should know, the most important first.
-        request: how the plan was asked for (``input``, ``only``, ``skip``, ``preserve``).
+        skipped: where they almost apply, with the reason.
+        advice: recommendations about places that are not edited.
+        notes: what else the user should know, most important first.
+        request: the arguments of the request (``input``, ``only``, ``skip``, ``preserve``).
         contracts: what each pass promises to preserve.
-        parameters: what each parameter is to the model, by name, see :mod:`rewriter.planning.parameter_kinds`.
+        parameters: the kind of each parameter, by name, see :mod:`rewriter.planning.parameter_kinds`.
     """
 
     model: str
@@ -37,7 +38,7 @@ class PlanData:
     parameters: dict[str, str] = field(default_factory=dict)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update({"parameters": {}, **state})  # a pickle of before they were kept
+        self.__dict__.update({"parameters": {}, **state})  # a pickle from before they were stored
 
     @property
     def edits(self) -> tuple[Edit, ...]:
@@ -46,11 +47,11 @@ class PlanData:
 
     @property
     def inactive(self) -> tuple[Site, ...]:
-        """Sites that have no effect with the rates that the model has: they are edited, and wait for another rate."""
+        """Sites without effect at the model's present rates: they are edited, and take effect with another rate."""
         return tuple(site for site in self.sites if site.inactive)
 
     def findings(self, name: str) -> tuple[list[Site], list[Skipped], list[Advice]]:
-        """What one pass found."""
+        """Return what one pass found."""
         return (
             [site for site in self.sites if site.pass_name == name],
             [skip for skip in self.skipped if skip.pass_name == name],

@@ -1,4 +1,4 @@
-"""The change of source that a plan makes, as a unified diff."""
+"""The source changes of a plan, as a unified diff."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rewriter.text import joined_groups
 
 
 def diff_of(plan: PlanData, model: nn.Module) -> str:
-    """Method by method; methods with the same change are shown once, under the paths of their modules."""
+    """Return the diff by method; methods with the same change are shown once, under the paths of their modules."""
     changes: dict[str, list[str]] = {}
     for path, edit in class_edits(plan.edits).items():
         for method in edit.methods:

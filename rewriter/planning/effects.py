@@ -1,7 +1,7 @@
-"""Whether what is set on a module has an effect there: does its behaviour run, does its forward read the value?
+"""Whether an edit of a module takes effect: does its behaviour run, does its forward read the attribute?
 
-A ``forward`` that is set on the instance stands before every class, as accelerate's hooks do; a subclass of a layer may
-compute with numbers of its own. Neither shows in a recording, which takes a layer of torch as one operation.
+A ``forward`` set on the instance takes precedence over every class, as accelerate's hooks do; a subclass of a layer may
+compute with numbers of its own. Neither shows in a recording, which takes a torch layer as one operation.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from rewriter.tracing.trace import Trace
 
 _MARK = "_rewriter_watched"
 _RAN: contextvars.ContextVar[set[str]] = contextvars.ContextVar("rewriter_behaviours")
-"""Where paths are collected; what a function closes over would be copied with the model."""
+"""Where paths are collected; a closure's variables would be copied with the model."""
 
 
 @contextlib.contextmanager
 def behaviours_watched(model: nn.Module, edits: Iterable[Edit]) -> Iterator[set[str]]:
-    """Inside, the paths of the modules whose behaviour has run are collected; begin before the edits are made.
+    """Collect the paths of the modules whose behaviour runs; enter the context before the edits are made.
 
     Args:
-        model: a skeleton, whose modules are marked; what runs may be a copy of it.
+        model: a skeleton, whose modules are marked; a copy of it may be run.
         edits: which behaviours, and where.
     """
     ran: set[str] = set()
@@ -69,15 +69,16 @@ def _watched(behaviour: type[nn.Module]) -> Iterator[None]:
 
 
 def is_read(edit: SetAttribute, model: nn.Module, edited: nn.Module, again: Trace) -> bool:
-    """Whether the module whose attribute is set computes otherwise with the new value.
+    """Whether the module computes something else with the new value of the attribute.
 
-    Only modules whose ``forward`` is not torch's own are asked; they are run alone, on what they were given in the
-    recording, and the calls of torch inside are compared.
+    Only modules whose ``forward`` is not torch's own are tested: they are run alone, on their inputs in the recording,
+    and the torch calls inside are compared.
 
     Args:
         edit: which attribute.
-        model: as it was given.
-        edited: a skeleton of it, with the edits, and ``again`` what ran of that.
+        model: the model as given.
+        edited: a skeleton of it, with the edits.
+        again: the recording of that skeleton.
     """
     module = find_module(model, edit.path)
     if not has_own_forward(module) or getattr(module, edit.name, None) == edit.value:
@@ -100,12 +101,12 @@ def _given(path: str, model: nn.Module, again: Trace) -> tuple[tuple[Any, ...], 
 
 
 def _tensors(given: Any) -> Any:
-    """``given`` with a tensor of the same shape and type in the place of each node."""
+    """Return ``given`` with each node replaced by a tensor of the same shape and dtype."""
     return fx.map_arg(given, lambda node: torch.empty(facts(node)["shape"], dtype=facts(node)["dtype"], device="meta"))
 
 
 def _calls_inside(module: nn.Module, given: tuple[tuple[Any, ...], dict[str, Any]]) -> list[Any]:
-    """Every call of torch that a module makes, and the error that ends them if one does."""
+    """Return every torch call that a module makes, and the error that ends them, if any."""
     calls = _Calls()
     with random_state_kept(), torch.no_grad(), calls:
         try:

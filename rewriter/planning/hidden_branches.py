@@ -1,8 +1,8 @@
-"""Edits on every way through the user's code that leads to a place, not only on the one that ran.
+"""Apply edits on every path through the user's code that leads to a place, not only on the one that ran.
 
-``if self.fused_attn: … else: …`` runs one branch, and a plan sees that one; were the flag set otherwise later, the
-place would be back. So each condition that led to an edit is forced the other way, on a skeleton, and what the pass
-finds at the same place then becomes part of the same site. Where it cannot be edited there, the place is refused.
+``if self.fused_attn: … else: …`` runs one branch, and the plan sees that one; if the flag were changed later, the edit
+would be bypassed. So each condition that led to an edit is forced the other way, on a skeleton, and what the pass finds
+at the same place then becomes part of the same site. If the code there cannot be edited, the place is refused.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ from rewriter.tracing.trace import Trace, trace_model
 
 @dataclass(frozen=True)
 class _Way:
-    """Another way through a method.
+    """Another path through a method.
 
     Attributes:
-        method: which method.
-        tests: the conditions that lead that way.
-        reads: whether it leads to the place too, and reads more of what is computed there.
+        method: the method.
+        tests: the conditions that select the path.
+        reads: whether the path also leads to the place, and reads more of what is computed there.
         paths: the modules whose method it is.
     """
 
@@ -55,7 +55,7 @@ class _Way:
 
 
 def on_every_way(found: Sequence[Finding], traced: Trace, passes: Iterable[Pass]) -> list[Finding]:
-    """``found`` with each site edited on every way that leads to its place, or skipped with the reason."""
+    """Return ``found`` with each site edited on every path that leads to its place, or skipped with the reason."""
     findings = list(found)
     by_name = {item.name: item for item in passes}
     for way, indices in _ways(findings, traced).items():
@@ -64,7 +64,7 @@ def on_every_way(found: Sequence[Finding], traced: Trace, passes: Iterable[Pass]
         except NotForcedError as error:
             _leave(findings, {index: findings[index] for index in indices}, way, str(error))
             continue
-        if variant is None:  # the model does not run that way: what it needs is not there
+        if variant is None:  # the model does not run on that path, for lack of what it needs
             continue
         on_original = replace(variant, model=traced.model)
         for name in sorted({findings[index].pass_name for index in indices}):
@@ -78,7 +78,7 @@ def on_every_way(found: Sequence[Finding], traced: Trace, passes: Iterable[Pass]
 
 @dataclass(frozen=True)
 class _Run:
-    """Another way, the trace it is other than, and the pass that looks at it."""
+    """Another path, the trace of the original path, and the pass that examines it."""
 
     way: _Way
     traced: Trace
@@ -86,7 +86,7 @@ class _Run:
 
 
 def _extend(findings: list[Finding], group: Sequence[int], here: Sequence[Finding], run: _Run) -> None:
-    """Bring what a pass finds on another way at one place into its site there; ``group`` are the sites at the place."""
+    """Merge what a pass finds at a place on another path into its site there; ``group`` are the sites at the place."""
     sites = {index: site for index in group if isinstance(site := findings[index], Site)}
     if not sites:
         return
@@ -131,7 +131,7 @@ def _leave(
     problem: str,
     reason: Reason | str = Reason.ONE_BRANCH,
 ) -> None:
-    """Skip ``sites``, by their numbers among the findings."""
+    """Skip ``sites``, given by their indices among the findings."""
     for index, site in sites.items():
         if isinstance(site, Site):
             detail = f"{site.action}: where `{way}` holds, {problem}"
@@ -139,7 +139,7 @@ def _leave(
 
 
 def _refused(findings: Sequence[Finding], here: Iterable[Finding], site: Site, run: _Run) -> str:
-    """Why the place of ``site`` cannot be edited on another way; empty if nothing says so."""
+    """Return why the place of ``site`` cannot be edited on another path; empty if there is no such reason."""
     for skip in here:
         refused = isinstance(skip, Skipped) and skip.reason in TECHNICAL and skip.pattern == site.pattern
         if isinstance(skip, Skipped) and refused and _is_inside(skip.path, site.path) and skip not in findings:
@@ -150,7 +150,7 @@ def _refused(findings: Sequence[Finding], here: Iterable[Finding], site: Site, r
 
 
 def _runs_there(site: Site, run: _Run) -> bool:
-    """Whether everything that ``site`` edits runs on another way too, as for an encoder that is run tile by tile."""
+    """Whether everything that ``site`` edits also runs on another path, as in an encoder run tile by tile."""
     variant = _record(run.way, run.traced, site.edits)
     return variant is not None and not list(not_run([site], run.traced.model, variant.model, variant))
 
@@ -170,7 +170,7 @@ def _place_of(finding: Finding) -> tuple[str, str]:
 def _merged(
     site: Site, other: Site, known: set[EditMethod], condition: str, findings: Sequence[Finding], model: nn.Module
 ) -> Site:
-    """``site`` with what ``other`` edits besides, under a condition."""
+    """Return ``site`` with the additional edits of ``other``, under a condition."""
     layers = {(e.path, e.name): e for f in findings if isinstance(f, Site) for e in f.edits if isinstance(e, AddModule)}
     other_edits = other.edits
     for edit in other.edits:
@@ -190,7 +190,7 @@ def _merged(
 
 
 def _renamed(edit: Edit, path: str, old: str, new: str) -> Edit:
-    """An edit that adds or calls the child ``old`` of the module at ``path``, with another name for it."""
+    """Rename the child ``old`` in an edit that adds or calls it on the module at ``path``."""
     if edit.path != path:
         return edit
     if isinstance(edit, AddModule):
@@ -199,7 +199,7 @@ def _renamed(edit: Edit, path: str, old: str, new: str) -> Edit:
 
 
 def _changed_here(other: Site, site: Site, traced: Trace) -> str:
-    """Which module that runs here too the edits of another way change altogether; empty if none."""
+    """Return a module that also runs here and that the other path's edits replace entirely; empty if there is none."""
     called = {str(node.target) for node in traced.train.graph.nodes if node.op == "call_module"}
     called |= {call.path for call in traced.train.calls}
     for edit in other.edits:
@@ -209,7 +209,7 @@ def _changed_here(other: Site, site: Site, traced: Trace) -> str:
 
 
 def _why_not(site: Site, run: _Run, others: set[str]) -> str:
-    """Why a site does not hold on another way too; empty if it does. ``others`` are found at its place as well."""
+    """Return why a site does not hold on another path too; empty if it does. ``others`` are also found at its place."""
     variant = _record(run.way, run.traced, site.edits)
     if variant is None:
         return "the model does not run with it edited there too"
@@ -219,10 +219,10 @@ def _why_not(site: Site, run: _Run, others: set[str]) -> str:
 
 
 def _record(way: _Way, traced: Trace, edits: Sequence[Edit]) -> Trace | None:
-    """What runs on another way, of the model with ``edits``; None if it does not run.
+    """Record another path through the model with ``edits``; None if it does not run.
 
     Raises:
-        NotForcedError: the method is called so that no other way through it can be recorded.
+        NotForcedError: the method is called in a way that prevents recording another path through it.
     """
     copy = skeleton(traced.model, shared_twin)
     forcing = Forcing(way.tests)
@@ -241,7 +241,7 @@ def _record(way: _Way, traced: Trace, edits: Sequence[Edit]) -> Trace | None:
 
 
 def _ways(findings: Sequence[Finding], traced: Trace) -> dict[_Way, list[int]]:
-    """Other ways than those to the places of sites, with the numbers of the sites."""
+    """Return alternative paths to the places of sites, with the indices of the sites."""
     sites = {index: finding for index, finding in enumerate(findings) if isinstance(finding, Site)}
     edited = {edit.path for site in sites.values() for edit in site.edits}
     chains = _Chains(traced, edited, {site.path for site in sites.values()})
@@ -249,7 +249,7 @@ def _ways(findings: Sequence[Finding], traced: Trace) -> dict[_Way, list[int]]:
     for index, site in sites.items():
         for edit in site.edits:
             for path, method, tests, reads in chains.around(edit):
-                if reads and not _is_inside(path, site.path):  # what changes lies within the place
+                if reads and not _is_inside(path, site.path):  # the difference lies within the place
                     continue
                 paths, indices = ways.setdefault((method, tests, reads), ({}, {}))
                 paths[path] = indices[index] = None
@@ -261,16 +261,16 @@ _Place = tuple[str, CodeType, int]
 
 
 _Around = tuple[str, Method, Alternative, bool]
-"""Module path, method, conditions, and whether that way leads to the place and reads more of what is computed there."""
+"""Module path, method, conditions, and whether that path leads to the place and reads more of its results."""
 
 
 class _Chains:
-    """Which methods led to which modules and methods, in a recording of training mode.
+    """Which methods led to which modules and methods in a recording in training mode.
 
     Args:
         traced: the recording.
         paths: modules that are edited.
-        judged: modules that are places of sites: what runs in their methods has been judged by the passes.
+        judged: modules that are places of sites: the passes have already examined what runs in their methods.
     """
 
     def __init__(self, traced: Trace, paths: set[str], judged: set[str]) -> None:
@@ -301,7 +301,7 @@ class _Chains:
                     callers.update(dict.fromkeys(outer))
 
     def around(self, edit: Edit) -> Iterator[_Around]:
-        """Other ways than the one that ran to what ``edit`` changes: in its method, and in those that called it."""
+        """Yield alternative paths to what ``edit`` changes: in its method, and in those that called it."""
         callers: dict[_Place, None] = {}
         if isinstance(edit, AddBehaviour):
             callers.update(self._calls.get(edit.path, {}))
@@ -330,7 +330,7 @@ class _Chains:
     def _through(
         self, code: CodeType, method: Method, places: Sequence[ast.AST], called: Sequence[str] = ()
     ) -> list[tuple[Alternative, bool]]:
-        """Other ways through a method, which all modules of its class have in common."""
+        """Return alternative paths through a method, which all modules of its class share."""
         key = method, tuple(map(id, places)), tuple(called)
         if key not in self._known:
             tree = method.source.tree
@@ -361,7 +361,7 @@ def _is_of(edit: EditMethod, method: Method) -> bool:
 
 
 def _called(method: Method, place: _Place) -> tuple[ast.AST, list[str]] | None:
-    """The expression at a place, and the texts of what it calls or hands on to be called."""
+    """Return the expression at a place, and the source of what it calls or passes on to be called."""
     _, code, instruction = place
     node = _expression(method, code, instruction)
     if node is None:
@@ -373,7 +373,7 @@ def _called(method: Method, place: _Place) -> tuple[ast.AST, list[str]] | None:
 
 
 def _expression(method: Method, code: CodeType, instruction: int) -> ast.AST | None:
-    """What an instruction of a method, or of a function inside it, evaluates; None if the text does not show it."""
+    """Return what an instruction of a method, or a function in it, evaluates; None if the source does not show it."""
     span = code_span(code, instruction, method.source.first_line)
     try:
         return None if span is None else method.source.find(span)

@@ -1,10 +1,10 @@
-"""Is what a plan edits what runs? The edited model is recorded once more, before the plan is handed out.
+"""Check that the code a plan edits is the code that runs: record the edited model again before returning the plan.
 
 A method that is edited is not always the method that is called: a subclass calls ``Parent.forward(self, x)``, an
 attribute holds a bound method, a decorator holds the function itself. Then an edit changes nothing, and nothing would
-show it: the output in evaluation mode is the same. So the plan is carried out on a skeleton of the model, which is
-recorded in both modes. Every edited function and every added layer must have run, and the pass must find nothing more
-to do at its places.
+show it: the output in evaluation mode is the same. So the plan is applied to a skeleton of the model, which is recorded
+in both modes. Every edited function and every added layer must have run, and the pass must find nothing more to do at
+its places.
 """
 
 from __future__ import annotations
@@ -41,16 +41,16 @@ from rewriter.tracing.trace import BACKENDS, Trace, trace_model
 
 @dataclass(frozen=True)
 class Recorded:
-    """On what a plan is recorded once more.
+    """What a plan is recorded again on.
 
     Attributes:
-        model: as it was given; it is not touched.
+        model: the model as given; it is not modified.
         inputs: what it is run on.
         passes: those of the plan, as far as they are known here.
-        backend: what the tensors of the first recording were; the ones before it need not be tried.
+        backend: the tensor backend of the first recording; the ones before it are not tried again.
         measured: see :class:`~rewriter.tracing.trace.Trace`.
-        planning: whether the sites were found on this very model just now. Then one whose edit cannot be made is named
-            like one that does not run; in a plan from elsewhere it is an error.
+        planning: whether the sites were just found on this very model. Then a site whose edit cannot be made is
+            reported like one that does not run; in a plan from elsewhere it is an error.
         modes_alike: whether the model is known to run the same operations in both modes.
         left: what was found and is not in the plan, see :func:`places_left`.
     """
@@ -70,12 +70,12 @@ class Recorded:
 
 
 def not_in_force(sites: Sequence[Site], recorded: Recorded) -> list[tuple[Site, str]]:
-    """The ``sites`` whose edits change nothing that runs, or that the model does not run with, each with the reason.
+    """Return the ``sites`` whose edits change nothing that runs, or with which the model does not run, and the reasons.
 
     Raises:
-        TraceError: the model as it was given does not run on the inputs, so nothing can be said.
-        PlanError, SourceError: an edit cannot be made, or the model does not run with it; not where the sites were
-            found on this model just now.
+        TraceError: the original model does not run on the inputs, so that nothing can be checked.
+        PlanError, SourceError: an edit cannot be made, or the model does not run with it; not raised if the sites were
+            just found on this model.
     """
     if not sites:
         return []
@@ -93,7 +93,7 @@ def not_in_force(sites: Sequence[Site], recorded: Recorded) -> list[tuple[Site, 
 
 
 def _record_edited(sites: Sequence[Site], recorded: Recorded) -> tuple[nn.Module, Trace, set[str]]:
-    """The edited skeleton, what ran of it, and the paths of the modules whose behaviour ran."""
+    """Return the edited skeleton, its recording, and the paths of the modules whose behaviour ran."""
     edited = skeleton(recorded.model, shared_twin)
     edits = [edit for site in sites for edit in site.edits]
     backends = BACKENDS[BACKENDS.index(recorded.backend) :]
@@ -111,7 +111,7 @@ def _without_input(error: Exception) -> str:
 
 
 def _that_do_not_run(sites: list[Site], recorded: Recorded, error: str) -> list[tuple[Site, str]]:
-    """Sites with which the edited model cannot be run; all of them, if it only fails with all of them together."""
+    """Return the sites with which the model does not run; all of them if it fails only with all together."""
     if len(sites) == 1:
         return [(sites[0], f"the model does not run with this edit: {error}")]
     found = []
@@ -126,13 +126,13 @@ def _that_do_not_run(sites: list[Site], recorded: Recorded, error: str) -> list[
 def not_run(
     sites: Sequence[Site], model: nn.Module, edited: nn.Module, again: Trace, behaved: Collection[str] | None = None
 ) -> Iterator[tuple[int, str]]:
-    """Sites of which an edited function or an added layer did not run in ``again``, by identity, with the reason.
+    """Yield sites of which an edited function or an added layer did not run in ``again``: identity and reason.
 
     Args:
-        model: as it was given.
+        model: the model as given.
         edited: a skeleton of it, with the edits.
-        again: what ran of that.
-        behaved: the paths of the modules whose behaviour ran; None if that is not known.
+        again: the recording of that skeleton.
+        behaved: the paths of the modules whose behaviour ran; None if unknown.
     """
     ran = _Ran(edited, again, behaved)
     for site in sites:
@@ -169,7 +169,7 @@ class _Ran:
         return (self._identity[path], code) in self.functions
 
     def caller_of(self, path: str, code: CodeType) -> Frame | None:
-        """The frame that called the function ``code``, or one written inside it, for the module at ``path``."""
+        """Return the frame that called the function ``code``, or one defined inside it, for the module at ``path``."""
         for node in self._nodes:
             inside = False
             for position in positions(node):
@@ -201,7 +201,7 @@ def _why_not_run(edit: Edit, site: Site, model: nn.Module, edited: nn.Module, ra
         case SetAttribute(path=path, name=name):
             read = is_read(edit, model, edited, ran.trace)
             return None if read else f"{name} of module {path!r} is not what its forward computes with"
-        case EditMethod(operation=CallMethod()):  # of all calls by the name of the class, not all need run
+        case EditMethod(operation=CallMethod()):  # of all calls through the class, not all need to run
             return None
         case EditMethod(path=path, owner=owner, method=method, digest=digest, condition=""):
             code = edited_code(type(find_module(edited, path)), owner, method, digest)
@@ -212,7 +212,7 @@ def _why_not_run(edit: Edit, site: Site, model: nn.Module, edited: nn.Module, ra
 
 
 def _own_call(module: nn.Module) -> str:
-    """What stands before the forward of a module's class, as far as it is seen."""
+    """Return what takes precedence over the forward of a module's class, as far as it can be seen."""
     own = module.__dict__.get("forward")
     if own is None:
         return f"{type(module).__name__} calls something else"
@@ -220,7 +220,7 @@ def _own_call(module: nn.Module) -> str:
 
 
 def _calls_child(edit: Edit, path: str, name: str) -> bool:
-    """Whether an edit of the module at ``path`` makes it call its child ``name`` on the way that is recorded."""
+    """Whether an edit of the module at ``path`` makes it call its child ``name`` on the recorded path."""
     if isinstance(edit, EditMethod):
         return edit.path == path and not edit.condition and name in edit.operation.modules
     return isinstance(edit, AddBehaviour) and edit.path == path
@@ -236,17 +236,17 @@ def _how_called(edit: EditMethod, model: nn.Module, ran: _Ran) -> str:
 
 
 def _shown(frame: Frame) -> str:
-    """The line that a frame was at, and where that is."""
+    """Return the line that a frame was at, and its location."""
     text = linecache.getline(frame.code.co_filename, frame.line).strip()
     where = f"{Path(frame.code.co_filename).name}:{frame.line}"
     return f"`{text}` ({where})" if text else f"{frame.code.co_qualname}() ({where})"
 
 
 def _found_again(sites: Sequence[Site], recorded: Recorded, again: Trace) -> Iterator[tuple[Site, str]]:
-    """Sites at whose places their pass still finds something to do.
+    """Yield sites at whose places their pass still finds something to do.
 
-    A rule that is a function may always find something, and so may a pass that asks for what is already so: that the
-    edits ran is enough there.
+    A rule given as a function may always find something, and so may a pass that asks for what already holds: there it
+    suffices that the edits ran.
     """
     for item in recorded.passes:
         own = [site for site in sites if site.pass_name == item.name]
@@ -264,12 +264,12 @@ def _found_again(sites: Sequence[Site], recorded: Recorded, again: Trace) -> Ite
 
 
 def place_of(finding: Site | Skipped) -> tuple[str, str, str]:
-    """What two findings of one place have in common."""
+    """Return the key that two findings at one place have in common."""
     return finding.pass_name, finding.path, finding.pattern
 
 
 def places_left(skipped: Iterable[Skipped]) -> Counter[tuple[str, str, str]]:
-    """How many edits of a kind were found at a place and are not made, so that they will be found again."""
+    """Count by kind and place the edits that were found but not made, and so will be found again."""
     return Counter(place_of(skip) for skip in skipped if skip.reason in _NOT_MADE)
 
 
@@ -277,7 +277,7 @@ _NOT_MADE = frozenset({Reason.FILTERED, Reason.HELD_BACK, Reason.CLAIMED, Reason
 
 
 def _is_so(edit: Edit, model: nn.Module) -> bool:
-    """Whether an edit asks for what an earlier one has made of the model."""
+    """Whether an edit asks for what an earlier one has already done to the model."""
     module = find_module(model, edit.path)
     edits = list(_edits_of_class(type(module)))
     match edit:

@@ -1,4 +1,4 @@
-"""What becomes of sites that are not in force: they are skipped, with the reason."""
+"""Turn sites that are not in force into skipped places with the reason."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ AnyPlan = TypeVar("AnyPlan", bound=PlanData)
 
 
 def without(made: AnyPlan, failing: Sequence[tuple[Site, str]]) -> AnyPlan:
-    """The plan without sites that are not in force; they are among what is skipped, with the reason."""
+    """Return the plan without sites that are not in force; they are skipped, with the reason."""
     skipped = left_out(made.sites, failing)
     sites = tuple(site for site in made.sites if id(site) not in skipped)
     return replace(made, sites=sites, skipped=(*made.skipped, *skipped.values()))
 
 
 def left_out(sites: Sequence[Site], failing: Sequence[tuple[Site, str]]) -> dict[int, Skipped]:
-    """What is skipped, by the identity of the site: those that fail, and those that share an edit with one of them."""
+    """Return what is skipped, by identity of the site: failing sites, and those that share an edit with one of them."""
     reasons = {id(site): reason for site, reason in failing}
     shared = [edit for site, _ in failing for edit in site.edits]
     found = {}

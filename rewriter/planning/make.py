@@ -1,4 +1,4 @@
-"""From a model and a request to a plan whose every edit is known to be in force."""
+"""Make a plan from a model and a request; every edit in it is known to be in force."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def make_plan(
     skip: Selectors | None = None,
     preserve: Preserve = "auto",
 ) -> tuple[Plan, Trace | None, dict[str, float]]:
-    """The plan, the trace that it was made from (None without passes) and the seconds that each step took.
+    """Return the plan, the trace it was made from (None without passes) and the duration of each step in seconds.
 
     Raises:
         RewriterError: as :func:`rewriter.plan`.
@@ -105,13 +105,13 @@ def make_plan(
 
 @dataclass(frozen=True)
 class _Deciding:
-    """What decides about a finding besides its pass.
+    """What decides about a finding, apart from its pass.
 
     Attributes:
         model: the model, for the claims of its earlier rewrites.
         selection: where edits may be made.
         held_back: passes that are held back.
-        left_out: sites that are not in force, by identity, as what is skipped.
+        left_out: sites that are not in force, by identity, as the skipped places they become.
     """
 
     model: nn.Module
@@ -146,7 +146,7 @@ class _Deciding:
 def _in_force(
     found: Sequence[Finding], deciding: _Deciding, traced: Trace | None, passes: Sequence[Pass]
 ) -> list[Finding]:
-    """What is decided about everything found, after sites that are not in force have made room for others."""
+    """Decide about all findings, repeatedly, as sites that are not in force make room for others."""
     while True:
         decided = deciding.of(found)
         sites = [finding for finding in decided if isinstance(finding, Site)]
@@ -169,7 +169,7 @@ def _in_force(
 
 
 def _notes_on_preserving(findings: Sequence[Finding], changing: set[str], preserve: str, *, told: bool) -> list[str]:
-    """What was held back, or changes trained weights' output because it was asked for by name."""
+    """Return notes on what was held back, or changes trained weights' output because it was requested by name."""
     skipped = [finding for finding in findings if isinstance(finding, Skipped)]
     held = dict.fromkeys(skip.pass_name for skip in skipped if skip.reason is Reason.HELD_BACK)
     if held:

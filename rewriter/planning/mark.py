@@ -1,8 +1,8 @@
-"""The mark that tells a checkpoint of a rewritten model from the original's, where keys and shapes do not.
+"""The mark that distinguishes a checkpoint of a rewritten model from the original's if keys and shapes do not.
 
-Another number of groups or another dilation has no key of its own: the weights of one network load into the other
-without a word, and compute something else. So a model with such edits carries one buffer more at its root, the digest
-of these edits. What has keys of its own (the constants of an equalizer) is not in it.
+A changed number of groups or dilation has no key of its own: the weights of one network load into the other without an
+error, and compute something else. So a model with such edits carries one more buffer at its root, the digest of these
+edits. Edits with their own keys (the constants of an equalizer) are not included.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _REGISTRIES = ("_load_state_dict_pre_hooks", "_state_dict_pre_hooks")
 
 
 def changing_sites(records: Sequence[Record]) -> list[Site]:
-    """The sites of passes that change the output in evaluation mode."""
+    """Return the sites of passes that change the output in evaluation mode."""
     return [
         site
         for record in records
@@ -43,10 +43,10 @@ def changing_sites(records: Sequence[Record]) -> list[Site]:
 
 
 def check_room(model: nn.Module) -> None:
-    """Refuse a model that has an attribute of the mark's name for something else.
+    """Refuse a model that already uses the mark's name for another attribute.
 
     Raises:
-        ModelError: it has.
+        ModelError: it does.
     """
     if hasattr(model, MARK) and not has_mark(model):
         raise ModelError(f"{type(model).__name__} has an attribute {MARK!r} of its own, where the mark of edits goes")
@@ -58,7 +58,7 @@ def has_mark(model: nn.Module) -> bool:
 
 
 def place_mark(model: nn.Module) -> None:
-    """Give ``model`` the mark of the edits that it has; none, if all of them keep the output."""
+    """Add the mark of the edits in ``model``; none if all of them preserve the output."""
     sites = changing_sites(records_of(model))
     if not sites:
         remove_mark(model)
@@ -76,7 +76,7 @@ def place_mark(model: nn.Module) -> None:
 
 
 def remove_mark(model: nn.Module) -> None:
-    """Take the mark away, if there is one."""
+    """Remove the mark, if there is one."""
     if has_mark(model):
         _remove_hooks(model)
         model._buffers.pop(MARK, None)
@@ -84,7 +84,7 @@ def remove_mark(model: nn.Module) -> None:
 
 
 def warn_of_changed_output(model: nn.Module, what: str) -> None:
-    """Say that the weights that are handed back were trained in another function than the original computes."""
+    """Warn that the returned weights were trained in a function other than the one the original computes."""
     told = _told(changing_sites(records_of(model)))
     layers = calibrated_layers(model).items()
     told += [f"{path}: calibrated" for path, layer in layers if layer.calibrated and layer.absorbed is None]
@@ -99,7 +99,7 @@ def warn_of_changed_output(model: nn.Module, what: str) -> None:
 
 @contextlib.contextmanager
 def nothing_said() -> Iterator[None]:
-    """Without :func:`warn_of_changed_output`, where nobody is handed the weights."""
+    """Suppress :func:`warn_of_changed_output` where no weights are returned to the user."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RewriterWarning)
         yield
@@ -110,7 +110,7 @@ def _told(sites: Sequence[Site]) -> list[str]:
 
 
 class _Saving:
-    """Before a state dict is made: the buffer holds the digest, also after ``to_empty`` or an average of buffers."""
+    """Hook before a state dict is made: restores the digest, even after ``to_empty`` or averaging of buffers."""
 
     def __init__(self, digest: bytes) -> None:
         self.digest = digest
@@ -123,7 +123,7 @@ class _Saving:
 
 
 class _Loading:
-    """Before a state dict is loaded: is it of a model with these edits?"""
+    """Hook before a state dict is loaded: checks whether it comes from a model with these edits."""
 
     def __init__(self, digest: bytes, told: str) -> None:
         self.digest, self.told = digest, told
@@ -140,7 +140,7 @@ class _Loading:
             self._warn(module, problem)
         elif found is None and any(other.startswith(prefix) for other in state):
             self._warn(module, "carries no mark of a plan: it is the original's, or its format drops the mark")
-        if MARK not in module._buffers:  # a copy that took only what a graph names
+        if MARK not in module._buffers:  # a copy that kept only what a graph names
             state.pop(key, None)
         elif not same:
             state[key] = _tensor(self.digest)
@@ -157,7 +157,7 @@ class _Loading:
 
 
 def _is_strict() -> bool:
-    """Whether the ``load_state_dict`` that runs was called with ``strict=True``: torch tells its hooks True always."""
+    """Whether the running ``load_state_dict`` was called with ``strict=True``; torch's hooks always get True."""
     frame = sys._getframe(1)
     while frame is not None and frame.f_code is not nn.Module.load_state_dict.__code__:
         frame = frame.f_back  # type: ignore[assignment]
@@ -173,7 +173,7 @@ def _bytes(mark: Any) -> bytes:
 
 
 def _digest(edits: Sequence[Edit]) -> bytes:
-    """Of what the edits change, not of where it is written in the source."""
+    """Digest what the edits change, not where it is written in the source."""
     told = []
     for edit in edits:
         data = edit_to_data(edit)

@@ -1,7 +1,7 @@
-"""What a model does, as far as the contracts of passes speak of it.
+"""Observe a model's behaviour, as far as the contracts of passes concern it.
 
 The model is run with its own weights, in evaluation mode and, with a backward pass, in training mode. Parameters,
-buffers, gradients, modes and random numbers are afterwards as they were.
+buffers, gradients, modes and random state are restored afterwards.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from rewriter.tracing.written import written_parameters
 
 @dataclass(frozen=True)
 class Observation:
-    """What one model did: its eval outputs, the parameters that got a gradient, and its state.
+    """The observed behaviour of one model: eval outputs, parameters that received a gradient, and state.
 
-    ``spread`` is by how much the outputs differ from run to run.
+    ``spread`` is the difference between the outputs of repeated runs.
     """
 
     outputs: list[Content]
@@ -36,7 +36,7 @@ class Observation:
 
 
 def observe(model: nn.Module, inputs: Inputs, *, training: bool = True) -> Observation:
-    """Run ``model`` and note what the contracts speak of: in both modes, or in evaluation mode only."""
+    """Run ``model`` and record what the contracts concern: in both modes, or in evaluation mode only."""
     with state_kept(model, written_parameters(model, inputs)), random_state_kept():
         seed_all(0)
         model.eval()
@@ -51,7 +51,7 @@ def observe(model: nn.Module, inputs: Inputs, *, training: bool = True) -> Obser
 
 
 def drift_between(first: Observation, second: Observation) -> float:
-    """By how much the outputs of two observations of one model differ: 0 if nothing outlives a run of it."""
+    """Return how far the outputs of two observations of one model differ: 0 if a run leaves nothing behind."""
     return _drift(first.outputs, second.outputs)
 
 
@@ -60,7 +60,7 @@ def _drift(first: list[Content], second: list[Content]) -> float:
 
 
 def _train(model: nn.Module, inputs: Inputs) -> tuple[frozenset[str], str]:
-    """Parameters that a backward pass reaches, or why training does not run."""
+    """Return the parameters that a backward pass reaches, or why training does not run."""
     try:
         model.train()
         with torch.enable_grad():
@@ -84,13 +84,13 @@ def _may_vary(outputs: list[Content]) -> bool:
 
 
 def _kept(content: Content) -> Content:
-    """A tensor as it is now: later runs may write to it."""
+    """Return a copy of a tensor's present value, which later runs may overwrite."""
     value = content.value
     return replace(content, value=value.detach().clone()) if isinstance(value, torch.Tensor) else content
 
 
 def judge_outputs(before: Observation, after: Observation) -> tuple[bool | None, str]:
-    """Whether outputs of one structure are equal bit for bit, and what was seen; None if that cannot be said."""
+    """Whether the outputs are equal bit for bit, and what was observed; None if that cannot be decided."""
     if not any(content.comparable for content in before.outputs):
         on_meta = any(isinstance(content.value, torch.Tensor) for content in before.outputs)
         why = "tensors on meta have no values" if on_meta else "the output holds no tensor and no number"

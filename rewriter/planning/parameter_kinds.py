@@ -1,7 +1,7 @@
-"""What each parameter is to the model, kept by name: with the plan, so that later nothing need be recorded anew.
+"""The kind of each parameter, by name, stored with the plan so that nothing has to be recorded again later.
 
-A *kind* is the position of a gamma (:class:`rewriter.analysis.gammas.Position`) or the role of anything else
-(:class:`rewriter.analysis.parameter_roles.Role`), as text; behind a colon, the operation that is not known.
+A *kind* is the position of a gamma (:class:`rewriter.analysis.gammas.Position`) or the role of any other parameter
+(:class:`rewriter.analysis.parameter_roles.Role`), as text; after a colon, the unknown operation that reads it.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ _CAREFUL = [
     *map(str, sorted(GammaPosition, key=lambda position: list(Category).index(position.category))),
     *map(str, ParameterRole),
 ]
-"""Of several kinds that tied parameters had, the first one holds."""
+"""If tied parameters had several kinds, the first one here wins."""
 
 
 def find_kinds(trace: Trace) -> dict[str, str]:
-    """The kind of every parameter of the model that was traced, by its first name; gammas first."""
+    """Return the kind of every parameter of the traced model, by its first name; gammas first."""
     kinds = {gamma.name: str(gamma.position) for gamma in find_gammas(trace) if gamma.name is not None}
     unknown = {name: f"{ParameterRole.OTHER}: {reader}" for name, reader in find_unknown_readers(trace).items()}
     roles = {name: str(role) for name, role in find_roles(trace).items() if name not in kinds}
@@ -37,10 +37,10 @@ def find_kinds(trace: Trace) -> dict[str, str]:
 
 
 def recorded_kinds(model: nn.Module) -> dict[str, str]:
-    """What the rewrites of ``model``, and of what it holds, have recorded, by the names of its parameters today.
+    """Return what the rewrites of ``model``, and of its parts, have recorded, by the present names of its parameters.
 
-    Wrappers of other libraries change names, and parametrizations add to them. A parameter that came since is missing.
-    Where parameters were tied since, the most careful kind holds.
+    Wrappers of other libraries change names, and parametrizations add to them. Parameters added since are missing. For
+    parameters tied since, the most cautious kind wins.
     """
     known: dict[str, str] = {}
     for path, part in rewritten_parts(model):
@@ -64,16 +64,16 @@ def recorded_kinds(model: nn.Module) -> dict[str, str]:
 
 
 def _kinds_of(record: Record) -> Iterator[tuple[str, str]]:
-    """Those that are known here: another version may know more."""
+    """Yield the kinds known to this version: another may know more."""
     return ((name, kind) for name, kind in record.plan.parameters.items() if kind_and_reader(kind)[0] in _CAREFUL)
 
 
 def kind_and_reader(kind: str) -> tuple[str, str]:
-    """A kind without the operation behind the colon, and that operation; "" if there is none."""
+    """Split a kind into the part before the colon and the operation after it; "" if there is none."""
     before, _, reader = kind.partition(": ")
     return before, reader
 
 
 def as_gamma(name: str, kind: str) -> Gamma | None:
-    """The gamma that a parameter of this kind is; None if it is none."""
+    """Return the gamma that a parameter of this kind is; None if it is not a gamma."""
     return Gamma(name, name.rpartition(".")[0], GammaPosition(kind)) if kind in _POSITIONS else None

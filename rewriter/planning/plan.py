@@ -19,37 +19,38 @@ from rewriter.planning.structure import check_fits, has_structure_of
 
 @dataclass(frozen=True)
 class Plan(PlanData):
-    """Sites and edits for one structure of model.
+    """Sites and edits for one model structure.
 
     Attributes:
-        model: class of the model, and ``structure`` a fingerprint of its tree of modules; weights do not matter.
-        passes: names and options of the passes, in their order.
+        model: class of the model.
+        structure: a fingerprint of its module tree; weights do not matter.
+        passes: names and options of the passes, in order.
         sites: where they apply, with the edits.
-        skipped: where they nearly do, with the reason.
-        advice: what they say about places without editing them.
-        notes: what else the user should know, the most important first.
-        request: how the plan was asked for (``input``, ``only``, ``skip``, ``preserve``).
+        skipped: where they almost apply, with the reason.
+        advice: recommendations about places that are not edited.
+        notes: what else the user should know, most important first.
+        request: the arguments of the request (``input``, ``only``, ``skip``, ``preserve``).
         contracts: what each pass promises to preserve.
-        parameters: what each parameter is to the model, by name, see :mod:`rewriter.planning.parameter_kinds`.
+        parameters: the kind of each parameter, by name, see :mod:`rewriter.planning.parameter_kinds`.
     """
 
     def apply(self, model: Model, inplace: bool = False, verify: bool = True, *, all_ranks: bool = True) -> Model:
-        """Carry the plan out on ``model``, or on a copy of it, and check the passes' contracts.
+        """Apply the plan to ``model``, or to a copy of it, and check the passes' contracts.
 
         Args:
             model, inplace, verify: as for :func:`rewriter.rewrite`.
-            all_ranks: where ``torch.distributed`` is initialised, False for a plan that this process alone applies.
+            all_ranks: if ``torch.distributed`` is initialised, False for a plan that this process alone applies.
 
         Raises:
             PlanError: the plan was made for another model.
-            ContractError: a contract does not hold; the model is as it was.
-            RewriterError: another process has another plan, or does not call.
+            ContractError: a contract does not hold; the model is unchanged.
+            RewriterError: another process has a different plan, or does not make the call.
         """
         check_same_plan(self, all_ranks=all_ranks)
         return apply_plan(self, model, inplace=inplace, verify=verify)
 
     def check_fits(self, model: nn.Module) -> None:
-        """Refuse a model of another structure.
+        """Refuse a model with a different structure.
 
         Raises:
             PlanError: naming the first module that differs.
@@ -57,33 +58,33 @@ class Plan(PlanData):
         check_fits(self, model)
 
     def has_structure_of(self, model: nn.Module) -> bool:
-        """Whether ``model`` has the tree of modules that the plan was made for."""
+        """Whether ``model`` has the module tree that the plan was made for."""
         return has_structure_of(self, model)
 
     def diff(self, model: nn.Module) -> str:
-        """The change of source, method by method, as a unified diff; methods with the same change are shown once."""
+        """Return the source changes by method as a unified diff; methods with the same change are shown once."""
         return diff_of(self, model)
 
     def to_json(self) -> str:
-        """The plan as JSON text."""
+        """Return the plan as JSON text."""
         return to_text(self)
 
     @staticmethod
     def from_json(text: str) -> Plan:
-        """The plan that :meth:`to_json` wrote. Nothing in the text is executed or imported.
+        """Return the plan that :meth:`to_json` wrote. Nothing in the text is executed or imported.
 
         Raises:
-            PlanError: the text is not a plan, or of another format.
+            PlanError: the text is not a plan, or has another format version.
         """
         return from_text(Plan, text)
 
     @property
     def order(self) -> str:
-        """The passes with the options that were given, in the order that they come in."""
+        """The passes with the options that were given, in the order they are applied."""
         return order_of(self)
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
-        printer.text(str(self))  # what a notebook shows
+        printer.text(str(self))  # shown by a notebook
 
     def __str__(self) -> str:
         return text_of(self)

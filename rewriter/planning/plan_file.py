@@ -1,4 +1,4 @@
-"""One plan for every process and every run of one training: handed around, compared, and kept in a file."""
+"""One plan for every process and every run of a training: distributed, compared, and stored in a file."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from rewriter.planning.record import records_of
 
 
 def plan_of_file(file: Any, make: Callable[[], Plan], passes: Any, *, all_ranks: bool) -> Plan:
-    """The plan in ``file``, or the one that ``make`` makes, which is written there.
+    """Return the plan in ``file``, or the one that ``make`` makes, which is written there.
 
-    Where ``torch.distributed`` is initialised the first process alone looks, plans and writes, and hands its plan to
-    the others: they need not see its disk.
+    If ``torch.distributed`` is initialised, only the first process reads, plans and writes, and it sends its plan to
+    the others: they need no access to its disk.
 
     Args:
-        file: where the plan is kept; folders are made.
-        make: makes a plan where there is none.
-        passes: what the caller asks for.
-        all_ranks: False for a process that goes its own way.
+        file: where the plan is stored; missing directories are created.
+        make: makes a plan if there is none.
+        passes: the passes the caller requests.
+        all_ranks: False for a process that acts alone.
 
     Raises:
-        PlanError: the file is no plan, or one of other passes or options.
+        PlanError: the file is not a plan, or one with other passes or options.
         RewriterError: in all processes, what the first one raised.
     """
     path = checked_path("plan_file", file)
@@ -53,27 +53,27 @@ def plan_of_file(file: Any, make: Callable[[], Plan], passes: Any, *, all_ranks:
 
 
 def rewritten_by(model: nn.Module, kept: Any, holder: str, *, all_ranks: bool = True) -> nn.Module:
-    """``model`` rewritten by a plan that a checkpoint holds; itself if it is already.
+    """Return ``model`` rewritten by the plan in a checkpoint, or ``model`` itself if it already is.
 
     Args:
-        model: an original, or one that was rewritten by that plan.
-        kept: what the checkpoint holds, a plan as text.
-        holder: the checkpoint, as errors name it.
+        model: an original, or a model rewritten by that plan.
+        kept: the plan in the checkpoint, as text.
+        holder: the name of the checkpoint in errors.
         all_ranks: as for :meth:`rewriter.Plan.apply`.
 
     Raises:
-        PlanError: it is no plan, or does not fit the model.
-        RewriterError: every other refusal; the model is as it was.
+        PlanError: it is not a plan, or does not fit the model.
+        RewriterError: every other refusal; the model is unchanged.
     """
     plan = plan_of_text(kept, holder)
     return model if is_rewritten_by(model, plan) else plan.apply(model, all_ranks=all_ranks)
 
 
 def plan_of_text(text: Any, holder: str) -> Plan:
-    """The plan that ``holder`` holds as ``text``.
+    """Return the plan that ``holder`` holds as ``text``.
 
     Raises:
-        PlanError: it is none; naming the holder.
+        PlanError: it is not a plan; naming the holder.
     """
     try:
         return Plan.from_json(text)
@@ -87,7 +87,7 @@ def is_rewritten_by(model: nn.Module, plan: Plan) -> bool:
 
 
 def plan_files_in(folder: Path, besides: Collection[str]) -> list[Path]:
-    """Plans that :func:`plan_of_file` wrote into ``folder``, besides files of the names given."""
+    """Return the plans that :func:`plan_of_file` wrote into ``folder``, except files with the given names."""
     found = []
     for path in folder.glob("*.json") if folder.is_dir() else ():
         with contextlib.suppress(PlanError):
@@ -106,7 +106,7 @@ def _read(path: Path) -> Plan:
 
 
 def _written(path: Path, text: str) -> bool:
-    """Write a file that is not there, whole; False if somebody else has written it meanwhile."""
+    """Write a new file atomically; False if another process has written it meanwhile."""
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -126,7 +126,7 @@ def _written(path: Path, text: str) -> bool:
 
 
 def check_passes(plan: Plan, passes: Any, holder: str) -> None:
-    """Refuse a plan of other passes, or with other options, than are asked for.
+    """Refuse a plan whose passes or options differ from those requested.
 
     Raises:
         PlanError: naming what holds the plan, and the first difference.
@@ -139,7 +139,7 @@ def check_passes(plan: Plan, passes: Any, holder: str) -> None:
         found, here = (", ".join(which) or "no passes" for which in (names, wanted))
         raise PlanError(f"{holder} is a plan of {found}; asked for: {here}. {remedy}.")
     for (name, written), (_, options) in zip(plan.passes, asked, strict=True):
-        for option, there in written.items():  # one that the pass did not have yet when it was written is not in it
+        for option, there in written.items():  # an option added to the pass after the plan was written is not in it
             here = PLAIN.to_plain(options.get(option))
             if there != here:
                 raise PlanError(f"{holder} has {name}:{option}={there}; asked for: {here}. {remedy}.")

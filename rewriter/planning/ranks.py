@@ -1,7 +1,7 @@
-"""What the processes of a distributed run tell each other before any of them changes a model.
+"""Agreement between the processes of a distributed run before any of them changes a model.
 
-They speak through the store of ``torch.distributed``, not by a collective: where one process alone calls, it gets an
-error after a minute and does not hang.
+They communicate through the store of ``torch.distributed``, not by a collective: if only one process makes the call, it
+gets an error after a minute and does not hang.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from rewriter.errors import RewriterError
 from rewriter.model.whole_state import whole_tensor
 
 PATIENCE = timedelta(minutes=1)
-"""How long a process waits for the others to come to the same call."""
+"""How long a process waits for the others to reach the same call."""
 
 PLANNING = timedelta(minutes=30)
 """How long the others wait while the first one plans."""
@@ -34,7 +34,7 @@ _alone: ContextVar[bool] = ContextVar("alone", default=False)
 
 @contextlib.contextmanager
 def on_its_own() -> Iterator[None]:
-    """Within this, a process goes its own way: what it calls, others need not, whoever wrote the call."""
+    """Let this process act alone within the context: the others need not make the same calls."""
     token = _alone.set(True)
     try:
         yield
@@ -43,20 +43,20 @@ def on_its_own() -> Iterator[None]:
 
 
 def several_ranks() -> bool:
-    """Whether this process goes together with others of an initialised ``torch.distributed``."""
+    """Whether this process acts together with others of an initialised ``torch.distributed``."""
     distributed = torch.distributed
     together = distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
     return together and not _alone.get()
 
 
 def check_alike(call: str, own: str, difference: Callable[[str, str], str], remedy: str) -> None:
-    """Refuse to go on unless every process says the same.
+    """Refuse to proceed unless every process has the same value.
 
     Args:
-        call: what all of them call, for the message.
-        own: what this process has to say.
-        difference: gets what the first process and another one said, and names where they differ first.
-        remedy: what to do about it.
+        call: the call they all make, for the message.
+        own: the value of this process.
+        difference: takes the values of the first process and another one, and names their first difference.
+        remedy: how to fix it.
 
     Raises:
         RewriterError: in all processes, naming the first one that differs or does not answer.
@@ -74,10 +74,10 @@ def check_alike(call: str, own: str, difference: Callable[[str, str], str], reme
 
 
 def from_first_rank(call: str, make: Callable[[], str]) -> str:
-    """What ``make`` returns in the first process, handed to all.
+    """Return what ``make`` returns in the first process, in all processes.
 
     Raises:
-        RewriterError: in all processes, where ``make`` raised; or the first process does not call.
+        RewriterError: in all processes, if ``make`` raised; or the first process does not make the call.
     """
     store, rank, key = _store(call)
     if rank != 0:
@@ -98,10 +98,10 @@ def from_first_rank(call: str, make: Callable[[], str]) -> str:
 
 
 def check_same_weights(model: nn.Module, call: str) -> None:
-    """Refuse to go on where the processes hold other parameters; they agree if there is only this one.
+    """Refuse to proceed if the processes hold different parameters; does nothing in a single process.
 
     Raises:
-        RewriterError: in all processes, naming the first parameter that differs, or a process that does not call.
+        RewriterError: in all processes, naming the first parameter that differs, or an absent process.
     """
     if several_ranks():
         remedy = "Load the weights, or wrap with DDP, which hands on those of rank 0, before this call."
@@ -110,7 +110,7 @@ def check_same_weights(model: nn.Module, call: str) -> None:
 
 
 def _sum_of_bits(tensor: torch.Tensor) -> int:
-    """Of the numbers as integers: exact, in whatever order they are added."""
+    """Sum the values' bits as integers: exact, in whatever order they are added."""
     tensor = whole_tensor(tensor.detach())
     sizes = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     return int(tensor.contiguous().view(sizes[tensor.element_size()]).sum(dtype=torch.int64)) if tensor.numel() else 0
@@ -125,7 +125,7 @@ def _first_other_weight(first: str, other: str) -> str:
 
 
 def _store(call: str) -> tuple[Any, int, str]:
-    """The store, the rank of this process, and a key for this very call."""
+    """Return the store, the rank of this process, and a key for this very call."""
     store = torch.distributed.distributed_c10d._get_default_store()
     return store, torch.distributed.get_rank(), f"rewriter/{call}/{next(_calls[call])}"
 
@@ -150,10 +150,10 @@ def _absent(rank: int, call: str) -> str:
 
 
 def _read(store: Any, key: str, timeout: timedelta) -> bytes | None:
-    """What a process wrote under ``key``; None if nobody does in time."""
+    """Return what a process wrote under ``key``; None if nothing arrives in time."""
     try:
         store.wait([key], timeout)
-    except RuntimeError:  # torch's DistStoreError is one
+    except RuntimeError:  # includes torch's DistStoreError
         return None
     found: bytes = store.get(key)
     return found

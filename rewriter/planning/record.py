@@ -1,4 +1,4 @@
-"""What a rewritten model carries about its rewrites."""
+"""What a rewritten model stores about its rewrites."""
 
 from __future__ import annotations
 
@@ -25,11 +25,12 @@ class Record:
     """One rewrite of a model.
 
     Attributes:
-        plan: what was asked for; ``applied`` what was done.
+        plan: what was requested.
+        applied: what was done.
         verdict: what was verified; None if nothing was.
         seconds: how long each step took.
-        folded: after :func:`rewriter.fold`, the layers by path, each with the reason why it was left, if it was.
-        unchecked: why it is not known that what was edited is what runs; empty if it is known.
+        folded: after :func:`rewriter.fold`, the layers by path, each with the reason it was left, if it was.
+        unchecked: why it is not known that the edited code is what runs; empty if it is known.
     """
 
     plan: PlanData
@@ -49,13 +50,13 @@ class Record:
 
 
 def records_of(model: nn.Module) -> tuple[Record, ...]:
-    """The rewrites that ``model`` went through, oldest first."""
+    """Return the rewrites of ``model``, oldest first."""
     records: tuple[Record, ...] = _kept_in(model).get(_ATTRIBUTE, ())
     return records
 
 
 def _kept_in(model: nn.Module) -> dict[str, Any]:
-    """Where records are kept: of a graph module, copies take only what the graph names, and its ``meta``."""
+    """Return where records are kept: ``meta`` for a graph module, whose copies drop what the graph does not name."""
     return model.meta if isinstance(model, fx.GraphModule) else model.__dict__
 
 
@@ -65,7 +66,7 @@ def is_folded(model: nn.Module) -> bool:
 
 
 def set_records(model: nn.Module, records: tuple[Record, ...]) -> None:
-    """Store ``records`` on ``model``; none removes every trace of them."""
+    """Store ``records`` on ``model``; an empty tuple removes every trace of them."""
     if records:
         _kept_in(model)[_ATTRIBUTE] = records
     else:
@@ -73,7 +74,7 @@ def set_records(model: nn.Module, records: tuple[Record, ...]) -> None:
 
 
 def rewritten_parts(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """The rewritten models that ``model`` is or holds, the outermost ones, each with its path in ``model``."""
+    """Return the outermost rewritten models that ``model`` is or contains, each with its path in ``model``."""
     found: list[tuple[str, nn.Module]] = []
     for path, module in named_modules_inside(model):
         inner = any(path == outer or not outer or path.startswith(f"{outer}.") for outer, _ in found)
@@ -83,12 +84,12 @@ def rewritten_parts(model: nn.Module) -> list[tuple[str, nn.Module]]:
 
 
 def records_in_force(model: nn.Module) -> tuple[Record, ...]:
-    """The rewrites that ``model`` went through, without the sites of which nothing is left in it."""
+    """Return the rewrites of ``model``, without sites of which nothing is left in it."""
     return tuple(_without(record, set(replaced(model, record.applied))) for record in records_of(model))
 
 
 def with_parameters(record: Record, parameters: Mapping[str, str]) -> Record:
-    """The record with what a later plan says of parameters."""
+    """Return the record, updated with what a later plan says about parameters."""
     return replace(record, plan=replace(record.plan, parameters={**record.plan.parameters, **parameters}))
 
 

@@ -1,4 +1,4 @@
-"""What a plan, or the latest rewrite of a model, was made on: made up once more from its shapes and types."""
+"""Recreate what a plan, or the latest rewrite of a model, was made on, from its shapes and dtypes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rewriter.tracing.trace import trace_candidates
 
 
 def inputs_of_plan(made: PlanData, model: nn.Module, *, meta: bool = False) -> Inputs | None:
-    """Arguments like those that ``made`` was planned on; None if it does not say (the user's own, not plain data).
+    """Return arguments like those ``made`` was planned on; None if it does not say (the user's own, not plain data).
 
     With ``meta`` they have no values.
     """
@@ -26,14 +26,14 @@ def inputs_of_plan(made: PlanData, model: nn.Module, *, meta: bool = False) -> I
     size = made.request.get("input_size")
     if size is None and origin in (Origin.EXAMPLE_INPUTS, "none"):
         return None
-    try:  # a plan of version 0.1.0 names the size only
+    try:  # a plan of version 0.1.0 gives only the size
         return trace_candidates(model, candidate_inputs(model, None, tuple(size) if size is not None else None)).inputs
     except InputError:
         return None
 
 
 def inputs_of_rewrite(model: nn.Module) -> Inputs | None:
-    """What the latest rewrite of ``model`` was planned on; None if it was not rewritten, or no rewrite says."""
+    """Return what the latest rewrite of ``model`` was planned on; None if there is none, or no rewrite says."""
     found = (inputs_of_plan(record.plan, model) for record in reversed(records_of(model)))
     return next((inputs for inputs in found if inputs is not None), None)
 
@@ -41,12 +41,12 @@ def inputs_of_rewrite(model: nn.Module) -> Inputs | None:
 def inputs_to_run_on(
     model: nn.Module, example_inputs: ExampleInputs | None = None, input_size: InputSize | None = None
 ) -> list[Inputs]:
-    """What the caller gives; else what the model was rewritten for, and then what its configuration says.
+    """Return what the caller gives; else what the model was rewritten for, then what its configuration says.
 
-    The likeliest first, as :func:`rewriter.tracing.inputs.candidate_inputs` gives them.
+    The likeliest come first, as in :func:`rewriter.tracing.inputs.candidate_inputs`.
 
     Raises:
-        InputError: there is none of these.
+        InputError: there are none.
     """
     if example_inputs is None and input_size is None and (remembered := inputs_of_rewrite(model)) is not None:
         configured: list[Inputs] = []

@@ -12,11 +12,11 @@ from rewriter.planning.data import PlanData
 from rewriter.text import counted, group
 
 INACTIVE_REMEDY = "as the model's own setting or with dropout:p=0.2"
-"""How a site without effect is switched on."""
+"""How to switch on a site without effect."""
 
 
 def text_of(plan: PlanData) -> str:
-    """What every pass would do, and why; what is left alone, and why."""
+    """Return what every pass would do, and why; what is left alone, and why."""
     lines = [f"plan for {plan.model.rsplit('.', 1)[-1]}: {order_of(plan)}"]
     lines += [f"  note: {note}" for note in plan.notes]
     if plan.idle:
@@ -44,26 +44,26 @@ def text_of(plan: PlanData) -> str:
 
 
 def order_of(plan: PlanData) -> str:
-    """The passes with the options that were given, in the order that they come in."""
+    """Return the passes with the options that were given, in the order they are applied."""
     return " → ".join(_with_options(*item) for item in plan.passes) or "no passes"
 
 
 def details_of(site: Site) -> list[str]:
-    """What is done at a site, why, and where its rate is set."""
+    """Return what is done at a site, why, and where its rate is set."""
     no_effect = f"; no effect until it is another, {INACTIVE_REMEDY}" if site.inactive else ""
     setting = [f"setting: {site.rate_at}{no_effect}"] if site.rate_at else []
     return [site.action, f"because {site.reason}", *setting]
 
 
 def _own_classes(site: Site) -> str:
-    """The modules, named from the site, that get a class of their own without a change of source."""
+    """Return the modules, named from the site, that get their own class without a change of source."""
     paths = [edit.path for edit in site.edits if isinstance(edit, AddBehaviour)]
     names = (path.rpartition(".")[2] if path == site.path else path.removeprefix(f"{site.path}.") for path in paths)
     return ", ".join(path if name.isdigit() else name for path, name in zip(paths, names, strict=True))
 
 
 def _with_options(name: str, options: dict[str, Any]) -> str:
-    """The pass with the options that are not its defaults."""
+    """Return the pass with its non-default options."""
     cls = installed_passes().get(name)
     defaults = {field.name: field.default for field in fields(cls)} if cls is not None else {}
     given = ", ".join(

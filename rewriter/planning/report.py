@@ -26,10 +26,10 @@ class Report:
 
     Attributes:
         records: one for each rewrite.
-        stale: sites whose modules were replaced after the rewrite; rewriting again mends them.
+        stale: sites whose modules were replaced after the rewrite; rewriting again repairs them.
         uncalibrated: layers that are the identity until :func:`rewriter.calibrate` has measured their constants.
-        calibrated: the others, by path, with mean and standard deviation of each tensor that they take.
-        inactive: sites in force that do nothing now, since their rate is 0 (or keeps everything).
+        calibrated: the others, by path, with mean and standard deviation of each of their input tensors.
+        inactive: sites in force that do nothing at present, since their rate is 0 (or keeps everything).
     """
 
     records: tuple[Record, ...]
@@ -50,7 +50,7 @@ class Report:
 
     @property
     def advice(self) -> tuple[Advice, ...]:
-        """What passes say about places without editing them."""
+        """Recommendations of passes about places that are not edited."""
         return tuple(advice for record in self.records for advice in record.plan.advice)
 
     @property
@@ -62,7 +62,7 @@ class Report:
         return None if not held or None in held else all(held)
 
     def to_data(self) -> list[dict[str, Any]]:
-        """What JSON can hold, of each rewrite."""
+        """Return each rewrite as JSON data."""
         return [
             {
                 "plan": to_data(record.plan),
@@ -84,11 +84,11 @@ class Report:
         ]
 
     def to_json(self) -> str:
-        """The report as JSON text."""
+        """Return the report as JSON text."""
         return json.dumps(self.to_data(), indent=2)
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
-        printer.text(str(self))  # what a notebook shows
+        printer.text(str(self))  # shown by a notebook
 
     def __str__(self) -> str:
         if not self.records:
@@ -145,14 +145,14 @@ def _in_force(record: Record) -> str:
 
 
 def needs_no_calibration(model: nn.Module) -> bool:
-    """Whether ``model`` is, or holds, a rewritten model, and no rewrite added a layer with constants of the data."""
+    """Whether ``model`` is, or contains, a rewritten model, and no rewrite added a layer with constants of the data."""
     records = [record for _, part in rewritten_parts(model) for record in records_of(part)]
     added = (edit for record in records for edit in record.applied.edits if isinstance(edit, AddModule))
     return bool(records) and not any(issubclass(layer_class(edit.layer), CalibratedLayer) for edit in added)
 
 
 def make_report(model: nn.Module) -> Report:
-    """The report of a rewritten model, or of those that it holds; an empty one if there is none."""
+    """Return the report of a rewritten model, or of those it contains; an empty one if there are none."""
     records: list[Record] = []
     stale: dict[str, None] = {}
     uncalibrated: list[str] = []

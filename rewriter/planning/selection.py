@@ -17,7 +17,7 @@ Selectors: TypeAlias = "str | type[nn.Module] | Iterable[str | type[nn.Module]]"
 """Module paths, globs, ``"re:…"`` patterns or classes."""
 
 Preserve: TypeAlias = Literal["auto", "eval", "nothing"]
-"""Which passes that change the eval output are held back: on trained weights those not named, always all, never any."""
+"""Passes that change the eval output and are held back: on trained weights those not named, always all, never any."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def select(model: nn.Module, only: Selectors | None = None, skip: Selectors | No
 
 
 def selector_texts(selectors: Any) -> list[str]:
-    """Selectors as text, for the record of what was asked for."""
+    """Return selectors as text, for the record of the request."""
     return [s.__name__ if isinstance(s, type) else str(s) for s in as_sequence(selectors)]
 
 
@@ -80,14 +80,14 @@ def _fits(selector: Any, path: str, module: nn.Module) -> bool:
 
 
 def as_sequence(selectors: Any) -> tuple[Any, ...]:
-    """One selector or several, as a tuple; none for None."""
+    """Return one selector or several as a tuple; an empty one for None."""
     if selectors is None:
         return ()
     if isinstance(selectors, (str, type)):
         return (selectors,)
     try:
         return tuple(selectors)
-    except TypeError as error:  # as iterable as a tensor without dimensions claims to be
+    except TypeError as error:  # a tensor without dimensions claims to be iterable, too
         raise SelectorError(f"not a selector: {selectors!r}; give a module path, a glob, 're:…' or a class") from error
 
 

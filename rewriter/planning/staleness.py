@@ -1,4 +1,4 @@
-"""Where a rewrite is not in a model any more, since others have changed the model after it."""
+"""Where a rewrite is no longer in a model because the model was changed after it."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from rewriter.model.wrappers import named_modules_inside
 
 
 def stale(model: nn.Module, applied: Applied) -> Iterator[str]:
-    """The paths of modules where nothing, or not all, of what was applied is left."""
+    """Yield the paths of modules where nothing, or not all, of what was applied is left."""
     for look in (replaced, _hidden, _exchanged):
         yield from look(model, applied)
 
 
 def replaced(model: nn.Module, applied: Applied) -> list[str]:
-    """Where a module that was edited is not there any more."""
+    """Return where a module that was edited is no longer there."""
     modules = dict(named_modules_inside(model, remove_duplicate=False))
     return [path for path in applied.edited_classes if not carries_edit(type(modules.get(path)))]
 
 
 def _hidden(model: nn.Module, applied: Applied) -> list[str]:
-    """Where a ``forward`` set on the instance hides a method that was edited."""
+    """Return where a ``forward`` set on the instance hides an edited method."""
     modules = dict(named_modules_inside(model, remove_duplicate=False))
     methods = [edit for edit in applied.edits if isinstance(edit, EditMethod) and edit.path in modules]
     return [edit.path for edit in methods if hides(modules[edit.path], edit.method)]
 
 
 def _exchanged(model: nn.Module, applied: Applied) -> list[str]:
-    """Where a child that was added is of another class now, or gone, while the module that calls it is there."""
+    """Return where an added child has another class now, or is gone, while the module that calls it is still there."""
     modules = dict(named_modules_inside(model, remove_duplicate=False))
     added = [
         edit for edit in applied.edits if isinstance(edit, AddModule) and carries_edit(type(modules.get(edit.path)))

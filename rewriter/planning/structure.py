@@ -1,4 +1,4 @@
-"""For which models a plan is: those with the same tree of modules."""
+"""Which models a plan fits: those with the same module tree."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rewriter.planning.data import PlanData
 
 
 def check_fits(plan: PlanData, model: nn.Module) -> None:
-    """Refuse a model of another structure than ``plan`` was made for.
+    """Refuse a model with a structure other than the one ``plan`` was made for.
 
     Raises:
         PlanError: naming the first module that differs.
@@ -29,25 +29,25 @@ def check_fits(plan: PlanData, model: nn.Module) -> None:
 
 
 def has_structure_of(plan: PlanData, model: nn.Module) -> bool:
-    """Whether ``model`` has the tree of modules that ``plan`` was made for."""
+    """Whether ``model`` has the module tree that ``plan`` was made for."""
     return plan.structure in fingerprints(_original_classes(model))
 
 
 def fingerprint(model: nn.Module) -> str:
-    """Changes with the tree of modules (paths and classes), not with weights or shapes.
+    """Return a digest of the module tree (paths and classes), independent of weights and shapes.
 
-    A class counts by its name without its module, which is another one where a script is imported or spawned.
+    A class counts by its name without its module, which changes when a script is imported or spawned.
     """
     return fingerprints(_original_classes(model))[0]
 
 
 def named_fingerprint(model: nn.Module) -> str:
-    """The fingerprint with the modules of the classes, as version 0.1.0 made it."""
+    """Return the fingerprint with the modules of the classes, as in version 0.1.0."""
     return fingerprints(_original_classes(model))[1]
 
 
 def fingerprints(classes: Iterable[tuple[str, type]]) -> tuple[str, str]:
-    """Both fingerprints, of modules by path and class."""
+    """Return both fingerprints of modules given by path and class."""
     pairs = list(classes)
     return (
         _digest(f"{path}:{cls.__qualname__}" for path, cls in pairs),

@@ -1,4 +1,4 @@
-"""Check on the model itself that a rewrite kept what its passes promise."""
+"""Check on the model itself that a rewrite keeps the contracts of its passes."""
 
 from __future__ import annotations
 
@@ -20,23 +20,22 @@ from rewriter.renamed import forward_names
 from rewriter.tracing.inputs import Inputs
 
 _MOST_RUNS = 3
-"""How often an original is run again to see whether it does the same: what alternates comes back after two."""
+"""How often an original is run again to test whether it repeats itself: alternation shows after two runs."""
 
 
 class Verifier:
     """The checks of one plan on one model, which is observed before it is edited.
 
-    Where some passes change the eval output, the others are applied by themselves first: their promise is checked all
-    the same.
+    If some passes change the eval output, the others are first applied by themselves, to check their contract too.
 
     Args:
         plan: the plan.
-        model: the model that is going to be edited; it is as it was afterwards.
+        model: the model to be edited; its state is restored.
         inputs: what it is run on.
 
     Raises:
         InputError: the model does not run on them.
-        ContractError: the passes that keep the eval output, applied by themselves, do not.
+        ContractError: the passes that promise to keep the eval output, applied by themselves, do not.
     """
 
     def __init__(self, plan: PlanData, model: nn.Module, inputs: Inputs) -> None:
@@ -53,14 +52,14 @@ class Verifier:
         self._preserving = self._judge_those_that_preserve()
 
     def judge(self) -> Verification:
-        """Whether the model, now edited, keeps the contracts of all passes."""
+        """Check whether the model, now edited, keeps the contracts of all passes."""
         return self._judge(self._passes)
 
     def excuse(self, verification: Verification) -> Verification:
-        """``verification`` without blame for what the original, as which the model is again, does not keep either.
+        """Return ``verification`` with those failures excused that the restored original shows too.
 
         Raises:
-            ContractError: something else did not hold; the pass is named, found by applying each alone.
+            ContractError: another check failed; the pass is named, found by applying each alone.
         """
         excused = self._without_own(verification, self._passes)
         if excused.failed:
@@ -68,11 +67,11 @@ class Verifier:
         return excused
 
     def whole(self, verification: Verification) -> Verification:
-        """``verification`` and what was checked of passes by themselves."""
+        """Return ``verification`` together with the checks of passes by themselves."""
         return Verification((*verification.checks[:1], *self._preserving, *verification.checks[1:]))
 
     def _observe_first(self) -> Observation:
-        """What the model does with values for gains of zero; as it is, if it does not run with them."""
+        """Observe the model with its zero gains filled, or as it is if it does not run with them."""
         try:
             return self._observe()
         except Exception:
@@ -86,7 +85,7 @@ class Verifier:
             return observe(self._model, self._inputs, training=training)
 
     def _judge(self, passes: Sequence[str], *, training: bool = True) -> Verification:
-        """Whether the model as it is keeps the contracts of ``passes``; one that does not run keeps none."""
+        """Check whether the model as it is keeps the contracts of ``passes``; one that does not run keeps none."""
         before, contracts = self._before, self._contracts(passes)
         try:
             after = self._observe(training=training)
@@ -94,13 +93,13 @@ class Verifier:
             return Verification((Check(Checked.EVAL_MODE, False, f"{type(error).__name__}: {error}"),))
         found = check_contracts(before, after, contracts)
         if any(check.what is Checked.EVAL_OUTPUT for check in found.failed):
-            # it may count its calls where nothing can put that back
+            # it may count its calls where that cannot be undone
             drift = drift_between(after, self._observe(training=False))
             found = check_contracts(replace(before, spread=max(before.spread, drift)), after, contracts)
         return found
 
     def _judge_alone(self, passes: Sequence[str], *, training: bool = True) -> Verification:
-        """Whether ``passes`` keep their contracts by themselves; the model is as it was afterwards."""
+        """Check whether ``passes`` keep their contracts by themselves; the model is restored afterwards."""
         edits = [edit for site in self._plan.sites if site.pass_name in passes for edit in site.edits]
         with random_state_kept():
             applied = apply_edits(self._model, edits)
@@ -110,7 +109,7 @@ class Verifier:
             take_back(self._model, applied)
 
     def _judge_those_that_preserve(self) -> tuple[Check, ...]:
-        """Where some passes change the eval output: the check that the others, by themselves, do not."""
+        """If some passes change the eval output, check that the others, by themselves, do not."""
         contracts = zip(self._passes, self._contracts(self._passes), strict=True)
         alone = [name for name, contract in contracts if contract.eval_output]
         if not alone or alone == self._passes:
@@ -124,9 +123,9 @@ class Verifier:
         return (Check(Checked.EVAL_OUTPUT, check.held, check.detail, tuple(alone)),)
 
     def _without_own(self, verification: Verification, passes: Sequence[str]) -> Verification:
-        """``verification`` without blame for what the original model, run again, does not keep either.
+        """Return ``verification`` with those failures excused that the original model, run again, shows too.
 
-        A generator that it holds goes on with every run, and nothing can put that back.
+        A generator that it holds advances with every run, and that cannot be undone.
         """
         failed, own = {check.what for check in verification.failed}, dict[Checked, str]()
         for _ in range(_MOST_RUNS):
@@ -161,7 +160,7 @@ class Verifier:
 
 
 def check_contracts(before: Observation, after: Observation, contracts: Sequence[Contract]) -> Verification:
-    """Whether ``after`` keeps ``contracts``."""
+    """Check whether ``after`` keeps ``contracts``."""
     checks: list[Check] = []
     changed = other_structure(before.outputs, after.outputs)
     checks.append(Check(Checked.OUTPUT_STRUCTURE, not changed, changed))

@@ -1,7 +1,7 @@
-"""Weights that are all zero hide what stands before them: while a model is verified, they have values.
+"""Weights that are all zero hide what precedes them, so they are filled with values while a model is verified.
 
-The last gamma of a residual branch is zero in a fresh ResNet, and so is the last convolution of a diffusion block. The
-branch then adds nothing, whatever an edit has made of it, and training would be the first to show it.
+The last gamma of a residual branch is zero in a new ResNet, and so is the last convolution of a diffusion block. The
+branch then adds nothing, whatever an edit has made of it, and the effect would only show in training.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import nn
 
 
 def zero_gains(model: nn.Module) -> tuple[str, ...]:
-    """The names of the parameters that are zero in every entry and multiply: all but biases."""
+    """Return the names of the parameters that are zero in every entry and act as factors: all but biases."""
     return tuple(
         name
         for name, parameter in model.named_parameters()
@@ -24,10 +24,10 @@ def zero_gains(model: nn.Module) -> tuple[str, ...]:
 
 @contextlib.contextmanager
 def filled(model: nn.Module, names: Iterable[str]) -> Iterator[None]:
-    """Give the parameters of these names, as far as ``model`` has them, values until the end; then zeros again.
+    """Fill the parameters of these names, if ``model`` has them, within the context; then reset them to zero.
 
-    Different entries differ, and are of the order of what a layer begins with. The version counters of the tensors do
-    not move: a backward pass that is still to come finds them as they were.
+    Entries differ from each other, at the scale of a layer's initialisation. The version counters of the tensors do not
+    change: a pending backward pass finds them unmodified.
     """
     parameters = dict(model.named_parameters())
     changed = [(found.data, found.detach().clone()) for name in names if (found := parameters.get(name)) is not None]
@@ -43,7 +43,7 @@ def filled(model: nn.Module, names: Iterable[str]) -> Iterator[None]:
 
 
 def _can_be_filled(parameter: nn.Parameter) -> bool:
-    """Whether it is a plain tensor with values that nobody outside this process reads."""
+    """Whether it is a plain tensor whose values no other process reads."""
     if type(parameter) is not nn.Parameter or type(parameter.data) is not torch.Tensor:
         return False
     plain = parameter.is_floating_point() and parameter.layout is torch.strided and not parameter.is_inference()

@@ -1,1 +1,1 @@
-"""What long work needs: a progress bar, results kept as they come, peak memory."""
+"""Utilities for long-running work: progress bar, result files written incrementally, peak memory."""

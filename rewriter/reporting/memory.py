@@ -1,4 +1,4 @@
-"""The most memory that this process, or its GPU, held since a moment."""
+"""Peak memory of this process, or its GPU, since a point in time."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _CLEAR = Path("/proc/self/clear_refs")
 
 
 class PeakMemory:
-    """Measures from its creation on: on a CUDA device what torch allocates there, otherwise what the process holds.
+    """Measures from its creation: on a CUDA device what torch allocates there, otherwise what the process holds.
 
-    On Linux free memory is handed back and the kernel's high-water mark is reset first. Elsewhere the mark of the whole
-    life of the process is used, which shows a model only where it needs more than all models before it.
+    On Linux free memory is returned and the kernel's high-water mark is reset first. Elsewhere the process's lifetime
+    mark is used, which shows a model only if it needs more than all models before it.
     """
 
     def __init__(self, device: torch.device | None = None) -> None:
@@ -26,14 +26,14 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats(self._device)
             self._before: int | None = torch.cuda.memory_allocated(self._device)
             return
-        with contextlib.suppress(OSError, AttributeError):  # only glibc has it; else what is free counts as held
+        with contextlib.suppress(OSError, AttributeError):  # only glibc has it; otherwise free memory counts as held
             ctypes.CDLL(None).malloc_trim(0)
         with contextlib.suppress(OSError):
             _CLEAR.write_text("5")
         self._before = _kilobytes("VmRSS") or _lifetime_kilobytes()
 
     def megabytes(self) -> float | None:
-        """Peak beyond what was held at the beginning, in MB (10^6 bytes); None if the system cannot tell."""
+        """Return the peak beyond the initial amount, in MB (10^6 bytes); None if the system does not report it."""
         if self._device is not None and self._before is not None:
             return round((torch.cuda.max_memory_allocated(self._device) - self._before) / 1e6, 1)
         peak = _kilobytes("VmHWM") or _lifetime_kilobytes()

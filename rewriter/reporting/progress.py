@@ -1,4 +1,4 @@
-"""How far long work is, on standard error: a bar on a terminal, if rich is installed."""
+"""Progress of long-running work on standard error: a bar on a terminal, if rich is installed."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from rewriter import libraries
 
 
 def has_bar() -> bool:
-    """Whether :func:`progress_bar` shows a bar; where it does not, work that takes long tells by lines."""
+    """Whether :func:`progress_bar` shows a bar; otherwise long-running work reports in lines."""
     return sys.stderr.isatty() and libraries.is_installed("rich")
 
 
 class Progress:
-    """Work that goes on: called after every step. Where no bar is shown nothing is told."""
+    """Work in progress: called after every step. Does nothing if no bar is shown."""
 
     def __init__(self, bar: Any = None, task: Any = None) -> None:
         self._bar, self._task = bar, task
@@ -26,12 +26,12 @@ class Progress:
             self._bar.advance(self._task)
 
     def rename(self, title: str) -> None:
-        """Show what is going on now."""
+        """Show the current activity."""
         if self._bar is not None:
             self._bar.update(self._task, description=title)
 
     def say(self, line: str) -> None:
-        """A line above the bar that stays, for what went wrong."""
+        """Print a permanent line above the bar, for problems."""
         if self._bar is not None:
             from rich.text import Text
 
@@ -40,13 +40,13 @@ class Progress:
 
 @contextlib.contextmanager
 def progress_bar(title: str, total: int | None, *, shown: bool = True) -> Iterator[Progress]:
-    """Show ``title`` and a bar on standard error; gives what advances it by one step when it is called.
+    """Show ``title`` and a bar on standard error; yields a callable that advances it by one step.
 
-    Without rich the title is printed once. Where there is no terminal, nothing is shown.
+    Without rich the title is printed once. Without a terminal, nothing is shown.
 
     Args:
-        title: what is going on.
-        total: number of steps; None if it is not known. Of a single one there is no bar, only a sign that it goes on.
+        title: the current activity.
+        total: number of steps; None if unknown. For a single one there is no bar, only a sign of activity.
         shown: False shows nothing at all.
     """
     if not (shown and sys.stderr.isatty()):

@@ -1,4 +1,4 @@
-"""JSON lines that long work leaves behind: a header with the question, then one line a result as it comes."""
+"""JSON lines written by long-running work: a header with the question, then one line per result as it arrives."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ Result = TypeVar("Result")
 class ResultFile(abc.ABC, Generic[Result]):
     """Results of one question, on disk as soon as they are known.
 
-    A line that was only half written (the machine stopped, the disk was full) is dropped when the file is opened again.
-    Of several results with one key the last counts.
+    A partially written line (power loss, full disk) is dropped when the file is opened again. Of several results with
+    one key, the last counts.
 
     Args:
         path: created if it does not exist.
-        question: what the results answer: parts, each of texts with names.
-        restart: drop what the file holds.
-        owner: False for a process that only adds to a file that another process has opened and holds.
+        question: what the results answer: named parts, each with named texts.
+        restart: discard the content of the file.
+        owner: False for a process that only appends to a file that another process has opened and locked.
 
     Attributes:
-        results: what the file holds, by key.
+        results: the content of the file, by key.
 
     Raises:
-        RewriterError: the file is of another kind, damaged, of another format, or answers another question.
+        RewriterError: the file is of another kind, is damaged, has another format version, or answers another question.
     """
 
     KIND: ClassVar[str]
@@ -62,15 +62,15 @@ class ResultFile(abc.ABC, Generic[Result]):
 
     @abc.abstractmethod
     def key(self, result: Result) -> Hashable:
-        """What a result is of."""
+        """Return the key of a result."""
 
     @abc.abstractmethod
     def to_data(self, result: Result) -> Any:
-        """A result as plain data."""
+        """Return a result as plain data."""
 
     @abc.abstractmethod
     def from_data(self, data: Any) -> Result:
-        """The result that :meth:`to_data` described; raises ValueError, TypeError or KeyError on anything else."""
+        """Return the result that :meth:`to_data` described; raise ValueError, TypeError or KeyError otherwise."""
 
     def append(self, result: Result) -> None:
         """Add a result; it is on disk when this returns."""
@@ -78,7 +78,7 @@ class ResultFile(abc.ABC, Generic[Result]):
         self._write(self.to_data(result))
 
     def read_again(self) -> None:
-        """Make ``results`` what is on disk, with what other processes have added."""
+        """Update ``results`` from disk, including what other processes have added."""
         self._file.seek(0)
         content = self._file.read()
         self.results.clear()
@@ -93,7 +93,7 @@ class ResultFile(abc.ABC, Generic[Result]):
         self._file.close()
 
     def _open(self, header: dict[str, Any], restart: bool, owner: bool) -> None:
-        """Read and check what is there; its owner drops what is not to be kept."""
+        """Read and check the existing content; the owner drops what is not to be kept."""
         self._file.seek(0)
         content = self._file.read()
         whole = _whole_lines(content)
@@ -114,7 +114,7 @@ class ResultFile(abc.ABC, Generic[Result]):
         written = 0
         try:
             written = self._file.write(line)  # in one call, so that an interrupt leaves whole lines
-            if written < len(line):  # no more room: the next call says why
+            if written < len(line):  # disk full: the next call raises the reason
                 written += self._file.write(line[written:])
             os.fsync(self._file.fileno())
         except OSError as error:
@@ -122,7 +122,7 @@ class ResultFile(abc.ABC, Generic[Result]):
             raise self.ERROR(f"the result file {self.path} cannot be written: {error.strerror}") from error
 
     def _take_back(self, half_line: bytes) -> None:
-        """So that what another process appends does not go on with half a line."""
+        """Remove a partial line, so that what another process appends does not continue it."""
         with contextlib.suppress(OSError):
             start = self._file.seek(0, os.SEEK_END) - len(half_line)
             self._file.seek(max(start, 0))
@@ -165,7 +165,7 @@ class ResultFile(abc.ABC, Generic[Result]):
         return f"{self.ELSEWHERE}, or restart=True (--restart) to begin this one anew."
 
     def _lock(self) -> None:
-        """Keep another process with the same work from writing between our lines, where the system can."""
+        """Lock the file against other processes with the same work, if the system can."""
         try:
             import fcntl
         except ImportError:  # Windows

@@ -12,13 +12,13 @@ _SIDES = {"l": "left", "r": "right"}
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Iterable[Any]], align: str = "") -> str:
-    """A table in Markdown.
+    """Return a table in Markdown.
 
     Args:
         header: the headings.
         rows: cells, which may hold any text.
-        align: ``l`` or ``r`` for each column, the last letter also for those behind it: ``"lr"`` for numbers behind
-            names. Then cells are as wide as their columns; without, as wide as their texts.
+        align: ``l`` or ``r`` for each column, the last letter also for the following ones: ``"lr"`` for names followed
+            by numbers. Cells are then padded to the width of their columns; without ``align`` they are not.
 
     Raises:
         InstallationError: tabulate is not installed.

@@ -1,4 +1,4 @@
-"""A rewritten model in a directory or a checkpoint, and back."""
+"""Save a rewritten model to a directory or a checkpoint, and load it."""
 
 from rewriter.renamed import forward
 

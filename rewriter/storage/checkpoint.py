@@ -1,4 +1,4 @@
-"""Weights from a file: in the layouts that training scripts write, and whether they fit a model."""
+"""Read weights from the file layouts that training scripts write, and check whether they fit a model."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from rewriter.errors import StorageError, listed
 from rewriter.planning.mark import MARK
 
 _STATES = ("state_dict_ema", "model_ema", "state_dict", "model", "model_state_dict")
-"""Where training checkpoints hold the state dict. timm's order: the average of the weights comes first."""
+"""Where training checkpoints store the state dict. timm's order: averaged weights come first."""
 _WRAPPERS = ("module.", "_orig_mod.")
-"""What DDP and torch.compile put before every key."""
+"""The prefixes that DDP and torch.compile add to every key."""
 _EXPECTED = "expected a state dict, in safetensors or of torch.save(model.state_dict(), FILE)"
 _AGAIN = "Copy or download it again."
 _WRITE = "Write it with torch.save(model.state_dict(), FILE), where the model can be made."
 
 
 def read_checkpoint(file: str | Path) -> dict[str, torch.Tensor]:
-    """The tensors of a checkpoint, from safetensors or from ``torch.save``; nothing in the file is executed.
+    """Return the tensors of a checkpoint, from safetensors or from ``torch.save``; nothing in the file is executed.
 
-    A state dict inside a training checkpoint is found under ``state_dict_ema``, ``model_ema``, ``state_dict``,
-    ``model`` or ``model_state_dict``, the first of them that is there, as by ``timm.models.load_state_dict``. The
-    prefixes ``module.`` and ``_orig_mod.`` are taken off if every key has them.
+    A state dict inside a training checkpoint is looked up under ``state_dict_ema``, ``model_ema``, ``state_dict``,
+    ``model`` or ``model_state_dict``, the first one present, as in ``timm.models.load_state_dict``. The prefixes
+    ``module.`` and ``_orig_mod.`` are stripped if every key has them.
 
     Raises:
-        StorageError: there is no such file, or it holds no state dict; with what it holds.
+        StorageError: there is no such file, or it holds no state dict; the message says what it holds.
     """
     path = Path(file)
     if path.is_dir():
@@ -55,7 +55,7 @@ def read_checkpoint(file: str | Path) -> dict[str, torch.Tensor]:
 
 
 def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
-    """All tensors of a file, also under the further names of those that have several."""
+    """Return all tensors of a file; a shared tensor appears under each of its names."""
     with safetensors.safe_open(str(path), framework="pt") as file:
         shared = file.metadata() or {}
         state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
@@ -66,13 +66,13 @@ def check_weights(model: nn.Module, state: Mapping[str, torch.Tensor], what: str
     """Refuse weights that do not fit.
 
     Args:
-        model: what they are for; it is only read.
+        model: the model they are for; only read.
         state: the weights, by key.
-        what: what the message calls them.
+        what: how the message refers to them.
         note: the end of the message.
 
     Raises:
-        StorageError: with the keys that are missing, unexpected, or of another shape.
+        StorageError: naming the keys that are missing, unexpected, or of another shape.
     """
     expected = model.state_dict(keep_vars=True)
     problems = {
@@ -94,10 +94,10 @@ def check_weights(model: nn.Module, state: Mapping[str, torch.Tensor], what: str
 
 
 def classes_and_channels(model: nn.Module, state: Mapping[str, torch.Tensor]) -> tuple[int | None, int | None]:
-    """The numbers of classes and of input channels of weights that differ from a model's in nothing else.
+    """Return the numbers of classes and of input channels, if weights differ from a model's in nothing else.
 
-    Told by the shapes alone: a classifier has another first dimension, and so has its bias; a first convolution another
-    second one. None for a number that is the model's own, and for both where anything else differs.
+    Inferred from shapes alone: a classifier and its bias differ in the first dimension, a first convolution in the
+    second. None for a number that equals the model's own, and for both if anything else differs.
     """
     expected = model.state_dict(keep_vars=True)
     classes, channels = set(), set()
@@ -117,7 +117,7 @@ def classes_and_channels(model: nn.Module, state: Mapping[str, torch.Tensor]) ->
 def _other_shapes(
     expected: Mapping[str, Any], state: Mapping[str, torch.Tensor]
 ) -> dict[str, tuple[torch.Size, torch.Size]]:
-    """The shapes wanted and found, by the keys where they differ."""
+    """Return the expected and actual shapes, by key, where they differ."""
     return {
         key: (tensor.shape, state[key].shape)
         for key, tensor in expected.items()
@@ -153,7 +153,7 @@ def _state_dict(found: Any, path: Path) -> dict[str, torch.Tensor]:
 
 
 def _is_extra(key: str) -> bool:
-    """Whether it is what a module's ``get_extra_state`` gave, which may be no tensor."""
+    """Whether it is a module's ``get_extra_state``, which need not be a tensor."""
     return key.rpartition(".")[2] == "_extra_state"
 
 
@@ -168,7 +168,7 @@ def _without_wrappers(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]
 
 
 def _content(path: Path, head: bytes, error: Exception) -> str:
-    """What a file that cannot be read holds, and what to do about it."""
+    """Describe the content of a file that cannot be read, and what to do about it."""
     size = path.stat().st_size
     if not size:
         return f"an empty file. {_AGAIN}"
@@ -182,16 +182,16 @@ def _content(path: Path, head: bytes, error: Exception) -> str:
     text = _text(head)
     if text is not None:
         return f"text, which begins with {text[:60]!r}. Give the file of the weights."
-    cause = error.__context__ or error  # torch puts its advice, which is not ours, before its unpickler's words
+    cause = error.__context__ or error  # torch puts its own advice before the unpickler's message
     reason = " ".join(str(cause).partition("\n")[0].split())
     reason = f"{type(error).__name__}{': ' if reason else ''}{reason}"
     return f"a file that is damaged or of another kind ({reason}). Copy or download it again, or give another one."
 
 
 def _text(head: bytes) -> str | None:
-    """The text that a file begins with; None if it is none."""
+    """Return the text that a file begins with; None if it is not text."""
     try:
-        text = codecs.getincrementaldecoder("utf-8")().decode(head)  # the last character may be cut in two
+        text = codecs.getincrementaldecoder("utf-8")().decode(head)  # the last character may be cut off
     except UnicodeDecodeError:
         return None
     plain = all(character.isprintable() or character.isspace() for character in text)

@@ -1,4 +1,4 @@
-"""Files of saved models that cannot be read, or do not hold what they should."""
+"""Errors for files of saved models that cannot be read, or have unexpected content."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from rewriter.errors import PlanError, StorageError
 
 @contextlib.contextmanager
 def damage_of(path: Path) -> Iterator[None]:
-    """What goes wrong while a file is read or used is that file's damage.
+    """Report any error while a file is read or used as damage to that file.
 
     Raises:
-        StorageError: naming it.
+        StorageError: naming the file.
     """
     try:
         yield
@@ -33,7 +33,7 @@ def damage_of(path: Path) -> Iterator[None]:
 
 
 def read_json(path: Path) -> Any:
-    """What a file holds.
+    """Return the content of a JSON file.
 
     Raises:
         StorageError: it cannot be read, or is not JSON.

@@ -1,11 +1,11 @@
-"""A rewritten model in a directory, and back: plans and settings as JSON, weights as safetensors. No code is stored.
+"""Save a rewritten model to a directory: plans and settings as JSON, weights as safetensors. No code is stored.
 
 A directory holds
 
-- ``recipe.json``: how the original is made, settings that weights do not hold, extra state of modules, and checksums,
+- ``recipe.json``: how the original is made, settings not stored in weights, extra state of modules, and checksums,
 - ``plan.json``: the plans, oldest first,
 - ``report.json``: what was done and verified,
-- ``model.safetensors``: the weights; names that share one tensor are listed in its metadata.
+- ``model.safetensors``: the weights; shared tensors are listed in its metadata.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ from rewriter.storage.savable import check_savable
 from rewriter.storage.settings import restore_settings, restore_types, settings_of
 
 FORMAT = 2
-"""Version of the directory's form."""
+"""Version of the directory format."""
 
 RECIPE, PLAN, REPORT, WEIGHTS = "recipe.json", "plan.json", "report.json", "model.safetensors"
 _FILES = (RECIPE, PLAN, REPORT, WEIGHTS)
@@ -62,20 +62,20 @@ _SHAPE: dict[str, Any] = {
     "in_other_mode": list[str], "frozen": list[str], "memory_order": dict[str, list[int]], "types": dict[str, str],
     "sha256": dict[str, str],
 }  # fmt: skip
-"""What a recipe holds."""
+"""The entries of a recipe."""
 
 
 def save(model: nn.Module, directory: str | Path, *, recipe: Mapping[str, Any] | None = None) -> None:
-    """Write a rewritten model to ``directory``: all of it, or nothing.
+    """Write a rewritten model to ``directory`` atomically.
 
     Args:
-        model: the model, in any mode, on any device; of a wrapped or compiled one it is the model inside.
-        directory: a new or empty directory, or one that was saved before: that one is replaced.
+        model: the model, in any mode, on any device; a wrapped or compiled one is unwrapped.
+        directory: a new or empty directory, or one that was saved before, which is replaced.
         recipe: how the original is made: ``{"model": "resnet18", "kwargs": {"drop_rate": 0.2}}``, with a name that
             ``rewriter.zoo.create`` knows. Without it, :func:`load` needs a fresh original.
 
     Raises:
-        ModelError: what was given is no model, or one that is sharded or holds wrapped parts.
+        ModelError: ``model`` is not a model, or is sharded or has wrapped submodules.
         StorageError: the directory holds something else or cannot be written, or the model cannot be stored.
 
     Example:
@@ -103,7 +103,7 @@ def save(model: nn.Module, directory: str | Path, *, recipe: Mapping[str, Any] |
         for file, text in contents.items():
             (partial / file).write_text(text, encoding="utf-8")
         safetensors.torch.save_file(tensors, str(partial / WEIGHTS), metadata=shared)
-        (partial / WEIGHTS).chmod((partial / PLAN).stat().st_mode)  # it is written for its owner only
+        (partial / WEIGHTS).chmod((partial / PLAN).stat().st_mode)  # created readable by its owner only
         description = {
             "format": FORMAT,
             "model": name,
@@ -125,19 +125,20 @@ def save(model: nn.Module, directory: str | Path, *, recipe: Mapping[str, Any] |
 
 
 def load(directory: str | Path, model: nn.Module | None = None) -> nn.Module:
-    """The model that :func:`save` wrote: same structure, weights, drop rates and mode. It is on the CPU, or where
-    ``model`` is.
+    """Return the model that :func:`save` wrote, with the same structure, weights, drop rates and mode.
+
+    It is on the CPU, or on the device of ``model``.
 
     Args:
-        directory: what was given to :func:`save`.
-        model: a fresh original, made as the saved model's original was. It stays as it is; a copy is returned. None
+        directory: the directory passed to :func:`save`.
+        model: a fresh original, made like the original of the saved model. It is not modified; a copy is returned. None
             makes the original from the name in the recipe.
 
     Raises:
-        StorageError: a file is missing, damaged or of another format, no original can be made, or the weights do not
-            fit it.
+        StorageError: a file is missing, damaged or has another format version, no original can be made, or the weights
+            do not fit it.
         PlanError: the plans were made for another model.
-        ModelError: ``model`` is no model, or one that is wrapped or compiled.
+        ModelError: ``model`` is not a model, or is wrapped or compiled.
 
     Example:
         >>> model = rewriter.rewrite(timm.create_model("test_resnet", drop_rate=0.2), "dropout")
@@ -187,10 +188,10 @@ def load(directory: str | Path, model: nn.Module | None = None) -> nn.Module:
 
 
 def check_target(directory: str | Path) -> Path:
-    """The absolute path of a directory that may be written.
+    """Return the absolute path of a directory that may be written.
 
     Raises:
-        StorageError: there is something that :func:`save` did not write.
+        StorageError: it holds something that :func:`save` did not write.
     """
     target = checked_path("directory", directory).resolve()
     if not target.exists():
@@ -212,13 +213,13 @@ def check_target(directory: str | Path) -> Path:
 
 
 def _tensors_to_store(state: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Each tensor once, contiguous, and the further names of those that have more than one."""
+    """Return each tensor once, contiguous, and the other names of shared ones."""
     tensors: dict[str, torch.Tensor] = {}
     shared: dict[str, str] = {}
     known: dict[Any, str] = {}
     for key, tensor in state.items():
         if not isinstance(tensor, torch.Tensor):
-            continue  # extra state, which the recipe holds
+            continue  # extra state, which is in the recipe
         if tensor.is_meta:
             raise StorageError(f"{key} is on the meta device: it has no values to store")
         tensor = tensor.detach()
@@ -234,7 +235,7 @@ def _tensors_to_store(state: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor]
         known[identity] = key
         tensors[key] = tensor.cpu().contiguous()
     storages: set[int] = set()
-    for key, tensor in tensors.items():  # safetensors refuses different views of one memory
+    for key, tensor in tensors.items():  # safetensors refuses different views of the same memory
         if tensor.untyped_storage().data_ptr() in storages:
             tensors[key] = tensor.clone()
         storages.add(tensor.untyped_storage().data_ptr())
@@ -242,7 +243,7 @@ def _tensors_to_store(state: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor]
 
 
 def _part_of(model: nn.Module, path: Any, source: Path) -> nn.Module:
-    """What a plan was made for: ``model`` itself, or a part of it, as in a LightningModule."""
+    """Return what a plan was made for: ``model`` itself, or a submodule, as in a LightningModule."""
     part = module_inside(model, path) if isinstance(path, str) else None
     if part is None:
         raise StorageError(f"{source} has a plan for {path!r}, which this {type(model).__name__} does not have")
@@ -250,7 +251,7 @@ def _part_of(model: nn.Module, path: Any, source: Path) -> nn.Module:
 
 
 def _restore_verdicts(model: nn.Module, source: Path) -> None:
-    """Put back what was verified and how long it took, so that the report of a loaded model is the one it had."""
+    """Restore what was verified and the durations, so that a loaded model has the report it was saved with."""
     with damage_of(source / REPORT):
         entries = read_json(source / REPORT)
         parts = [(part, record) for _, part in rewritten_parts(model) for record in records_of(part)]
@@ -265,7 +266,7 @@ def _restore_verdicts(model: nn.Module, source: Path) -> None:
 
 
 def _check_loaded(model: nn.Module, state: Mapping[str, torch.Tensor], source: Path) -> None:
-    """Every key has its own value: wrong where the original ties weights that were saved untied, or casts them."""
+    """Check the value of every key: wrong if the original ties weights that were saved untied, or casts them."""
     found = model.state_dict()
     pairs = ((key, found[key].detach().cpu(), value.cpu()) for key, value in state.items())
     wrong = [key for key, there, saved in pairs if there.dtype != saved.dtype or difference(there, saved) > 0]
@@ -308,7 +309,7 @@ def _read_weights(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _put_in_place(partial: Path, target: Path) -> None:
-    """Rename, with what was there before put back if that fails."""
+    """Rename, restoring the previous content if that fails."""
     old = target.parent / f"{partial.name}.old"
     try:
         if target.exists():
@@ -325,7 +326,7 @@ def _request(plan: PlanData) -> dict[str, Any]:
 
 
 def _version_note(recipe: Mapping[str, Any]) -> str:
-    """Which libraries have another version than when the model was saved: the likeliest reason for a misfit."""
+    """Return which libraries have changed version since the model was saved, the likeliest reason for a mismatch."""
     here = libraries.versions(_VERSIONED)
     other = [f"{n} {v}, here {here.get(n, 'none')}" for n, v in recipe["versions"].items() if v != here.get(n)]
     return f" (saved with {'; '.join(other)})" if other else ""

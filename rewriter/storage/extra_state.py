@@ -1,4 +1,4 @@
-"""Extra state of modules (``get_extra_state``) as JSON that is read without running code, and back as it was."""
+"""Convert extra state of modules (``get_extra_state``) to JSON, which is read without running code, and back."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _CONTAINERS: dict[str, Callable[[list[Any]], Any]] = {"list": list, "tuple": tup
 
 
 def extra_state_to_store(model: nn.Module) -> dict[str, Any]:
-    """What the state dict holds beside tensors, ready for JSON, by its keys.
+    """Return the non-tensor entries of the state dict, ready for JSON, by key.
 
     Raises:
-        StorageError: it is no plain data: nothing else can be read back without running code.
+        StorageError: they are not plain data, and nothing else can be read back without running code.
     """
     extra = {key: value for key, value in model.state_dict().items() if not isinstance(value, torch.Tensor)}
     try:
@@ -28,10 +28,10 @@ def extra_state_to_store(model: nn.Module) -> dict[str, Any]:
 
 
 def stored_extra_state(found: Any) -> dict[str, Any]:
-    """What :func:`extra_state_to_store` was given.
+    """Return what was given to :func:`extra_state_to_store`.
 
     Raises:
-        ValueError: it is not of its form.
+        ValueError: it does not have the expected form.
     """
     if not isinstance(found, dict):
         raise ValueError("extra_state")

@@ -1,4 +1,4 @@
-"""How the original of a saved model is made: a name and options, which the recipe in its directory holds."""
+"""How to make the original of a saved model: a name and options, stored in the recipe in its directory."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _WEIGHT_OPTIONS = (
     "pretrained", "weights", "weights_backbone", "encoder_weights", "checkpoint_path", "pretrained_cfg",
     "pretrained_cfg_overlay", "cache_dir",
 )  # fmt: skip
-"""Options of constructors that fetch weights: the directory has the weights, and loading it fetches nothing."""
+"""Constructor options that download weights; loading downloads nothing, since the directory has the weights."""
 
 
 def checked_recipe(recipe: Mapping[str, Any]) -> tuple[str | None, dict[str, Any]]:
-    """The name and the options of a recipe, without those that fetch weights.
+    """Return the name and the options of a recipe, without those that download weights.
 
     Raises:
-        StorageError: it is none, or an option cannot be stored as JSON.
+        StorageError: it is not a recipe, or an option cannot be stored as JSON.
     """
     strange = sorted(set(recipe) - {"model", "kwargs"})
     name, options = recipe.get("model"), recipe.get("kwargs", {})
@@ -46,10 +46,10 @@ def checked_recipe(recipe: Mapping[str, Any]) -> tuple[str | None, dict[str, Any
 
 
 def original_of(recipe: Mapping[str, Any], source: Path) -> nn.Module:
-    """A fresh original, from the recipe in the directory ``source``.
+    """Make a fresh original from the recipe in the directory ``source``.
 
     Raises:
-        StorageError: the recipe names none, or no installed package makes it.
+        StorageError: the recipe does not name one, or no installed package makes it.
     """
     name, options = recipe["model"], recipe["kwargs"]
     if name is None:
@@ -78,7 +78,7 @@ def original_of(recipe: Mapping[str, Any], source: Path) -> nn.Module:
 
 
 def _as_tuples(value: Any) -> Any:
-    """JSON has lists only, and libraries test for tuples (image sizes, numbers of layers)."""
+    """Convert lists, the only sequences in JSON, to the tuples that libraries test for (image sizes, layer counts)."""
     if isinstance(value, (list, tuple)):
         return tuple(_as_tuples(item) for item in value)
     if isinstance(value, dict):

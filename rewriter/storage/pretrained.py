@@ -1,7 +1,7 @@
-"""A rewritten model in its own library's format, with the plan beside the weights.
+"""Save a rewritten model in its own library's format, with the plan beside the weights.
 
-The directory is the library's: its configuration, its weight files. Beside them lie the plans, which
-:func:`from_pretrained` carries out on a fresh original before the weights are loaded.
+The directory is the library's: its configuration and weight files. The plans are stored with them, and
+:func:`from_pretrained` applies them to a fresh original before the weights are loaded.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from rewriter.storage.checkpoint import check_weights, read_checkpoint
 from rewriter.storage.damage import damage_of, read_json
 
 PLAN, CONFIG = "rewriter-plan.json", "config.json"
-"""The file of the plans, and the library's own, which holds them too under :data:`KEY`."""
+"""The file of the plans, and the library's configuration, which holds them too under :data:`KEY`."""
 
 KEY = "rewriter_plan"
 
@@ -36,21 +36,21 @@ _ENDINGS = (".safetensors", ".bin")
 
 
 def save_pretrained(model: nn.Module, directory: str | Path, **options: Any) -> None:
-    """Write a rewritten model as its library writes it, and the plan beside it.
+    """Write a rewritten model as its library does, and the plan beside it.
 
-    For models with a ``save_pretrained`` of their own (transformers, diffusers, segmentation_models_pytorch) and for
-    timm's. :func:`from_pretrained` reads it back. The library's own ``from_pretrained`` makes the original from it: it
-    names the keys of the edits (``rewriter_plan``, constants of equalizers) as unexpected, and those weights belong to
-    another function.
+    For models with their own ``save_pretrained`` (transformers, diffusers, segmentation_models_pytorch) and for timm's.
+    :func:`from_pretrained` reads it back. The library's own ``from_pretrained`` makes the original from it and reports
+    the keys of the edits (``rewriter_plan``, constants of equalizers) as unexpected, and the weights belong to another
+    function.
 
     Args:
-        model: a rewritten model; of a wrapped or compiled one it is the model inside.
+        model: a rewritten model; a wrapped or compiled one is unwrapped.
         directory: as the library takes it.
-        **options: of the library's function.
+        **options: for the library's function.
 
     Raises:
-        StorageError: the model was not rewritten, its library writes no such directories, or it cannot be written.
-        ModelError: it is no model.
+        StorageError: the model was not rewritten, its library does not write such directories, or writing fails.
+        ModelError: it is not a model.
 
     Example:
         >>> model = rewriter.rewrite(timm.create_model("test_resnet", drop_rate=0.2), "dropout")
@@ -71,7 +71,7 @@ def save_pretrained(model: nn.Module, directory: str | Path, **options: Any) -> 
 
 
 def plans_of(model: nn.Module) -> list[Any]:
-    """The plans of the rewrites of ``model`` that are in force, as data.
+    """Return the plans of the rewrites of ``model`` that are in force, as data.
 
     Raises:
         StorageError: it was not rewritten.
@@ -82,7 +82,7 @@ def plans_of(model: nn.Module) -> list[Any]:
 
 
 def write_plans(model: nn.Module, directory: Path) -> None:
-    """Write the plans of ``model`` into a directory that its library has written.
+    """Write the plans of ``model`` into a directory that its library wrote.
 
     Raises:
         StorageError: the model was not rewritten, or the directory cannot be written.
@@ -96,11 +96,11 @@ def write_plans(model: nn.Module, directory: Path) -> None:
 
 
 def from_pretrained(cls_or_factory: Any, directory: str | Path) -> nn.Module:
-    """The rewritten model that :func:`save_pretrained` wrote, with its weights, in evaluation mode, on the CPU.
+    """Return the model that :func:`save_pretrained` wrote, with its weights, in evaluation mode, on the CPU.
 
     Args:
         cls_or_factory: the class of the original (``SegformerForSemanticSegmentation``, ``UNet2DModel``, ``smp.Unet``,
-            an ``AutoModel`` class), made from the configuration in the directory; or a callable without arguments that
+            an ``AutoModel`` class), built from the configuration in the directory; or a callable without arguments that
             makes a fresh original: ``lambda: timm.create_model("resnet50_gn", num_classes=4)``.
         directory: what :func:`save_pretrained` wrote, or a copy of it.
 
@@ -127,7 +127,7 @@ def from_pretrained(cls_or_factory: Any, directory: str | Path) -> nn.Module:
     loaded = model.state_dict() if is_loaded else {}
     for plan in plans:
         model = plan.apply(model, inplace=True, verify=False, all_ranks=False)
-    if is_loaded:  # the library has names of its own for all but what the edits added
+    if is_loaded:  # the library has its own names for everything except what the edits added
         state = {**loaded, **{key: state[key] for key in model.state_dict() if key not in loaded and key in state}}
     _fill_tied(model, state)
     check_weights(model, state, f"the weights in {source}")
@@ -144,14 +144,14 @@ def _floating_types(state: Mapping[str, Any]) -> set[torch.dtype]:
 
 
 def _of_transformers(cls: Any, source: Path) -> nn.Module:
-    """The original with its weights, loaded by transformers: it writes other names than a model has, and reads them.
+    """Return the original with its weights, loaded by transformers, which writes and reads names other than a model's.
 
     Raises:
         StorageError: weights of the original are missing.
     """
     logging = libraries.load("transformers", libraries.install_command("transformers"), StorageError).utils.logging
     said = logging.get_verbosity()
-    logging.set_verbosity_error()  # it would tell of our keys, which are loaded afterwards
+    logging.set_verbosity_error()  # it would report our keys, which are loaded afterwards
     try:
         model, found = cls.from_pretrained(str(source), output_loading_info=True)
     finally:
@@ -204,9 +204,9 @@ def _read_plans(source: Path) -> list[Plan]:
 
 
 def _original(cls_or_factory: Any, source: Path) -> tuple[Any, bool]:
-    """An original, from the configuration in ``source`` where a class is given that can read it.
+    """Return an original, from the configuration in ``source`` if the class given can read it.
 
-    And whether it has the weights in ``source``; else it is fresh.
+    The second value says whether it has the weights in ``source``; otherwise it is fresh.
     """
     if not callable(cls_or_factory):
         raise StorageError(
@@ -236,7 +236,7 @@ def _original(cls_or_factory: Any, source: Path) -> tuple[Any, bool]:
 
 
 def _is_of_transformers(cls: type) -> bool:
-    """Whether it is a model of transformers, or one of its classes that choose one (``AutoModel``)."""
+    """Whether it is a transformers model class, or a class that selects one (``AutoModel``)."""
     return hasattr(cls, "config_class") or (hasattr(cls, "from_config") and not hasattr(cls, "load_config"))
 
 
@@ -258,7 +258,7 @@ def _parts(index: Path) -> Iterator[Path]:
 
 
 def _fill_tied(model: nn.Module, state: dict[str, torch.Tensor]) -> None:
-    """Libraries write a tensor that has several names once."""
+    """Fill in shared tensors, which libraries write once."""
     own = model.state_dict(keep_vars=True)
     first = {id(tensor): key for key, tensor in own.items() if key in state}
     for key, tensor in own.items():

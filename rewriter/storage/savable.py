@@ -1,4 +1,4 @@
-"""Whether a model can be saved so that it loads into a fresh original."""
+"""Check whether a model can be saved so that it loads into a fresh original."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from rewriter.planning.structure import fingerprints
 
 
 def check_savable(outer: nn.Module, model: nn.Module) -> None:
-    """Refuse what no directory can hold, or would hold so that it does not load into a fresh original.
+    """Refuse a model that cannot be saved, or could not be loaded into a fresh original.
 
     Args:
         outer: the model with all its wrappers.
         model: the model inside.
 
     Raises:
-        ModelError: it is sharded, or holds wrapped parts.
-        StorageError: it was folded, or others changed its structure after the rewrite.
+        ModelError: it is sharded, or has wrapped submodules.
+        StorageError: it was folded, or its structure was changed after the rewrite.
     """
     if is_flattened(outer) or any(map(is_sharded, model.parameters())):
         raise ModelError(
@@ -33,7 +33,7 @@ def check_savable(outer: nn.Module, model: nn.Module) -> None:
             "process: torch.distributed.checkpoint.state_dict.get_model_state_dict(model, options=StateDictOptions("
             "full_state_dict=True)); load them into a rewritten model without FSDP, and save that"
         )
-    check_model(model, may_be_wrapped=True, may_be_offloaded=True)  # that changes nothing that is saved
+    check_model(model, may_be_wrapped=True, may_be_offloaded=True)  # neither changes what is saved
     if any(is_folded(part) for _, part in rewritten_parts(model)):
         raise StorageError("the model was folded for export; save the model that it was folded from, or use torch.save")
     adapted = next((path for path, module in model.named_modules() if holds_adapters(module)), None)
@@ -54,9 +54,9 @@ def check_savable(outer: nn.Module, model: nn.Module) -> None:
 
 
 def _later_parametrization(model: nn.Module, plan: PlanData) -> str | None:
-    """The path of a module that was parametrized after ``plan`` was carried out on ``model``; None if none is known.
+    """Return the path of a module parametrized after ``plan`` was applied to ``model``; None if none is known.
 
-    Without what rewrites added, and without parametrizations, the model then has the structure that was planned on.
+    Without the additions of rewrites and without parametrizations, the model then has the planned structure.
     """
     modules = dict(named_modules_inside(model))
     parametrized = [path for path, module in modules.items() if parametrize.is_parametrized(module)]

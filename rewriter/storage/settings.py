@@ -1,4 +1,4 @@
-"""What weights do not hold: drop rates, modes, frozen parameters, memory order and types; as JSON, and back."""
+"""Settings that weights do not hold, as JSON: drop rates, modes, frozen parameters, memory formats and dtypes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _RATES = ("p", "drop_rate")
 
 
 def settings_of(model: nn.Module) -> dict[str, Any]:
-    """The settings of ``model``, ready for JSON."""
+    """Return the settings of ``model``, ready for JSON."""
     modules = dict(named_modules_inside(model))
     tensors = _named_tensors(model)
     saved = model.state_dict(keep_vars=True)
@@ -40,7 +40,7 @@ def settings_of(model: nn.Module) -> dict[str, Any]:
 
 
 def restore_types(model: nn.Module, state: Mapping[str, torch.Tensor], recipe: Mapping[str, Any]) -> None:
-    """Give every tensor the type and memory order that it was saved with, so that its bits fit."""
+    """Give every tensor the dtype and memory format that it was saved with, so that its bits fit."""
     for key, tensor in _named_tensors(model).items():
         dtype = state[key].dtype if key in state else getattr(torch, recipe["types"].get(key, ""), tensor.dtype)
         order = recipe["memory_order"].get(key)
@@ -51,10 +51,10 @@ def restore_types(model: nn.Module, state: Mapping[str, torch.Tensor], recipe: M
 
 
 def restore_settings(model: nn.Module, recipe: Mapping[str, Any]) -> None:
-    """Give ``model`` rates, options, modes and frozen parameters as :func:`settings_of` told them.
+    """Restore rates, options, modes and frozen parameters of ``model`` from :func:`settings_of`.
 
     Raises:
-        ValueError, KeyError, AttributeError: they are not of this model.
+        ValueError, KeyError, AttributeError: they are from another model.
     """
     modules = dict(named_modules_inside(model))
     for name in _RATES:
@@ -84,7 +84,7 @@ def restore_settings(model: nn.Module, recipe: Mapping[str, Any]) -> None:
 
 
 def _options(model: nn.Module) -> Iterator[tuple[str, set[str]]]:
-    """The names of the hyper-parameters that rewrites gave to modules, by the paths of these."""
+    """Yield the names of the hyperparameters that rewrites gave to modules, by module path."""
     modules = dict(named_modules_inside(model))
     for record in records_in_force(model):
         for edit in record.applied.edits:
@@ -103,7 +103,7 @@ def _named_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _memory_order(tensor: torch.Tensor) -> list[int] | None:
-    """Dimensions from the slowest to the fastest of a dense tensor; None for the usual order."""
+    """Return the dimensions of a dense tensor from slowest to fastest; None for the default order."""
     if tensor.is_contiguous():
         return None
     strides = tensor.stride()

@@ -1,4 +1,4 @@
-"""Rewrite many models, one after another in worker processes, and keep one row of findings for each.
+"""Rewrite many models, one after another in worker processes, and record one row of results for each.
 
     from rewriter import sweep
 

@@ -35,11 +35,11 @@ from rewriter.tracing.trace import Trace, trace_model
 from rewriter.tracing.written import written_parameters
 
 _SMALL_SIDES = (64, 96, 128)
-"""Sides of images that are tried for runs on real weights, in pixels; the model's own size comes last."""
+"""Image sizes in pixels to try for runs on real weights; the model's own size comes last."""
 
 
 def check_model_by_name(name: str, request: SweepRequest) -> Row:
-    """Ask ``request`` of the model called ``name``. A failure is noted in the row, never raised."""
+    """Run the checks of ``request`` on the model called ``name``. A failure is recorded in the row, never raised."""
     row = Row(name)
     gc.collect()
     memory = PeakMemory()
@@ -65,7 +65,7 @@ class _Check:
         self.row.parameters = sum(parameter.numel() for parameter in model.parameters())
         made, traced = self._plan(entry)
         if self.row.weights == "meta" and traced is not None and traced.backend != "meta":
-            del model, entry  # what does not run on meta is verified with real weights
+            del model, entry  # models that do not run on meta are verified with real weights
             entry = self._create(meta=False)
             model = entry.model
         inputs = None if traced is None else self._inputs(entry, traced)
@@ -124,7 +124,7 @@ class _Check:
         return made, traced
 
     def _inputs(self, entry: zoo.Entry, traced: Trace) -> Inputs:
-        """What to run the model itself on: no memory on meta, small images on real weights."""
+        """Return inputs to run the model on: without memory on meta, small images on real weights."""
         if self.row.weights == "meta":
             return traced.inputs.map(lambda tensor: tensor.to("meta"))
         if entry.example_inputs is not None:
@@ -161,7 +161,7 @@ class _Check:
         self.row.verified = Held.NOT if Held.NOT in found else Held.NOT_DECIDABLE if undecided else Held.HELD
 
     def _numbers(self, model: nn.Module, inputs: Inputs | None) -> dict[str, Any] | None:
-        """Outputs, gradients and buffers in both modes; None without ``numerics``."""
+        """Return outputs, gradients and buffers in both modes; None without ``numerics``."""
         if not self.request.numerics or inputs is None:
             return None
         with self._step("numbers"):
@@ -189,14 +189,14 @@ class _Check:
 
 
 def _kept(model: nn.Module, inputs: Inputs | None, numerics: bool) -> contextlib.AbstractContextManager[None]:
-    """Keeps the few parameters that a forward writes to, so that runs before and after start alike."""
+    """Preserve the few parameters that a forward writes to, so that runs before and after start from the same state."""
     if not numerics or inputs is None:
         return contextlib.nullcontext()
     return state_kept(model, written_parameters(model, inputs))
 
 
 def _structure(model: nn.Module) -> dict[str, tuple[Any, ...]]:
-    """Of every module its identity, class, attribute names and children."""
+    """Return, for every module, its identity, class, attribute names and children."""
     return {
         path: (id(m), type(m), tuple(sorted(m.__dict__)), tuple((name, id(c)) for name, c in m._modules.items()))
         for path, m in model.named_modules(remove_duplicate=False)

@@ -1,7 +1,7 @@
 """Long-lived worker processes; one that dies or hangs costs one row and is replaced.
 
-They are started by command and not with :mod:`multiprocessing` or what builds on it, which would run the user's script
-again in each of them.
+They are started by command line rather than with :mod:`multiprocessing` or libraries built on it, which would run the
+user's script again in each of them.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ from rewriter.sweep.row import Row, Status, one_line
 from rewriter.sweep.worker import READY
 
 COMMAND = (sys.executable, "-P", "-m", "rewriter.sweep.worker")
-"""What runs a worker."""
+"""The command that runs a worker."""
 
 _STARTUP_SECONDS = 300.0
-"""How long the imports of a worker may take."""
+"""Maximum duration of a worker's imports."""
 
 _LONGEST_ANSWER = 2**26
-"""Bytes of one line."""
+"""Maximum length of a line in bytes."""
 
 
 class Pool:
-    """Asks names of worker processes.
+    """Distributes names to worker processes.
 
     Args:
-        request: what is asked about every name.
+        request: the checks for every name.
         jobs: number of processes.
         timeout: seconds for one name.
-        command: what starts a process that calls :func:`rewriter.sweep.worker.serve`.
+        command: starts a process that calls :func:`rewriter.sweep.worker.serve`.
     """
 
     def __init__(self, request: SweepRequest, jobs: int, timeout: float, command: Sequence[str] = COMMAND) -> None:
@@ -53,20 +53,20 @@ class Pool:
         self._events: queue.SimpleQueue[str | Row | BaseException | None] = queue.SimpleQueue()
 
     def ask(self, names: Sequence[str]) -> Generator[str | Row, None, None]:
-        """A name when its check begins, its row when that has ended; every process is gone when the iterator is.
+        """Yield a name when its check starts, and its row when it ends; closing the iterator ends all processes.
 
         Raises:
             SweepError: a worker could not be started.
         """
         loop = asyncio.new_event_loop()
         task = loop.create_task(self._ask_all(deque(names)))
-        # In a thread of its own, since the caller may have a loop that runs, as notebooks do.
+        # In a separate thread, since the caller may have a running event loop, as notebooks do.
         thread = threading.Thread(target=self._run, args=(loop, task), daemon=True)
         thread.start()
         try:
             while True:
                 try:
-                    event = self._events.get(timeout=0.5)  # a wait without end could not be interrupted everywhere
+                    event = self._events.get(timeout=0.5)  # an unlimited wait cannot be interrupted on every platform
                 except queue.Empty:
                     continue
                 if event is None:
@@ -96,7 +96,7 @@ class Pool:
                 group.create_task(self._feed(waiting))
 
     async def _feed(self, waiting: deque[str]) -> None:
-        """Ask names of one process, and of the next after its end, until none is left."""
+        """Send names to one process, and to a replacement when it ends, until none is left."""
         while waiting:
             async with self._worker() as (process, errors):
                 while waiting and process.returncode is None:
@@ -109,7 +109,7 @@ class Pool:
 
     @contextlib.asynccontextmanager
     async def _worker(self) -> AsyncIterator[tuple[Process, IO[bytes]]]:
-        """A process that can be asked, and the file of what it says on stderr."""
+        """Yield a process that is ready for requests, and the file with its stderr."""
         with tempfile.TemporaryFile() as errors:
             process = await asyncio.create_subprocess_exec(
                 *self._command,
@@ -130,7 +130,7 @@ class Pool:
                 await _end(process)
 
     async def _row(self, process: Process, name: str, errors: IO[bytes]) -> Row:
-        """The row of one name; if the process dies or is silent for too long, a row that says so."""
+        """Return the row of one name; if the process dies or times out, a row that says so."""
         errors.seek(0)
         errors.truncate()
         answer = await _exchange(process, name, self._timeout)
@@ -141,12 +141,12 @@ class Pool:
             if row.name == name:
                 return row
         except ValueError:
-            pass  # cut short, or no answer at all
+            pass  # truncated, or no answer at all
         return Row(name, Status.DIED, await _death(process, errors))
 
 
 async def _exchange(process: Process, text: str, timeout: float) -> str | None:
-    """One line there and one back; ``""`` if the process ended, None if it was silent for ``timeout`` seconds."""
+    """Send one line and receive one; ``""`` if the process ended, None if it was silent for ``timeout`` seconds."""
     assert process.stdin is not None and process.stdout is not None
     try:
         async with asyncio.timeout(timeout):
@@ -155,12 +155,12 @@ async def _exchange(process: Process, text: str, timeout: float) -> str | None:
             return (await process.stdout.readline()).decode("utf-8", "replace")
     except TimeoutError:
         return None
-    except (OSError, ValueError):  # the process is gone, or the line has no end
+    except (OSError, ValueError):  # the process is gone, or the line is too long
         return ""
 
 
 async def _end(process: Process) -> None:
-    """End the process, if it runs, and let go of its pipes."""
+    """End the process, if it runs, and close its pipes."""
     with contextlib.suppress(ProcessLookupError):
         process.kill()
     if process.stdin is not None:
@@ -170,7 +170,7 @@ async def _end(process: Process) -> None:
 
 
 async def _death(process: Process, errors: IO[bytes]) -> str:
-    """How the process ended, and the last that it said."""
+    """Describe how the process ended, with the last lines it printed."""
     with contextlib.suppress(TimeoutError):
         await asyncio.wait_for(process.wait(), 5)
     code = process.returncode
@@ -188,6 +188,6 @@ async def _death(process: Process, errors: IO[bytes]) -> str:
 
 
 def _environment() -> dict[str, str]:
-    """One thread, and the modules that this process sees."""
+    """Return an environment with one thread and the modules that this process can import."""
     path = os.pathsep.join(os.path.abspath(entry) for entry in sys.path)
     return {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONPATH": path}

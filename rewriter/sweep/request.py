@@ -1,4 +1,4 @@
-"""What a sweep asks of every model, and what it was asked with."""
+"""What a sweep checks on every model, and its options."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from rewriter.renamed import forward_names
 
 @dataclass(frozen=True)
 class SweepRequest:
-    """The question that one sweep puts to every model.
+    """The checks that a sweep runs on every model.
 
     Attributes:
-        passes: names and options of the passes, in the order in which they are applied.
+        passes: names and options of the passes, in the order they are applied.
         preserve: as in :func:`rewriter.rewrite`.
         model_kwargs: options of the models' constructors.
         numerics: compare numbers on real weights, not only structure on meta tensors.
@@ -33,11 +33,11 @@ class SweepRequest:
 
     @staticmethod
     def of(passes: Any, preserve: Preserve, model_kwargs: Mapping[str, Any] | None, numerics: bool) -> SweepRequest:
-        """The request with the passes resolved.
+        """Return the request with the passes resolved.
 
         Raises:
             SelectorError: an unknown pass or option.
-            SweepError: an option that cannot be written down, and so cannot be handed to a worker.
+            SweepError: an option that cannot be serialised, and so cannot be passed to a worker.
         """
         resolved = tuple((item.name, item.options()) for item in resolve_passes(passes))
         request = SweepRequest(resolved, preserve, dict(model_kwargs or {}), numerics)
@@ -54,20 +54,20 @@ class SweepRequest:
 
     @property
     def pass_list(self) -> list[dict[str, Any]]:
-        """The passes as :func:`rewriter.plan` takes them."""
+        """Return the passes as :func:`rewriter.plan` takes them."""
         return [{name: options} for name, options in self.passes]
 
     def to_text(self) -> str:
-        """One line; :meth:`from_text` reads it. Unlike JSON it tells tuples from lists."""
+        """Serialise to one line, read by :meth:`from_text`. Unlike JSON it distinguishes tuples from lists."""
         return repr(asdict(self))
 
     @staticmethod
     def from_text(text: str) -> SweepRequest:
-        """The request that :meth:`to_text` wrote."""
+        """Return the request that :meth:`to_text` wrote."""
         return SweepRequest(**ast.literal_eval(text))
 
     def described(self) -> dict[str, str]:
-        """Each part in words, for people and for the header of a result file."""
+        """Describe each part in words, for people and for the header of a result file."""
         passes = [f"{name}({', '.join(f'{k}={v!r}' for k, v in options.items())})" for name, options in self.passes]
         return {
             "passes": ", ".join(passes) or "none",
@@ -78,7 +78,7 @@ class SweepRequest:
 
 
 def versions_of_libraries() -> dict[str, str]:
-    """Versions of everything that a finding depends on; libraries that are not installed are ``"none"``."""
+    """Return versions of everything that results depend on; libraries that are not installed are ``"none"``."""
     names = libraries.MODEL_LIBRARIES
     return {"rewriter": version.__version__, **dict.fromkeys(names, "none"), **libraries.versions(names)}
 

@@ -1,4 +1,4 @@
-"""The result file of a sweep: one row a model."""
+"""The result file of a sweep: one row per model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rewriter.sweep.row import Row
 
 
 class SweepFile(ResultFile[Row]):
-    """Rows of one request, by the names of the models."""
+    """Rows of one request, by model name."""
 
     KIND, WORK, FORMAT, ERROR = "rewriter sweep", "a sweep", 2, SweepError
     ELSEWHERE = "Give another file with -o"

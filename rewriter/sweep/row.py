@@ -1,4 +1,4 @@
-"""What a sweep finds about one model."""
+"""The results of a sweep for one model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Status(enum.StrEnum):
 
 
 class Held(enum.StrEnum):
-    """Whether something that was promised was found to be kept."""
+    """Whether a promise was found to be kept."""
 
     HELD = "held"
     NOT = "not"
@@ -29,11 +29,11 @@ class Held(enum.StrEnum):
 
 @dataclass
 class Row:
-    """What was found about one model; None where the check did not get so far.
+    """Results for one model; None for steps that the check did not reach.
 
     Attributes:
         name: the model's name.
-        status: how the check ended; ``error`` says why, in one line, if not well.
+        status: how the check ended; ``error`` gives the reason in one line, if it failed.
         class_name: the model's class.
         parameters: number of parameters.
         weights: ``"meta"`` if the model had no memory, ``"real"`` if it had weights.
@@ -41,9 +41,9 @@ class Row:
         passes: for each pass the number of ``sites`` planned and ``applied``, of places
             ``advised`` on, and ``skipped``, places by reason.
         verified: whether the passes' contracts held; ``checks`` has each one: name, verdict, detail.
-        undo: whether undo gave the model back; ``undo_detail`` says what was compared, or what differs.
+        undo: whether undo restored the model; ``undo_detail`` says what was compared, or what differs.
         milliseconds: of each step: create, trace, plan, apply, verify, undo, and numbers (comparing, with numerics).
-        peak_mb: most memory held, in MB (10^6 bytes) beyond what the worker had before; None if the system cannot tell.
+        peak_mb: peak memory in MB (10^6 bytes) beyond the worker's before; None if the system does not report it.
     """
 
     name: str
@@ -63,26 +63,26 @@ class Row:
 
     @property
     def ok(self) -> bool:
-        """Whether the check came to its end and nothing that was promised was broken."""
+        """Whether the check completed and no promise was broken."""
         return self.status is Status.OK
 
     @property
     def total_milliseconds(self) -> float:
-        """All steps together."""
+        """The sum over all steps."""
         return sum(self.milliseconds.values())
 
     def to_data(self) -> dict[str, Any]:
-        """Plain data for JSON."""
+        """Return plain data for JSON."""
         data: dict[str, Any] = PLAIN.to_plain(self)
         return data
 
     def to_json(self) -> str:
-        """One line of JSON."""
+        """Return one line of JSON."""
         return json.dumps(self.to_data())
 
     @staticmethod
     def from_data(data: Any) -> Row:
-        """The row that :meth:`to_data` gave.
+        """Return the row that :meth:`to_data` described.
 
         Raises:
             ValueError: the data is not a row.
@@ -91,6 +91,6 @@ class Row:
 
 
 def one_line(text: str, limit: int = 500) -> str:
-    """Without line breaks, cut to ``limit`` characters."""
+    """Remove line breaks and truncate to ``limit`` characters."""
     joined = " ".join(text.split())
     return joined if len(joined) <= limit else f"{joined[: limit - 1]}…"

@@ -1,4 +1,4 @@
-"""The sweep as a function: choose names, ask workers, keep rows."""
+"""The sweep as a function: select names, run workers, record rows."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ _UNFINISHED = (Status.DIED, Status.TIMED_OUT)
 
 @dataclass(frozen=True)
 class Sweep:
-    """Findings about many models.
+    """Results for many models.
 
     Attributes:
-        request: what was asked of each.
-        rows: one a model, in the order of the names.
-        seconds: how long it took this time.
-        resumed: how many rows were there before.
+        request: the checks of each.
+        rows: one per model, in the order of the names.
+        seconds: duration of this run.
+        resumed: number of rows from earlier runs.
     """
 
     request: SweepRequest
@@ -40,15 +40,15 @@ class Sweep:
 
     @property
     def ok(self) -> bool:
-        """Whether every row is."""
+        """Whether every row is ok."""
         return all(row.ok for row in self.rows)
 
     def summary(self) -> dict[str, Any]:
-        """Counts, times and extremes, as plain data."""
+        """Return counts, times and extremes, as plain data."""
         return summarise(self.rows)
 
     def to_data(self) -> dict[str, Any]:
-        """Everything, as plain data for JSON."""
+        """Return everything, as plain data for JSON."""
         return {
             "request": self.request.described(),
             "versions": self.versions,
@@ -60,11 +60,11 @@ class Sweep:
 
 
 def select(patterns: Sequence[str], shard: tuple[int, int] = (1, 1)) -> list[str]:
-    """Names of models, each once, in a stable order.
+    """Return names of models, each once, in a stable order.
 
     Args:
         patterns: globs as :func:`zoo.names` takes them.
-        shard: ``(i, n)``: of every ``n`` names the ``i``-th, counted from 1.
+        shard: ``(i, n)``: the ``i``-th of every ``n`` names, counted from 1.
 
     Raises:
         SweepError: a pattern matches nothing, or there is no such shard.
@@ -100,7 +100,7 @@ def run(
     on_row: Callable[[Row], None] = lambda row: None,
     command: Sequence[str] = COMMAND,
 ) -> Sweep:
-    """Ask the same of every model; one that fails, dies or hangs costs its own row only.
+    """Run the same checks on every model; one that fails, dies or hangs costs only its own row.
 
     Args:
         names: names of models, as :func:`zoo.create` takes them.
@@ -109,16 +109,16 @@ def run(
         numerics: compare numbers on real weights instead of structure on meta tensors.
         jobs: number of worker processes; None for the number of cores.
         timeout: seconds for one model.
-        output: result file; rows in it are not asked for again.
-        retry: ask again where a worker died or ran out of time.
-        restart: drop what the result file holds.
-        on_start, on_row: called when a model begins, and with each row, those of the result file first.
+        output: result file; models with a row in it are not checked again.
+        retry: check models again whose worker died or timed out.
+        restart: discard the content of the result file.
+        on_start, on_row: called when a model starts, and with each row, those of the result file first.
         command: what starts a worker process.
 
     Raises:
-        SweepError: the result file is of another sweep, or workers do not start.
+        SweepError: the result file belongs to another sweep, or workers do not start.
         SelectorError: an unknown pass or option.
-        KeyboardInterrupt: the workers are gone then, and the result file is whole.
+        KeyboardInterrupt: after ending the workers; the result file is complete up to there.
     """
     started = time.perf_counter()
     if not timeout > 0 or (jobs is not None and jobs < 1):

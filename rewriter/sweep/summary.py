@@ -12,7 +12,7 @@ _EXTREMES = 10
 
 
 def summarise(rows: Sequence[Row]) -> dict[str, Any]:
-    """Plain data: how many rows of each kind, what each pass did, time of each step, the slowest and the largest."""
+    """Return plain data: number of rows of each kind, results of each pass, step times, the slowest and the largest."""
     steps: Counter[str] = Counter()
     for row in rows:
         steps.update(row.milliseconds)

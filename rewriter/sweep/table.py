@@ -1,4 +1,4 @@
-"""The findings of a sweep as lines of text and as Markdown."""
+"""The results of a sweep as lines of text and as Markdown."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _HEADINGS = ("model", "class", "parameters", "status", "traced", "passes", "veri
 
 
 def summary_lines(sweep: Sweep) -> list[tuple[str, str]]:
-    """Names and values of the summary, for two columns."""
+    """Return names and values of the summary, for two columns."""
     found = sweep.summary()
     lines = [
         ("models", f"{found['models']}: {_counts(found['status'])}"),
@@ -37,7 +37,7 @@ def summary_lines(sweep: Sweep) -> list[tuple[str, str]]:
 
 
 def markdown(sweep: Sweep) -> str:
-    """The summary, what is not ok, the extremes, and a table of all rows."""
+    """Return the summary, rows that are not ok, the extremes, and a table of all rows."""
     versions = ", ".join(f"{name} {version}" for name, version in sweep.versions.items())
     asked = ", ".join(f"{name}: {value}" for name, value in sweep.request.described().items())
     parts = ["# Sweep", f"Asked of each model: {asked}. Versions: {versions}."]

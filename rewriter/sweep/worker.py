@@ -1,4 +1,4 @@
-"""A worker process: reads the request and then one name at a time, answers each with one line of JSON.
+"""A worker process: reads the request, then one name at a time, and answers each with one line of JSON.
 
 ``python -m rewriter.sweep.worker`` runs :func:`rewriter.sweep.check.check_model_by_name` on every name.
 """
@@ -15,16 +15,16 @@ from rewriter.sweep.request import SweepRequest
 from rewriter.sweep.row import Row
 
 READY = "ready"
-"""The line that a worker writes when it can be asked."""
+"""The line that a worker writes when it is ready."""
 
 
 def serve(check: Callable[[str, SweepRequest], Row]) -> None:
-    """Answer on what was stdout until stdin ends.
+    """Write answers to the original stdout until stdin ends.
 
-    File descriptor 1 leads to stderr from here on, so that nothing a library prints gets between the answers.
+    File descriptor 1 is redirected to stderr, so that nothing a library prints gets between the answers.
 
     Args:
-        check: from a name and the request to a row.
+        check: maps a name and the request to a row.
     """
     import torch
 
@@ -44,12 +44,12 @@ def serve(check: Callable[[str, SweepRequest], Row]) -> None:
 
 
 def main() -> None:
-    """Serve the real check."""
+    """Serve :func:`rewriter.sweep.check.check_model_by_name`."""
     from rewriter import zoo
     from rewriter.sweep.check import check_model_by_name
 
     def check_after_imports(name: str, request: SweepRequest) -> Row:
-        """The library is imported first, so that no model's memory and time count it."""
+        """Import the library first, so that its memory and time are not attributed to a model."""
         zoo.names(name if ":" in name else f"timm:{name}", check=False)
         return check_model_by_name(name, request)
 
