@@ -213,3 +213,99 @@ class TestOptions:
 
 def test_every_reason_says_what_it_means() -> None:
     assert all(reason.meaning and Reason(str(reason)) is reason for reason in Reason)
+
+
+class Shared(nn.Module):
+    """Calls one pooling twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.pool = nn.Conv2d(3, 4, 1), nn.MaxPool2d(2, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.pool(torch.relu(self.pool(self.conv(x))))
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda place, **options: place.edit.set("pool", "stride", 1, **options),
+        lambda place, **options: place.edit.behave("pool", "rewriter/layer-behind", **options),
+    ],
+)
+def test_what_would_act_on_several_calls_is_refused_unless_it_is_meant(edit: Callable[..., Any]) -> None:
+    (skip,) = rewriter.plan(Shared(), Mistaken(edit), input_size=16).skipped
+    assert skip.reason is Reason.SHARED_MODULE and "'pool' (MaxPool2d) is called 2 times" in skip.detail
+    made = rewriter.plan(
+        Shared(), Mistaken(lambda place: place.edit.set("pool", "stride", 1, all_calls=True)), input_size=16
+    )
+    assert made.sites
+
+
+class TestPassesThatAreNone:
+    def test_options_need_a_dataclass(self) -> None:
+        class Undecorated(Doubling):
+            more: float = 1.0
+
+        with pytest.raises(rewriter.SelectorError, match=r"Undecorated is no dataclass: decorate it with @dataclass"):
+            rewriter.plan(Shared(), Undecorated(), input_size=16)
+
+    def test_candidates_are_places(self) -> None:
+        @dataclass(frozen=True)
+        class WithoutReturn(Mistaken):
+            def candidates(self, trace: Trace) -> Any:
+                return None
+
+        with pytest.raises(PassError, match=r"candidates\(\) gave None; expected places"):
+            rewriter.plan(Shared(), WithoutReturn(), input_size=16)
+
+    def test_a_layer_is_registered_by_its_name(self) -> None:
+        with pytest.raises(rewriter.InstallationError, match="with the name of the layer"):
+            register_layer(Layer)  # type: ignore[arg-type]
+        with pytest.raises(rewriter.InstallationError, match="expected a class of modules, found <function"):
+            register_layer("mistaken/function")(lambda x: x)  # type: ignore[type-var]
+
+    def test_the_type_of_an_option_is_looked_at_in_an_instance_too(self) -> None:
+        with pytest.raises(rewriter.SelectorError, match="option factor: expected a number or None, found 'much'"):
+            rewriter.plan(Shared(), Doubling(factor="much"), input_size=16)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("test_resnet", {"drop_path_rate": 0.2}), ("test_vit", {"drop_path_rate": 0.2})]
+)
+def test_a_layer_stands_behind_stochastic_depth_too(name: str, options: dict[str, Any]) -> None:
+    made = rewriter.plan(timm.create_model(name, **options), Doubling())
+    assert made.sites and not made.skipped
+
+
+@register_layer("swapping/act")
+class Act(nn.SiLU):
+    """Takes the place of a ReLU."""
+
+
+@dataclass(frozen=True)
+class Swapping(Pass):
+    """Puts a SiLU in the place of every ReLU."""
+
+    name = "swapping"
+    summary = "SiLU for ReLU"
+    paper = "none"
+    contract = Contract(eval_output=False)
+
+    def candidates(self, trace: Trace) -> Iterator[Place[Any]]:
+        return (Place(trace, node, "activation") for node in trace.operations(Kind.ACTIVATION))
+
+    def decide(self, place: Place[Any]) -> Change | None:
+        if isinstance(place.module, Act) or isinstance(place.trace.owner_of(place.node), Act):
+            return None
+        place.edit.redirect(place.node, Act)
+        return Change("SiLU for ReLU", "a test")
+
+
+def test_a_layer_takes_the_place_of_one_in_a_sequential() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 1), nn.ReLU(inplace=True))
+    x = torch.randn(2, 3, 8, 8)
+    rewritten = check_contract(model, Swapping(), example_inputs=x, must_find=True)
+    assert len(rewriter.report(rewritten).applied) == 2
+    silu = nn.functional.silu
+    assert torch.equal(rewritten(x), silu(model[2](silu(model[0](x)))))
