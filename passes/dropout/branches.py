@@ -126,7 +126,8 @@ class _Rule:
         others = [node for node in dropouts if node is not kept]
         switched_on = drops.switches_on(kept, self.p)
         if kept is at_place and not others and not switched_on:
-            detail = f"{name_of(kept)}{drops.kind_of(kept)} is where it belongs, {compliant.where}"
+            where = "at the end of the branch" if compliant.node is kept else compliant.where
+            detail = f"{name_of(kept)}{drops.kind_of(kept)} is where it belongs, {where}"
             raise Refused(Reason.ALREADY_DONE, detail)
         self._refuse_interference(dropouts, kept, kept is not at_place)
         self.moves.switch_on(kept, self.p)
