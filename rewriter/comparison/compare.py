@@ -113,6 +113,15 @@ def compare(
         DataError: the data are missing, or do not fit the model.
         ModelError, TraceError: a model cannot be used as it is.
         ReportError: reports cannot be written; its ``comparison`` holds the results.
+
+    Example:
+        >>> original = timm.create_model("test_resnet", drop_rate=0.2)
+        >>> images = [(torch.randn(4, 3, 64, 64), torch.arange(4))]
+        >>> found = rewriter.compare(
+        ...     original, rewriter.rewrite(original, "dropout"), images, levels=["equivalence"], progress=False
+        ... )
+        >>> found.equivalence[-1].identical
+        True
     """
     if levels is not None and (isinstance(levels, str) or not levels or not set(levels) <= set(LEVELS)):
         raise ComparisonError(f"levels: expected a list of {', '.join(LEVELS)}, found {levels!r}")
