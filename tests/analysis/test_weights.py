@@ -78,6 +78,7 @@ class Recurrent(nn.Module):
         return self.head(x + y)  # type: ignore[no-any-return]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cell", CELLS)
 def test_recurrent_layers_have_weights(cell: str) -> None:
     model = Recurrent(cell)

@@ -122,6 +122,7 @@ class Doubling(Pass):
 class TestGainsOfZero:
     """The last gammas of timm's fresh ResNets are zero, so their branches add nothing yet."""
 
+    @pytest.mark.slow
     def test_they_hide_no_broken_promise(self) -> None:
         model = timm.create_model("test_resnet")
         zero = [name for name, parameter in model.named_parameters() if name.endswith("weight") and not parameter.any()]

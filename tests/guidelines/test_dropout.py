@@ -109,6 +109,7 @@ def test_head_without_a_compliant_place_is_left_alone_with_the_reason(
     assert not [site for site in plan.sites if site.pattern == "head"]
 
 
+@pytest.mark.slow
 def test_dropout_in_a_sequential_head_moves_before_a_functional_pooling(full_size: torch.Tensor) -> None:
     model = torchvision.models.mobilenet_v2(dropout=0.5)
     rewritten = rewriter.rewrite(model, input_size=224)

@@ -125,6 +125,7 @@ SMALL = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "i
 TOKENS = {"input_ids": torch.zeros(2, 8, dtype=torch.long), "attention_mask": torch.ones(2, 8, dtype=torch.long)}
 
 
+@pytest.mark.slow
 def test_encoders_of_both_orders_are_told_apart_whatever_enters_from_the_side() -> None:
     transformers = pytest.importorskip("transformers")
     post = transformers.BertModel(transformers.BertConfig(vocab_size=20, **SMALL))

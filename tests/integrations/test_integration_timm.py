@@ -109,6 +109,7 @@ class TestCheckpointHook:
         saver.save_checkpoint(0, metric=1.0)
         return model, folder / "last.pth.tar"
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("option", ["resume", "checkpoint"])
     def test_a_checkpoint_has_the_plan_and_a_run_that_loads_it_goes_by_that(self, tmp_path: Path, option: str) -> None:
         model, file = self.saved(tmp_path, options(model="test_efficientnet_gn"))

@@ -99,6 +99,7 @@ class TestTransformers:
 
 
 class TestAccelerate:
+    @pytest.mark.slow
     def test_the_plan_is_saved_with_the_state_and_compared_when_it_is_loaded(self, tmp_path: Path) -> None:
         def prepared(channels: int) -> Any:
             torch.manual_seed(0)

@@ -88,6 +88,7 @@ def test_nothing_is_stale_and_nothing_is_lost(wrapped: tuple[nn.Module, nn.Modul
     assert list(rewriter.original_state_dict(model)) == list(vit().state_dict())
 
 
+@pytest.mark.slow
 def test_groups_are_those_of_the_plain_model(wrapped: tuple[nn.Module, nn.Module]) -> None:
     plain, model = wrapped
     names = {id(parameter): name for name, parameter in inside(model).named_parameters()}

@@ -51,6 +51,7 @@ class TestRecorded:
         traced = rewriter.param_groups(original, gamma=policy, **size)
         assert divided(found) == divided(traced) and found.table == traced.table
 
+    @pytest.mark.slow
     def test_nothing_is_recorded_anew(self, untraced: None) -> None:
         model = rewriter.rewrite(vit(), [])
         model = rewriter.rewrite(vit(), "dropout")
@@ -69,6 +70,7 @@ class TestRecorded:
         assert found["head.0.weight"].category == "main" and found["head.0.weight"].decays
         assert set(found) == {name for name, _ in model.named_parameters()}
 
+    @pytest.mark.slow
     def test_where_that_cannot_be_traced_they_are_named(self) -> None:
         model = rewriter.rewrite(vit(), "dropout")
         model.head = nn.Linear(3, 7)
@@ -114,6 +116,7 @@ class TestRecorded:
         (decision,) = rewriter.param_groups(model).decisions
         assert (decision.name, decision.category, decision.decays) == ("head.weight", "embedding", False)
 
+    @pytest.mark.slow
     def test_what_came_before_a_second_rewrite_is_recorded(self, untraced: None) -> None:
         model = rewriter.rewrite(vit(), "dropout")
         model.head = nn.Sequential(nn.LayerNorm(64), nn.Linear(64, 7))
@@ -269,6 +272,7 @@ class Quantized(torch.Tensor):
         raise NotImplementedError(str(func))
 
 
+@pytest.mark.slow
 def test_tensors_of_other_classes_are_refused_before_a_rewrite_and_divided_after_it(untraced: None) -> None:
     model = vit()
     rewritten = rewriter.rewrite(model, "dropout")

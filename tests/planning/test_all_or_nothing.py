@@ -209,6 +209,7 @@ def test_an_installed_pass_that_breaks_its_contract_is_named(
     _expect_broken({"naughty": {"deed": deed}}, what, inplace)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("deed", "what"), _BROKEN)
 def test_a_pass_instance_that_breaks_its_contract_is_named(deed: str, what: str) -> None:
     _expect_broken(Naughty(deed), what, inplace=True)
@@ -236,6 +237,7 @@ def test_verify_false_does_not_check_the_contract(installed: None) -> None:
     assert rewriter.report(changed).verified is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("as_instance", [False, True])
 def test_a_pass_is_held_only_to_what_it_promises(as_instance: bool, installed: None) -> None:
     model = timm_model("test_resnet")
@@ -250,6 +252,7 @@ def test_an_instance_of_a_pass_that_is_not_installed_is_held_only_to_what_it_pro
     assert not torch.equal(output(model, image()), output(changed, image()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preserve", ["eval", "auto"])
 def test_weights_that_a_rewritten_model_writes_while_it_is_verified_are_restored(
     preserve: str, installed: None
@@ -264,6 +267,7 @@ def test_weights_that_a_rewritten_model_writes_while_it_is_verified_are_restored
 # What a rewrite may not touch when it succeeds
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit", "torchvision"])
 def test_a_rewrite_of_a_copy_leaves_the_model_and_the_process_unchanged(name: str) -> None:
     torch.manual_seed(0)

@@ -72,6 +72,7 @@ def test_what_is_not_text_is_refused(thing: Any) -> None:
         rewriter.Plan.from_json(thing)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("inplace", [False, True])
 def test_a_plan_for_another_model_is_refused(inplace: bool) -> None:
     plan = rewriter.plan(timm_model("test_resnet", drop_rate=0.1))
@@ -83,6 +84,7 @@ def test_a_plan_for_another_model_is_refused(inplace: bool) -> None:
         assert_unchanged(other, before)
 
 
+@pytest.mark.slow
 def test_a_plan_fits_the_same_structure_with_other_weights_and_classes() -> None:
     plan = rewriter.plan(timm_model("test_resnet", drop_rate=0.1))
     report = rewriter.report(plan.apply(timm_model("test_resnet", num_classes=7)))

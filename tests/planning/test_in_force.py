@@ -204,6 +204,7 @@ class TestPlansFromElsewhere:
         result = rewriter.rewrite(Net(), "dropout", example_inputs=(Boxed(image(16)), image(16)), verify=verify)
         assert "in force: 1 place" in str(rewriter.report(result))
 
+    @pytest.mark.slow
     def test_values_on_which_the_model_does_not_run_are_not_checked_and_it_says_so(self) -> None:
         class Picky(Called):
             def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -296,6 +297,7 @@ class TestInputsAreRemembered:
     def inputs(self) -> dict[str, Any]:
         return {"x": image(16), "scale": torch.ones(1), "labels": {"shift": torch.zeros(2, dtype=torch.long)}}
 
+    @pytest.mark.slow
     def test_later_verbs_need_no_examples(self) -> None:
         model = self.model()
         result = rewriter.rewrite(model, "dropout", example_inputs=self.inputs())
@@ -312,6 +314,7 @@ class TestInputsAreRemembered:
         result = rewriter.Plan.from_json(plan.to_json()).apply(self.model())
         assert rewriter.report(result).verified is True
 
+    @pytest.mark.slow
     def test_the_type_is_that_of_the_model_now(self) -> None:
         plan = rewriter.plan(self.model(), "dropout", example_inputs=self.inputs())
         result = plan.apply(self.model().double())

@@ -112,6 +112,7 @@ def test_the_fingerprint_sees_structure_and_nothing_else() -> None:
     assert fingerprint(model) != first
 
 
+@pytest.mark.slow
 def test_a_pass_may_be_named_in_every_form() -> None:
     model = SUBJECTS["test_vit"]()
     wanted = rewriter.plan(model, Dropout(p=0.1)).to_json()

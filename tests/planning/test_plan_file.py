@@ -31,6 +31,7 @@ def numbers(found: nn.Module) -> list[int]:
 
 
 class TestOneLineForEveryRun:
+    @pytest.mark.slow
     def test_the_first_run_plans_and_writes_and_all_others_apply(self, tmp_path: Path) -> None:
         file = tmp_path / "run" / "rewrite-plan.json"
         first = rewriter.rewrite(model(0), MEASURED, **SIZE, plan_file=file)
@@ -44,6 +45,7 @@ class TestOneLineForEveryRun:
         assert torch.equal(again.eval()(x), first.eval()(x))
         assert rewriter.report(again).verified and not rewriter.report(again).records[0].unchecked
 
+    @pytest.mark.slow
     def test_the_file_wins_over_trained_weights_selections_and_the_size(self, tmp_path: Path) -> None:
         file = tmp_path / "plan.json"
         first = rewriter.rewrite(model(), GroupCount(tolerance=0), **SIZE, plan_file=file)
@@ -58,6 +60,7 @@ class TestOneLineForEveryRun:
         assert numbers(found) == numbers(first) != numbers(trained)
         assert rewriter.report(found).verified
 
+    @pytest.mark.slow
     def test_another_image_size_of_the_model_itself(self, tmp_path: Path) -> None:
         file = tmp_path / "plan.json"
         rewriter.rewrite(timm.create_model("test_vit", proj_drop_rate=0.1), plan_file=file)
@@ -66,6 +69,7 @@ class TestOneLineForEveryRun:
         assert rewriter.report(found).verified and not rewriter.report(found).records[0].unchecked
         assert found.eval()(torch.randn(1, 3, 192, 192)).shape == (1, 1000)
 
+    @pytest.mark.slow
     def test_a_model_that_is_rewritten_by_it_is_returned_as_it_is(self, tmp_path: Path) -> None:
         file = tmp_path / "plan.json"
         first = rewriter.rewrite(model(), **SIZE, plan_file=file)
@@ -74,6 +78,7 @@ class TestOneLineForEveryRun:
         loaded = rewriter.load(tmp_path / "saved", model(5))
         assert rewriter.rewrite(loaded, plan_file=file) is loaded
 
+    @pytest.mark.slow
     def test_a_directory_that_holds_the_plan_can_be_saved_to_and_keeps_it(self, tmp_path: Path) -> None:
         file = tmp_path / "run" / "rewrite-plan.json"
         found = rewriter.rewrite(model(), **SIZE, plan_file=file)
@@ -119,10 +124,12 @@ class TestRefusals:
         assert_unchanged(given, before)
         assert file.read_text() == text
 
+    @pytest.mark.slow
     def test_another_model(self, file: Path) -> None:
         with pytest.raises(PlanError, match="which ResNet does not have"):
             rewriter.rewrite(timm.create_model("test_resnet"), [Dropout(), GroupCount()], **SIZE, plan_file=file)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("text", ["", "{}", "[1]", '{"format": 3}', "\x00"])
     def test_a_damaged_file(self, file: Path, text: str) -> None:
         file.write_text(text)
@@ -133,6 +140,7 @@ class TestRefusals:
         assert_unchanged(given, before)
         assert file.read_text() == text
 
+    @pytest.mark.slow
     def test_a_place_that_is_not_in_force_is_not_left_out_in_silence(self, file: Path) -> None:
         given = model(1)
         site = next(site for site in rewriter.Plan.from_json(file.read_text()).sites if site.pass_name == "group-count")
@@ -149,6 +157,7 @@ class TestRefusals:
             rewriter.rewrite(model(), **SIZE, plan_file=tmp_path / "taken" / "plan.json")
         assert sorted(path.name for path in tmp_path.iterdir()) == ["taken"]
 
+    @pytest.mark.slow
     def test_a_model_that_looks_trained_is_told_of_it(self) -> None:
         trained = timm.create_model("resnetv2_50d_gn", layers=(1, 1, 1, 1))
         with torch.no_grad():

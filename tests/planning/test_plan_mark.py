@@ -93,6 +93,7 @@ class TestTheMark:
         again = rewriter.rewrite(model, GroupCount(rule="channels-per-group", channels=32), input_size=64)
         assert mark(again) != mark(model)
 
+    @pytest.mark.slow
     def test_undo_and_the_original_state_dict_take_it_out_and_say_so(self) -> None:
         model = rewritten()
         with pytest.warns(RewriterWarning, match=r"rewriter.original_state_dict .* num_groups \d+ -> \d+"):
@@ -104,6 +105,7 @@ class TestTheMark:
         assert undone._load_state_dict_pre_hooks == original()._load_state_dict_pre_hooks
         assert undone._state_dict_pre_hooks == original()._state_dict_pre_hooks
 
+    @pytest.mark.slow
     def test_calibrated_equalizers_are_named_as_well(self, quiet: None) -> None:
         entry = zoo.create("smp:fpn-resnet18", encoder_weights=None)
         model = rewriter.rewrite(entry.model, {"scale-equalizer": {"additive": True}}, input_size=64)
@@ -139,6 +141,7 @@ class TestTheMark:
 
 
 class TestLoading:
+    @pytest.mark.slow
     def test_the_same_edits_load_in_silence_in_every_format(self, quiet: None, tmp_path: Path) -> None:
         model, other = rewritten(), rewritten()
         state = model.state_dict()
@@ -172,12 +175,14 @@ class TestLoading:
             model.load_state_dict(state, strict=False)
         assert next(value for key, value in model.state_dict().items() if key.endswith(MARK)).tolist() == own
 
+    @pytest.mark.slow
     def test_the_originals_loads_with_a_warning(self) -> None:
         model = rewritten()
         with pytest.warns(RewriterWarning, match="carries no mark of a plan: it is the original's"):
             model.load_state_dict(original().state_dict(), strict=True)
         assert mark(model) == mark(rewritten())
 
+    @pytest.mark.slow
     def test_into_the_original_the_mark_is_an_unexpected_key(self) -> None:
         with pytest.raises(RuntimeError, match=r'Unexpected key.* "rewriter_plan"'):
             original().load_state_dict(rewritten().state_dict())
@@ -190,6 +195,7 @@ class TestLoading:
         kept.load_state_dict(plain.state_dict())
         plain.load_state_dict(kept.state_dict())
 
+    @pytest.mark.slow
     def test_a_saved_directory_keeps_it(self, quiet: None, tmp_path: Path) -> None:
         model = rewritten()
         rewriter.save(model, tmp_path / "saved")

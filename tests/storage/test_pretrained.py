@@ -119,6 +119,7 @@ def test_parts_half_precision_and_tied_weights(tmp_path: Path) -> None:
     assert {p.dtype for p in found.parameters()} == {torch.bfloat16}
 
 
+@pytest.mark.slow
 def test_what_cannot_be_saved_or_read_is_refused_with_the_remedy(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="was not rewritten"):
         rewriter.save_pretrained(segformer(), tmp_path / "a")

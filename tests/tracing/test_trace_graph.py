@@ -354,6 +354,7 @@ def test_what_torch_does_not_see_is_opaque_or_seen_and_never_a_constant(make: An
             assert torch.equal(flat(-x), model(-x))
 
 
+@pytest.mark.slow
 def test_reading_the_recording_is_not_recorded() -> None:
     package = Path(rewriter.__file__).parent
     for make, size in NETWORKS.values():

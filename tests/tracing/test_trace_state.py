@@ -328,6 +328,7 @@ def test_a_trace_keeps_nothing_of_the_model_alive(make: Callable[[], nn.Module])
         gc.enable()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("real", [False, True], ids=["meta", "real tensors"])
 def test_the_skeleton_does_not_outlive_the_trace(real: bool) -> None:
     seen: list[Any] = []

@@ -33,6 +33,7 @@ def test_importing_the_package_imports_no_library() -> None:
     assert ours == {"rewriter.libraries", "rewriter.renamed", "rewriter.version"}
 
 
+@pytest.mark.slow
 def test_what_a_verb_needs_is_loaded_with_it() -> None:
     found = imported("import rewriter\nrewriter.plan")
     assert "torch" in found and not found & {"timm", "torchvision", "scipy", "matplotlib", "pandas", "pydantic"}
@@ -40,6 +41,7 @@ def test_what_a_verb_needs_is_loaded_with_it() -> None:
     assert not {name for name in found if name.startswith(of_others)}
 
 
+@pytest.mark.slow
 def test_without_the_libraries_of_comparisons_everything_else_is_there() -> None:
     imported(
         "import sys\nsys.modules['pandas'] = None\nfrom rewriter import *\nplan, rewrite, Plan, ComparisonError\n"
