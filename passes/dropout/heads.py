@@ -28,15 +28,20 @@ class InHead:
     Attributes:
         drops: the dropouts of the model.
         head: the head.
-        before, behind: its dropouts before the pooling, and between the pooling and the classifier.
+        all_before, behind: its dropouts before the pooling, and between the pooling and the classifier.
         later: those after a weight that follows the pooling.
     """
 
     drops: Drops
     head: Head
-    before: list[fx.Node]
+    all_before: list[fx.Node]
     behind: list[fx.Node]
     later: list[fx.Node]
+
+    @property
+    def before(self) -> list[fx.Node]:
+        """Return those before the pooling that no batch norm follows there."""
+        return [node for node in self.all_before if self._batch_norm_after(node) is None]
 
     @property
     def after(self) -> list[fx.Node]:
@@ -66,6 +71,10 @@ class InHead:
             if (norm := self._batch_norm_before(node)) is not None:
                 detail = f"before the pooling it would shift the statistics of {name_of(norm)}, which lies between them"
                 yield Refused(Reason.NORM_BETWEEN, detail, path=path_of(node))
+        for node in self.all_before:
+            if (norm := self._batch_norm_after(node)) is not None:
+                detail = f"it shifts the statistics of {name_of(norm)}, which follows it: its place is after that norm"
+                yield Refused(Reason.NORM_BETWEEN, detail, path=path_of(node))
         if left := list(self.drops.left_as_it_is([*self.before, *after])):
             yield from left
             return
@@ -81,9 +90,9 @@ class InHead:
             yield self._clear_after_pooling(place, after, p)
         elif self.before:
             yield self._already_before_pooling(place, self.before[-1], p)
-        elif p and head.classifier is not None:
+        elif p and head.classifier is not None and not self.all_before:
             yield self._insert(place, p)
-        elif not self.later and not self.behind:
+        elif not self.later and not self.behind and not self.all_before:
             option = "p" if p is None else "head_p"
             detail = (
                 f"no dropout ran after {_where(head)} (a rate of 0 may hide it); give {option}= to insert one before it"
@@ -145,6 +154,12 @@ class InHead:
         flow = self.drops.flow
         norms = [n for n in self.head.after if facts(n)["kind"] is Kind.NORM and flow.is_ancestor(n, node)]
         return next((norm for norm in norms if self._uses_the_batch(norm)), None)
+
+    def _batch_norm_after(self, node: fx.Node) -> fx.Node | None:
+        """Return a norm with batch statistics between a dropout and the pooling after it."""
+        flow, pool = self.drops.flow, self.head.pool
+        between = flow.in_order(flow.region(node, pool))
+        return next((n for n in between if facts(n)["kind"] is Kind.NORM and self._uses_the_batch(n)), None)
 
     def _uses_the_batch(self, norm: fx.Node) -> bool:
         if norm.op == "call_module":

@@ -132,12 +132,12 @@ def _resolve(item: Any) -> Pass:
     for option in options:
         if option not in accepted:
             raise SelectorError(f"pass {name!r} has no option {option!r}; its options: {', '.join(accepted)}")
-    if problem := misfit(known[name], options):
-        raise SelectorError(f"pass {name!r}: {problem}")
     try:
         return known[name](**options)
-    except (TypeError, ValueError) as error:
+    except ValueError as error:  # the pass's own check
         raise SelectorError(f"pass {name!r}: {error}") from error
+    except TypeError as error:  # a check that an option of another type broke
+        raise SelectorError(f"pass {name!r}: {misfit(known[name], options) or error}") from error
 
 
 def _with_plain_options(item: Pass) -> Pass:
