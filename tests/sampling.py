@@ -5,8 +5,7 @@ part of today is run, in every test of the sweep the same one; ``--sample-seed``
 that are marked ``slow`` and are no sweep (processes, trainings) every second one is run, the others on the next day.
 Without either option, all are run.
 
-``--quick`` is for while one works: neither sweeps nor slow tests, and of a test with many parameters the first and the
-last.
+``--quick`` is for while one works: neither sweeps nor slow tests, and of a test with many parameters the first.
 """
 
 from __future__ import annotations
@@ -36,18 +35,18 @@ def is_quick(item: pytest.Item) -> bool:
     return not any(item.get_closest_marker(name) for name in ("sweep", "slow", "trainers"))
 
 
-def ends(items: Iterable[pytest.Item]) -> list[pytest.Item]:
-    """Of the tests that differ in their parameters only, the first and the last."""
-    by_function: dict[str, list[pytest.Item]] = {}
+def first_of_each(items: Iterable[pytest.Item]) -> list[pytest.Item]:
+    """Of the tests that differ in their parameters only, the first."""
+    first: dict[str, pytest.Item] = {}
     for item in items:
-        by_function.setdefault(item.nodeid.partition("[")[0], []).append(item)
-    return [item for alike in by_function.values() for item in dict.fromkeys((alike[0], alike[-1]))]
+        first.setdefault(item.nodeid.partition("[")[0], item)
+    return list(first.values())
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("sweeps over many models")
     group.addoption("--sample", action="store_true", help="Run today's part of each sweep only.")
-    group.addoption("--quick", action="store_true", help="No sweep, no slow test, two of each test's parameters.")
+    group.addoption("--quick", action="store_true", help="No sweep, no slow test, one of each test's parameters.")
     group.addoption("--sample-seed", type=int, metavar="N", help="Run the part of this seed (that of a day is told).")
 
 
@@ -62,7 +61,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     seed = config.option.sample_seed
     kept = items
     if config.option.quick:
-        kept = ends(filter(is_quick, items))
+        kept = first_of_each(filter(is_quick, items))
     elif seed is not None:
         kept = [item for item in items if _is_in_part(item, seed)]
     chosen = set(kept)

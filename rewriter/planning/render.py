@@ -11,7 +11,7 @@ from rewriter.guideline.registry import installed_passes
 from rewriter.planning.data import PlanData
 from rewriter.text import counted, group
 
-INACTIVE_REMEDY = "as the model's own setting or with an option of the pass (dropout: p=0.2, head_p=0.2)"
+INACTIVE_REMEDY = "as the model's own setting or with dropout:p=0.2, in Python Dropout(p=0.2), of heads alone head_p"
 """How to switch on a site without effect."""
 
 

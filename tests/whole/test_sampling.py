@@ -97,18 +97,18 @@ def test_a_part_of_today_in_several_processes(run: object) -> None:
 
 
 @pytest.mark.slow
-def test_quick_takes_two_of_each_test_and_no_sweep(run: object, tmp_path: Path) -> None:
+def test_quick_takes_one_of_each_test_and_no_sweep(run: object, tmp_path: Path) -> None:
     assert callable(run)
     (tmp_path / "test_many.py").write_text("""
 import pytest
 
 @pytest.mark.parametrize("number", range(5))
 def test_many(number):
-    assert number in (0, 4)
+    assert number == 0
 
 @pytest.mark.slow
 def test_slow():
     assert False
 """)
     found = run("--quick")
-    assert "3 passed" in found and "failed" not in found  # test_other, and test_many with 0 and with 4
+    assert "2 passed" in found and "failed" not in found  # test_other, and test_many with 0
