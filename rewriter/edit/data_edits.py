@@ -45,7 +45,7 @@ class DataEdits:
             all_calls: whether it may act on several calls of the module.
 
         Raises:
-            Refused: the module is called more than once in one forward.
+            Refused: the module is called more than once in one forward, and ``all_calls`` is not set.
             ValueError: the module has no such hyper-parameter.
             TypeError: the value cannot be stored in a plan.
         """

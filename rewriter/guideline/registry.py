@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields
 from importlib.metadata import EntryPoint
@@ -58,7 +59,8 @@ def _problem(cls: Any) -> str | None:
         return f"expected a subclass of rewriter.Pass, found {cls!r}"
     if missing := _missing(cls):
         return f"{cls.__qualname__} does not define {missing}"
-    if "__dataclass_params__" not in vars(cls):
+    options = [hint for hint in inspect.get_annotations(cls).values() if "ClassVar" not in str(hint)]
+    if options and "__dataclass_params__" not in vars(cls):  # without options of its own it is that of its base
         return f"{cls.__qualname__} is no dataclass: decorate it with @dataclass(frozen=True)"
     texts = [name for name in ("name", "summary", "paper") if not isinstance(getattr(cls, name, None), str)]
     if texts or not cls.name:

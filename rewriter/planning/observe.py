@@ -1,7 +1,8 @@
 """Observe a model's behaviour, as far as the contracts of passes concern it.
 
-The model is run with its own weights, in evaluation mode and, with a backward pass, in training mode. Parameters,
-buffers, gradients, modes and random state are restored afterwards.
+The model is run with the weights that it has (verification gives values to those that are all zero), in evaluation mode
+and, with a backward pass, in training mode. Parameters, buffers, gradients, modes and random state are restored
+afterwards.
 """
 
 from __future__ import annotations

@@ -251,6 +251,13 @@ class TestPassesThatAreNone:
         with pytest.raises(rewriter.SelectorError, match=r"Undecorated is no dataclass: decorate it with @dataclass"):
             rewriter.plan(Shared(), Undecorated(), input_size=16)
 
+    def test_a_subclass_without_options_needs_none(self) -> None:
+        class Renamed(Doubling):
+            name = "renamed"
+
+        made = rewriter.plan(timm.create_model("test_resnet"), Renamed())
+        assert made.sites and {site.pass_name for site in made.sites} == {"renamed"}
+
     def test_candidates_are_places(self) -> None:
         @dataclass(frozen=True)
         class WithoutReturn(Mistaken):
