@@ -1,4 +1,4 @@
-"""What the runs of ``dropout_places.py`` say, as the tables and the figure of docs/evidence.md and of the README."""
+"""What the runs of ``dropout_places.py`` say, as tables and figure of docs/dropout-places.md and of the README."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def write(rows: list[dict[str, Any]] | None) -> None:
             [Arm(PRE, place, FEW_IMAGES) for place in ("P6", "H4", "H5")],
         ),
     ]  # fmt: skip
-    replace_section(ROOT / "docs" / "evidence.md", "dropout-places", "\n\n".join(filter(None, tables)))
+    replace_section(ROOT / "docs" / "dropout-places.md", "dropout-places", "\n\n".join(filter(None, tables)))
     replace_section(ROOT / "README.md", "dropout-places", after_rewriting(found).split("\n\n", 1)[1])
     draw(found)
 

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rewriter.analysis.gamma_positions import Category, GammaPosition
-from rewriter.authoring import Pass, Place, Reason, Recommendation, Refused
+from rewriter.authoring import Lint, Pass, Place, Reason, Recommendation, Refused
 
 if TYPE_CHECKING:
     from rewriter.analysis.gammas import Gamma
@@ -73,6 +73,7 @@ class WeightDecay(Pass):
     after = ("atrous-rates", "dropout", "group-count", "scale-equalizer", "stochastic-pooling")
 
     default = True
+    codes = (Lint("RW0601", "the weight decay of a gain", "note"),)
 
     gamma: str | Mapping[str, bool] = "guideline"
 
@@ -115,4 +116,4 @@ class WeightDecay(Pass):
         if place.pattern == gamma.position:
             raise Refused(Reason.FROZEN, "its gamma is frozen")
         decays, reason = self.policy(gamma)
-        return Recommendation("decay" if decays else "no decay", reason)
+        return Recommendation("decay" if decays else "no decay", reason, "RW0601")

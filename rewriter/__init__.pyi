@@ -31,6 +31,8 @@ from .errors import (
     UndoError,
 )
 from .guideline.base import Advice, Contract, Pass, Site, Skipped
+from .lint.check import check
+from .lint.findings import Finding, Findings
 from .optimizer.check import check_optimizer
 from .optimizer.grouped_parameters import ParamGroups
 from .optimizer.groups import param_groups
@@ -49,6 +51,8 @@ __all__ = [
     "Contract",
     "ContractError",
     "DataError",
+    "Finding",
+    "Findings",
     "FoldError",
     "InputError",
     "InstallationError",
@@ -77,6 +81,7 @@ __all__ = [
     "TraceError",
     "UndoError",
     "calibrate",
+    "check",
     "check_optimizer",
     "compare",
     "fold",

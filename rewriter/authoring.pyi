@@ -13,6 +13,7 @@ from .guideline.base import Outcome as Outcome
 from .guideline.base import Pass as Pass
 from .guideline.base import Rate as Rate
 from .guideline.base import Recommendation as Recommendation
+from .guideline.lint import Lint as Lint
 from .guideline.place import Place as Place
 from .layers.added import AddedLayer as AddedLayer
 from .layers.registry import register_layer as register_layer
@@ -31,6 +32,7 @@ __all__ = [
     "Editor",
     "Interference",
     "Kind",
+    "Lint",
     "Outcome",
     "Pass",
     "Place",

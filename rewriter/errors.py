@@ -77,7 +77,7 @@ class RewriterWarning(UserWarning):
 
 
 class PlaceLeftAlone(RewriterWarning):
-    """A guideline applies at a place whose code cannot be edited; the plan and the report say why."""
+    """A place stays against a guideline, as where its code cannot be edited; the plan and the report say why."""
 
 
 class OptimizerError(RewriterError, ValueError):

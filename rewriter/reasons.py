@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import enum
 import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import fx
 
 
 class Reason(enum.StrEnum):
@@ -94,7 +98,10 @@ TECHNICAL = frozenset(
         Reason.FIXED_PADDING,
     }
 )
-"""The guideline applies, but the code there cannot be edited: users should learn of it without asking."""
+"""The guideline applies, but the code there cannot be edited."""
+
+WARNED_OF = TECHNICAL | {Reason.ON_TRUNK, Reason.ON_PREDICTIONS, Reason.PARALLEL_DROPOUTS}
+"""What stays against the guideline: users should learn of it without asking."""
 
 
 _NAMESPACED = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*/[a-z0-9]+(-[a-z0-9]+)*")
@@ -122,11 +129,23 @@ class Refused(Exception):
         detail: the details, in a sentence.
         path: path of the module that it is about, if that is not the module of the place.
         pattern: what was recognised there, if that is not the pattern of the place.
+        inactive: whether it is about something without effect at its present rate.
+        code: of the fault that stays, one of the pass's ``codes``; empty if nothing is wrong there.
+        at: the operation that is at fault, if that is not the one of the place.
     """
 
     def __init__(
-        self, reason: Reason | str, detail: str, *, path: str | None = None, pattern: str | None = None
+        self,
+        reason: Reason | str,
+        detail: str,
+        *,
+        path: str | None = None,
+        pattern: str | None = None,
+        inactive: bool = False,
+        code: str = "",
+        at: fx.Node | None = None,
     ) -> None:
         super().__init__(detail)
         self.reason = reason_of(reason)
-        self.detail, self.path, self.pattern = detail, path, pattern
+        self.detail, self.path, self.pattern, self.inactive = detail, path, pattern, inactive
+        self.code, self.at = code, at

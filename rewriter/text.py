@@ -4,50 +4,72 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Protocol, TypeVar
 
 
-def group(items: Any) -> list[tuple[str, Any]]:
-    """Merge items that differ only in numbers: their paths as ``layer{1,2}.{0,1}``, and one item with all numbers."""
-    groups: dict[Any, list[Any]] = {}
+class HasPath(Protocol):
+    """What belongs to a module.
+
+    Attributes:
+        path: of the module.
+    """
+
+    @property
+    def path(self) -> str: ...
+
+
+Item = TypeVar("Item", bound=HasPath)
+
+
+def group(items: Iterable[Item], texts: Callable[[Item], Sequence[str]]) -> list[tuple[str, list[str]]]:
+    """Merge items whose paths and texts differ only in numbers.
+
+    Returns:
+        For each group its paths as ``layer{1,2}.{0,1} (4)``, and its texts with all the numbers.
+    """
+    groups: dict[tuple[str, ...], list[tuple[str, ...]]] = {}
     for item in items:
-        texts = [item.path, *(getattr(item, name, "") for name in ("pattern", "inactive", *_TEXTS))]
-        groups.setdefault(tuple(map(_masked, texts)), []).append(item)
-    return [(_joined([item.path for item in found]), _generalised(found)) for found in groups.values()]
+        row = (item.path, *texts(item))
+        groups.setdefault(tuple(map(_masked, row)), []).append(row)
+    columns = ([list(column) for column in zip(*rows, strict=True)] for rows in groups.values())
+    return [(_joined(paths), list(map(_merged, found))) for paths, *found in columns]
 
 
 _NUMBER = re.compile(r"\d+")
 _DECIMAL_OR_NUMBER = re.compile(r"((?<![\w.])\d+\.\d+(?!\.?\w))|\d+")
-_TEXTS = ("action", "reason", "detail", "rate_at", "advice")
+_MODULE_PATH = re.compile(r"((?=[\w.]*[A-Za-z_])\w+(?:\.\w+)+)")
 
 
-def _masked(text: object) -> str:
+def _masked(text: str) -> str:
     """``text`` without its whole numbers; decimals, such as measured values, stay: they belong to one place."""
-    return _DECIMAL_OR_NUMBER.sub(lambda found: found[1] or "#", str(text))
+    return _DECIMAL_OR_NUMBER.sub(lambda found: found[1] or "#", text)
 
 
-def _generalised(found: list[Any]) -> Any:
-    """The first item, with all the numbers wherever the others differ from it."""
-    changes = {}
-    for name in _TEXTS:
-        texts = [str(getattr(item, name)) for item in found if hasattr(item, name)]
-        if len(set(texts)) > 1:
-            columns = zip(*(re.split(r"(\d+)", text) for text in texts), strict=True)
-            changes[name] = "".join(map(_of_column, columns))
-    return replace(found[0], **changes)
+def _merged(texts: Sequence[str]) -> str:
+    """The text that all are, or one with exactly their module paths, and with all their other numbers."""
+    if len(set(texts)) == 1:
+        return texts[0]
+    columns = zip(*map(_MODULE_PATH.split, texts), strict=True)
+    return "".join(_terms(column) if number % 2 else _with_numbers(column) for number, column in enumerate(columns))
 
 
-def _joined(paths: list[str]) -> str:
-    """A pattern for exactly these paths, which differ only in numbers: ``layer{1,4}.{0-2}, layer2.{0-3} (10)``."""
-    unique = list(dict.fromkeys(paths))
-    if len(unique) == 1:
-        return unique[0] or "(root)"
-    rows = sorted(tuple(int(number) for number in _NUMBER.findall(path)) for path in unique)
-    texts = _NUMBER.split(unique[0])
+def _with_numbers(texts: Sequence[str]) -> str:
+    return "".join(map(_of_column, zip(*(re.split(r"(\d+)", text) for text in texts), strict=True)))
+
+
+def _joined(paths: Sequence[str]) -> str:
+    """:func:`_terms` with the number of paths; ``(root)`` for the model itself."""
+    number = len(set(paths))
+    return f"{_terms(paths)} ({number})" if number > 1 else paths[0] or "(root)"
+
+
+def _terms(paths: Sequence[str]) -> str:
+    """A pattern for exactly these paths, which differ only in numbers: ``layer{1,4}.{0-2}, layer2.{0-3}``."""
+    rows = sorted({tuple(int(number) for number in _NUMBER.findall(path)) for path in paths})
+    texts = _NUMBER.split(paths[0])
     terms = ["".join(itertools.chain(*zip(texts, (*columns, ""), strict=True))) for columns in _products(rows)]
-    return f"{', '.join(terms)} ({len(unique)})"
+    return ", ".join(terms)
 
 
 def _products(rows: Sequence[tuple[int, ...]]) -> list[tuple[str, ...]]:

@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rewriter.authoring import Change, Contract, Pass, Place
+from rewriter.authoring import Change, Contract, Lint, Pass, Place
 from rewriter.passes.atrous_rates.rule import RateRule, coverage
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ class AtrousRates(Pass):
     paper = "Kim et al., Resolution-Aware Design of Atrous Rates for Semantic Segmentation Networks, arXiv:2307.14179"
     contract = Contract(eval_output=False, state_dict=True, gradients=True)
     default = True
+    codes = (Lint("RW0401", "dilations that do not fit the size of the map"),)
 
     rule: str | RateRule = "coverage"
 

@@ -68,7 +68,7 @@ def dilate(place: Place[list[AtrousPyramid]], rule: RateRule) -> Change:
     attributes = " and ".join(dict.fromkeys(edit.name for edit in edits))
     where = f"{attributes} of {_listed(dict.fromkeys(edit.path for edit in edits))}"
     action = f"set dilations {_listed(present)} to {_listed(rates)} {on_map}"
-    return Change(action, reason, where)
+    return Change(action, reason, where, code="RW0401")
 
 
 def _resolution(trace: Trace) -> str:

@@ -27,7 +27,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rewriter.authoring import Contract, Outcome, Pass, Place
+from rewriter.authoring import Contract, Lint, Outcome, Pass, Place
 
 if TYPE_CHECKING:
     from rewriter.passes.dropout.assignment import Subject
@@ -50,6 +50,14 @@ class Dropout(Pass):
     contract = Contract(eval_output=True, state_dict=True, gradients=True)
     layers = ("rewriter.passes.dropout.layers",)
     default = True
+    codes = (
+        Lint("RW0201", "dropout out of its place in the residual branch"),
+        Lint("RW0202", "dropout behind the pooling of the head"),
+        Lint("RW0203", "dropout on the trunk", "error"),
+        Lint("RW0204", "dropout of the predictions", "error"),
+        Lint("RW0205", "several dropouts where one belongs"),
+        Lint("RW0206", "dropout before the batch norm of the head"),
+    )
 
     p: float | None = None
     head_p: float | None = None

@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import fx
 
-from rewriter.analysis.heads import find_heads, missing_heads
+from rewriter.analysis.heads import Head, find_heads, missing_heads
 from rewriter.analysis.residual import Branch, find_branches
 from rewriter.analysis.weights import has_weight
-from rewriter.authoring import Outcome, Place, Reason, Refused, Trace, path_of
+from rewriter.authoring import Outcome, Place, Reason, Refused, Trace
 from rewriter.passes.dropout.branches import InBranch
 from rewriter.passes.dropout.drops import KEPT_ON_ATTENTION, Drops
 from rewriter.passes.dropout.heads import PATTERN, InHead, on_predictions
@@ -41,24 +41,25 @@ def find_places(trace: Trace) -> Iterator[Place[Subject]]:
     drops = Drops(trace)
     free = _Free(drops)
     branches = find_branches(drops.flow, drops.model)
-    for head in _heads(drops, branches, free):
-        yield Place(trace, head.head.pool, PATTERN, head, path=head.path)
-    if not find_heads(drops.flow, drops.model):
-        yield from _without_average_pooling(trace, drops, _nodes(branches), free)
+    heads = [(head, _of_head(drops, head, branches, free)) for head in find_heads(drops.flow, drops.model)]
+    unpooled = [] if heads else list(_without_average_pooling(trace, drops, _nodes(branches), free))
     with_weight = [b for b in branches if any(has_weight(node, drops.flow) for node in b.nodes)]
     on_trunk = find_on_trunk(drops, free.nodes, with_weight)
     of_branches = {}
     for branch in sorted(with_weight, key=lambda b: len(b.nodes)):
         inside = free.take(branch.nodes)
         beside = free.take(on_trunk.of(branch))
-        of_branches[branch] = InBranch(drops, branch, [*inside, *beside], on_trunk.of(branch))
-    for branch in with_weight:
-        found = of_branches[branch]
-        yield Place(trace, branch.join, found.pattern, found, path=found.path)
+        of_branches[branch] = InBranch(drops, branch, drops.flow.in_order([*inside, *beside]), on_trunk.of(branch))
     between = free.take(on_trunk.between)
+    for head, (before, after, later) in heads:
+        found = InHead(drops, head, before, after, later, before_norm=free.take(head.before))
+        yield Place(trace, head.pool, PATTERN, found, path=found.path)
+    yield from unpooled
+    for branch in with_weight:
+        yield Place(trace, branch.join, of_branches[branch].pattern, of_branches[branch], path=of_branches[branch].path)
     if between:
         why = "it is not known which block it is meant for"
-        yield Place(trace, "", "trunk", Left(tuple(left_on_trunk(node, why) for node in between)))
+        yield Place(trace, "", "trunk", Left(tuple(left_on_trunk(drops, node, why) for node in between)))
     outside = {(r.path, r.detail): r for r in (_outside(drops, node) for node in free.nodes)}
     if outside:
         yield Place(trace, "", "dropout", Left(tuple(outside.values())))
@@ -77,16 +78,19 @@ class _Free:
         return taken
 
 
-def _heads(drops: Drops, branches: list[Branch], free: _Free) -> list[InHead]:
-    """Return the heads; dropouts in branches after the pooling stay with those branches."""
-    found = []
-    for head in find_heads(drops.flow, drops.model):
-        behind = {head.pool, *head.after, *head.weights, *head.later}
-        in_branches = _nodes([b for b in branches if b.fork in behind and not b.has_projection])
-        later = free.take(set(head.later) - in_branches)
-        before, after = free.take(set(head.before)), free.take(set(head.after) - in_branches)
-        found.append(InHead(drops, head, before, after, later))
-    return found
+def _of_head(
+    drops: Drops, head: Head, branches: list[Branch], free: _Free
+) -> tuple[list[fx.Node], list[fx.Node], list[fx.Node]]:
+    """Take the dropouts before the pooling, after it, and after a weight that follows it.
+
+    One before a batch norm that precedes the pooling may be on the trunk, and stays free; those in branches after the
+    pooling stay with those branches.
+    """
+    behind = {head.pool, *head.after, *head.weights, *head.later}
+    in_branches = _nodes([b for b in branches if b.fork in behind and not b.has_projection])
+    later = free.take(set(head.later) - in_branches)
+    before = free.take([node for node in head.before if drops.batch_norm_between(node, head.pool) is None])
+    return before, free.take(set(head.after) - in_branches), later
 
 
 def _nodes(branches: list[Branch]) -> set[fx.Node]:
@@ -99,13 +103,13 @@ def _without_average_pooling(
     """Explain why a dropout before the outputs, and in no branch, has no pooling to be moved before."""
     for passed, reason, detail in missing_heads(drops.flow):
         for node in free.take(set(passed) - in_branches):
-            why = on_predictions(node) if drops.on_predictions(node) else Refused(reason, detail, path=path_of(node))
+            why = on_predictions(drops, node) if drops.on_predictions(node) else drops.left(reason, detail, node)
             yield Place(trace, node, PATTERN, Left((why,)))
 
 
 def _outside(drops: Drops, node: fx.Node) -> Refused:
     if drops.on_attention(node):
-        return Refused(Reason.ATTENTION_DROPOUT, KEPT_ON_ATTENTION, path=path_of(node))
+        return drops.left(Reason.ATTENTION_DROPOUT, KEPT_ON_ATTENTION, node)
     read = bool(drops.flow.users(node))
     detail = "in no residual branch and no pooled head" if read else "nothing reads what it returns"
-    return Refused(Reason.OUTSIDE, detail, path=path_of(node))
+    return drops.left(Reason.OUTSIDE, detail, node)

@@ -10,7 +10,7 @@ from torch import fx
 
 from rewriter.analysis.naming import name_of, names_apart
 from rewriter.analysis.residual import Branch, find_branches
-from rewriter.authoring import Change, Outcome, Place, Reason, Refused, path_of
+from rewriter.authoring import Change, Outcome, Place, Reason, Refused
 from rewriter.passes.dropout.drops import BECOMES_RANDOM, KEPT_ON_ATTENTION, NO_LONGER_DROPPED, Drops
 from rewriter.passes.dropout.moves import Moves
 from rewriter.passes.dropout.places import BeforeWeight, CompliantPlace, EndOfBranch
@@ -53,7 +53,7 @@ class InBranch:
         """
         for node in self.dropouts:
             if self.drops.on_attention(node):
-                yield Refused(Reason.ATTENTION_DROPOUT, KEPT_ON_ATTENTION, path=path_of(node))
+                yield self.drops.left(Reason.ATTENTION_DROPOUT, KEPT_ON_ATTENTION, node)
         dropouts = [node for node in self.dropouts if not self.drops.on_attention(node)]
         left = list(self.drops.left_as_it_is(dropouts))
         yield from left
@@ -62,15 +62,19 @@ class InBranch:
         except Refused as refused:
             why = f"{self.pattern} {self.path or '(root)'} has no place for it: {refused.detail}"
             yield refused
-            yield from (left_on_trunk(node, why) for node in self.on_trunk)
+            yield from (left_on_trunk(self.drops, node, why) for node in self.on_trunk)
             return
         if left:
             return
+        rule = _Rule(self, place, compliant, p)
         try:
-            yield _Rule(self, place, compliant, p).change(dropouts)
+            yield rule.change(dropouts)
         except Refused as refused:
+            refused.inactive = self.drops.all_off(dropouts, p)
+            if not self.on_trunk:
+                refused.code, refused.at = rule.fault(dropouts)
             yield refused
-            yield from (left_on_trunk(node, refused.detail) for node in self.on_trunk)
+            yield from (left_on_trunk(self.drops, node, refused.detail) for node in self.on_trunk)
 
     def _compliant_place(self) -> CompliantPlace:
         """Return where the one dropout of the branch belongs.
@@ -138,12 +142,23 @@ class _Rule:
         return Change(
             self._action(dropouts, kept, at_place=kept is at_place, switched_on=switched_on),
             f"{compliant.why}; {WORST}" if self._from_trunk(dropouts) else compliant.why,
-            drops.rate_at(kept, self.p),
-            rates=self.moves.rates(dropouts, kept, self.p),
+            drops.rate_at(kept, self.p, "p"),
+            "",
+            self.moves.rates(dropouts, kept, self.p),
+            *self.fault(dropouts),
         )
 
+    def fault(self, dropouts: list[fx.Node]) -> tuple[str, fx.Node | None]:
+        """Return the code of what is wrong with those that act, or else with all, and the first that is at fault."""
+        acting = list(filter(self.drops.acts, dropouts)) or dropouts
+        on_trunk = [node for node in acting if node in self.on_trunk]
+        misplaced = [node for node in acting if not self.compliant.holds(self.drops.flow, node)]
+        if on_trunk or misplaced:
+            return ("RW0203", on_trunk[0]) if on_trunk else ("RW0201", misplaced[0])
+        return ("RW0205", acting[0]) if len(acting) > 1 else ("", None)
+
     def _from_trunk(self, dropouts: list[fx.Node]) -> bool:
-        return not set(dropouts).isdisjoint(self.on_trunk)
+        return any(node in self.on_trunk and self.drops.acts(node) for node in dropouts)
 
     def _action(self, dropouts: list[fx.Node], kept: fx.Node, *, at_place: bool, switched_on: bool) -> str:
         names = names_apart(dropouts, self.place.path)

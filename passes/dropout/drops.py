@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from torch import fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from rewriter.analysis.carrying import holds_attention_weights
 from rewriter.analysis.dropouts import Mask, always_on, drop_rate, mask_of
@@ -13,7 +14,7 @@ from rewriter.analysis.weights import has_weight
 from rewriter.passes.dropout.layers import Bypassed
 from rewriter.reasons import Reason, Refused
 from rewriter.tracing.facts import facts
-from rewriter.tracing.kinds import Kind
+from rewriter.tracing.kinds import Kind, function_name
 from rewriter.tracing.trace import Trace
 
 BECOMES_RANDOM = "become random in training"
@@ -43,12 +44,13 @@ class Drops:
         """Return its drop rate during the trace."""
         return drop_rate(node, self.model)
 
-    def rate_at(self, node: fx.Node, asked_for: float | None = None) -> str:
-        """Describe the rate after the rewrite, and where it is read from."""
-        module = self.module(node)
-        where = f"{path_of(node)}.p" if module is not None else f"as before, read in {facts(node)['owner'].method}()"
+    def rate_at(self, node: fx.Node, asked_for: float | None, option: str) -> str:
+        """Describe the rate after the rewrite, and where it is read from; for one of 0, what ``option`` sets it."""
+        if self.module(node) is None:
+            return f"{self.rate(node):g} (as before, read in {facts(node)['owner'].method}())"
         rate = asked_for if asked_for is not None and self.switches_on(node, asked_for) else self.rate(node)
-        return f"{rate:g} ({where})"
+        sets_it = "" if rate else f"; dropout:{option}=0.2 sets it, in Python Dropout({option}=0.2)"
+        return f"{rate:g} ({path_of(node)}.p{sets_it})"
 
     def switches_on(self, node: fx.Node, rate: float | None) -> bool:
         """Whether it is a module of rate 0 and a nonzero ``rate`` is asked for."""
@@ -57,6 +59,33 @@ class Drops:
     def is_bypassed(self, node: fx.Node) -> bool:
         """Whether an earlier rewrite has already bypassed this dropout."""
         return isinstance(self.module(node), Bypassed)
+
+    def acts(self, node: fx.Node) -> bool:
+        """Whether it drops anything at its present rate."""
+        return self.rate(node) > 0
+
+    def all_off(self, nodes: list[fx.Node], asked_for: float | None) -> bool:
+        """Whether there are ``nodes``, and none of them acts or is to be switched on."""
+        return bool(nodes) and not any(self.acts(node) or self.switches_on(node, asked_for) for node in nodes)
+
+    def left(
+        self, reason: Reason, detail: str, node: fx.Node, *, pattern: str | None = None, code: str = ""
+    ) -> Refused:
+        """Return that ``node`` is left where it is, why, and which fault that is."""
+        path, inactive = path_of(node), not self.acts(node)
+        return Refused(reason, detail, path=path, pattern=pattern, inactive=inactive, code=code, at=node)
+
+    def batch_norm_between(self, first: fx.Node, second: fx.Node) -> fx.Node | None:
+        """Return a norm with batch statistics on a path from ``first`` to ``second``."""
+        between = self.flow.in_order(self.flow.region(first, second))
+        return next((node for node in between if self._uses_the_batch(node)), None)
+
+    def _uses_the_batch(self, node: fx.Node) -> bool:
+        if facts(node)["kind"] is not Kind.NORM:
+            return False
+        if node.op == "call_module":
+            return isinstance(self.model.get_submodule(str(node.target)), _BatchNorm)
+        return function_name(node.target) == "batch_norm"  # type: ignore[arg-type]
 
     def on_attention(self, node: fx.Node) -> bool:
         """Whether it drops attention weights: a softmax, perhaps renormalised or mixed over heads."""
@@ -72,10 +101,10 @@ class Drops:
         for node in nodes:
             if node in self.always_on:
                 detail = f"{name_of(node)} drops in evaluation mode too; moved, it would change the output there"
-                yield Refused(Reason.ALWAYS_ON, detail, path=path_of(node))
+                yield self.left(Reason.ALWAYS_ON, detail, node)
             elif not facts(node)["active"]:
                 detail = f"{name_of(node)} is kept from dropping in training mode"
-                yield Refused(Reason.FROZEN, detail, path=path_of(node))
+                yield self.left(Reason.FROZEN, detail, node)
 
     def kind_of(self, node: fx.Node) -> str:
         """Return, in brackets, what it drops if not single elements; otherwise an empty string."""

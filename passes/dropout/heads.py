@@ -7,18 +7,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import fx
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from rewriter.analysis.heads import Head, noise_claim
 from rewriter.analysis.naming import name_of, names_apart
-from rewriter.authoring import Change, Kind, Outcome, Place, Reason, Refused, path_of
+from rewriter.authoring import Change, Outcome, Place, Reason, Refused, path_of
 from rewriter.passes.dropout.drops import BECOMES_RANDOM, NO_LONGER_DROPPED, Drops
 from rewriter.passes.dropout.moves import Moves
 from rewriter.tracing.facts import facts
-from rewriter.tracing.kinds import function_name
 
 PATTERN = "head"
 WHY = "the pooling averages the noise of a mask on the feature map; a mask on pooled features stays"
+ONE = "the rule is one dropout in the head; two masks in a row keep less than either rate says"
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,25 +27,23 @@ class InHead:
     Attributes:
         drops: the dropouts of the model.
         head: the head.
-        all_before, behind: its dropouts before the pooling, and between the pooling and the classifier.
+        before: its dropouts before the pooling, with no batch norm between.
+        behind: those between the pooling and the classifier.
         later: those after a weight that follows the pooling.
+        before_norm: those before a batch norm that precedes the pooling, and on no trunk.
     """
 
     drops: Drops
     head: Head
-    all_before: list[fx.Node]
+    before: list[fx.Node]
     behind: list[fx.Node]
     later: list[fx.Node]
-
-    @property
-    def before(self) -> list[fx.Node]:
-        """Return those before the pooling that no batch norm follows there."""
-        return [node for node in self.all_before if self._batch_norm_after(node) is None]
+    before_norm: list[fx.Node]
 
     @property
     def after(self) -> list[fx.Node]:
-        """Return those after the pooling that may move before it: with no batch norm in between."""
-        return [node for node in self.behind if self._batch_norm_before(node) is None]
+        """Return those after the pooling that may move before it: with no batch norm between."""
+        return [node for node in self.behind if self._norm_before(node) is None]
 
     @property
     def path(self) -> str:
@@ -60,82 +57,107 @@ class InHead:
         Raises:
             Refused: there is nothing to do, or the edit is not possible.
         """
-        head, after = self.head, self.after
-        for node in self.later:
-            if self.drops.on_predictions(node):
-                yield on_predictions(node)
-                continue
-            detail = f"{name_of(head.classifier)} lies between the pooling and the dropout" if head.classifier else ""
-            yield Refused(Reason.WEIGHT_BETWEEN, detail, path=path_of(node))
-        for node in self.behind:
-            if (norm := self._batch_norm_before(node)) is not None:
-                detail = f"before the pooling it would shift the statistics of {name_of(norm)}, which lies between them"
-                yield Refused(Reason.NORM_BETWEEN, detail, path=path_of(node))
-        for node in self.all_before:
-            if (norm := self._batch_norm_after(node)) is not None:
-                detail = f"it shifts the statistics of {name_of(norm)}, which follows it: its place is after that norm"
-                yield Refused(Reason.NORM_BETWEEN, detail, path=path_of(node))
-        if left := list(self.drops.left_as_it_is([*self.before, *after])):
+        yield from self._out_of_place()
+        if left := list(self.drops.left_as_it_is([*self.before, *self.after])):
             yield from left
             return
         try:
-            yield from self._changed(place, after, p)
+            yield from self._changed(place, p)
         except Refused as refused:
-            path = path_of(after[0]) if after else None
-            yield Refused(refused.reason, refused.detail, path=refused.path or path)
+            dropouts = [*self.after, *self.before]
+            path = refused.path or (path_of(self.after[0]) if self.after else None)
+            refused.path, refused.inactive = path, self.drops.all_off(dropouts, p)
+            refused.code, refused.at = self._fault()
+            yield refused
 
-    def _changed(self, place: Place[Any], after: list[fx.Node], p: float | None) -> Iterator[Outcome]:
-        head = self.head
-        if after:
-            yield self._clear_after_pooling(place, after, p)
-        elif self.before:
-            yield self._already_before_pooling(place, self.before[-1], p)
-        elif p and head.classifier is not None and not self.all_before:
+    def _out_of_place(self) -> Iterator[Refused]:
+        """Yield a reason for each dropout that cannot move before the pooling, or stands too far before it."""
+        head, drops = self.head, self.drops
+        for node in self.later:
+            if drops.on_predictions(node):
+                yield on_predictions(drops, node)
+                continue
+            detail = f"{name_of(head.classifier)} lies between the pooling and the dropout" if head.classifier else ""
+            yield drops.left(Reason.WEIGHT_BETWEEN, detail, node)
+        for node in self.behind:
+            if (norm := self._norm_before(node)) is not None:
+                detail = f"before the pooling it would shift the statistics of {name_of(norm)}, which lies between them"
+                yield drops.left(Reason.NORM_BETWEEN, detail, node)
+        for node in self.before_norm:
+            norm = drops.batch_norm_between(node, head.pool) or head.pool
+            detail = f"it shifts the statistics of {name_of(norm)}, which follows it: its place is after that norm"
+            yield drops.left(Reason.NORM_BETWEEN, detail, node, code="RW0206")
+
+    def _changed(self, place: Place[Any], p: float | None) -> Iterator[Outcome]:
+        head, elsewhere = self.head, [*self.later, *self.behind, *self.before_norm]
+        if self.before or self.after:
+            yield self._one_before_pooling(place, p)
+        elif p and head.classifier is not None and not any(map(self._is_of_head, elsewhere)):
             yield self._insert(place, p)
-        elif not self.later and not self.behind and not self.all_before:
-            option = "p" if p is None else "head_p"
+        elif not elsewhere:
             detail = (
-                f"no dropout ran after {_where(head)} (a rate of 0 may hide it); give {option}= to insert one before it"
+                f"no dropout ran after {_where(head)} (a rate of 0 may hide it); give {_option(p)}= to insert one "
+                "before it"
             )
             if head.classifier is None:
                 detail = f"{_where(head)} is followed by no classifier"
             yield Refused(Reason.NOTHING_TO_MOVE, detail)
 
-    def _clear_after_pooling(self, place: Place[Any], after: list[fx.Node], p: float | None) -> Change:
-        """Move one dropout before the pooling, unless one is there already, and remove the others."""
-        drops, head, before = self.drops, self.head, self.before
-        moves, interference = Moves(place, drops), place.interference
-        kept = before[-1] if before else max(after, key=drops.rate)
-        removed = [node for node in after if node is not kept]
-        interference.refuse_parallel([*before, *after], head.weights)
-        drops.refuse_other_kinds(kept, not before, removed)
-        if not before:
-            interference.refuse_other_readers([head.pool], after, BECOMES_RANDOM)
-        if head.weights:
-            interference.refuse_other_readers(after, head.weights, NO_LONGER_DROPPED)
-        interference.refuse_writes(after)
-        names = names_apart(after, place.path)
-        actions = [] if before else [f"move {names[kept]} before {_where(head)}"]
+    def _fault(self) -> tuple[str, fx.Node | None]:
+        """The code of what is wrong with the dropouts that may be edited, and the first that is at fault."""
+        if self.after:
+            return "RW0202", self.after[0]
+        return ("RW0205", self.before[0]) if len(self.before) > 1 else ("", None)
+
+    def _is_of_head(self, node: fx.Node) -> bool:
+        """Whether a dropout that cannot be moved acts as the one of the head, so that a second is too many."""
+        return self.drops.acts(node) and not self.drops.on_attention(node) and not self.drops.on_predictions(node)
+
+    def _one_before_pooling(self, place: Place[Any], p: float | None) -> Change:
+        """Keep one dropout before the pooling, of the highest rate, and remove the others.
+
+        Raises:
+            Refused: one is there and no other, or the edit is not possible.
+        """
+        drops, head, dropouts = self.drops, self.head, [*self.before, *self.after]
+        kept = max(dropouts, key=lambda node: (drops.rate(node), node in self.before, dropouts.index(node)))
+        moved, removed = kept in self.after, [node for node in dropouts if node is not kept]
+        switched_on = drops.switches_on(kept, p)
+        if not moved and not removed and not switched_on:
+            detail = f"{name_of(kept)}{drops.kind_of(kept)} is before {_where(head)}"
+            raise Refused(Reason.ALREADY_DONE, detail, path=place.path)
+        self._refuse_interference(place, kept, moved, removed)
+        names, moves = names_apart(dropouts, place.path), Moves(place, drops)
+        actions = [f"move {names[kept]} before {_where(head)}" if moved else f"keep {names[kept]}{drops.kind_of(kept)}"]
         moves.switch_on(kept, p)
-        if not before:
+        if switched_on:
+            actions = [*actions, f"set its rate to {p:g}"] if moved else [f"set the rate of {names[kept]} to {p:g}"]
+        if moved:
             moves.move_before(kept, head.pool, head.source)
-        if drops.switches_on(kept, p):
-            actions.append(f"set its rate to {p:g}")
         for node in removed:
             moves.remove(node)
             actions.append(f"remove {names[node]}")
-        rates = moves.rates([*before, *after], kept, p)
-        return Change(", ".join(actions), WHY, drops.rate_at(kept, p), self._claim(kept, p), rates)
+        rates = moves.rates(dropouts, kept, p)
+        why = WHY if self.after or not removed else ONE
+        setting, claim = drops.rate_at(kept, p, _option(p)), self._claim(kept, p)
+        return Change(", ".join(actions), why, setting, claim, rates, *self._fault())
 
-    def _already_before_pooling(self, place: Place[Any], node: fx.Node, p: float | None) -> Change:
-        drops, moves = self.drops, Moves(place, self.drops)
-        if not drops.switches_on(node, p):
-            detail = f"{name_of(node)}{drops.kind_of(node)} is before {_where(self.head)}"
-            raise Refused(Reason.ALREADY_DONE, detail, path=place.path)
-        moves.switch_on(node, p)
-        rates = moves.rates([node], node, p)
-        action = f"set the rate of {name_of(node)} to {p:g}"
-        return Change(action, WHY, drops.rate_at(node, p), self._claim(node, p), rates)
+    def _refuse_interference(self, place: Place[Any], kept: fx.Node, moved: bool, removed: list[fx.Node]) -> None:
+        """Refuse a change that would affect anything but what reads the head.
+
+        Raises:
+            Refused: dropouts act on parallel paths or are of different kinds; another operation reads a value that
+                changes, or writes to the result of a dropout that is removed.
+        """
+        others, head = place.interference, self.head
+        gone = [kept, *removed] if moved else removed
+        others.refuse_parallel([*self.before, *self.after], head.weights)
+        self.drops.refuse_other_kinds(kept, moved, removed)
+        if moved:
+            others.refuse_other_readers([head.pool], self.after, BECOMES_RANDOM)
+        if head.weights:
+            others.refuse_other_readers(gone, head.weights, NO_LONGER_DROPPED)
+        others.refuse_writes(gone)
 
     def _insert(self, place: Place[Any], p: float) -> Change:
         head, moves = self.head, Moves(place, self.drops)
@@ -149,31 +171,23 @@ class InHead:
         active = self.drops.rate(dropout) > 0 or self.drops.switches_on(dropout, p)
         return noise_claim(self.head.pool) if active else ""
 
-    def _batch_norm_before(self, node: fx.Node) -> fx.Node | None:
+    def _norm_before(self, node: fx.Node) -> fx.Node | None:
         """Return a norm with batch statistics between the pooling and a dropout after it."""
-        flow = self.drops.flow
-        norms = [n for n in self.head.after if facts(n)["kind"] is Kind.NORM and flow.is_ancestor(n, node)]
-        return next((norm for norm in norms if self._uses_the_batch(norm)), None)
-
-    def _batch_norm_after(self, node: fx.Node) -> fx.Node | None:
-        """Return a norm with batch statistics between a dropout and the pooling after it."""
-        flow, pool = self.drops.flow, self.head.pool
-        between = flow.in_order(flow.region(node, pool))
-        return next((n for n in between if facts(n)["kind"] is Kind.NORM and self._uses_the_batch(n)), None)
-
-    def _uses_the_batch(self, norm: fx.Node) -> bool:
-        if norm.op == "call_module":
-            return isinstance(self.drops.model.get_submodule(str(norm.target)), _BatchNorm)
-        return function_name(norm.target) == "batch_norm"  # type: ignore[arg-type]
+        return self.drops.batch_norm_between(self.head.pool, node)
 
 
-def on_predictions(node: fx.Node) -> Refused:
+def on_predictions(drops: Drops, node: fx.Node) -> Refused:
     """Return the reason that it drops the model's predictions."""
     detail = (
         "no weight follows: it drops predictions, and a dropped logit makes a large loss of a right prediction "
         "(H6 and H7 in the paper)"
     )
-    return Refused(Reason.ON_PREDICTIONS, detail, path=path_of(node))
+    return drops.left(Reason.ON_PREDICTIONS, detail, node, code="RW0204")
+
+
+def _option(p: float | None) -> str:
+    """The option that sets the rate of heads, where ``p`` is the present one: one that was given stands above p."""
+    return "p" if p is None else "head_p"
 
 
 def _where(head: Head) -> str:

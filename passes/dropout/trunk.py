@@ -13,7 +13,7 @@ from torch import fx
 
 from rewriter.analysis.residual import Branch
 from rewriter.analysis.weights import PASS_THROUGH
-from rewriter.authoring import Reason, Refused, path_of
+from rewriter.authoring import Reason, Refused
 from rewriter.passes.dropout.drops import Drops
 from rewriter.tracing.facts import facts
 from rewriter.tracing.kinds import Kind
@@ -41,9 +41,11 @@ class OnTrunk:
         return self.of_branches.get(branch, [])
 
 
-def left_on_trunk(node: fx.Node, why: str) -> Refused:
+def left_on_trunk(drops: Drops, node: fx.Node, why: str) -> Refused:
     """Return that the dropout is left where it is, and ``why``."""
-    return Refused(Reason.ON_TRUNK, f"{WORST}. It is left here: {why}", path=path_of(node), pattern="trunk")
+    worst = WORST if drops.acts(node) else f"at its rate of 0 it does nothing; switched on, {WORST}"
+    detail = f"{worst}. It is left here: {why}"
+    return drops.left(Reason.ON_TRUNK, detail, node, pattern="trunk", code="RW0203")
 
 
 def find_on_trunk(drops: Drops, nodes: Iterable[fx.Node], branches: list[Branch]) -> OnTrunk:

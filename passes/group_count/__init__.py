@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rewriter.authoring import Change, Contract, Pass, Place
+from rewriter.authoring import Change, Contract, Lint, Pass, Place
 from rewriter.passes.group_count.rules import (
     Choosing,
     GroupChoice,
@@ -65,6 +65,7 @@ class GroupCount(Pass):
     contract = Contract(eval_output=False, state_dict=True, gradients=True)
     layers = ("rewriter.passes.group_count.layers",)
     default = True
+    codes = (Lint("RW0501", "a number of groups that does not keep the gradient's scale", "note"),)
 
     rule: str | Rule = "isometry"
     tolerance: float = 0.05

@@ -151,7 +151,8 @@ class _Chosen:
             detail = f"num_groups {now}, gradient gain {choice.gains[now]:.2f}{band}; {how}"
             raise Refused(Reason.ALREADY_DONE, detail)
         gain = f"gradient gain {choice.gains[now]:.2f} -> {choice.gains[groups]:.2f}"
-        return groups, Change(f"set num_groups {now} -> {groups}, {gain}{band}", f"{self._choosing.why}; {how}")
+        action = f"set num_groups {now} -> {groups}, {gain}{band}"
+        return groups, Change(action, f"{self._choosing.why}; {how}", code="RW0501")
 
     def _decide(self, place: Hashable, measured: dict[int, float]) -> int | None:
         norm = self._norms.get(place)

@@ -26,7 +26,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rewriter.authoring import Change, Contract, Pass, Place
+from rewriter.authoring import Change, Contract, Lint, Pass, Place
 from rewriter.tracing.facts import facts
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ class ScaleEqualizer(Pass):
     after = ("atrous-rates", "group-count")
     layers = ("rewriter.passes.scale_equalizer.layers",)
     default = True
+    codes = (Lint("RW0101", "maps of different scales are fused"),)
 
     additive: bool = False
 

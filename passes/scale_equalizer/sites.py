@@ -37,7 +37,7 @@ def equalize(place: Place[Fusion], additive: bool) -> Change:
     else:
         for operand in fusion.operands:
             place.edit.wrap_argument(operand.reader, operand.node, Equalizer, name=_NAME)
-    return Change(_action(fusion), _reason(fusion), _constants(place.edit.edits))
+    return Change(_action(fusion), _reason(fusion), _constants(place.edit.edits), code="RW0101")
 
 
 def _action(fusion: Fusion) -> str:

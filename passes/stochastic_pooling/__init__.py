@@ -27,7 +27,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from rewriter.authoring import Change, Contract, Pass, Place
+from rewriter.authoring import Change, Contract, Lint, Pass, Place
 from rewriter.passes.stochastic_pooling.options import checked_keep_prob, checked_scale
 
 if TYPE_CHECKING:
@@ -71,6 +71,7 @@ class StochasticPooling(Pass):
     after = ("dropout",)
     layers = ("rewriter.passes.stochastic_pooling.layers",)
     default = True
+    codes = (Lint("RW0301", "an average pooling could be stochastic", "note"),)
 
     keep_prob: float = 0.5
     scale: str = "sqrt"

@@ -121,6 +121,7 @@ class _Rule:
             f"keep_prob {keep_prob:g} ({holder}.keep_prob)",
             noise_claim(first.node) if first.role is PoolingRole.HEAD else "",
             (Rate(holder, "keep_prob", keep_prob, off=1.0),),
+            "RW0301",
         )
 
     def _refuse(self, pooling: Pooling) -> None:

@@ -52,10 +52,14 @@ from rewriter.authoring import Change, Contract, Kind, Pass, Place, Reason, Refu
 
 @register_layer("$name/layer")
 class Layer(nn.Module):
-    """What is put into the model; this one changes nothing yet."""
+    """What is put into the model; with a factor of 1 it changes nothing."""
+
+    def __init__(self, factor: float = 1.0) -> None:
+        super().__init__()
+        self.factor = factor
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x * 1
+        return x * self.factor
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,8 @@ class $cls(Pass):
     paper = "authors, title, year"
     contract = Contract()  # what it leaves as it is
 
+    factor: float = 1.0
+
     def candidates(self, trace):
         """Every convolution; narrow it down to the places that look right."""
         return (Place(trace, node, "convolution") for node in trace.operations(Kind.CONV))
@@ -77,7 +83,7 @@ class $cls(Pass):
             raise Refused(Reason.ALREADY_DONE, "the layer is there")
         if place.trace.shape(place.node)[-2:] == (1, 1):
             raise Refused("$name/one-position", "the map has one position")
-        place.edit.insert_after(place.node, Layer)
+        place.edit.insert_after(place.node, Layer, factor=self.factor)
         return Change("put the layer behind it", "why")
 ''',
     "test_$module.py": '''\
@@ -110,6 +116,7 @@ What the guideline says, who says it, and when to use it and when not.
 pip install -e .
 pytest
 rewriter plan resnet18 --pass $name --diff
+rewriter plan resnet18 --pass $name:factor=0.5
 ```
 
 What is the paper's, and what is ours: …

@@ -17,7 +17,7 @@ from rewriter.edit.classes import class_name, original_class
 from rewriter.planning.data import PlanData
 from rewriter.planning.diff import diff_of
 from rewriter.planning.record import Record
-from rewriter.planning.render import details_of, order_of
+from rewriter.planning.render import order_of, texts_of_advice, texts_of_site
 from rewriter.text import counted, group, in_milliseconds
 from rewriter.tracing.inputs import BATCH
 
@@ -69,16 +69,16 @@ def show_sites(console: Console, made: PlanData, *, done: bool) -> None:
         sites, _, advice = made.findings(name)
         if sites or advice:
             _indented(console, Text(name, "cyan"), 2)
-        for paths, site in group(sites):
-            mark = ("~ ", "yellow") if site.inactive else ("+ ", "green")
-            _indented(console, Text.assemble(mark, (paths, "bold"), f"  {site.pattern}"), 4)
-            for line in details_of(site):
+        for paths, (mark, pattern, *details) in group(sites, texts_of_site):
+            shown = (f"{mark} ", "yellow" if mark == "~" else "green")
+            _indented(console, Text.assemble(shown, (paths, "bold"), f"  {pattern}"), 4)
+            for line in details:
                 _indented(console, Text(line), 8)
         if advice:
             _indented(console, Text("nothing is edited; it says:"), 4)
-        for paths, item in group(advice):
-            _indented(console, Text.assemble(("* ", "cyan"), (paths, "bold"), f"  {item.pattern}: {item.advice}"), 4)
-            _indented(console, Text(f"because {item.reason}"), 8)
+        for paths, (what, reason) in group(advice, texts_of_advice):
+            _indented(console, Text.assemble(("* ", "cyan"), (paths, "bold"), f"  {what}"), 4)
+            _indented(console, Text(f"because {reason}"), 8)
     if made.idle:
         _indented(console, Text(f"nothing found by {', '.join(made.idle)}", "dim"), 2)
 
@@ -91,10 +91,10 @@ def show_skipped(console: Console, made: PlanData) -> None:
     for reason in dict.fromkeys(skip.reason for skip in made.skipped):
         alike = [skip for skip in made.skipped if skip.reason == reason]
         _indented(console, Text.assemble(("- ", "yellow"), f"{reason}: {len(alike)}"), 2)
-        for paths, skip in group(alike):
-            _indented(console, Text.assemble((paths, "bold"), f"  {skip.pattern} ({skip.pass_name})"), 6)
-            if skip.detail:
-                _indented(console, Text(skip.detail), 10)
+        for paths, (what, detail) in group(alike, lambda skip: (f"{skip.pattern} ({skip.pass_name})", skip.detail)):
+            _indented(console, Text.assemble((paths, "bold"), f"  {what}"), 6)
+            if detail:
+                _indented(console, Text(detail), 10)
 
 
 def show_diff(console: Console, made: PlanData, model: nn.Module) -> None:

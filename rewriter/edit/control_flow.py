@@ -43,6 +43,22 @@ class Arm:
         """Whether the branch is skipped only if one of the attributes ``reads`` is zero, false or missing."""
         return bool(self.tests) and all(_asks_for(test, reads) for test in self.tests)
 
+    def asks_for_presence_of(self, attribute: str) -> Iterator[str]:
+        """Yield the tests that the attribute, such as ``self.drop``, is there."""
+        for test in self.tests:
+            yield from _presence_tests(test, attribute)
+
+
+def _presence_tests(test: ast.expr, attribute: str) -> Iterator[str]:
+    match test:
+        case ast.BoolOp(op=ast.And(), values=values):
+            for value in values:
+                yield from _presence_tests(value, attribute)
+        case ast.Attribute() if ast.unparse(test) == attribute:
+            yield attribute
+        case ast.Compare(left=left, ops=[ast.IsNot()]) if ast.unparse(left) == attribute:
+            yield ast.unparse(test)
+
 
 def _asks_for(test: ast.expr, reads: set[str]) -> bool:
     match test:

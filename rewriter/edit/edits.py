@@ -122,7 +122,7 @@ _OPERATIONS: dict[str, type[Operation]] = {
 
 CODEC = Codec(
     {Edit: _EDITS, Operation: _OPERATIONS}, lists=(Span,), names={"Edit": Edit},
-    added_since=frozenset({"condition", "rates", "parameters", "adds_parameters"}),
+    added_since=frozenset({"condition", "rates", "parameters", "adds_parameters", "inactive", "code", "location"}),
 )  # fmt: skip
 """Converts edits, and what holds them, to plain data and back."""
 

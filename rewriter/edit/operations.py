@@ -84,7 +84,8 @@ class Move(Operation):
     """Move a call from its place to an operand of another expression of the same function.
 
     ``x = self.pool(x); x = self.drop(x)`` becomes ``x = self.pool(self.drop(x))``. A call may be moved to several
-    expressions, exactly one of which is evaluated.
+    expressions, exactly one of which is evaluated. A condition on the presence of the layer moves along:
+    ``(self.drop if self.drop is not None else lambda x: x)(x)``.
     """
 
     kind: ClassVar[str] = "move"
@@ -96,7 +97,16 @@ class Move(Operation):
         data = source.text.encode()
         (start, stop), (inner_start, inner_stop) = offsets(source, node), offsets(source, operand)
         before, after = data[start:inner_start].decode(), data[inner_stop:stop].decode()
+        function, test = ast.unparse(node.func), self._presence(source, node)
+        if test and before.startswith(function):
+            before = f"({function} if {test} else lambda x: x)" + before.removeprefix(function)
         yield from _around(source, self.target, self.target_operand, before, after)
+
+    def _presence(self, source: FunctionSource, node: ast.Call) -> str:
+        """The condition that the called layer is there, under which the call is made and the target is not."""
+        enclosing = branches(source.tree, source.find(self.target))
+        around = [branch for branch in branches(source.tree, node) if branch not in enclosing]
+        return next((test for branch in around for test in branch.asks_for_presence_of(ast.unparse(node.func))), "")
 
 
 @dataclass(frozen=True)

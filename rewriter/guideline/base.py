@@ -5,13 +5,14 @@ from __future__ import annotations
 import abc
 import operator
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
-from rewriter.reasons import Reason, Refused
+from rewriter.guideline.lint import Lint, Location
+from rewriter.reasons import WARNED_OF, Reason, Refused
 
 if TYPE_CHECKING:  # pass metadata can be read without torch
-    from torch import nn
+    from torch import fx, nn
 
     from rewriter.edit.edits import Edit
     from rewriter.guideline.place import Place
@@ -94,6 +95,9 @@ class Site:
         rates: what decides whether the site has an effect; it has none while all of them are off.
         claim: what only one pass may do, such as ``"noise at the pooling of forward_head"``: the first pass to claim it
             keeps it, across rewrites too. Empty if nothing is claimed.
+        code: of the fault that it is; empty for none. This and ``location`` are for :func:`rewriter.check`, and no part
+            of a plan.
+        location: where in the code.
     """
 
     pass_name: str
@@ -105,6 +109,8 @@ class Site:
     rate_at: str = ""
     claim: str = ""
     rates: tuple[Rate, ...] = ()
+    code: str = field(default="", compare=False, repr=False)
+    location: Location | None = field(default=None, compare=False, repr=False)
 
     @property
     def inactive(self) -> bool:
@@ -115,16 +121,39 @@ class Site:
         """Whether the site has no effect at the current rates of ``model``."""
         return bool(self.rates) and all(rate.now(model) == rate.off for rate in self.rates)
 
+    def skipped(self, reason: Reason | str, detail: str) -> Skipped:
+        """Return that this place is left alone, and why."""
+        where = self.code, self.location
+        return Skipped(self.pass_name, self.path, self.pattern, reason, detail, self.inactive, *where)
+
 
 @dataclass(frozen=True)
 class Skipped:
-    """A candidate that is left alone, and why."""
+    """A candidate that is left alone, and why.
+
+    Attributes:
+        pass_name: name of the pass.
+        path: path of the module that it is about.
+        pattern: what was recognised, such as ``"head"``.
+        reason: one of :class:`Reason`, or the pass's own, ``"pass-name/reason"``.
+        detail: the reason in a sentence.
+        inactive: whether it is about something without effect at its present rate.
+        code, location: see :class:`Site`.
+    """
 
     pass_name: str
     path: str
     pattern: str
     reason: Reason | str
     detail: str
+    inactive: bool = False
+    code: str = field(default="", compare=False, repr=False)
+    location: Location | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def warned_of(self) -> bool:
+        """Whether it has an effect against the guideline, of which users should learn without asking."""
+        return self.reason in WARNED_OF and not self.inactive
 
 
 @dataclass(frozen=True)
@@ -137,6 +166,7 @@ class Advice:
         pattern: what was recognised, such as ``"last norm of a residual branch"``.
         advice: what is recommended, in words.
         reason: why.
+        code, location: see :class:`Site`.
     """
 
     pass_name: str
@@ -144,6 +174,13 @@ class Advice:
     pattern: str
     advice: str
     reason: str
+    code: str = field(default="", compare=False, repr=False)
+    location: Location | None = field(default=None, compare=False, repr=False)
+
+    def skipped(self, reason: Reason | str, detail: str) -> Skipped:
+        """Return that this place is left alone, and why."""
+        where = self.code, self.location
+        return Skipped(self.pass_name, self.path, self.pattern, reason, detail, False, *where)
 
 
 @dataclass(frozen=True)
@@ -156,6 +193,8 @@ class Change:
         setting: where the user can change the setting afterwards, if there is one.
         claim: what only one pass may do, see :class:`Site`.
         rates: what decides whether the change has an effect, see :class:`Site`.
+        code: of the fault that is mended, one of the pass's ``codes``; empty if nothing is wrong there.
+        at: the operation that is at fault, if that is not the one of the place.
     """
 
     action: str
@@ -163,14 +202,18 @@ class Change:
     setting: str = ""
     claim: str = ""
     rates: tuple[Rate, ...] = ()
+    code: str = ""
+    at: fx.Node | None = None
 
 
 @dataclass(frozen=True)
 class Recommendation:
-    """A recommendation for a place that is not edited, and the reason."""
+    """A recommendation for a place that is not edited, and the reason; ``code`` and ``at`` as in :class:`Change`."""
 
     advice: str
     reason: str
+    code: str = ""
+    at: fx.Node | None = None
 
 
 Outcome: TypeAlias = Change | Recommendation | Refused
@@ -199,6 +242,7 @@ class Pass(abc.ABC):
         after: names of passes that must come before this one if both are requested.
         default: whether ``passes=None`` includes it, as it does the six passes of the first release.
         layers: modules that register the layers of this pass, if its own module does not.
+        codes: the faults that it finds, for :func:`rewriter.check`.
     """
 
     name: ClassVar[str]
@@ -208,6 +252,7 @@ class Pass(abc.ABC):
     after: ClassVar[tuple[str, ...]] = ()
     default: ClassVar[bool] = False
     layers: ClassVar[tuple[str, ...]] = ()
+    codes: ClassVar[tuple[Lint, ...]] = ()
 
     def candidates(self, trace: Trace) -> Iterable[Place[Any]]:
         """Find the places in ``trace`` where the pass may apply; each is decided separately."""
@@ -228,6 +273,15 @@ class Pass(abc.ABC):
     def find(self, trace: Trace) -> Iterable[Finding] | None:
         """Return all findings at once, for a pass without candidates and decisions; None otherwise."""
         return None
+
+    def check_training(self, trace: Trace, training: Mapping[str, Any]) -> Iterable[Recommendation]:
+        """Say what is wrong with a training configuration for the traced model; see :func:`rewriter.check`.
+
+        Args:
+            trace: of the model.
+            training: the options of the training by name.
+        """
+        return ()
 
     @property
     def measures(self) -> bool:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import sysconfig
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
+from torch import fx
 
 from rewriter.edit.free_names import FreeNames
+from rewriter.edit.positions import positions
 from rewriter.errors import PassError, RewriterError
 from rewriter.guideline.base import Advice, Change, Finding, Outcome, Pass, Recommendation, Site, Skipped
+from rewriter.guideline.lint import Location
 from rewriter.guideline.place import Place
 from rewriter.reasons import Refused
 from rewriter.text import counted
@@ -90,20 +94,44 @@ def _check(item: Pass, place: Place[object], outcomes: Sequence[Outcome]) -> Non
 
 
 def _stamped(item: Pass, place: Place[object], outcome: Outcome) -> Finding:
+    if not isinstance(outcome, (Change, Recommendation, Refused)):
+        raise PassError(
+            f"pass {item.name!r} decides {outcome!r} at {_shown(place)}; "
+            "expected a Change, a Recommendation, Refused or None"
+        )
+    code, location = checked_code(item, outcome.code), _location_of(outcome.at or place.node)
     match outcome:
         case Change(action, reason, setting, claim, rates):
             edits = tuple(place.edits)
-            return Site(item.name, place.path, place.pattern, action, reason, edits, setting, claim, rates)
+            return Site(
+                item.name, place.path, place.pattern, action, reason, edits, setting, claim, rates, code, location
+            )
         case Recommendation(advice, reason):
-            return Advice(item.name, place.path, place.pattern, advice, reason)
+            return Advice(item.name, place.path, place.pattern, advice, reason, code, location)
         case Refused():
             path = place.path if outcome.path is None else outcome.path
             pattern = place.pattern if outcome.pattern is None else outcome.pattern
-            return Skipped(item.name, path, pattern, outcome.reason, outcome.detail)
-    raise PassError(
-        f"pass {item.name!r} decides {outcome!r} at {_shown(place)}; "
-        "expected a Change, a Recommendation, Refused or None"
-    )
+            inactive = outcome.inactive
+            return Skipped(item.name, path, pattern, outcome.reason, outcome.detail, inactive, code, location)
+
+
+def checked_code(item: Pass, code: str) -> str:
+    """Return ``code``, which has to be empty or one of the pass's.
+
+    Raises:
+        PassError: it is neither.
+    """
+    if code and code not in {lint.code for lint in item.codes}:
+        known = ", ".join(lint.code for lint in item.codes) or "none"
+        raise PassError(f"pass {item.name!r} finds a fault {code!r} that is not among its codes ({known})")
+    return code
+
+
+def _location_of(node: fx.Node | None) -> Location | None:
+    """The innermost line of a file that led to ``node``; None for code that is in no file."""
+    frames = (position.frame for position in positions(node)) if node is not None else ()
+    found = next((frame for frame in frames if os.path.isfile(frame.code.co_filename)), None)
+    return Location(os.path.abspath(found.code.co_filename), found.line) if found is not None else None
 
 
 def _shown(place: Place[object]) -> str:

@@ -35,6 +35,9 @@ class LayerBefore(NotScripted):
         layer: nn.Module = self.get_submodule(self.layer_before)
         return super().forward(layer(input), *args, **kwargs)
 
+    def extra_repr(self) -> str:
+        return _said(super().extra_repr(), f"runs {self.layer_before} first")
+
 
 @register_layer("rewriter/layer-behind")
 class LayerBehind(NotScripted):
@@ -46,6 +49,9 @@ class LayerBehind(NotScripted):
         layer: nn.Module = self.get_submodule(self.layer_behind)
         return layer(super().forward(*args, **kwargs))
 
+    def extra_repr(self) -> str:
+        return _said(super().extra_repr(), f"runs {self.layer_behind} on its output")
+
 
 @register_layer("rewriter/layer-instead")
 class LayerInstead(NotScripted):
@@ -55,3 +61,10 @@ class LayerInstead(NotScripted):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self.get_submodule(self.layer_instead)(*args, **kwargs)
+
+    def extra_repr(self) -> str:
+        return _said(super().extra_repr(), f"runs {self.layer_instead} instead")
+
+
+def _said(options: str, what: str) -> str:
+    return f"{options}, {what}" if options else what

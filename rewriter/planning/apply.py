@@ -28,7 +28,6 @@ from rewriter.planning.record import Record, records_in_force, set_records, with
 from rewriter.planning.remembered_inputs import inputs_of_plan
 from rewriter.planning.structure import check_fits
 from rewriter.planning.verify import Verifier
-from rewriter.reasons import TECHNICAL
 from rewriter.tracing.inputs import Inputs, Origin, candidate_inputs
 from rewriter.tracing.trace import trace_candidates
 
@@ -169,8 +168,8 @@ def _known_passes(made: PlanData) -> Iterator[Pass]:
 
 
 def _warn_of_places_left_alone(made: PlanData) -> None:
-    """Warn of places where the guideline applies but the code cannot be edited."""
-    refused = [skip for skip in made.skipped if skip.reason in TECHNICAL]
+    """Warn of places that stay against the guideline: the code cannot be edited, or it is not known how."""
+    refused = [skip for skip in made.skipped if skip.warned_of]
     if refused:
         first = refused[0]
         others = f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""

@@ -35,7 +35,7 @@ def to_data(plan: PlanData) -> dict[str, Any]:
         "contracts": CODEC.to_plain(plan.contracts),
         "notes": list(plan.notes),
         "sites": [_finding(site, *_SITE) for site in plan.sites],
-        "skipped": [_finding(skip, "path", "pattern", "reason", "detail") for skip in plan.skipped],
+        "skipped": [_finding(skip, "path", "pattern", "reason", "detail", "inactive") for skip in plan.skipped],
         "advice": [_finding(advice, "path", "pattern", "advice", "reason") for advice in plan.advice],
         "parameters": plan.parameters,
     }
@@ -77,7 +77,9 @@ def from_data(cls: type[AnyPlan], data: Any) -> AnyPlan:
         passes = CODEC.from_plain(list[dict[str, dict[str, Any]]], data.get("passes"), "passes")
         values["passes"] = [[name, options] for item in passes for name, options in item.items()]
         for kind in ("sites", "skipped", "advice"):
-            values[kind] = [_fields_of(item) for item in CODEC.from_plain(list[dict[str, Any]], data.get(kind), kind)]
+            follows = _FOLLOWS if kind == "sites" else frozenset[str]()
+            found = CODEC.from_plain(list[dict[str, Any]], data.get(kind), kind)
+            values[kind] = [_fields_of(item, follows) for item in found]
         plan = CODEC.from_plain(PlanData, values)
         for skip in plan.skipped:
             reason_of(skip.reason)
@@ -91,8 +93,8 @@ def _finding(finding: Any, *names: str) -> dict[str, Any]:
     return {"pass": finding.pass_name, **{name: CODEC.to_plain(getattr(finding, name)) for name in names}}
 
 
-def _fields_of(data: dict[str, Any]) -> dict[str, Any]:
-    return {"pass_name" if name == "pass" else name: item for name, item in data.items() if name not in _FOLLOWS}
+def _fields_of(data: dict[str, Any], follows: frozenset[str]) -> dict[str, Any]:
+    return {"pass_name" if name == "pass" else name: item for name, item in data.items() if name not in follows}
 
 
 def _check_complete(plan: PlanData) -> None:

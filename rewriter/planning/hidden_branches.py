@@ -135,7 +135,7 @@ def _leave(
     for index, site in sites.items():
         if isinstance(site, Site):
             detail = f"{site.action}: where `{way}` holds, {problem}"
-            findings[index] = Skipped(site.pass_name, site.path, site.pattern, reason, detail)
+            findings[index] = site.skipped(reason, detail)
 
 
 def _refused(findings: Sequence[Finding], here: Iterable[Finding], site: Site, run: _Run) -> str:

@@ -31,5 +31,5 @@ def left_out(sites: Sequence[Site], failing: Sequence[tuple[Site, str]]) -> dict
             reason = "it shares an edit with a place that is not in force"
         if reason is not None:
             detail = f"{site.action}: {reason}"
-            found[id(site)] = Skipped(site.pass_name, site.path, site.pattern, Reason.NOT_IN_FORCE, detail)
+            found[id(site)] = site.skipped(Reason.NOT_IN_FORCE, detail)
     return found

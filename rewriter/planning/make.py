@@ -4,28 +4,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 from torch import nn
 
 from rewriter.analysis.trained_weights import carries_trained_weights, is_told
 from rewriter.edit.classes import class_name, original_class
 from rewriter.errors import ModelError, SelectorError
-from rewriter.guideline.base import Advice, Finding, Pass, Passes, Site, Skipped
+from rewriter.guideline.base import Advice, Finding, Passes, Site, Skipped
 from rewriter.guideline.deciding import findings_of
 from rewriter.guideline.registry import resolve_passes
 from rewriter.model.adapters import refuse_adapters, refuse_mixed_precision
 from rewriter.model.collector import collector_paused
 from rewriter.model.refusal import check_model
 from rewriter.plain_data import json_value
-from rewriter.planning.hidden_branches import on_every_way
-from rewriter.planning.in_force import Recorded, not_in_force, places_left
-from rewriter.planning.left_out import left_out
+from rewriter.planning.decide import decide
 from rewriter.planning.parameter_kinds import find_kinds
 from rewriter.planning.plan import Plan
-from rewriter.planning.record import is_folded, records_in_force
+from rewriter.planning.record import is_folded
 from rewriter.planning.remembered_inputs import inputs_to_run_on
-from rewriter.planning.selection import Preserve, Selection, Selectors, as_sequence, select, selector_texts
+from rewriter.planning.selection import Preserve, Selectors, as_sequence, select, selector_texts
 from rewriter.planning.structure import fingerprint
 from rewriter.reasons import Reason
 from rewriter.tracing.input_description import describe_inputs
@@ -72,9 +69,7 @@ def make_plan(
     found = [finding for item in resolved for finding in findings_of(item, traced)] if traced is not None else []
     seconds["plan"] = time.perf_counter() - started
     started = time.perf_counter()
-    if traced is not None:
-        found = on_every_way(found, traced, resolved)
-    findings = _in_force(found, _Deciding(model, selection, held_back), traced, resolved)
+    findings = decide(found, traced, resolved, selection, held_back) if traced is not None else []
     seconds["record again"] = time.perf_counter() - started
     notes = _notes_on_preserving(findings, changing if trained else set(), preserve, told=not trained or is_told(model))
     if traced is not None and traced.backend != "meta":
@@ -101,71 +96,6 @@ def make_plan(
         find_kinds(traced) if traced else {},
     )
     return made, traced, seconds
-
-
-@dataclass(frozen=True)
-class _Deciding:
-    """What decides about a finding, apart from its pass.
-
-    Attributes:
-        model: the model, for the claims of its earlier rewrites.
-        selection: where edits may be made.
-        held_back: passes that are held back.
-        left_out: sites that are not in force, by identity, as the skipped places they become.
-    """
-
-    model: nn.Module
-    selection: Selection
-    held_back: set[str]
-    left_out: dict[int, Skipped] = field(default_factory=dict)
-
-    def of(self, found: Sequence[Finding]) -> list[Finding]:
-        claims = {site.claim: site for record in records_in_force(self.model) for site in record.plan.sites}
-        return [self._of(finding, claims) for finding in found]
-
-    def _of(self, found: Finding, claims: dict[str, Site]) -> Finding:
-        allows = self.selection.allows
-        if isinstance(found, Advice) and not allows(found.path):
-            return Skipped(found.pass_name, found.path, found.pattern, Reason.FILTERED, f"{found.advice}: not selected")
-        if not isinstance(found, Site):
-            return found
-        if found.pass_name in self.held_back:
-            detail = f"{found.action}: would change the eval output"
-            return Skipped(found.pass_name, found.path, found.pattern, Reason.HELD_BACK, detail)
-        if not all(map(allows, {found.path, *(edit.path for edit in found.edits)})):
-            return Skipped(found.pass_name, found.path, found.pattern, Reason.FILTERED, f"{found.action}: not selected")
-        if id(found) in self.left_out:
-            return self.left_out[id(found)]
-        first = claims.setdefault(found.claim, found) if found.claim else found
-        if first.pass_name != found.pass_name:
-            detail = f"{first.pass_name} acts here ({first.action}); one kind of noise at one pooling"
-            return Skipped(found.pass_name, found.path, found.pattern, Reason.CLAIMED, detail)
-        return found
-
-
-def _in_force(
-    found: Sequence[Finding], deciding: _Deciding, traced: Trace | None, passes: Sequence[Pass]
-) -> list[Finding]:
-    """Decide about all findings, repeatedly, as sites that are not in force make room for others."""
-    while True:
-        decided = deciding.of(found)
-        sites = [finding for finding in decided if isinstance(finding, Site)]
-        if traced is None or not sites:
-            return decided
-        recorded = Recorded(
-            traced.model,
-            traced.inputs,
-            passes,
-            traced.backend,
-            measured=traced.measured,
-            planning=True,
-            modes_alike=traced.modes_alike,
-            left=places_left(finding for finding in decided if isinstance(finding, Skipped)),
-        )
-        failing = not_in_force(sites, recorded)
-        if not failing:
-            return decided
-        deciding.left_out.update(left_out(sites, failing))
 
 
 def _notes_on_preserving(findings: Sequence[Finding], changing: set[str], preserve: str, *, told: bool) -> list[str]:

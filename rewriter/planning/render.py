@@ -6,13 +6,10 @@ from dataclasses import fields
 from typing import Any
 
 from rewriter.edit.edits import AddBehaviour
-from rewriter.guideline.base import Site
+from rewriter.guideline.base import Advice, Site
 from rewriter.guideline.registry import installed_passes
 from rewriter.planning.data import PlanData
 from rewriter.text import counted, group
-
-INACTIVE_REMEDY = "as the model's own setting or with dropout:p=0.2, in Python Dropout(p=0.2), of heads alone head_p"
-"""How to switch on a site without effect."""
 
 
 def text_of(plan: PlanData) -> str:
@@ -29,17 +26,12 @@ def text_of(plan: PlanData) -> str:
         off = sum(site.inactive for site in sites)
         idle = f", {off} inactive" if off else ""
         lines.append(f"{name}: {counted(len(sites) - off, 'site')}{idle}, {len(skipped)} skipped{given}")
-        for paths, site in group(sites):
-            lines.append(f"  {'~' if site.inactive else '+'} {paths}: {site.pattern}")
-            lines += [f"      {line}" for line in details_of(site)]
-            if own := _own_classes(site):
-                lines.append(f"      class of its own: {own}")
-        for paths, skip in group(skipped):
-            lines.append(f"  - {paths}: {skip.pattern} [{skip.reason}]")
-            lines.append(f"      {skip.detail}")
-        for paths, advised in group(advice):
-            lines.append(f"  * {paths}: {advised.pattern}: {advised.advice}")
-            lines.append(f"      because {advised.reason}")
+        for paths, (mark, pattern, *details) in group(sites, texts_of_site):
+            lines += [f"  {mark} {paths}: {pattern}", *(f"      {detail}" for detail in details)]
+        for paths, (pattern, reason, detail) in group(skipped, lambda skip: (skip.pattern, skip.reason, skip.detail)):
+            lines += [f"  - {paths}: {pattern} [{reason}]", f"      {detail}"]
+        for paths, (what, reason) in group(advice, texts_of_advice):
+            lines += [f"  * {paths}: {what}", f"      because {reason}"]
     return "\n".join(lines)
 
 
@@ -48,11 +40,18 @@ def order_of(plan: PlanData) -> str:
     return " → ".join(_with_options(*item) for item in plan.passes) or "no passes"
 
 
-def details_of(site: Site) -> list[str]:
-    """Return what is done at a site, why, and where its rate is set."""
-    no_effect = f"; no effect until it is another, {INACTIVE_REMEDY}" if site.inactive else ""
+def texts_of_site(site: Site) -> list[str]:
+    """Return a mark (``~`` if it has no effect), the pattern, what is done, why, where its rate is set, and which
+    modules get a class of their own."""
+    no_effect = "; no effect until it is another" if site.inactive else ""
     setting = [f"setting: {site.rate_at}{no_effect}"] if site.rate_at else []
-    return [site.action, f"because {site.reason}", *setting]
+    own = [f"class of its own: {names}"] if (names := _own_classes(site)) else []
+    return ["~" if site.inactive else "+", site.pattern, site.action, f"because {site.reason}", *setting, *own]
+
+
+def texts_of_advice(advice: Advice) -> list[str]:
+    """Return what is advised on which pattern, and why."""
+    return [f"{advice.pattern}: {advice.advice}", advice.reason]
 
 
 def _own_classes(site: Site) -> str:

@@ -14,9 +14,8 @@ from rewriter.guideline.base import Advice, Site, Skipped
 from rewriter.layers.registry import CalibratedLayer, calibrated_layers, layer_class
 from rewriter.planning.codec import to_data
 from rewriter.planning.record import Record, records_of, rewritten_parts
-from rewriter.planning.render import INACTIVE_REMEDY, order_of
+from rewriter.planning.render import order_of, texts_of_advice
 from rewriter.planning.staleness import stale as stale_paths
-from rewriter.reasons import TECHNICAL
 from rewriter.text import counted, group, in_milliseconds
 
 
@@ -110,15 +109,13 @@ class Report:
                 done += f", {len(waiting)} inactive" if waiting else ""
                 given = f", {len(advice)} advised on" if advice else ""
                 lines.append(f"{name}: {done}, {len(skipped)} skipped{f' ({why})' if why else ''}{given}")
-                lines += [f"  + {paths}: {site.action}" for paths, site in group(working)]
-                lines += [f"  ~ {paths}: {site.action}: no effect at its rate" for paths, site in group(waiting)]
-                refused = [skip for skip in skipped if skip.reason in TECHNICAL]
-                lines += [f"  ! {paths}: {skip.reason}: {skip.detail}" for paths, skip in group(refused)]
-                lines += [f"  * {paths}: {item.pattern}: {item.advice}" for paths, item in group(advice)]
+                lines += [f"  + {paths}: {what}" for paths, (what,) in group(working, lambda site: (site.action,))]
+                lines += [f"  ~ {paths}: {what}" for paths, (what,) in group(waiting, _waiting)]
+                refused = [skip for skip in skipped if skip.warned_of]
+                lines += [f"  ! {paths}: {what}" for paths, (what,) in group(refused, _refused)]
+                lines += [f"  * {paths}: {what}" for paths, (what, _) in group(advice, texts_of_advice)]
             if record.plan.idle:
                 lines.append(f"nothing found by {', '.join(record.plan.idle)}")
-            if any(site in self.inactive for site in record.plan.sites):
-                lines.append(f"inactive: their rate is 0 (or keeps everything); set another one, {INACTIVE_REMEDY}")
             if record.plan.sites:
                 lines.append(_in_force(record))
             lines.append(f"verified: {record.verdict or 'no'}")
@@ -136,6 +133,16 @@ class Report:
             )
         lines += [f"stale: {path} was replaced after the rewrite; rewrite again to mend it" for path in self.stale]
         return "\n".join(lines)
+
+
+def _waiting(site: Site) -> tuple[str]:
+    """What was done, and at which setting that has no effect: as planned, or as the user has set it since."""
+    now = " and ".join(f"{rate.off:g} ({f'{rate.path}.{rate.name}'.lstrip('.')})" for rate in site.rates if rate.name)
+    return (f"{site.action}: no effect at {(site.rate_at if site.inactive else now) or 'its rate'}",)
+
+
+def _refused(skip: Skipped) -> tuple[str]:
+    return (f"{skip.reason}: {skip.detail}",)
 
 
 def _in_force(record: Record) -> str:

@@ -317,3 +317,4 @@ def test_a_layer_takes_the_place_of_one_in_a_sequential() -> None:
     assert len(rewriter.report(rewritten).applied) == 2
     silu = nn.functional.silu
     assert torch.equal(rewritten(x), silu(model[2](silu(model[0](x)))))
+    assert "runs act instead" in str(rewritten)

@@ -127,6 +127,37 @@ def test_a_condition_that_only_asks_for_the_dropout_itself_does_not_matter(cls: 
     assert not torch.equal(output(rewritten, image(16), training=True), output(rewritten, image(16)))
 
 
+class PresentOneByOne(nn.Module):
+    """A head in one method, whose dropout may be missing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.pool, self.fc = nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Linear(8, 4)
+        self.drop: Any = nn.Dropout(0.5)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        x = self.pool(self.conv(x)).flatten(1)
+        if self.drop is not None:
+            x = self.drop(x)
+        return self.fc(x)
+
+
+class TrueIfPresent(PresentOneByOne):
+    def forward(self, x: torch.Tensor) -> Any:
+        x = self.pool(self.conv(x)).flatten(1)
+        return self.fc(self.drop(x) if self.drop else x)
+
+
+@pytest.mark.parametrize("cls", [PresentOneByOne, TrueIfPresent])
+def test_a_moved_dropout_may_still_be_missing(cls: type[PresentOneByOne]) -> None:
+    model, x = cls(), image(16)
+    rewritten: Any = rewriter.rewrite(model, "dropout", input_size=16)
+    assert [site.action for site in rewriter.report(rewritten).applied] == ["move drop before pool"]
+    assert not torch.equal(output(rewritten, x, training=True), output(rewritten, x))
+    rewritten.drop = None
+    assert torch.equal(output(rewritten, x, training=True), output(model, x))
+
+
 def test_a_dropout_whose_mode_is_switched_alone_is_off_where_it_was_moved_to() -> None:
     rewritten: Any = rewriter.rewrite(IfPresent(), "dropout", input_size=16).train()
     rewritten.drop.eval()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import warnings
 from typing import Any
 
 import pytest
@@ -70,6 +71,57 @@ def test_of_two_dropouts_in_a_branch_one_is_kept() -> None:
     """P6 and P7 together are worse than P6 alone."""
     plan = rewriter.plan(of_zoo("dropout_preact_resnet", dropout_at=("P6", "P7")), Dropout(), input_size=32)
     assert {site.action for site in plan.sites} == {"keep p6, remove p7"}
+
+
+def test_one_on_the_trunk_beside_one_in_the_branch_is_removed() -> None:
+    """They act one after the other, so that one of them can go; at a rate of 0 nobody is alarmed."""
+    options = {"dropout_at": ("P0", "P6")}
+    made = rewriter.plan(of_zoo("dropout_preact_resnet", **options), Dropout(), input_size=32)
+    assert {(site.action, "84.25 %" in site.reason) for site in made.sites} == {
+        ("keep p6, remove p0 from the trunk", True)
+    }
+    off = rewriter.plan(of_zoo("dropout_preact_resnet", **options, drop_rate=0.0), Dropout(), input_size=32)
+    assert len(off.inactive) == 3 and not any("84.25 %" in site.reason for site in off.sites)
+
+
+def test_of_several_dropouts_in_a_head_one_is_kept() -> None:
+    made = rewriter.plan(of_zoo("dropout_preact_resnet", dropout_at=("H3", "H4", "H5")), Dropout(), input_size=32)
+    assert [site.action for site in made.sites] == ["keep h4, remove h3, remove h5"]
+    model: Any = of_zoo("dropout_preact_resnet", dropout_at=("H4", "H5"))
+    model.h4.p = 0.1
+    made = rewriter.plan(model, Dropout(), input_size=32)
+    assert [site.action for site in made.sites] == ["move h5 before pool, remove h4"]
+
+
+@pytest.mark.parametrize(("rate", "sites"), [(0.2, 0), (0.0, 1)])
+def test_a_head_with_a_dropout_that_cannot_move_gets_no_second(rate: float, sites: int) -> None:
+    """Those heads have a weight between the pooling and the dropout; a dropout of rate 0 is none."""
+    model = torchvision.models.mobilenet_v3_small(dropout=rate)
+    made = rewriter.plan(model, Dropout(p=0.2), input_size=64)
+    assert len([site for site in made.sites if site.pattern == "head"]) == sites
+    (left,) = (skip for skip in made.skipped if skip.pattern == "head")
+    assert left.reason is Reason.WEIGHT_BETWEEN and left.inactive is (rate == 0)
+
+
+@pytest.mark.parametrize("rate", [0.2, 0.0])
+def test_what_stays_out_of_place_is_told_unasked_if_it_acts(rate: float) -> None:
+    model = of_zoo("dropout_preact_resnet", dropout_at="H6", drop_rate=rate)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        rewritten = rewriter.rewrite(model, Dropout(), input_size=32)
+    told = [str(w.message) for w in caught if issubclass(w.category, rewriter.PlaceLeftAlone)]
+    assert ["h6" in text for text in told] == ([True] if rate else [])
+    assert ("! h6: on-predictions" in str(rewriter.report(rewritten))) is bool(rate)
+
+
+@pytest.mark.parametrize(("options", "hint"), [({}, "p"), ({"p": 0.2, "head_p": 0}, "head_p")])
+def test_an_inactive_head_says_which_option_sets_its_rate(options: dict[str, float], hint: str) -> None:
+    model = of_zoo("dropout_preact_resnet", dropout_at="H5", drop_rate=0.0)
+    made = rewriter.plan(model, Dropout(**options), input_size=32)
+    (site,) = (site for site in made.sites if site.pattern == "head")
+    assert site.inactive and f"dropout:{hint}=0.2 sets it" in site.rate_at
+    switched_on = rewriter.plan(model, Dropout(**{**options, hint: 0.2}), input_size=32)
+    assert not switched_on.inactive
 
 
 _FAMILIES: dict[str, dict[str, Any]] = {
