@@ -1,8 +1,19 @@
 from .atrous_rates import AtrousRates as AtrousRates
 from .dropout import Dropout as Dropout
 from .group_count import GroupCount as GroupCount
+from .patch_norm import PatchNorm as PatchNorm
+from .position_variance import PositionVariance as PositionVariance
 from .scale_equalizer import ScaleEqualizer as ScaleEqualizer
 from .stochastic_pooling import StochasticPooling as StochasticPooling
 from .weight_decay import WeightDecay as WeightDecay
 
-__all__ = ["AtrousRates", "Dropout", "GroupCount", "ScaleEqualizer", "StochasticPooling", "WeightDecay"]
+__all__ = [
+    "AtrousRates",
+    "Dropout",
+    "GroupCount",
+    "PatchNorm",
+    "PositionVariance",
+    "ScaleEqualizer",
+    "StochasticPooling",
+    "WeightDecay",
+]
