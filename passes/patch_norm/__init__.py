@@ -1,18 +1,19 @@
 """Normalise the patches of a vision transformer before their positions are added.
 
 Rule (Kim et al., *Improved Robustness of Vision Transformer via PreLayerNorm in Patch Embedding*, arXiv:2111.08413; we
-read the abstract and a summary): a vision transformer degrades when the contrast of its images changes, because the patch embedding scales with the image and the positional embedding
-does not. A layer norm in the patch embedding, before the position is added, makes the patch embedding invariant to the
-scale. The summary has it on raw or on projected patches; we cannot tell which the paper means, so both are options.
+read the abstract and a summary): a vision transformer degrades when the contrast of its images changes, because the
+patch embedding scales with the image and the positional embedding does not. A layer norm in the patch embedding, before
+the position is added, makes it invariant to the scale. The summary has the norm on raw or on projected patches; we
+cannot tell which the paper means, so both are options.
 
 Why, in short (our derivation): the sum ``W x + b + position`` is followed by a layer norm, so what counts is the ratio
 of its two parts, and an image of contrast ``a`` has ``a`` times as much of the first. Behind the projection the norm
 gives ``LN(a W x + b) = LN(W x + b / a)``: the same for every ``a`` if the projection has no bias, and nearly the same
-if ``b / a`` is small beside ``W x``. On raw patches ``LN(a x + c) = LN(x)`` for every contrast and brightness, with a
-bias or without; then every patch has the same variance, flat ones too.
+where ``b / a`` is small beside ``W x``. On raw patches ``LN(a x + c) = LN(x)`` for every contrast and brightness, with
+a bias or without; then every patch has the same variance, flat ones too.
 
-Not from the paper: what the norm is called here, its epsilon (1e-6), the form for raw patches in front of a
-convolution, and what counts as a patch embedding.
+Not from the paper: the epsilon (1e-6), the form for raw patches in front of a convolution, and what counts as a patch
+embedding.
 
 Dataflow::
 

@@ -49,8 +49,8 @@ class RawPatchNorm(AddedLayer):
     kernel. What is left of an image at its end, and no patch covers, is cut off: that convolution does not read it.
 
     Takes images of shape ``(N, C, *sizes)`` and returns ``(N, C, *sizes)``, with sizes rounded down to whole patches;
-    the same in both modes. Weight and bias have one value for each of the ``C * prod(kernel)`` values of a patch, in the
-    order of the weight of that convolution.
+    the same in both modes. Weight and bias have one value for each of the ``C * prod(kernel)`` values of a patch, in
+    the order of the weight of that convolution.
 
     Args:
         channels: the number of channels C.
@@ -71,19 +71,18 @@ class RawPatchNorm(AddedLayer):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         dims = range(len(self.kernel))
+        grid = [x.shape[2 + d] // self.kernel[d] for d in dims]
         for d in dims:
-            whole = x.shape[2 + 2 * d] // self.kernel[d]
-            x = x.narrow(2 + 2 * d, 0, whole * self.kernel[d]).unflatten(2 + 2 * d, (whole, self.kernel[d]))
+            x = x.narrow(2 + d, 0, grid[d] * self.kernel[d])
+        whole = x.shape
         # (N, C, rows, height, columns, width) -> (N, rows, columns, C, height, width)
         order = [0, *(2 + 2 * d for d in dims), 1, *(3 + 2 * d for d in dims)]
-        patches = x.permute(order)
+        sizes = [size for pair in zip(grid, self.kernel, strict=True) for size in pair]
+        patches = x.reshape(*x.shape[:2], *sizes).permute(order)
         values = patches.flatten(1 + len(self.kernel))
         values = F.layer_norm(values, values.shape[-1:], self.weight, self.bias, EPS)
         back = [order.index(d) for d in range(len(order))]
-        x = values.reshape(patches.shape).permute(back)
-        for d in dims:
-            x = x.flatten(2 + d, 3 + d)
-        return x
+        return values.reshape(patches.shape).permute(back).reshape(whole)
 
     def extra_repr(self) -> str:
         return f"channels={self.channels}, kernel={self.kernel}, eps={EPS}"

@@ -53,14 +53,15 @@ def _reason(embedding: PatchEmbedding) -> str:
     projection = name_of(embedding.projection)
     if not embedding.bias:
         return f"{_FOLLOWS}; {projection} has no bias, so images of any contrast then give the same tokens"
-    return f"{_FOLLOWS}; {projection} has a bias, which still counts more the lower the contrast (not with where='patches')"
+    return f"{_FOLLOWS}; the bias of {projection} still counts more the lower the contrast (not with where='patches')"
 
 
 def _before_projection(place: Place[AbsolutePosition], embedding: PatchEmbedding) -> None:
     if embedding.kernel:
-        channels = place.trace.shape(embedding.image)[1]
-        options = {"channels": channels, "kernel": list(embedding.kernel)}
-        place.edit.insert_before(embedding.projection, embedding.image, RawPatchNorm, name=_NAME, **options)
+        channels, kernel = place.trace.shape(embedding.image)[1], list(embedding.kernel)
+        place.edit.insert_before(
+            embedding.projection, embedding.image, RawPatchNorm, name=_NAME, channels=channels, kernel=kernel
+        )
     else:
         place.edit.insert_before(embedding.projection, embedding.image, TokenNorm, name=_NAME, width=embedding.width)
 
@@ -82,9 +83,9 @@ def _behind_projection(place: Place[AbsolutePosition], embedding: PatchEmbedding
     refused: Refused | None = None
     for node, channels in _tokens(place, embedding):
         shape = place.trace.shape(node)
-        options = {} if channels == len(shape) - 1 else {"channels_first": True}
+        first = channels != len(shape) - 1
         try:
-            place.edit.insert_after(node, TokenNorm, name=_NAME, width=shape[channels], **options)
+            place.edit.insert_after(node, TokenNorm, name=_NAME, width=shape[channels], channels_first=first)
             return
         except Refused as error:
             refused = refused or error

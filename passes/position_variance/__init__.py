@@ -13,8 +13,8 @@ Why, in short (our derivation): for independent images, Mixup leaves ``lam^2 + (
 with ``antialias=True``, which is another cubic); trained tables are smoother and keep more, so ``k`` is measured.
 
 Not from the paper: that ``k`` is taken over all channels and positions of the grid (not class tokens), counts as a
-constant for gradients, and serves smaller grids likewise; how a table is recognised that was resized when its checkpoint
-was loaded; that a norm of each sample before the sum makes the training configuration harmless.
+constant for gradients, and serves smaller grids likewise; how a table is recognised that was resized when its
+checkpoint was loaded; that a norm of each sample before the sum makes the training configuration harmless.
 
 Dataflow::
 
@@ -53,7 +53,7 @@ class PositionVariance(Pass):
         "Kim and Kim, Configuring Data Augmentations to Reduce Variance Shift in Positional Embedding of Vision "
         "Transformers, arXiv:2405.14115"
     )
-    contract = Contract(eval_output=False, state_dict=False, gradients=True)
+    contract = Contract(eval_output=False, state_dict=True, gradients=True)
     layers = ("rewriter.passes.position_variance.layers",)
     codes = (
         Lint("RW1101", "a resampled positional embedding has another variance"),
@@ -70,6 +70,7 @@ class PositionVariance(Pass):
             from rewriter.passes.position_variance.originals import check_original
 
             check_original(self.original)
+            object.__setattr__(self, "contract", Contract(eval_output=False, state_dict=False))  # a table is scaled
 
     @property
     def measures(self) -> bool:

@@ -24,10 +24,11 @@ def check_original(original: object) -> None:
             raise ValueError(f"{_EXPECTED}, found a tensor of {original.dtype} and shape {tuple(original.shape)}")
         return
     if not isinstance(original, Mapping):
-        hint = "; read the file first, with torch.load or safetensors" if isinstance(original, str) else ""
-        raise ValueError(
-            f"{_EXPECTED}, found {original if isinstance(original, str) else type(original).__name__!r}{hint}"
+        path = isinstance(original, str)
+        found = (
+            f"{original!r}; read the file first, with torch.load or safetensors" if path else type(original).__name__
         )
+        raise ValueError(f"{_EXPECTED}, found {found}")
     if not any(isinstance(value, torch.Tensor) for value in original.values()):
         inside = [str(key) for key, value in original.items() if isinstance(value, Mapping)]
         hint = f"; give what is in it under {listed(inside)}" if inside else ""
@@ -59,9 +60,9 @@ def original_of(
         found, what = original[key], repr(key)
     if found.dim() != like.dim() or found.shape[channels] != like.shape[channels]:
         raise InputError(
-            f"original: expected a table with {like.shape[channels]} channels in dimension {channels} of {like.dim()}, as "
-            f"{name} of shape {tuple(like.shape)}, found {what} of shape {tuple(found.shape)}; give the table that {name} "
-            "was resized from"
+            f"original: expected a table with {like.shape[channels]} channels in dimension {channels} of {like.dim()}, "
+            f"as {name} of shape {tuple(like.shape)}, found {what} of shape {tuple(found.shape)}; give the table that "
+            f"{name} was resized from"
         )
     return found.detach()
 

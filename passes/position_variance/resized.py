@@ -1,8 +1,9 @@
 """Whether a table of positions was resized: its own values prove it, as long as they have not been trained since.
 
 A table that was interpolated from fewer rows and columns lies in the span of that interpolation: as a matrix of rows
-against everything else it has no more independent rows than the original had, and fitting the interpolation to it leaves
-nothing. Tables that are drawn or trained have as many independent rows as rows, and one that was made smaller has, too.
+against everything else it has no more independent rows than the original had, and fitting the interpolation to it
+leaves nothing. Tables that are drawn or trained have as many independent rows as rows, and one that was made smaller
+has, too.
 """
 
 from __future__ import annotations

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import fx
+from torch import fx, nn
 
 from rewriter.analysis.absolute_positions import AbsolutePosition, find_absolute_positions, way_back
 from rewriter.analysis.layout import channel_dimension
 from rewriter.authoring import Change, Place, Reason, Recommendation, Refused, Trace, name_of
+from rewriter.model.whole_state import is_sharded
 from rewriter.passes.position_variance.layers import VarianceKeepingResampling
 from rewriter.passes.position_variance.originals import grid_of, original_of
 from rewriter.passes.position_variance.resized import resized_from
@@ -19,6 +20,7 @@ from rewriter.tracing.facts import facts
 from rewriter.tracing.kinds import Kind, function_name
 
 _CODE = "RW1101"
+_KEEP = (Kind.VIEW, Kind.IDENTITY, Kind.SELECT, Kind.CONSTANT, Kind.EMBEDDING, Kind.DROPOUT)
 _TOLERANCE = 0.01
 """How far from one a ratio of variances may be."""
 
@@ -66,10 +68,10 @@ def rescale(place: Place[Any], original: torch.Tensor | Mapping[str, Any] | None
     if isinstance(place.subject, fx.Node):
         return _in_forward(place, place.subject)
     table: Table = place.subject
-    values = place.model.get_submodule(table.path).state_dict(keep_vars=True)[table.attribute].detach()
-    if original is None:
-        return _noticed(table, values)
-    return _once(place, table, values, original)
+    values = _values(place.model.get_submodule(table.path), table.attribute)
+    if values is None or is_sharded(values):
+        raise Refused("position-variance/no-values", f"{table.name} is sharded; rewrite the model before it is")
+    return _noticed(table, values) if original is None else _once(place, table, values, original)
 
 
 def _in_forward(place: Place[Any], node: fx.Node) -> Change:
@@ -82,8 +84,8 @@ def _in_forward(place: Place[Any], node: fx.Node) -> Change:
     mode = node.kwargs.get("mode", "nearest")
     return Change(
         f"divide what {name_of(node)} gives by the root of k = Var(resampled) / Var(original)",
-        f"the model resamples its positions, here from {_sizes(before)} to {_sizes(after)} ({mode}), which changes their "
-        "variance and not that of the patches",
+        f"the model resamples its positions, here from {_sizes(before)} to {_sizes(after)} ({mode}), which changes "
+        "their variance and not that of the patches",
         code=_CODE,
     )
 
@@ -126,7 +128,7 @@ def _noticed(table: Table, values: torch.Tensor) -> Recommendation | None:
     if found is None or abs(found.ratio - 1) < _TOLERANCE:
         return None
     return Recommendation(
-        f"rescale {table.name}: PositionVariance(original=...) with the table, or the state dict, that it was loaded from",
+        f"rescale {table.name} by PositionVariance(original=...), the table or state dict that it was loaded from",
         f"it is a {found.mode} interpolation from {_sizes(found.size)}, with {found.ratio:.2f} of the variance",
         code=_CODE,
     )
@@ -135,21 +137,16 @@ def _noticed(table: Table, values: torch.Tensor) -> Recommendation | None:
 def _table(position: AbsolutePosition, trace: Trace) -> Table | None:
     """The one tensor that the positions are read from, if its values stay as they are on the way; None otherwise."""
     stored = [node for node in position.constants if node.op == "get_attr" and facts(node)["dtype"].is_floating_point]
-    stored += [
-        node for node in position.constants if facts(node)["kind"] is Kind.EMBEDDING and node.op == "call_module"
-    ]
-    kinds = (Kind.VIEW, Kind.IDENTITY, Kind.SELECT, Kind.CONSTANT, Kind.EMBEDDING, Kind.DROPOUT)
-    if len(stored) != 1 or any(
-        facts(node)["kind"] not in kinds for node in position.constants if node is not stored[0]
-    ):
+    stored += [n for n in position.constants if facts(n)["kind"] is Kind.EMBEDDING and n.op == "call_module"]
+    if len(stored) != 1 or any(facts(n)["kind"] not in _KEEP for n in position.constants):
         return None
     (node,) = stored
     name = f"{node.target}.weight" if node.op == "call_module" else str(node.target)
     path, _, attribute = name.rpartition(".")
-    owned = trace.model.get_submodule(path).state_dict(keep_vars=True)
-    if attribute not in owned:
+    values = _values(trace.model.get_submodule(path), attribute)
+    if values is None:
         return None
-    shape = tuple(owned[attribute].shape)
+    shape = tuple(values.shape)
     channels = channel_dimension(trace.flow, position.features, trace.model)
     full = trace.shape(position.sum)
     width = full[len(full) - 1 if channels is None else channels]
@@ -161,6 +158,11 @@ def _table(position: AbsolutePosition, trace: Trace) -> Table | None:
     tokens, patches = len(shape) - 2, _patches(position, trace)
     extra = shape[tokens] - patches
     return Table(name, path, attribute, len(shape) - 1, tokens, extra) if patches > 1 and extra >= 0 else None
+
+
+def _values(module: nn.Module, attribute: str) -> torch.Tensor | None:
+    found = module._parameters.get(attribute, module._buffers.get(attribute))
+    return None if found is None else found.detach()
 
 
 def _patches(position: AbsolutePosition, trace: Trace) -> int:

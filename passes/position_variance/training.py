@@ -39,10 +39,10 @@ def _mixup(training: Mapping[str, Any], where: str) -> Iterator[Recommendation]:
     if cutmix and _number(training.get("mixup_switch_prob"), 0.5) >= 1:
         return  # every mixture is a CutMix
     alpha, until = _number(training[name]), _number(training.get("mixup_off_epoch"))
+    kept = f"two images mixed at Beta({alpha:g}, {alpha:g}) keep on average {mixup_variance(alpha):.2f} of the variance"
     yield Recommendation(
         f"leave Mixup out ({name}=0) and mix by CutMix, which keeps the variance",
-        f"two images mixed at Beta({alpha:g}, {alpha:g}) keep on average {mixup_variance(alpha):.2f} of the variance of one"
-        f"{f', until epoch {until:g}' if until > 0 else ''}, and {where}",
+        f"{kept} of one{f', until epoch {until:g}' if until > 0 else ''}, and {where}",
         "RW1102",
     )
 
@@ -66,16 +66,15 @@ def _erasing(training: Mapping[str, Any], where: str) -> Iterator[Recommendation
 
 
 def _normalisation(training: Mapping[str, Any]) -> Iterator[Recommendation]:
+    mean, std = (_channels(training.get(name, training.get(f"image_{name}"))) for name in ("mean", "std"))
     if training.get("do_normalize") is False:
         mean, std = (0.0,), (1.0,)
-    else:
-        mean, std = (_channels(training.get(name, training.get(f"image_{name}"))) for name in ("mean", "std"))
     wrong = _impossible(mean, std)
     if wrong is None:
         return
     found = (
-        f"no images have the mean {wrong[0]:g} and the standard deviation {wrong[1]:g}, but such of black and white pixels "
-        f"alone; those of ImageNet keep a variance of about {(0.226 * _unit(mean, std) / wrong[1]) ** 2:.2g}"
+        f"no images have the mean {wrong[0]:g} and the standard deviation {wrong[1]:g}, unless all pixels are black "
+        f"or white; those of ImageNet get a variance of about {(0.226 * _unit(mean, std) / wrong[1]) ** 2:.2g}"
     )
     remedy = (
         "normalise by the mean and standard deviation of the training images (ImageNet: 0.485, 0.456, 0.406 and 0.229, "
@@ -92,7 +91,7 @@ def _normalisation(training: Mapping[str, Any]) -> Iterator[Recommendation]:
 
 
 def _impossible(mean: Sequence[float], std: Sequence[float]) -> tuple[float, float] | None:
-    """A pair that no images of pixels from 0 to 1, or 255, can have: then ``std^2 < mean (1 - mean)``; None for none."""
+    """A pair that no images of pixels from 0 to 1, or 255, have, for ``std^2 < mean (1 - mean)``; None for none."""
     unit = _unit(mean, std)
     for one, deviation in zip(mean, std, strict=False) if len(mean) == len(std) else ():
         if deviation > 0 and (deviation / unit) ** 2 >= one / unit * (1 - one / unit):

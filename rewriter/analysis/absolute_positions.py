@@ -1,7 +1,7 @@
 """Absolute positions: sums of what comes from the input and a table that differs from one position to the next.
 
-The table depends on no input. It may be a parameter, a buffer, rows of an embedding, sines and cosines, and be resampled
-on the way::
+The table depends on no input. It may be a parameter, a buffer, rows of an embedding, sines and cosines, and be
+resampled on the way::
 
     image ─ … ─ projection ─ flatten ─[concat]─ sum ─ …
                            class token ────┘     │
@@ -94,12 +94,13 @@ def _varies(constant: fx.Node, total: fx.Node, flow: Dataflow, model: nn.Module)
 
 
 def _scores(total: fx.Node, flow: Dataflow) -> bool:
-    """Whether a softmax reads the sum: these are scores of an attention, and the table is a relative position."""
+    """Whether the sum is of scores of an attention, before its softmax or behind: the table is a relative position."""
 
     def ends(node: fx.Node) -> bool:
         return has_weight(node, flow) or facts(node)["kind"] in (Kind.NORM, Kind.SOFTMAX, Kind.MATMUL)
 
-    return any(facts(node)["kind"] is Kind.SOFTMAX for node in flow.reachable(total, ends))
+    around = (*way_back(flow.sources(total)[0], flow), *flow.reachable(total, ends))
+    return any(facts(node)["kind"] is Kind.SOFTMAX for node in around)
 
 
 def _ancestors(constant: fx.Node, graph: fx.Graph) -> list[fx.Node]:
