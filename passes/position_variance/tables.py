@@ -44,6 +44,19 @@ class Table:
     extra: int
 
 
+@dataclass(frozen=True, eq=False)
+class Resampling:
+    """A resampling in forward.
+
+    Attributes:
+        node: the operation.
+        alone: whether what it gives is added to the features as it is, and not only a part of it.
+    """
+
+    node: fx.Node
+    alone: bool
+
+
 def find_places(trace: Trace) -> Iterator[Place[Any]]:
     """A place for each resampling of a table in forward, and for each table that forward does not resample."""
     seen: set[Any] = set()
@@ -51,7 +64,8 @@ def find_places(trace: Trace) -> Iterator[Place[Any]]:
         for node in position.resamplings:
             if node not in seen:
                 seen.add(node)
-                yield Place(trace, node, "positions resampled in forward", node, path=facts(node)["owner"].path)
+                subject = Resampling(node, _all_of(position, node))
+                yield Place(trace, node, "positions resampled in forward", subject, path=facts(node)["owner"].path)
         table = None if position.resamplings else _table(position, trace)
         if table is not None and table.name not in seen:
             seen.add(table.name)
@@ -65,7 +79,7 @@ def rescale(place: Place[Any], original: torch.Tensor | Mapping[str, Any] | None
         Refused: it has the variance of the original, or its place cannot be edited.
         InputError: the original does not fit the table.
     """
-    if isinstance(place.subject, fx.Node):
+    if isinstance(place.subject, Resampling):
         return _in_forward(place, place.subject)
     table: Table = place.subject
     values = _values(place.model.get_submodule(table.path), table.attribute)
@@ -74,11 +88,26 @@ def rescale(place: Place[Any], original: torch.Tensor | Mapping[str, Any] | None
     return _noticed(table, values) if original is None else _once(place, table, values, original)
 
 
-def _in_forward(place: Place[Any], node: fx.Node) -> Change:
+def _all_of(position: AbsolutePosition, node: fx.Node) -> bool:
+    """Whether the positions are what ``node`` gives, in another layout and with those of class tokens beside it."""
+    after = {node}
+    for other in position.constants:
+        if not after.isdisjoint(other.all_input_nodes):
+            after.add(other)
+            if facts(other)["kind"] not in (*_KEEP, Kind.CONCAT):
+                return False
+    return True
+
+
+def _in_forward(place: Place[Any], resampling: Resampling) -> Change:
+    node = resampling.node
     if isinstance(place.trace.module_of(node), VarianceKeepingResampling):
         raise Refused(Reason.ALREADY_DONE, "it keeps the variance")
     if node.op != "call_function" or function_name(node.target) != "interpolate":  # type: ignore[arg-type]
         raise Refused("position-variance/no-interpolate", f"{name_of(node)} is no call of F.interpolate", code=_CODE)
+    if not resampling.alone:
+        detail = f"what {name_of(node)} gives is only a part of the positions, and their variance is that of the sum"
+        raise Refused("position-variance/part-of-a-sum", detail)
     place.edit.redirect(node, VarianceKeepingResampling, name="position_resampling")
     before, after = (place.trace.shape(n)[2:] for n in (node.all_input_nodes[0], node))
     mode = node.kwargs.get("mode", "nearest")

@@ -99,8 +99,10 @@ def _scores(total: fx.Node, flow: Dataflow) -> bool:
     def ends(node: fx.Node) -> bool:
         return has_weight(node, flow) or facts(node)["kind"] in (Kind.NORM, Kind.SOFTMAX, Kind.MATMUL)
 
+    *_, first = way_back(flow.sources(total)[0], flow)
+    products = facts(first)["kind"] is Kind.MATMUL and not has_weight(first, flow)  # of queries and keys
     around = (*way_back(flow.sources(total)[0], flow), *flow.reachable(total, ends))
-    return any(facts(node)["kind"] is Kind.SOFTMAX for node in around)
+    return products or any(facts(node)["kind"] is Kind.SOFTMAX for node in around)
 
 
 def _ancestors(constant: fx.Node, graph: fx.Graph) -> list[fx.Node]:
