@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import fx, nn
 from rewriter.analysis.absolute_positions import AbsolutePosition, find_absolute_positions, way_back
 from rewriter.analysis.layout import channel_dimension
 from rewriter.authoring import Change, Place, Reason, Recommendation, Refused, Trace, name_of
+from rewriter.errors import InputError, listed
 from rewriter.model.whole_state import is_sharded
 from rewriter.passes.position_variance.layers import VarianceKeepingResampling
 from rewriter.passes.position_variance.originals import grid_of, original_of
@@ -34,6 +35,7 @@ class Table:
         channels: the dimension of its channels.
         tokens: the dimension of its positions; -1 if they are a map of two dimensions.
         extra: how many of its first positions are those of class tokens.
+        others: names of the other tables of the model.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Table:
     channels: int
     tokens: int
     extra: int
+    others: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +63,7 @@ class Resampling:
 def find_places(trace: Trace) -> Iterator[Place[Any]]:
     """A place for each resampling of a table in forward, and for each table that forward does not resample."""
     seen: set[Any] = set()
+    tables: dict[str, Place[Any]] = {}
     for position in find_absolute_positions(trace.flow, trace.model):
         for node in position.resamplings:
             if node not in seen:
@@ -67,9 +71,11 @@ def find_places(trace: Trace) -> Iterator[Place[Any]]:
                 subject = Resampling(node, _all_of(position, node))
                 yield Place(trace, node, "positions resampled in forward", subject, path=facts(node)["owner"].path)
         table = None if position.resamplings else _table(position, trace)
-        if table is not None and table.name not in seen:
-            seen.add(table.name)
-            yield Place(trace, position.sum, "table of positions", table, path=table.path)
+        if table is not None and table.name not in tables:
+            tables[table.name] = Place(trace, position.sum, "table of positions", table, path=table.path)
+    for place in tables.values():
+        place.subject = replace(place.subject, others=tuple(name for name in tables if name != place.subject.name))
+        yield place
 
 
 def rescale(place: Place[Any], original: torch.Tensor | Mapping[str, Any] | None) -> Change | Recommendation | None:
@@ -123,6 +129,11 @@ def _once(place: Place[Any], table: Table, values: torch.Tensor, original: Any) 
     if values.is_meta:
         detail = f"{table.name} is on the meta device and has no values; load the weights first"
         raise Refused("position-variance/no-values", detail)
+    if table.others and isinstance(original, torch.Tensor):
+        raise InputError(
+            f"original: expected a state dict, for the model has several tables of positions ({table.name}, "
+            f"{listed(table.others)}), found a tensor of shape {tuple(original.shape)}"
+        )
     before = original_of(original, table.name, values, table.channels)
     if before.shape == values.shape:
         raise Refused(Reason.ALREADY_DONE, f"{table.name} has the size of the original")

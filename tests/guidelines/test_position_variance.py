@@ -142,6 +142,16 @@ class TestInForward:
         plan = rewriter.plan(dynamic_vit(), PositionVariance())
         assert not plan.sites and not plan.skipped and not plan.advice
 
+    @pytest.mark.slow
+    def test_compiled_and_exported(self) -> None:
+        model = timm_model("test_vit", dynamic_img_size=True, depth=1)
+        rewritten = rewriter.rewrite(model, PositionVariance(), input_size=192, verify=False).eval()
+        x = torch.randn(1, 3, 192, 192)
+        with torch.no_grad():
+            expected = rewritten(x)
+            assert torch.allclose(torch.compile(rewritten, backend="eager", fullgraph=True)(x), expected, atol=1e-5)
+            assert torch.allclose(torch.export.export(rewritten, (x,)).module()(x), expected, atol=1e-5)
+
     def test_a_second_rewrite_finds_it_done(self) -> None:
         rewritten = rewriter.rewrite(dynamic_vit(), PositionVariance(), input_size=192, verify=False)
         (skip,) = rewriter.plan(rewritten, PositionVariance(), input_size=192).skipped
@@ -377,6 +387,12 @@ class TestBadInput:
         zeros = torch.zeros(1, 101, 64)
         (skip,) = rewriter.plan(model, PositionVariance(original=zeros)).skipped
         assert skip.reason == "position-variance/no-variance"
+
+    def test_of_several_tables_the_tensor_could_be_either(self) -> None:
+        model = timm_model("nest_tiny", img_size=112)
+        state = {name: value.repeat(1, 1, 2, 1) for name, value in model.state_dict().items() if "pos_embed" in name}
+        with pytest.raises(rewriter.InputError, match=r"expected a state dict, for the model has several tables"):
+            rewriter.plan(model, PositionVariance(original=next(iter(state.values()))))
 
     def test_a_table_of_the_same_size_was_not_resized(self) -> None:
         model = timm_model("test_vit")

@@ -15,7 +15,16 @@ from helpers import assert_golden, slow_but
 
 import rewriter
 from rewriter import zoo
-from rewriter.passes import AtrousRates, Dropout, GroupCount, ScaleEqualizer, StochasticPooling, WeightDecay
+from rewriter.passes import (
+    AtrousRates,
+    Dropout,
+    GroupCount,
+    PatchNorm,
+    PositionVariance,
+    ScaleEqualizer,
+    StochasticPooling,
+    WeightDecay,
+)
 
 DROPS = {"drop_rate": 0.2, "drop_path_rate": 0.1}
 
@@ -97,6 +106,15 @@ CASES = {
     "weight-decay/resnet50": Case("resnet50", {}, DECAYED),
     "weight-decay/resnetv2_50": Case("resnetv2_50", {}, DECAYED),
     "weight-decay/densenet121": Case("densenet121", {}, DECAYED),
+    "patch-norm/vit_small": Case("vit_small_patch16_224", {}, (PatchNorm(),)),
+    "patch-norm/deit_small_distilled-patches": Case(
+        "deit_small_distilled_patch16_224", {}, (PatchNorm(where="patches"),)
+    ),
+    "patch-norm/torchvision-vit_b_16": Case("torchvision:vit_b_16", {}, (PatchNorm(),)),
+    "patch-norm/vit_tiny_r_s16": Case("vit_tiny_r_s16_p8_224", {}, (PatchNorm(),)),
+    "position-variance/vit_small_384-dynamic": Case(
+        "vit_small_patch16_384", {"dynamic_img_size": True}, (PositionVariance(),)
+    ),
     "weight-decay/swin_tiny-main": Case("swin_tiny_patch4_window7_224", {}, (WeightDecay({"main": True}),)),
 }
 SLOW = {"group-count/resnet50_gn", "group-count/resnetv2_50d_gn", "group-count/resnetv2_50x1_bit-16"}
