@@ -5,6 +5,7 @@ from .patch_norm import PatchNorm as PatchNorm
 from .position_variance import PositionVariance as PositionVariance
 from .scale_equalizer import ScaleEqualizer as ScaleEqualizer
 from .stochastic_pooling import StochasticPooling as StochasticPooling
+from .timestep_embedding import TimestepEmbedding as TimestepEmbedding
 from .weight_decay import WeightDecay as WeightDecay
 
 __all__ = [
@@ -15,5 +16,6 @@ __all__ = [
     "PositionVariance",
     "ScaleEqualizer",
     "StochasticPooling",
+    "TimestepEmbedding",
     "WeightDecay",
 ]

@@ -22,6 +22,7 @@ from rewriter.edit.operations import (
     Move,
     Operation,
     Redirect,
+    RedirectBinary,
     Remove,
     RemoveBinary,
     Wrap,
@@ -117,7 +118,8 @@ _EDITS: dict[str, type[Edit]] = {
     cls.kind: cls for cls in (SetAttribute, ChangeTensor, AddModule, AddBehaviour, EditMethod)
 }
 _OPERATIONS: dict[str, type[Operation]] = {
-    cls.kind: cls for cls in (Move, Remove, RemoveBinary, Wrap, WrapTogether, Redirect, Adopt, CallMethod)
+    cls.kind: cls
+    for cls in (Move, Remove, RemoveBinary, Wrap, WrapTogether, Redirect, RedirectBinary, Adopt, CallMethod)
 }
 
 CODEC = Codec(

@@ -199,6 +199,42 @@ class Redirect(Operation):
 
 
 @dataclass(frozen=True)
+class RedirectBinary(Operation):
+    """Let a submodule stand for an operator: ``x + y`` → ``self.module(x, y)``, ``x += y`` → ``x = self.module(x, y)``.
+
+    ``operand`` is always 0, the left one.
+    """
+
+    kind: ClassVar[str] = "redirect-binary"
+    module: str
+
+    def splices(self, source: FunctionSource) -> Iterator[Splice]:
+        node, called = source.find(self.call), _submodule(_receiver_name(source), self.module)
+        stop = offsets(source, node)[1]
+        if isinstance(node, ast.AugAssign):
+            start, end = self._operator(source, node.target, node.value, "=")
+            yield Splice(start, end, f" = {called}({ast.unparse(node.target)},", order=-1)
+        elif isinstance(node, ast.BinOp):
+            first = offsets(source, node)[0]
+            yield Splice(first, first, f"{called}(", order=-1)
+            start, end = self._operator(source, node.left, node.right, "")
+            yield Splice(start, end, ",")
+        else:
+            raise SourceError(f"`{source.segment(self.call)}` is no binary operation")
+        yield Splice(stop, stop, ")", order=1)
+
+    def _operator(self, source: FunctionSource, left: ast.expr, right: ast.expr, ending: str) -> tuple[int, int]:
+        """Where the operator between two operands is, which may be in parentheses."""
+        start, stop = offsets(source, left)[1], offsets(source, right)[0]
+        between = source.text.encode()[start:stop].decode()
+        found = re.fullmatch(rf"([\s)\\]*)([-+*/@%&|^<>]+{ending})[\s(\\]*", between)
+        if found is None:
+            raise SourceError(f"`{source.segment(self.call)}`: a comment stands beside the operator")
+        before = len(found[1].rstrip(" "))  # `x + y` → `module(x, y)`
+        return start + before, start + len(found[1]) + len(found[2])
+
+
+@dataclass(frozen=True)
 class Adopt(Operation):
     """Turn a helper function that the method calls into a method, with a change in it.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +14,7 @@ from rewriter.edit.expression import Expression, expression_at
 from rewriter.edit.expressions import direct
 from rewriter.edit.names import called_function
 from rewriter.edit.new_layer import LayerName, NewLayer
-from rewriter.edit.operations import RECEIVER, Adopt, Operation, Redirect
+from rewriter.edit.operations import RECEIVER, Adopt, Operation, Redirect, RedirectBinary
 from rewriter.edit.positions import Position, positions
 from rewriter.edit.source import read_source
 from rewriter.errors import SourceError
@@ -26,6 +27,9 @@ class Redirects(DataEdits):
     @making
     def redirect(self, call: fx.Node, layer: LayerName, *, name: str = "", **options: Any) -> list[Edit]:
         """Let a new layer stand for the function or the module of the call ``call``; it gets the arguments as written.
+
+        For an operator it gets the two operands: ``x + y`` → ``self.layer(x, y)``. Where the operation works in place
+        (``x += y``, ``x.add_(y)``), the layer has to write to its first argument, for others may hold it.
 
         Where a helper function makes the call, the method that calls the helper gets a copy of it as a method. A module
         that is called once, by no method that can be edited (in an ``nn.Sequential``), gets a behaviour that runs it.
@@ -59,7 +63,16 @@ class Redirects(DataEdits):
             operation = self._adoption(where, expression, call, child)
         return [new.child(expression.path, child), expression.edit(operation)]
 
-    def _redirection(self, where: Position, expression: Expression, call: fx.Node, child: str) -> Redirect:
+    def _redirection(
+        self, where: Position, expression: Expression, call: fx.Node, child: str
+    ) -> Redirect | RedirectBinary:
+        if isinstance(expression.node, (ast.BinOp, ast.AugAssign)):
+            binary = RedirectBinary(expression.span, 0, child)
+            try:
+                tuple(binary.splices(expression.source))
+            except SourceError as error:
+                raise Refused(Reason.NOT_MOVABLE, str(error)) from error
+            return binary
         number = self._at.operand_number(where, expression, call, call.all_input_nodes[0])
         redirect = Redirect(expression.span, number, child)
         module = self._at.calls_module(expression, call)
@@ -83,7 +96,10 @@ class Redirects(DataEdits):
             source = read_source(helper)
             inside = expression_at(expression.path, type(None), code.co_name, source, where.frame)
             inside = replace(inside, in_method=False)
-            adopt = replace(adopt, digest=source.digest, change=self._redirection(where, inside, call, child))
+            change = self._redirection(where, inside, call, child)
+            if isinstance(change, RedirectBinary):
+                raise SourceError(f"the operator is written in the function {code.co_qualname}")
+            adopt = replace(adopt, digest=source.digest, change=change)
             adopt.text_of_method(source)
             return adopt
         except SourceError as error:

@@ -30,8 +30,8 @@ def has_values(trace: Trace) -> bool:
     return not any(tensor.device.type == "meta" for tensor in tensors)
 
 
-def run_on_values(trace: Trace, kinds: frozenset[Kind], watch: Watch) -> None:
-    """Run the model in evaluation mode on its own weights and inputs, see :func:`run_with`.
+def run_on_values(trace: Trace, kinds: frozenset[Kind], watch: Watch, inputs: Inputs | None = None) -> None:
+    """Run the model in evaluation mode on its own weights, see :func:`run_with`.
 
     Parameters are shared with the model, except the few that forward writes to; buffers are copied. So weights take no
     extra memory.
@@ -39,6 +39,7 @@ def run_on_values(trace: Trace, kinds: frozenset[Kind], watch: Watch) -> None:
     Args:
         trace: a trace for which :func:`has_values` is true.
         kinds, watch: see :func:`run_with`.
+        inputs: what it is run on, with the shapes of the traced inputs; by default those.
 
     Raises:
         TraceError: see :func:`run_with`.
@@ -52,7 +53,7 @@ def run_on_values(trace: Trace, kinds: frozenset[Kind], watch: Watch) -> None:
             own = own.clone()
         return nn.Parameter(own, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else own
 
-    run_with(trace, kinds, watch, twin, trace.inputs.map(lambda tensor: tensor.detach().clone()))
+    run_with(trace, kinds, watch, twin, (inputs or trace.inputs).map(lambda tensor: tensor.detach().clone()))
 
 
 def run_with(
