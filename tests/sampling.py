@@ -2,7 +2,7 @@
 
 ``@pytest.mark.sweep("name", NAMES)`` says over which names a test's parameter ``name`` goes. With ``--sample`` only the
 part of today is run, in every test of the sweep the same one; ``--sample-seed`` runs that of another day. Of the tests
-that are marked ``slow`` and are no sweep (processes, trainings) every second one is run, the others on the next day.
+that are marked ``slow`` and are no sweep (processes, trainings) every third one is run, the others on the next days.
 Without either option, all are run.
 
 ``--quick`` is for while one works: neither sweeps nor slow tests, and of a test with many parameters the first.
@@ -20,14 +20,18 @@ PARTS = 32
 """Days until every name was run; no multiple of seven, so that a project tested once a week sees other parts too."""
 
 
+SLOW_PARTS = 3
+"""Days until every slow test was run."""
+
+
 def in_part(names: Iterable[str], seed: int) -> list[str]:
     """The names that are run for ``seed``: every :data:`PARTS`-th, so that relatives are not run on one day."""
     return list(names)[seed % PARTS :: PARTS]
 
 
 def is_of_today(test: str, seed: int) -> bool:
-    """Whether a slow test is run for ``seed``: on every second day."""
-    return zlib.crc32(test.encode()) % 2 == seed % 2
+    """Whether a slow test is run for ``seed``: on one of :data:`SLOW_PARTS` days."""
+    return zlib.crc32(test.encode()) % SLOW_PARTS == seed % SLOW_PARTS
 
 
 def is_quick(item: pytest.Item) -> bool:
@@ -83,6 +87,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     seed = config.option.sample_seed
     if seed is not None:
         terminalreporter.write_line(
-            f"sweeps: part {seed % PARTS + 1} of {PARTS}, slow tests: part {seed % 2 + 1} of 2; "
+            f"sweeps: part {seed % PARTS + 1} of {PARTS}, slow tests: part {seed % SLOW_PARTS + 1} of {SLOW_PARTS}; "
             f"--sample-seed={seed} runs the same ones again"
         )
