@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from rewriter.edit.held_methods import wrapped_edit
 from rewriter.errors import ModelError, UndoError
 from rewriter.guideline.base import Passes
 from rewriter.layers.registry import is_layer
-from rewriter.model.copying import Model, copy_model
+from rewriter.model.copying import copy_model
 from rewriter.model.refusal import check_model
 from rewriter.model.whole_state import whole_state_dict
 from rewriter.model.wrappers import (
@@ -35,12 +36,14 @@ from rewriter.planning.record import is_folded, records_of, rewritten_parts, set
 from rewriter.planning.remembered_inputs import inputs_to_run_on
 from rewriter.planning.report import Report, make_report
 from rewriter.planning.selection import Preserve, Selectors
+from rewriter.subjects.function_module import FunctionModule, Subject, as_module
+from rewriter.subjects.held_function import is_function, name_of
 from rewriter.tracing.input_types import ExampleInputs, InputSize
 from rewriter.tracing.trace import Trace, trace_candidates
 
 
 def rewrite(
-    model: Model,
+    model: Subject,
     passes: Passes | None = None,
     *,
     example_inputs: ExampleInputs | None = None,
@@ -52,14 +55,16 @@ def rewrite(
     verify: bool = True,
     plan_file: str | Path | None = None,
     all_ranks: bool = True,
-) -> Model:
-    """Apply guidelines to ``model`` and return it, an object of the same class.
+) -> Subject:
+    """Apply guidelines to ``model`` and return it, an object of the same class; of a function, one called alike.
 
     Rewrite before building the optimizer, EMA, ``torch.compile`` and DDP: with ``inplace=False`` the result is a copy
     with its own parameters.
 
     Args:
-        model: any ``nn.Module`` that runs on the input; its mode, device and data types are kept.
+        model: any ``nn.Module`` that runs on the input; its mode, device and data types are kept. Or a function, such
+            as a loss, with ``example_inputs``: it stays as it is, and what is returned has its signature and
+            ``__wrapped__``, and is pickled.
         passes: None for the passes that are applied by default, the six of this project; ``()`` for none; or names,
             instances and one-key dicts with options.
         example_inputs: a tensor, a tuple of positional arguments, a dict of keyword arguments, or a list of tensors.
@@ -89,11 +94,12 @@ def rewrite(
     """
     inplace, verify = checked_flag("inplace", inplace), checked_flag("verify", verify)
     all_ranks = checked_flag("all_ranks", all_ranks)
+    subject = as_module(model, inplace=inplace)
     planned: list[tuple[Plan, Trace | None, dict[str, float]]] = []
 
     def make() -> Plan:
         found = make_plan(
-            model,
+            subject,
             passes,
             example_inputs=example_inputs,
             input_size=input_size,
@@ -104,28 +110,33 @@ def rewrite(
         planned.append(found)
         return found[0]
 
+    result: Subject
     if plan_file is None:
         made = make()
         check_same_plan(made, all_ranks=all_ranks)
     else:
-        check_model(model)
+        check_model(subject)
         made = plan_of_file(plan_file, make, passes, all_ranks=all_ranks)
-        if is_rewritten_by(model, made):
+        if is_rewritten_by(subject, made):
             return model
     if planned and planned[0][0] == made:
         ((made, traced, seconds),) = planned
         inputs = traced.inputs if traced else None
         planned.clear()
         del traced  # the trace's graphs need not outlive the plan
-        return apply_plan(made, model, inplace=inplace, verify=verify, inputs=inputs, in_force=True, seconds=seconds)
+        result = apply_plan(
+            made, subject, inplace=inplace, verify=verify, inputs=inputs, in_force=True, seconds=seconds
+        )
+        return result
     inputs = None
     if made.sites and (example_inputs is not None or input_size is not None):
-        inputs = trace_candidates(model, inputs_to_run_on(model, example_inputs, input_size)).inputs
-    return apply_plan(made, model, inplace=inplace, verify=verify, inputs=inputs, exactly=True)
+        inputs = trace_candidates(subject, inputs_to_run_on(subject, example_inputs, input_size)).inputs
+    result = apply_plan(made, subject, inplace=inplace, verify=verify, inputs=inputs, exactly=True)
+    return result
 
 
 def plan(
-    model: nn.Module,
+    model: Callable[..., Any],
     passes: Passes | None = None,
     *,
     example_inputs: ExampleInputs | None = None,
@@ -142,12 +153,20 @@ def plan(
         [('dropout', 'head')]
     """
     return make_plan(
-        model, passes, example_inputs=example_inputs, input_size=input_size, only=only, skip=skip, preserve=preserve
+        as_module(model),
+        passes,
+        example_inputs=example_inputs,
+        input_size=input_size,
+        only=only,
+        skip=skip,
+        preserve=preserve,
     )[0]
 
 
-def undo(model: Model, inplace: bool = False) -> Model:
+def undo(model: Subject, inplace: bool = False) -> Subject:
     """Undo every rewrite of ``model``: classes, structure, hyper-parameters and forward; weights keep their values.
+
+    For a rewritten function this is the function that was given, the same object.
 
     If edits changed the output, a :class:`rewriter.RewriterWarning` names them: with the current weights, the original
     computes something else. If the model is wrapped (DDP, ``torch.compile``, activation checkpointing), or contains
@@ -163,26 +182,33 @@ def undo(model: Model, inplace: bool = False) -> Model:
         >>> type(rewriter.undo(model)) is timm.models.resnet.ResNet
         True
     """
-    parts = rewritten_parts(looked_through(model))
+    subject: Any = model
+    if is_function(subject):
+        raise UndoError(f"{name_of(subject)} was not rewritten: it is the original")
+    parts = rewritten_parts(looked_through(subject))
     inplace = checked_flag("inplace", inplace)
     if not parts:
-        raise UndoError(f"{type(inside(model)).__name__} was not rewritten, or is only a part of a model that was")
+        raise UndoError(f"{type(inside(subject)).__name__} was not rewritten, or is only a part of a model that was")
     if any(is_folded(part) for _, part in parts):
         raise UndoError("the model was folded for export: its weights are not those of the original any more")
     _refuse_other_classes(parts)
-    _refuse_trained_copies(model)
-    if not inplace and is_flattened(model):
+    _refuse_trained_copies(subject)
+    if not inplace and is_flattened(subject):
         raise ModelError("the model is sharded by FSDP, and cannot be copied: rewriter.undo(model, inplace=True)")
     _refuse_wrapped_forward(parts)
     for _, part in parts:
         warn_of_changed_output(part, "rewriter.undo")
-    result = model if inplace else copy_model(model, "rewriter.undo(model, inplace=True) needs no copy.")
+    if isinstance(subject, FunctionModule) and not inplace:
+        original: Subject = subject.__wrapped__
+        return original
+    result: Any = subject if inplace else copy_model(subject, "rewriter.undo(model, inplace=True) needs no copy.")
     for _, part in rewritten_parts(result):
         for record in reversed(records_of(part)):
             take_back(part, record.applied)
         remove_mark(part)
         set_records(part, ())
-    return result
+    restored: Subject = result.__wrapped__ if isinstance(result, FunctionModule) else result
+    return restored
 
 
 def _refuse_other_classes(parts: list[tuple[str, nn.Module]]) -> None:
@@ -237,7 +263,7 @@ def _refuse_trained_copies(model: nn.Module) -> None:
             )
 
 
-def report(model: nn.Module) -> Report:
+def report(model: Callable[..., Any]) -> Report:
     """Report what was applied to a rewritten model, what was skipped and why, what was verified, and what is stale.
 
     The model may be wrapped or compiled, or contain rewritten models as parts: the report is about those inside.
@@ -247,11 +273,13 @@ def report(model: nn.Module) -> Report:
         >>> rewriter.report(model).verified, len(rewriter.report(model).applied)
         (True, 1)
     """
-    return make_report(looked_through(model))
+    return Report((), ()) if is_function(model) else make_report(looked_through(model))
 
 
-def trace(model: nn.Module, example_inputs: ExampleInputs | None = None, input_size: InputSize | None = None) -> Trace:
-    """Run a skeleton of ``model`` and record it; the model itself is not touched.
+def trace(
+    model: Callable[..., Any], example_inputs: ExampleInputs | None = None, input_size: InputSize | None = None
+) -> Trace:
+    """Run a skeleton of ``model``, or a function, and record it; the model itself is not touched.
 
     Without an input, it is run on that of its latest rewrite, or else on the size in its own configuration.
 
@@ -263,12 +291,13 @@ def trace(model: nn.Module, example_inputs: ExampleInputs | None = None, input_s
         >>> [trace.shape(node) for node in trace.operations(rewriter.authoring.Kind.LINEAR)]
         [(2, 1000)]
     """
-    check_model(model)
-    return trace_candidates(model, inputs_to_run_on(model, example_inputs, input_size))
+    subject = as_module(model)
+    check_model(subject)
+    return trace_candidates(subject, inputs_to_run_on(subject, example_inputs, input_size))
 
 
 def to_graph_module(
-    model: nn.Module, example_inputs: ExampleInputs | None = None, input_size: InputSize | None = None
+    model: Callable[..., Any], example_inputs: ExampleInputs | None = None, input_size: InputSize | None = None
 ) -> fx.GraphModule:
     """Export the model as one flat ``fx.GraphModule`` that shares its parameters.
 

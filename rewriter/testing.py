@@ -11,16 +11,20 @@ from rewriter.api import original_state_dict, plan, undo
 from rewriter.edit.classes import ClassEdit, MethodEdit, class_name, derive, re_emittable_methods, readable_sources
 from rewriter.guideline.base import Passes
 from rewriter.model.contents import tensors_held
-from rewriter.model.copying import Model, copy_model
+from rewriter.model.copying import copy_model
 from rewriter.model.differences import differences
 from rewriter.model.random_state import random_state_kept
 from rewriter.model.state import state_kept
 from rewriter.planning.apply import apply_plan
 from rewriter.planning.mark import nothing_said
 from rewriter.planning.record import records_of
+from rewriter.planning.remembered_inputs import inputs_to_run_on
+from rewriter.subjects.function_module import Subject, as_module
+from rewriter.subjects.held_function import is_function
 from rewriter.text import counted
+from rewriter.tracing.containers import tensors_in
 from rewriter.tracing.input_types import ExampleInputs, InputSize
-from rewriter.tracing.inputs import Inputs, candidate_inputs
+from rewriter.tracing.inputs import Inputs
 from rewriter.tracing.written import written_parameters
 
 
@@ -48,18 +52,23 @@ def null_rewrite(model: nn.Module, inplace: bool = False) -> nn.Module:
 def behaviour(model: nn.Module, inputs: Inputs, *, training: bool, seed: int = 0) -> dict[str, Any]:
     """Collect everything that can be compared about one run: outputs, gradients, buffers and the random state.
 
-    The model's state is restored afterwards.
+    The model's state is restored afterwards. Without parameters, as in a loss, the gradients are those of the inputs.
     """
+    asked = list[tuple[str, torch.Tensor]](model.named_parameters())
+    if not asked:
+        inputs = inputs.map(lambda t: t.detach().clone().requires_grad_(training and t.is_floating_point()))
+        asked = [(f"input {number}", t) for number, t in enumerate(tensors_in((inputs.args, inputs.kwargs)))]
     with state_kept(model, written_parameters(model, inputs)), random_state_kept():
         torch.manual_seed(seed)
         model.train(training)
         with torch.set_grad_enabled(training):
             outputs = tensors_held(model(*inputs.args, **inputs.kwargs))
-            if training:
-                torch.stack([t.float().square().mean() for t in outputs if t.requires_grad]).sum().backward()  # type: ignore[no-untyped-call]
+            means = [t.float().square().mean() for t in outputs if t.requires_grad]
+            if training and means:
+                torch.stack(means).sum().backward()  # type: ignore[no-untyped-call]
         found = {
             "outputs": [t.detach().clone() for t in outputs],
-            "gradients": {n: None if p.grad is None else p.grad.clone() for n, p in model.named_parameters()},
+            "gradients": {n: None if t.grad is None else t.grad.clone() for n, t in asked},
             "buffers": {name: buffer.clone() for name, buffer in model.named_buffers()},
             "random": torch.get_rng_state(),
         }
@@ -67,13 +76,13 @@ def behaviour(model: nn.Module, inputs: Inputs, *, training: bool, seed: int = 0
 
 
 def check_contract(
-    model: Model,
+    model: Subject,
     passes: Passes,
     *,
     example_inputs: ExampleInputs | None = None,
     input_size: InputSize | None = None,
     must_find: bool = False,
-) -> Model:
+) -> Subject:
     """Assert on ``model`` what every pass promises, and return the rewritten model.
 
     The contract is verified, a second rewrite finds nothing to do, a plan survives JSON, a checkpoint of the original
@@ -81,7 +90,7 @@ def check_contract(
     behaves exactly like the original in both modes.
 
     Args:
-        model: the original; it is not changed.
+        model: the original, a model or a function; it is not changed.
         passes, example_inputs, input_size: as for :func:`rewriter.rewrite`.
         must_find: also assert that something is applied; a pass that does nothing keeps every promise.
 
@@ -92,30 +101,35 @@ def check_contract(
         >>> model = timm.create_model("test_resnet", drop_rate=0.2)
         >>> model = rewriter.testing.check_contract(model, "dropout", must_find=True)
     """
-    inputs = candidate_inputs(model, example_inputs, input_size)[0]
-    made = plan(model, passes, example_inputs=example_inputs, input_size=input_size)
+    subject: Any = as_module(model)
+    inputs = inputs_to_run_on(subject, example_inputs, input_size)[0]
+    made = plan(subject, passes, example_inputs=example_inputs, input_size=input_size)
     found = f"{counted(len(made.skipped), 'place')} left alone:\n{made}" if made.skipped else "no candidates"
-    assert made.sites or not must_find, f"nothing is applied to this {type(model).__name__}; {found}"
+    assert made.sites or not must_find, f"nothing is applied to this {type(subject).__name__}; {found}"
     assert type(made).from_json(made.to_json()) == made, "the plan does not survive JSON"
-    rewritten = apply_plan(made, model, inputs=inputs)
+    rewritten: Any = apply_plan(made, subject, inputs=inputs)
     verdict = records_of(rewritten)[-1].verdict
     assert verdict is not None and not verdict.failed, str(verdict)
     with nothing_said():
-        _check_checkpoints(model, rewritten)
+        _check_checkpoints(subject, rewritten)
     again = plan(rewritten, passes, example_inputs=example_inputs, input_size=input_size)
     assert not again.sites, (
         f"a second rewrite finds more to do; where the edit is made already, decide() has to raise "
         f"Refused(Reason.ALREADY_DONE, …):\n{again}"
     )
+    result: Subject = rewritten
     with nothing_said():
-        restored = undo(rewritten)
-    assert [type(m) for m in restored.modules()] == [type(m) for m in model.modules()], "undo left other classes"
+        restored: Any = undo(rewritten)
+    if is_function(model):
+        assert restored is subject.__wrapped__, "undo gives another function than the original"
+        return result
+    assert [type(m) for m in restored.modules()] == [type(m) for m in subject.modules()], "undo left other classes"
     for training in (False, True):
         others = differences(
-            behaviour(model, inputs, training=training), behaviour(restored, inputs, training=training)
+            behaviour(subject, inputs, training=training), behaviour(restored, inputs, training=training)
         )
         assert not others, f"after undo these differ: {others[:5]}"
-    return rewritten
+    return result
 
 
 def _check_checkpoints(model: nn.Module, rewritten: nn.Module) -> None:

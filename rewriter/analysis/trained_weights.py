@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import nn
 
@@ -11,11 +13,14 @@ from rewriter.tracing.kinds import is_norm
 def carries_trained_weights(model: nn.Module) -> bool:
     """Whether norm statistics or affine parameters have left their initial values.
 
-    A model without norms counts as trained, since there is no evidence. Tensors without values (meta) count as fresh.
+    A model without norms counts as trained, since there is no evidence; one without any tensors, such as a loss, does
+    not. Tensors without values (meta) count as fresh.
     Layers with other initial values (a zero-initialised last gamma) are fresh as long as each tensor is constant:
     training makes its entries differ. If a norm has running statistics, only these count: transformers initialises the
     gammas of some batch norms at random.
     """
+    if next(itertools.chain(model.parameters(), model.buffers()), None) is None:
+        return False
     return not is_told(model) or any(is_trained(module) for module in model.modules() if is_norm(module))
 
 

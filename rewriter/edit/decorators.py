@@ -17,7 +17,7 @@ from torch import nn
 
 from rewriter.errors import SourceError
 
-_WRAPPERS, _OBJECTS, _CONTAINERS = LEVELS = range(3)
+_WRAPPERS, OBJECTS, _CONTAINERS = LEVELS = range(3)
 """How far to look for a function: in functions and the wrappers of the standard library; in callable objects; in
 plain objects and containers. The nearest chain that leads to it is copied, so that what else a decorator holds (a
 registry of all functions, say) stays shared.
@@ -82,7 +82,7 @@ class Redecorator:
 
     def replaced_alias(self, attribute: Any) -> Any:
         """Like :meth:`replaced`, for an attribute that may be unrelated to the function: its data is not searched."""
-        return self.replaced(attribute, _CONTAINERS if type(attribute) in _TABLES else _OBJECTS)
+        return self.replaced(attribute, _CONTAINERS if type(attribute) in _TABLES else OBJECTS)
 
 
 class _Copy:
@@ -255,7 +255,7 @@ def _parts(value: Any, level: int) -> Iterable[Any]:
         return _PARTS[kind](value)
     if level >= _CONTAINERS and kind in _TABLES:
         return tuple(value.values() if kind is dict else value)
-    if (level >= _CONTAINERS and is_plain_object(value)) or (level >= _OBJECTS and _is_callable_object(value)):
+    if (level >= _CONTAINERS and is_plain_object(value)) or (level >= OBJECTS and _is_callable_object(value)):
         slots = (slot.__get__(value) for slot in slots_of(kind) if is_set(slot, value))
         return (*slots, *getattr(value, "__dict__", {}).values())
     return ()

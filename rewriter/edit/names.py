@@ -12,14 +12,17 @@ from rewriter.edit.source import FunctionSource
 
 
 def called_function(source: FunctionSource, call: ast.AST) -> Any:
-    """What a call by a module-level name calls (``F.avg_pool2d``); None if that is decided at run time."""
+    """What a call by a name of the module level, or of a function around it, calls (``F.avg_pool2d``).
+
+    None if that is decided at run time.
+    """
     path, function = [], call.func if isinstance(call, ast.Call) else None
     while isinstance(function, ast.Attribute):
         path.append(function.attr)
         function = function.value
     if not isinstance(function, ast.Name) or function.id in local_names(source):
         return None
-    found = source.function.__globals__.get(function.id)
+    found = _named(source, function.id)
     for name in reversed(path):
         found = getattr(found, name, None) if isinstance(found, types.ModuleType) else None
     return found

@@ -20,7 +20,8 @@ class Position:
         frame: the frame that evaluates the expression, in ``call``.
         direct: whether the expression issues the operation itself, rather than call a function or module that does.
         arguments: what the expression passes on, as nodes, if it is not direct.
-        receives: whether it is a function whose first argument is a module, followed by these arguments.
+        receives: whether it is a function whose first argument is a module, or another object that it is a method of,
+            followed by these arguments.
     """
 
     frame: Frame
@@ -39,6 +40,6 @@ def positions(node: fx.Node) -> Iterator[Position]:
         for index, frame in enumerate(frames):
             direct = inner is None and index == 0
             callee = frames[index - 1] if index > 0 else inner
-            receives = isinstance(callee, Frame) and callee.path is not None
+            receives = isinstance(callee, Frame) and callee.receives
             yield Position(frame, around, direct, callee.arguments if callee is not None else (), receives)
         inner, frames, around = around, around.frames, around.parent

@@ -87,7 +87,7 @@ class Redirects(DataEdits):
     def _adoption(self, where: Position, expression: Expression, call: fx.Node, child: str) -> Adopt:
         """Redirect the call inside the helper function that ``expression`` calls."""
         code = where.frame.code
-        method = self._names.take(expression.path, code.co_name)
+        method = self._names.take(expression.path, code.co_name.strip("_") or "helper")
         try:
             adopt = Adopt(expression.span, 0, method, "", Redirect(expression.span, 0, child))
             helper = adopt.helper(expression.source)

@@ -19,6 +19,7 @@ import itertools
 import linecache
 import tokenize
 import types
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,6 +30,10 @@ from rewriter.errors import SourceError
 _FUTURE_FLAGS = functools.reduce(
     lambda flags, name: flags | getattr(__future__, name).compiler_flag, __future__.all_feature_names, 0
 )
+
+
+_IN_PLACE: weakref.WeakKeyDictionary[types.FunctionType, tuple[str, str, str]] = weakref.WeakKeyDictionary()
+"""Text, header and text in the file of functions made by :func:`emit_in_place`."""
 
 
 @dataclass(frozen=True, order=True)
@@ -137,11 +142,15 @@ def read_source(function: types.FunctionType) -> FunctionSource:
             to other code than what runs (the file was edited after the import).
     """
     code = function.__code__
+    if function in _IN_PLACE:
+        text, header, _ = _IN_PLACE[function]
+        return FunctionSource(function, text, header, _definition(_parsed(header + text), code.co_name))
     lines = linecache.getlines(code.co_filename, function.__globals__)
     if not 0 < code.co_firstlineno <= len(lines):
+        what = "the class" if "." in function.__qualname__.rpartition("<locals>.")[2] else "it"
         raise SourceError(
             f"{describe(function)}: its source is not available, so it cannot be edited. "
-            "Put the class into a file (not a prompt or exec) and import it."
+            f"Put {what} into a file (not a prompt or exec) and import it."
         )
     try:
         text = "".join(inspect.getblock(lines[code.co_firstlineno - 1 :]))
@@ -168,6 +177,31 @@ def re_emit(source: FunctionSource, text: str, forced: Sequence[ForcedTest] = ()
     filename = f"<rewriter {original.__module__}.{original.__qualname__} {digest}>"
     code = _compile(source, text, filename, forced)
     linecache.cache[filename] = (len(whole), None, split_lines(whole), filename)
+    return _like(original, code)
+
+
+def emit_in_place(source: FunctionSource, text: str) -> types.FunctionType:
+    """A new function with the body ``text`` that stands, for tracebacks and findings, where ``source`` does.
+
+    Args:
+        source: the function as it is in its file.
+        text: its text without decorators, and with changes that leave every line where it is.
+    """
+    original = source.function
+    decorators = source.tree.lineno - 1 - source.header_lines
+    code = _compile(source, text, original.__code__.co_filename, first_line=source.first_line + decorators)
+    function = _like(original, code.replace(co_qualname=original.__code__.co_qualname))
+    _IN_PLACE[function] = text, source.header, "".join(split_lines(source.text)[decorators:])
+    return function
+
+
+def text_in_file(source: FunctionSource) -> str:
+    """The text of a function in its file: another one than its own for what :func:`emit_in_place` made."""
+    return _IN_PLACE[source.function][2] if source.function in _IN_PLACE else source.text
+
+
+def _like(original: types.FunctionType, code: types.CodeType) -> types.FunctionType:
+    """A function that runs ``code`` with the globals, defaults, closure and names of ``original``."""
     cells = dict(zip(original.__code__.co_freevars, original.__closure__ or (), strict=True))
     function = types.FunctionType(
         code,
@@ -287,12 +321,20 @@ def _begins_with_definition(source: FunctionSource) -> bool:
     return source.span(first).line == 0
 
 
-def _compile(source: FunctionSource, text: str, filename: str, forced: Sequence[ForcedTest] = ()) -> types.CodeType:
+def _compile(
+    source: FunctionSource,
+    text: str,
+    filename: str,
+    forced: Sequence[ForcedTest] = (),
+    first_line: int | None = None,
+) -> types.CodeType:
     name = source.function.__code__.co_name
     tree = _parsed(source.header + text)
     definition = _definition(tree, name)
     definition.decorator_list = []
     force(definition, forced)
+    if first_line is not None:
+        ast.increment_lineno(definition, first_line - 1 - source.header_lines)
     flags = source.function.__code__.co_flags & _FUTURE_FLAGS
     module = compile(tree, filename, "exec", flags=flags, dont_inherit=True)
     pending: list[types.CodeType] = [module]

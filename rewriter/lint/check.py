@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-
-from torch import nn
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 from rewriter.guideline.base import Advice, Pass, Passes, Recommendation, Site, Skipped
 from rewriter.guideline.deciding import checked_code, findings_of
@@ -17,12 +16,13 @@ from rewriter.model.refusal import check_model
 from rewriter.planning.decide import decide
 from rewriter.planning.remembered_inputs import inputs_to_run_on
 from rewriter.planning.selection import select as selected_modules
+from rewriter.subjects.function_module import as_module
 from rewriter.tracing.input_types import ExampleInputs, InputSize
 from rewriter.tracing.trace import Trace, trace_candidates
 
 
 def check(
-    subject: nn.Module,
+    subject: Callable[..., Any],
     passes: Passes | None = None,
     *,
     select: str | Iterable[str] | None = None,
@@ -34,7 +34,7 @@ def check(
     """Return what the guidelines find in ``subject``; nothing is changed.
 
     Args:
-        subject: a model.
+        subject: a model, or a function with ``example_inputs``.
         passes: None for all installed passes that have codes; otherwise as for :func:`rewriter.rewrite`.
         select, ignore: codes, or beginnings of codes such as ``"RW02"``; of two that fit, the longer one decides.
         training: the options of the training, to be looked at too: parsed arguments, a mapping, a YAML or JSON file, or
@@ -51,13 +51,14 @@ def check(
         ...     print(finding.code, finding.severity, finding.fixable)
         RW0202 warning True
     """
-    check_model(subject)
+    model = as_module(subject)
+    check_model(model)
     wanted = [item for item in resolve_passes(_with_codes() if passes is None else passes) if item.codes]
     lints = {lint.code: lint for item in wanted for lint in item.codes}
     codes = chosen_codes(select, ignore, [lint.code for cls in installed_passes().values() for lint in cls.codes])
     wanted = [item for item in wanted if any(codes.allow(lint.code) for lint in item.codes)]
     options = options_of(training) if training is not None else None
-    traced = trace_candidates(subject, inputs_to_run_on(subject, example_inputs, input_size))
+    traced = trace_candidates(model, inputs_to_run_on(model, example_inputs, input_size))
     found: list[Finding] = []
     for item in wanted:
         found += _of_model(item, traced, lints, codes)

@@ -88,6 +88,18 @@ class MutableState:
             function.__defaults__ = tuple(map(self.stand_in, defaults))
         self.note(defaults, by_name, function.__dict__)
 
+    def note_closure(self, function: types.FunctionType) -> None:
+        """Record what a function closes over."""
+        self.note(*self._note_closure(function))
+
+    def _note_closure(self, function: types.FunctionType) -> list[Any]:
+        cells = function.__closure__ or ()
+        self._ways_back += [functools.partial(_refill_cell, cell, _held(cell)) for cell in cells]
+        held = [content for cell in cells for content in _held(cell)]
+        for cell in cells:
+            _refill_cell(cell, tuple(map(self.stand_in, _held(cell))))
+        return held
+
     def stand_in(self, value: Any) -> Any:
         """What takes the place of ``value`` until it is restored: a copy of an iterator, otherwise ``value``."""
         if not is_iterator(value):
@@ -135,11 +147,7 @@ class MutableState:
         if not self._objects:
             return ()
         if kind is types.FunctionType:
-            cells = value.__closure__ or ()
-            self._ways_back += [functools.partial(_refill_cell, cell, _held(cell)) for cell in cells]
-            held = [content for cell in cells for content in _held(cell)]
-            for cell in cells:
-                _refill_cell(cell, tuple(map(self.stand_in, _held(cell))))
+            held = self._note_closure(value)
             self.note_function(value)
             return held
         if kind is types.MethodType:

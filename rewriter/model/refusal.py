@@ -87,12 +87,13 @@ def _compiled_method(module: nn.Module, of_classes: dict[type, str | None]) -> s
     cls = type(module)
     if cls not in of_classes:
         bases = cls.__mro__[: cls.__mro__.index(nn.Module)]
-        of_classes[cls] = next((n for base in bases for n, value in vars(base).items() if _is_compiled(value)), None)
-    own = (name for name, value in vars(module).items() if name != "_compiled_call_impl" and _is_compiled(value))
+        of_classes[cls] = next((n for base in bases for n, value in vars(base).items() if is_compiled(value)), None)
+    own = (name for name, value in vars(module).items() if name != "_compiled_call_impl" and is_compiled(value))
     return next(own, of_classes[cls])
 
 
-def _is_compiled(value: Any) -> bool:
+def is_compiled(value: Any) -> bool:
+    """Whether ``value`` is a function, or method, that torch.compile made."""
     if type(value) in weakref.ProxyTypes:  # its referent may no longer exist
         return False
     function = getattr(value, "__func__", value)

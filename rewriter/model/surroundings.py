@@ -1,4 +1,4 @@
-"""What is around a model: attributes of its classes, globals of their files, and what functions there hold."""
+"""What is around a model: attributes of its classes, globals of their files, and what functions hold."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from rewriter.model.generators import is_generator
+from rewriter.model.held_by_functions import held_modules_kept
 from rewriter.model.iterators import is_iterator
 from rewriter.model.mutable_state import MutableState
 from rewriter.model.resources import is_of_everybody
@@ -28,15 +29,13 @@ _OF_NOBODY = frozenset({"torch", "rewriter", "passes", *sys.stdlib_module_names}
 
 @contextlib.contextmanager
 def surroundings_kept(model: nn.Module) -> Iterator[None]:
-    """Preserve the data, caches and generators in the model's classes and the globals beside them."""
-    classes = {
-        cls
-        for kind in {type(module) for module in model.modules()}
-        for cls in kind.__mro__
-        if _is_of_somebody(cls.__module__)
-    }
-    functions = _functions(item for cls in classes for item in vars(cls).values())
-    namespaces = _files(functions)
+    """Preserve the data, caches and generators in the model's classes, their functions and the globals beside them.
+
+    Of modules that these functions reach beside the model, buffers, modes and gradients are preserved.
+    """
+    classes = _classes(model)
+    functions = functions_of_classes(model)
+    methods, namespaces = list(functions), _files(functions)
     functions += _functions(item for namespace in namespaces for item in namespace.values() if callable(item))
     owners = [(cls, _data(vars(cls))) for cls in classes]
     files = [(namespace, _data(namespace)) for namespace in namespaces]
@@ -45,6 +44,8 @@ def surroundings_kept(model: nn.Module) -> Iterator[None]:
         state.note(*(value for value in held.values() if type(value) not in _SCALARS))
     for function in functions:
         state.note_function(function)
+    for method in methods:
+        state.note_closure(method)
     for cls, held in owners:
         for name, value in held.items():
             if is_iterator(value):
@@ -52,13 +53,24 @@ def surroundings_kept(model: nn.Module) -> Iterator[None]:
     for namespace, held in files:
         namespace.update((name, state.stand_in(value)) for name, value in held.items() if is_iterator(value))
     try:
-        yield
+        with held_modules_kept(model, methods):
+            yield
     finally:
         state.restore()
         for cls, held in owners:
             _put_back(cls, held)
         for namespace, held in files:
             namespace.update(held)
+
+
+def functions_of_classes(model: nn.Module) -> list[types.FunctionType]:
+    """The functions in the user's classes of a model, including those in descriptors and inside decorators."""
+    return _functions(item for cls in _classes(model) for item in vars(cls).values())
+
+
+def _classes(model: nn.Module) -> set[type]:
+    kinds = {type(module) for module in model.modules()}
+    return {cls for kind in kinds for cls in kind.__mro__ if _is_of_somebody(cls.__module__)}
 
 
 def _data(namespace: Mapping[str, Any]) -> dict[str, Any]:

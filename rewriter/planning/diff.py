@@ -9,6 +9,7 @@ from torch import nn
 from rewriter.edit.classes import MethodEdit, adopted_source, source_of
 from rewriter.edit.edits import class_edits, find_module
 from rewriter.edit.operations import Adopt, edited_text
+from rewriter.edit.source import text_in_file
 from rewriter.planning.data import PlanData
 from rewriter.text import joined_groups
 
@@ -25,7 +26,10 @@ def diff_of(plan: PlanData, model: nn.Module) -> str:
 def _method_diff(module: nn.Module, edit: MethodEdit) -> str:
     name = f"{edit.owner}.{edit.method}"
     source = source_of(type(module), edit.owner, edit.method, edit.digest)
-    text = _diff(name, source.text, edited_text(source, edit.operations))
+    old = text_in_file(source)
+    if old != source.text:  # a function, of which the edit makes a method
+        name = f"{source.function.__module__}.{source.function.__qualname__}"
+    text = _diff(name, old, edited_text(source, edit.operations))
     for operation in edit.operations:
         if isinstance(operation, Adopt):
             helper = adopted_source(source, operation)

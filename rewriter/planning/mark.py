@@ -24,6 +24,7 @@ from rewriter.guideline.base import Site
 from rewriter.layers.registry import calibrated_layers
 from rewriter.model.whole_state import whole_tensor
 from rewriter.planning.record import Record, records_of
+from rewriter.subjects.function_module import FunctionModule
 
 MARK = "rewriter_plan"
 """The name of the buffer."""
@@ -58,9 +59,12 @@ def has_mark(model: nn.Module) -> bool:
 
 
 def place_mark(model: nn.Module) -> None:
-    """Add the mark of the edits in ``model``; none if all of them preserve the output."""
+    """Add the mark of the edits in ``model``; none if all of them preserve the output, or it is a function.
+
+    A function has no weights that could be loaded into it, or from it into the original.
+    """
     sites = changing_sites(records_of(model))
-    if not sites:
+    if not sites or isinstance(model, FunctionModule):
         remove_mark(model)
         return
     _remove_hooks(model)
@@ -84,7 +88,12 @@ def remove_mark(model: nn.Module) -> None:
 
 
 def warn_of_changed_output(model: nn.Module, what: str) -> None:
-    """Warn that the returned weights were trained in a function other than the one the original computes."""
+    """Warn that the returned weights were trained in a function other than the one the original computes.
+
+    A function has none.
+    """
+    if isinstance(model, FunctionModule):
+        return
     told = _told(changing_sites(records_of(model)))
     layers = calibrated_layers(model).items()
     told += [f"{path}: calibrated" for path, layer in layers if layer.calibrated and layer.absorbed is None]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,6 +19,7 @@ from rewriter.model.contents import Content, Unseen, contents, is_unseen, tensor
 from rewriter.model.differences import dense, largest_difference, other_structure
 from rewriter.model.random_state import random_state_kept, seed_all
 from rewriter.model.state import saved_tensors, state_kept
+from rewriter.tracing.containers import tensors_in
 from rewriter.tracing.inputs import Inputs
 from rewriter.tracing.written import written_parameters
 
@@ -26,7 +28,8 @@ from rewriter.tracing.written import written_parameters
 class Observation:
     """The observed behaviour of one model: eval outputs, parameters that received a gradient, and state.
 
-    ``spread`` is the difference between the outputs of repeated runs.
+    ``spread`` is the difference between the outputs of repeated runs. Of a loss, which has no parameters, the gradients
+    of its inputs are observed (``of_inputs``).
     """
 
     outputs: list[Content]
@@ -34,21 +37,37 @@ class Observation:
     with_gradient: frozenset[str]
     train_error: str
     state: dict[str, torch.Size | None]
+    of_inputs: bool = False
 
 
-def observe(model: nn.Module, inputs: Inputs, *, training: bool = True) -> Observation:
-    """Run ``model`` and record what the contracts concern: in both modes, or in evaluation mode only."""
+def observe(model: nn.Module, inputs: Inputs, *, training: bool = True, of_inputs: bool = False) -> Observation:
+    """Run ``model`` and record what the contracts concern: in both modes, or in evaluation mode only.
+
+    Args:
+        model: the model; its state is restored.
+        inputs: what it is run on.
+        training: whether it is run in training mode, too.
+        of_inputs: whether the gradients of the inputs are observed, and not those of parameters. Such a model gets
+            copies of the inputs in every run, since losses write to them.
+    """
+
+    def run() -> Any:
+        given = inputs.map(lambda t: t.detach().clone()) if of_inputs else inputs
+        return contents(model(*given.args, **given.kwargs))
+
     with state_kept(model, written_parameters(model, inputs)), random_state_kept():
         seed_all(0)
         model.eval()
         with torch.no_grad():
-            outputs = [_kept(content) for content in contents(model(*inputs.args, **inputs.kwargs))]
+            outputs = [_kept(content) for content in run()]
             spread = 0.0
             if _may_vary(outputs):
                 seed_all(0)  # dropouts that stay on in evaluation mode draw the same again
-                spread = _drift(outputs, list(contents(model(*inputs.args, **inputs.kwargs))))
-        with_gradient, train_error = _train(model, inputs) if training else (frozenset[str](), "")
-    return Observation(outputs, spread, with_gradient, train_error, saved_tensors(model))
+                spread = _drift(outputs, list(run()))
+        with_gradient, train_error = frozenset[str](), ""
+        if training:
+            with_gradient, train_error = _inputs_reached(model, inputs) if of_inputs else _train(model, inputs)
+    return Observation(outputs, spread, with_gradient, train_error, saved_tensors(model), of_inputs)
 
 
 def drift_between(first: Observation, second: Observation) -> float:
@@ -77,6 +96,26 @@ def _train(model: nn.Module, inputs: Inputs) -> tuple[frozenset[str], str]:
         for parameter in model.parameters():
             parameter.grad = None
     return reached, ""
+
+
+def _inputs_reached(model: nn.Module, inputs: Inputs) -> tuple[frozenset[str], str]:
+    """Return the inputs that a backward pass reaches, or why training does not run.
+
+    Those that are asked are those that say they require a gradient, or else all that can; or else the first, since
+    functions refuse a gradient of their targets or weights.
+    """
+    given = list(tensors_in((inputs.args, inputs.kwargs)))
+    can = [number for number, tensor in enumerate(given) if tensor.is_floating_point() or tensor.is_complex()]
+    asked = [number for number in can if given[number].requires_grad] or can
+    reached, error = frozenset[str](), ""
+    for wanted in dict.fromkeys((tuple(asked), tuple(asked[:1]))):
+        copies = [t.detach().clone().requires_grad_(number in wanted) for number, t in enumerate(given)]
+        left = iter(copies)
+        _, error = _train(model, inputs.map(lambda _, left=left: next(left)))  # type: ignore[misc]
+        reached = frozenset(f"input {number}" for number in wanted if copies[number].grad is not None)
+        if not error:
+            break
+    return reached, error
 
 
 def _may_vary(outputs: list[Content]) -> bool:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
-
-from rewriter.model.copying import Model
 from rewriter.planning.agreement import check_same_plan
 from rewriter.planning.apply import apply_plan
 from rewriter.planning.codec import from_text, to_text
@@ -15,6 +13,7 @@ from rewriter.planning.data import PlanData
 from rewriter.planning.diff import diff_of
 from rewriter.planning.render import order_of, text_of
 from rewriter.planning.structure import check_fits, has_structure_of
+from rewriter.subjects.function_module import Subject, as_module
 
 
 @dataclass(frozen=True)
@@ -34,11 +33,11 @@ class Plan(PlanData):
         parameters: the kind of each parameter, by name, see :mod:`rewriter.planning.parameter_kinds`.
     """
 
-    def apply(self, model: Model, inplace: bool = False, verify: bool = True, *, all_ranks: bool = True) -> Model:
+    def apply(self, model: Subject, inplace: bool = False, verify: bool = True, *, all_ranks: bool = True) -> Subject:
         """Apply the plan to ``model``, or to a copy of it, and check the passes' contracts.
 
         Args:
-            model, inplace, verify: as for :func:`rewriter.rewrite`.
+            model, inplace, verify: as for :func:`rewriter.rewrite`; a function is not changed.
             all_ranks: if ``torch.distributed`` is initialised, False for a plan that this process alone applies.
 
         Raises:
@@ -46,24 +45,29 @@ class Plan(PlanData):
             ContractError: a contract does not hold; the model is unchanged.
             RewriterError: another process has a different plan, or does not make the call.
         """
+        subject = as_module(model, inplace=inplace)
         check_same_plan(self, all_ranks=all_ranks)
-        return apply_plan(self, model, inplace=inplace, verify=verify)
+        applied: Subject = apply_plan(self, subject, inplace=inplace, verify=verify)
+        return applied
 
-    def check_fits(self, model: nn.Module) -> None:
-        """Refuse a model with a different structure.
+    def check_fits(self, model: Callable[..., Any]) -> None:
+        """Refuse a model with a different structure, or a function with another name or source.
 
         Raises:
             PlanError: naming the first module that differs.
         """
-        check_fits(self, model)
+        check_fits(self, as_module(model))
 
-    def has_structure_of(self, model: nn.Module) -> bool:
-        """Whether ``model`` has the module tree that the plan was made for."""
-        return has_structure_of(self, model)
+    def has_structure_of(self, model: Callable[..., Any]) -> bool:
+        """Whether ``model`` has the module tree, or is the function, that the plan was made for."""
+        return has_structure_of(self, as_module(model))
 
-    def diff(self, model: nn.Module) -> str:
-        """Return the source changes by method as a unified diff; methods with the same change are shown once."""
-        return diff_of(self, model)
+    def diff(self, model: Callable[..., Any]) -> str:
+        """Return the source changes by method as a unified diff; methods with the same change are shown once.
+
+        Of a function that is to be edited, the module that it becomes is the first parameter of the new text.
+        """
+        return diff_of(self, as_module(model))
 
     def to_json(self) -> str:
         """Return the plan as JSON text."""

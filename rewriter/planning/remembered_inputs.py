@@ -9,6 +9,7 @@ from torch import nn
 from rewriter.errors import InputError
 from rewriter.planning.data import PlanData
 from rewriter.planning.record import records_of
+from rewriter.subjects.function_module import FunctionModule
 from rewriter.tracing.input_description import described_inputs
 from rewriter.tracing.input_types import ExampleInputs, InputSize
 from rewriter.tracing.inputs import Inputs, Origin, candidate_inputs
@@ -48,6 +49,8 @@ def inputs_to_run_on(
     Raises:
         InputError: there are none.
     """
+    if isinstance(model, FunctionModule) and (input_size is not None or not records_of(model)):
+        model.refuse_without(example_inputs)
     if example_inputs is None and input_size is None and (remembered := inputs_of_rewrite(model)) is not None:
         configured: list[Inputs] = []
         with contextlib.suppress(InputError):  # the model may have been given another size since

@@ -11,6 +11,7 @@ from rewriter.edit.classes import class_name, original_class
 from rewriter.edit.edits import find_module
 from rewriter.errors import PlanError
 from rewriter.planning.data import PlanData
+from rewriter.subjects.function_module import FunctionModule
 
 
 def check_fits(plan: PlanData, model: nn.Module) -> None:
@@ -36,7 +37,8 @@ def has_structure_of(plan: PlanData, model: nn.Module) -> bool:
 def fingerprint(model: nn.Module) -> str:
     """Return a digest of the module tree (paths and classes), independent of weights and shapes.
 
-    A class counts by its name without its module, which changes when a script is imported or spawned.
+    A class counts by its name without its module, which changes when a script is imported or spawned; a function by
+    its name and its source.
     """
     return fingerprints(_original_classes(model))[0]
 
@@ -50,9 +52,13 @@ def fingerprints(classes: Iterable[tuple[str, type]]) -> tuple[str, str]:
     """Return both fingerprints of modules given by path and class."""
     pairs = list(classes)
     return (
-        _digest(f"{path}:{cls.__qualname__}" for path, cls in pairs),
-        _digest(f"{path}:{class_name(cls)}" for path, cls in pairs),
+        _digest(f"{path}:{cls.__qualname__}{_source_of(cls)}" for path, cls in pairs),
+        _digest(f"{path}:{class_name(cls)}{_source_of(cls)}" for path, cls in pairs),
     )
+
+
+def _source_of(cls: type) -> str:
+    return f" {cls.source_digest}" if issubclass(cls, FunctionModule) else ""
 
 
 def _original_classes(model: nn.Module) -> Iterator[tuple[str, type]]:

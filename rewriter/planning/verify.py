@@ -42,6 +42,7 @@ class Verifier:
         self._plan, self._model, self._inputs = plan, model, inputs
         self._passes = list(dict.fromkeys(site.pass_name for site in plan.sites))
         self._gains = zero_gains(model)
+        self._of_inputs = next(model.parameters(), None) is None
         try:
             self._before = self._observe_first()
         except Exception as error:
@@ -82,7 +83,7 @@ class Verifier:
 
     def _observe(self, *, training: bool = True) -> Observation:
         with filled(self._model, self._gains):
-            return observe(self._model, self._inputs, training=training)
+            return observe(self._model, self._inputs, training=training, of_inputs=self._of_inputs)
 
     def _judge(self, passes: Sequence[str], *, training: bool = True) -> Verification:
         """Check whether the model as it is keeps the contracts of ``passes``; one that does not run keeps none."""
@@ -182,8 +183,9 @@ def check_contracts(before: Observation, after: Observation, contracts: Sequence
         checks.append(Check(Checked.TRAINING, False, after.train_error))
     elif all(contract.gradients for contract in contracts):
         lost_gradients = sorted(before.with_gradient - after.with_gradient)
+        kind = "inputs" if before.of_inputs else "parameters"
         none_for = f"none for {', '.join(lost_gradients[:5])}"
-        detail = none_for if lost_gradients else f"{len(after.with_gradient)} parameters still get one"
+        detail = none_for if lost_gradients else f"{len(after.with_gradient)} {kind} still get one"
         checks.append(Check(Checked.GRADIENTS, not lost_gradients, detail))
     return Verification(tuple(checks))
 

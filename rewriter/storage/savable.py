@@ -14,6 +14,7 @@ from rewriter.model.wrappers import holds_adapters, is_flattened, named_modules_
 from rewriter.planning.data import PlanData
 from rewriter.planning.record import is_folded, records_of, rewritten_parts
 from rewriter.planning.structure import fingerprints
+from rewriter.subjects.function_module import FunctionModule
 
 
 def check_savable(outer: nn.Module, model: nn.Module) -> None:
@@ -25,13 +26,18 @@ def check_savable(outer: nn.Module, model: nn.Module) -> None:
 
     Raises:
         ModelError: it is sharded, or has wrapped submodules.
-        StorageError: it was folded, or its structure was changed after the rewrite.
+        StorageError: it was folded, or its structure was changed after the rewrite; or it is a function.
     """
     if is_flattened(outer) or any(map(is_sharded, model.parameters())):
         raise ModelError(
             "the model is sharded by FSDP, its parameters are not whole. Gather them, on every "
             "process: torch.distributed.checkpoint.state_dict.get_model_state_dict(model, options=StateDictOptions("
             "full_state_dict=True)); load them into a rewritten model without FSDP, and save that"
+        )
+    if isinstance(model, FunctionModule):
+        raise StorageError(
+            f"{type(model).__name__} is a rewritten function, and a directory holds models. Pickle it (torch.save), or "
+            "keep its plan: rewriter.plan(...).to_json()"
         )
     check_model(model, may_be_wrapped=True, may_be_offloaded=True)  # neither changes what is saved
     if any(is_folded(part) for _, part in rewritten_parts(model)):

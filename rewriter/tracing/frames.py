@@ -23,6 +23,7 @@ class Frame:
         code: the running code; ``instruction`` is the index in it (``f_lasti``).
         invocation: equal for two frames only if they are the same call of the same function.
         arguments: the function's positional parameters as nodes (None if not a tensor), without ``self``.
+        receives: whether there is a ``self``: it is a method of a module, or of another object.
     """
 
     path: str | None
@@ -31,6 +32,7 @@ class Frame:
     line: int
     invocation: int
     arguments: tuple[fx.Node | None, ...] = ()
+    receives: bool = False
 
 
 @dataclass(frozen=True)
@@ -54,32 +56,51 @@ class FrameReader:
         self.machinery: set[types.CodeType] = set(_CALL_MACHINERY)
         self._paths = paths
         self._node_of = node_of
-        self._seen: dict[int, tuple[types.FrameType, int, str | None, tuple[fx.Node | None, ...]]] = {}
+        self._seen: dict[int, _Identity] = {}
 
     def read(self, frame: types.FrameType | None) -> tuple[Frame, ...]:
         """Frames from ``frame`` outwards, innermost first; torch's internal frames are left out."""
         found = []
         while frame is not None and frame.f_code not in self.boundaries:
             if frame.f_code not in self.machinery:
-                _, invocation, path, arguments = self._identify(frame)
+                _, invocation, path, arguments, receives = self._identify(frame)
                 if path is not None or not frame.f_code.co_filename.startswith(_TORCH_ROOT):
-                    found.append(Frame(path, frame.f_code, frame.f_lasti, frame.f_lineno, invocation, arguments))
+                    where = path, frame.f_code, frame.f_lasti, frame.f_lineno
+                    found.append(Frame(*where, invocation, arguments, receives))
             frame = frame.f_back
         return tuple(found)
 
-    def _identify(self, frame: types.FrameType) -> tuple[types.FrameType, int, str | None, tuple[fx.Node | None, ...]]:
+    def _identify(self, frame: types.FrameType) -> _Identity:
         key = id(frame)
         if key not in self._seen:  # the frame is kept alive so that its id is not reused
             code, local = frame.f_code, frame.f_locals
             values = [local.get(name) for name in code.co_varnames[: code.co_argcount]]
             path = self._paths.get(id(values[0])) if values and isinstance(values[0], nn.Module) else None
-            nodes = tuple(self._node_of(value) for value in values[path is not None :])
-            self._seen[key] = (frame, len(self._seen), path, nodes)
+            receives = path is not None or (bool(values) and _is_method_of(values[0], code))
+            nodes = tuple(self._node_of(value) for value in values[receives:])
+            self._seen[key] = (frame, len(self._seen), path, nodes, receives)
         return self._seen[key]
 
     def clear(self) -> None:
         """Release the frames, and with them all their local variables."""
         self._seen.clear()
+
+
+_Identity = tuple[types.FrameType, int, str | None, tuple[fx.Node | None, ...], bool]
+
+
+def _is_method_of(value: object, code: types.CodeType) -> bool:
+    """Whether ``code`` is that of a method of an object, or of a class, of the user's, possibly behind decorators."""
+    classes = value.__mro__ if isinstance(value, type) else type(value).__mro__
+    return any(_runs(cls.__dict__.get(code.co_name), code) for cls in classes)
+
+
+def _runs(attribute: object, code: types.CodeType) -> bool:
+    while attribute is not None and not isinstance(attribute, staticmethod):
+        if getattr(attribute, "__code__", None) is code:
+            return True
+        attribute = getattr(attribute, "__wrapped__", None)  # of a classmethod, too
+    return False
 
 
 def owner_of(frames: tuple[Frame, ...], default_path: str) -> Owner:

@@ -19,7 +19,9 @@ from torch import fx, nn
 from torch.overrides import TorchFunctionMode
 
 from rewriter.model.contents import contents, tensors_held
+from rewriter.model.held_by_functions import held_tensors
 from rewriter.model.hooks import between_hooks, call_hooked
+from rewriter.model.surroundings import functions_of_classes
 from rewriter.tracing import shapes
 from rewriter.tracing.caches import forget_meta_tensors
 from rewriter.tracing.containers import tensors_in
@@ -79,6 +81,7 @@ class Recorder(TorchFunctionMode):
         self._entered: dict[ModuleCall, tuple[fx.Node | None, list[fx.Node]]] = {}
         paths = {id(module): path for path, module in model.named_modules(remove_duplicate=False)}
         self._frames = FrameReader(paths, self._known)
+        self._outside = {id(tensor): tensor for tensor in held_tensors(model, functions_of_classes(model))}
         attributes = list(named_tensors(model))
         self._attributes = {id(tensor): name for name, tensor in attributes}
         self._alive = [tensor for _, tensor in attributes]  # keeps their ids from being reused
@@ -108,6 +111,7 @@ class Recorder(TorchFunctionMode):
                 for name in ("forward", "_compiled_call_impl"):
                     module.__dict__.pop(name, None)
             self._instrumented.clear()
+            self._outside.clear()
             self._values.clear()
             del self._model
         return result
@@ -303,13 +307,16 @@ class Recorder(TorchFunctionMode):
                 weakref.ref(tensor),
                 self._writers.get(id(tensor)) or self._nodes[id(tensor)],
                 attributes.get(id(tensor)),
-                self._nodes[id(tensor)].op in ("placeholder", "get_attr") or storage_of(tensor) in returned,
+                self._nodes[id(tensor)].op in ("placeholder", "get_attr")
+                or id(tensor) in self._outside
+                or storage_of(tensor) in returned,
             )
             for tensor in self._alive
             if id(tensor) in self._nodes
         ]
         self._frames.clear()
         self._alive.clear()
+        self._values.clear()
         if any(reference() is not None and not expected for reference, _, _, expected in states):
             # a caught error may leave a cycle through its frames and their local variables; it is young, as
             # the collector is paused while a model is traced
@@ -330,6 +337,8 @@ class Recorder(TorchFunctionMode):
             if name is not None:
                 node = self.graph.create_node("get_attr", name)
                 self._describe(node, Kind.CONSTANT, (), tensor)
+            elif id(tensor) in self._outside:  # it was there before, and a function of the model holds it
+                node = self._unseen((), tensor)
             else:  # created where no torch call was seen: numpy, a scripted function, an autograd.Function
                 node = self._opaque(tensor)
             self._bind(tensor, node)
@@ -345,7 +354,10 @@ class Recorder(TorchFunctionMode):
                 break
             if node.op in ("call_function", "call_module") and not node.users:
                 unread.append(node)
-        opaque = self.graph.call_function(unseen, tuple(dict.fromkeys([*received, *reversed(unread)])))
+        return self._unseen(tuple(dict.fromkeys([*received, *reversed(unread)])), tensor)
+
+    def _unseen(self, sources: tuple[fx.Node, ...], tensor: torch.Tensor) -> fx.Node:
+        opaque = self.graph.call_function(unseen, sources)
         self._describe(opaque, Kind.OPAQUE, (), tensor)
         return opaque
 
