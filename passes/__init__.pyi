@@ -1,5 +1,6 @@
 from .atrous_rates import AtrousRates as AtrousRates
 from .dropout import Dropout as Dropout
+from .gaussian_attention_bias import GaussianAttentionBias as GaussianAttentionBias
 from .group_count import GroupCount as GroupCount
 from .patch_norm import PatchNorm as PatchNorm
 from .position_variance import PositionVariance as PositionVariance
@@ -11,6 +12,7 @@ from .weight_decay import WeightDecay as WeightDecay
 __all__ = [
     "AtrousRates",
     "Dropout",
+    "GaussianAttentionBias",
     "GroupCount",
     "PatchNorm",
     "PositionVariance",

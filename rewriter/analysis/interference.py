@@ -220,6 +220,8 @@ class Interference:
 
     def _users(self, node: fx.Node) -> list[fx.Node]:
         """Operations that read ``node`` itself, not what later overwrote it."""
+        if node not in self._flow:  # what no input reaches
+            return list(node.users)
         return [
             user
             for user in self._flow.users(node)

@@ -260,6 +260,27 @@ class Editor(Redirects):
                 continue
         raise outside_the_class(direct(consumer).frame.code)
 
+    @making
+    def insert_after_helper(self, producer: fx.Node, layer: LayerName, *, name: str = "", **options: Any) -> list[Edit]:
+        """Pass the result of the helper function that issues ``producer`` through a new layer, where a method calls it.
+
+        Args:
+            producer: an operation in a helper function, whose result is all that the function hands on.
+            layer, name, options: as for :meth:`insert_before`.
+
+        Raises:
+            Refused: the function hands on something else, or the method that calls it cannot be edited.
+        """
+        where = next((position for position in positions(producer) if position.frame.path is not None), None)
+        if where is None or where.direct:
+            raise outside_the_class(direct(producer).frame.code)
+        inside = self._at.within(where)
+        handed_on = [node for node in inside if any(reader not in inside for reader in node.users)]
+        if handed_on != [producer]:
+            raise outside_the_class(direct(producer).frame.code)
+        expression = self._at.users_own(where, producer)
+        return self._wrap(expression, _result_of(expression), NewLayer(layer, name, options))
+
     def _wrap(self, expression: Expression, number: int, new: NewLayer) -> list[Edit]:
         """Pass operand ``number`` of an expression through a new layer."""
         child = self._names.take(expression.path, new.name)

@@ -19,7 +19,7 @@ from rewriter.edit.explicit_calls import ExplicitCalls, attribute_path, follow, 
 from rewriter.edit.expression import Expression, expression_at, outside_the_class
 from rewriter.edit.held_methods import FunctionOfReceiver, follows_its_module
 from rewriter.edit.names import receiver_parameter
-from rewriter.edit.operations import RECEIVER, operands
+from rewriter.edit.operations import RECEIVER, keyword_number, operands
 from rewriter.edit.positions import Position, positions
 from rewriter.edit.repeated_calls import RepeatedCalls
 from rewriter.errors import SourceError
@@ -78,6 +78,8 @@ class Expressions:
                 index = RECEIVER
             elif index is not None and is_tensor_method(consumer) and isinstance(expression.node, ast.Call):
                 index -= 1
+            if index is None:
+                index = _keyword_given(expression, consumer, operand)
         else:
             index = None
             for source in self.same_values(operand):
@@ -97,7 +99,12 @@ class Expressions:
             kept = inspect.getattr_static(self._model.get_submodule(expression.path), function.attr, None)
             in_class = getattr(type(self._model.get_submodule(expression.path)), function.attr, None) is kept
             return isinstance(kept, (types.FunctionType, FunctionOfReceiver)) and not in_class
-        return position.receives and is_explicit(expression.source, expression.node)
+        if not position.receives:
+            return False
+        match expression.node:
+            case ast.Call(func=ast.Name(), args=[ast.Name(id=given), *_]) if own is not None and given == own.arg:
+                return True  # a function under a local name, as transformers calls its attentions
+        return is_explicit(expression.source, expression.node)
 
     def calls_module(self, expression: Expression, call: fx.Node) -> bool:
         """Whether the expression calls, through a path of attributes, the module of ``call``."""
@@ -163,10 +170,14 @@ class Expressions:
         values = [operand]
         while values[-1] not in position.arguments:
             values.append(self._flow.sources(values[-1])[0])
-        inside = self._within[position.frame.invocation, position.frame.instruction]
+        inside = self.within(position)
         callee = next((c for c in facts(consumer)["call"].chain() if c.parent is position.call), None)
         returned = callee.outputs if callee is not None and callee.frames[0] == position.frame else []
         self.interference.refuse_entering(values, consumer, inside, returned)
+
+    def within(self, position: Position) -> set[fx.Node]:
+        """The operations that an expression leads to."""
+        return self._within[position.frame.invocation, position.frame.instruction]
 
     @cached_property
     def _within(self) -> dict[tuple[int, int], set[fx.Node]]:
@@ -176,6 +187,12 @@ class Expressions:
             for position in positions(node):
                 found.setdefault((position.frame.invocation, position.frame.instruction), set()).add(node)
         return found
+
+
+def _keyword_given(expression: Expression, consumer: fx.Node, operand: fx.Node) -> int | None:
+    """The number of the keyword argument by which the text of ``consumer`` gives it ``operand``."""
+    names = [name for name, value in consumer.kwargs.items() if value is operand]
+    return keyword_number(expression.node, names[0]) if len(names) == 1 else None
 
 
 def direct(node: fx.Node) -> Position:

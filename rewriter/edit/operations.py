@@ -27,6 +27,9 @@ RECEIVER = -1
 RESULT = -2
 """Operand number of an expression's own value."""
 
+FIRST_KEYWORD = -3
+"""Operand number of ``a`` in ``f(x, name=a)``; further keywords have the numbers below."""
+
 _ATTRIBUTE_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 
 
@@ -309,7 +312,10 @@ class CallMethod(Operation):
 
 
 def operands(node: ast.AST) -> dict[int, ast.expr]:
-    """The operands of an expression by number, and its value; only the value if they are ambiguous (``f(*x)``)."""
+    """The operands of an expression by number, and its value; only the value if they are ambiguous (``f(*x)``).
+
+    Positional arguments have the numbers from 0 on; for others see :data:`RECEIVER` and :data:`FIRST_KEYWORD`.
+    """
     if isinstance(node, ast.AugAssign):
         return {1: node.value}
     found: dict[int, ast.expr] = {RESULT: node} if isinstance(node, ast.expr) else {}
@@ -318,9 +324,16 @@ def operands(node: ast.AST) -> dict[int, ast.expr]:
     if not isinstance(node, ast.Call) or any(isinstance(a, ast.Starred) for a in node.args):
         return found
     found |= dict(enumerate(node.args))
+    found |= {FIRST_KEYWORD - i: keyword.value for i, keyword in enumerate(node.keywords) if keyword.arg is not None}
     if isinstance(node.func, ast.Attribute):
         found[RECEIVER] = node.func.value
     return found
+
+
+def keyword_number(node: ast.AST, name: str) -> int | None:
+    """The operand number of the argument that a call gives as ``name=``; None if it gives none."""
+    keywords = node.keywords if isinstance(node, ast.Call) else []
+    return next((FIRST_KEYWORD - index for index, keyword in enumerate(keywords) if keyword.arg == name), None)
 
 
 def why_not_movable(source: FunctionSource, call: Span, operand: int, target: Span) -> str | None:

@@ -95,7 +95,8 @@ def _options(model: nn.Module) -> Iterator[tuple[str, set[str]]]:
             else:
                 continue
             if names and path in modules:
-                yield path, {name for name in names if hasattr(modules[path], name)}
+                own = {name: getattr(modules[path], name) for name in names if hasattr(modules[path], name)}
+                yield path, {name for name, value in own.items() if not isinstance(value, torch.Tensor)}
 
 
 def _named_tensors(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -18,6 +18,7 @@ from rewriter import zoo
 from rewriter.passes import (
     AtrousRates,
     Dropout,
+    GaussianAttentionBias,
     GroupCount,
     PatchNorm,
     PositionVariance,
@@ -41,6 +42,7 @@ SAMPLED = (StochasticPooling(),)
 ATROUS = (AtrousRates(),)
 GROUPED = (GroupCount(),)
 DECAYED = (WeightDecay(),)
+BIASED = (GaussianAttentionBias(),)
 
 CASES = {
     "dropout/resnet50": Case("resnet50", DROPS),
@@ -103,6 +105,12 @@ CASES = {
     "atrous-rates/torchvision-fcn_resnet50": Case("torchvision:fcn_resnet50", {}, ATROUS),
     "atrous-rates/smp-deeplabv3": Case("smp:deeplabv3-resnet18", {}, ATROUS),
     "atrous-rates/smp-deeplabv3plus": Case("smp:deeplabv3plus-resnet18", {}, ATROUS),
+    "gaussian-attention-bias/vit_relpos_base-cls": Case("vit_relpos_base_patch16_cls_224", {"depth": 2}, BIASED),
+    "gaussian-attention-bias/swin_tiny": Case("swin_tiny_patch4_window7_224", {}, BIASED),
+    "gaussian-attention-bias/torchvision-swin_t": Case("torchvision:swin_t", {}, BIASED),
+    "gaussian-attention-bias/vit_tiny-plain": Case(
+        "vit_tiny_patch16_224", {"depth": 2}, (GaussianAttentionBias(plain=True),)
+    ),
     "weight-decay/resnet50": Case("resnet50", {}, DECAYED),
     "weight-decay/resnetv2_50": Case("resnetv2_50", {}, DECAYED),
     "weight-decay/densenet121": Case("densenet121", {}, DECAYED),
