@@ -84,7 +84,8 @@ class RewriterCallback(Callback):  # type: ignore[misc]
                 f"and give self.{self._part}'s parameters to the optimizers in configure_optimizers."
             )
         if self._calibrates and not self._is_calibrated:
-            calibrate(model, trainer.train_dataloader, self._max_batches, prepare=self._prepare)
+            batches: Any = trainer.train_dataloader
+            calibrate(model, batches, self._max_batches, prepare=self._prepare)
         self._is_calibrated = True
 
     def state_dict(self) -> dict[str, Any]:
