@@ -6,6 +6,7 @@ from .patch_norm import PatchNorm as PatchNorm
 from .position_variance import PositionVariance as PositionVariance
 from .scale_equalizer import ScaleEqualizer as ScaleEqualizer
 from .stochastic_pooling import StochasticPooling as StochasticPooling
+from .temperature_free import TemperatureFree as TemperatureFree
 from .timestep_embedding import TimestepEmbedding as TimestepEmbedding
 from .weight_decay import WeightDecay as WeightDecay
 
@@ -18,6 +19,7 @@ __all__ = [
     "PositionVariance",
     "ScaleEqualizer",
     "StochasticPooling",
+    "TemperatureFree",
     "TimestepEmbedding",
     "WeightDecay",
 ]

@@ -19,7 +19,8 @@ from torch import nn
 from rewriter.edit import source
 from rewriter.edit.alternatives import ForcedTest
 from rewriter.edit.decorators import LEVELS, functions_at, redecorate, undecorated
-from rewriter.edit.operations import Adopt, CallMethod, Operation, edited_text
+from rewriter.edit.edited_text import adoptions, edited_text
+from rewriter.edit.operations import Adopt, CallMethod, Operation
 from rewriter.edit.placing import Placing, place, remembered
 from rewriter.edit.subclass import make_subclass, ordinary_init
 from rewriter.errors import PlanError, SourceError
@@ -229,12 +230,11 @@ def edited_code(cls: type, owner: str, method: str, digest: str) -> types.CodeTy
 
 def _adopted(found: source.FunctionSource, method: MethodEdit) -> Iterator[types.FunctionType]:
     """The helper functions that become methods."""
-    for operation in method.operations:
-        if isinstance(operation, Adopt):
-            helper = adopted_source(found, operation)
-            new = source.re_emit(helper, operation.text_of_method(helper))
-            new.__name__ = operation.method
-            yield new
+    for adopt, changes in adoptions(method.operations):
+        helper = adopted_source(found, adopt)
+        new = source.re_emit(helper, adopt.text_of_method(helper, changes))
+        new.__name__ = adopt.method
+        yield new
 
 
 def adopted_source(found: source.FunctionSource, operation: Adopt) -> source.FunctionSource:

@@ -1,7 +1,7 @@
 """Whether a call is made whenever another is: the conditions it depends on that the other does not.
 
 A call moved within one method may end up under other conditions, and the text shows whether that is correct
-(:func:`rewriter.edit.operations.why_not_movable`). If the work of a call moves to another method, the same has to be
+(:func:`rewriter.edit.moving.why_not_movable`). If the work of a call moves to another method, the same has to be
 checked for all methods that led to the call.
 """
 

@@ -8,7 +8,7 @@ from typing import Any, TypeVar, cast
 
 from torch import nn
 
-from rewriter.edit.edits import AddBehaviour, ChangeTensor, Edit, SetAttribute, value_now
+from rewriter.edit.edits import AddBehaviour, ChangeTensor, Edit, Freeze, SetAttribute, parameter_of, value_now
 from rewriter.edit.expressions import Expressions
 from rewriter.edit.free_names import FreeNames
 from rewriter.errors import PlanError
@@ -77,6 +77,22 @@ class DataEdits:
     def _refuse_several_calls(self, path: str, allowed: bool) -> None:
         if not allowed:
             self._at.repeated.refuse_module(path)
+
+    @making
+    def freeze(self, path: str, name: str) -> list[Edit]:
+        """Keep a parameter of the module at ``path`` from training; undo lets one that was trained train again.
+
+        The contract of the pass says so: ``Contract(freezes_parameters=True)``.
+
+        Raises:
+            ValueError: the module has no such parameter.
+        """
+        edit = Freeze(path, name)
+        try:
+            parameter_of(self._names.module(path), edit)
+        except PlanError as error:
+            raise ValueError(str(error)) from None
+        return [edit]
 
     @making
     def scale(self, path: str, name: str, by: float | Sequence[float], dim: int | None = None) -> list[Edit]:

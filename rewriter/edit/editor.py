@@ -18,6 +18,7 @@ from rewriter.edit.data_edits import making
 from rewriter.edit.edits import Edit
 from rewriter.edit.expression import Expression, outside_the_class
 from rewriter.edit.expressions import direct, issued_by_no_code
+from rewriter.edit.moving import why_not_movable
 from rewriter.edit.new_layer import LayerName, NewLayer
 from rewriter.edit.operations import (
     RESULT,
@@ -27,16 +28,15 @@ from rewriter.edit.operations import (
     Wrap,
     WrapTogether,
     operands,
-    why_not_movable,
 )
 from rewriter.edit.positions import Position, positions
-from rewriter.edit.redirects import Redirects
+from rewriter.edit.replacements import Replacements
 from rewriter.reasons import Reason, Refused
 from rewriter.tracing.facts import facts
 from rewriter.tracing.kinds import is_in_place
 
 
-class Editor(Redirects):
+class Editor(Replacements):
     """Makes the edits of one place.
 
     Each method records its edits in :attr:`edits`, or refuses and makes none. A layer is given by its class or its

@@ -25,6 +25,7 @@ from rewriter.edit.operations import (
     RedirectBinary,
     Remove,
     RemoveBinary,
+    Replace,
     Wrap,
     WrapTogether,
 )
@@ -74,6 +75,14 @@ class ChangeTensor(Edit):
 
 
 @dataclass(frozen=True)
+class Freeze(Edit):
+    """Keep the parameter ``name`` from training; it stays where it is, and in the state dict."""
+
+    kind: ClassVar[str] = "freeze"
+    name: str
+
+
+@dataclass(frozen=True)
 class AddModule(Edit):
     """Add a child module: a registered layer, built with ``options`` and the modules at ``references``."""
 
@@ -115,16 +124,18 @@ class EditMethod(Edit):
 
 
 _EDITS: dict[str, type[Edit]] = {
-    cls.kind: cls for cls in (SetAttribute, ChangeTensor, AddModule, AddBehaviour, EditMethod)
+    cls.kind: cls for cls in (SetAttribute, ChangeTensor, Freeze, AddModule, AddBehaviour, EditMethod)
 }
 _OPERATIONS: dict[str, type[Operation]] = {
     cls.kind: cls
-    for cls in (Move, Remove, RemoveBinary, Wrap, WrapTogether, Redirect, RedirectBinary, Adopt, CallMethod)
+    for cls in (Move, Remove, RemoveBinary, Wrap, WrapTogether, Redirect, RedirectBinary, Replace, Adopt, CallMethod)
 }
 
 CODEC = Codec(
     {Edit: _EDITS, Operation: _OPERATIONS}, lists=(Span,), names={"Edit": Edit},
-    added_since=frozenset({"condition", "rates", "parameters", "adds_parameters", "inactive", "code", "location"}),
+    added_since=frozenset({
+        "condition", "rates", "parameters", "adds_parameters", "freezes_parameters", "inactive", "code", "location",
+    }),
 )  # fmt: skip
 """Converts edits, and what holds them, to plain data and back."""
 
@@ -158,9 +169,10 @@ class Applied:
     previous: tuple[tuple[str, str, Any], ...]
     edited_classes: tuple[str, ...]
     tensors: tuple[Changed, ...] = ()
+    frozen: tuple[tuple[str, str], ...] = ()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update({"tensors": (), **state})  # a pickle from before tensors could be changed
+        self.__dict__.update({"tensors": (), "frozen": (), **state})  # a pickle from before there were such edits
 
 
 def apply_edits(model: nn.Module, edits: Sequence[Edit]) -> Applied:
@@ -173,6 +185,7 @@ def apply_edits(model: nn.Module, edits: Sequence[Edit]) -> Applied:
     undo: list[Callable[[], None]] = []
     previous: list[tuple[str, str, Any]] = []
     tensors: list[Changed] = []
+    frozen: list[tuple[str, str]] = []
     try:
         for edit in edits:
             module = find_module(model, edit.path)
@@ -188,6 +201,10 @@ def apply_edits(model: nn.Module, edits: Sequence[Edit]) -> Applied:
                 changed = change_tensor(module, edit.path, edit.name, edit.how, edit.options)
                 tensors.append(changed)
                 undo.append(lambda module=module, changed=changed: changed.take_back(module))  # type: ignore[misc]
+            elif isinstance(edit, Freeze) and (parameter := parameter_of(module, edit)).requires_grad:
+                parameter.requires_grad_(False)
+                frozen.append((edit.path, edit.name))
+                undo.append(lambda parameter=parameter: parameter.requires_grad_())  # type: ignore[misc]
         by_path = class_edits(edits)
         for path, edit_of_class in by_path.items():
             module = find_module(model, path)
@@ -210,7 +227,7 @@ def apply_edits(model: nn.Module, edits: Sequence[Edit]) -> Applied:
         if isinstance(error, RewriterError) or not isinstance(error, Exception):
             raise
         raise PlanError(f"the plan cannot be carried out: {type(error).__name__}: {error}") from error
-    return Applied(tuple(edits), tuple(previous), tuple(by_path), tuple(tensors))
+    return Applied(tuple(edits), tuple(previous), tuple(by_path), tuple(tensors), tuple(frozen))
 
 
 def take_back(model: nn.Module, applied: Applied) -> None:
@@ -228,6 +245,10 @@ def take_back(model: nn.Module, applied: Applied) -> None:
         module = module_inside(model, changed.path)
         if module is not None:
             changed.take_back(module)
+    for path, name in applied.frozen:
+        parameter = getattr(module_inside(model, path), name, None)
+        if isinstance(parameter, nn.Parameter):
+            parameter.requires_grad_()
     for edit in applied.edits:
         module = module_inside(model, edit.path)
         if isinstance(edit, AddModule) and module is not None and edit.name in module._modules:
@@ -277,6 +298,18 @@ def value_now(module: nn.Module, edit: SetAttribute) -> Any:
     if not plain or edit.name.startswith("_") or callable(value) or isinstance(value, torch.Tensor | dict | list):
         raise PlanError(f"module {edit.path!r} has no hyper-parameter {edit.name!r} that can be set")
     return value
+
+
+def parameter_of(module: nn.Module, edit: Freeze) -> nn.Parameter:
+    """The parameter that ``edit`` freezes.
+
+    Raises:
+        PlanError: the module has no such parameter.
+    """
+    found = module._parameters.get(edit.name)
+    if found is None:
+        raise PlanError(f"module {edit.path!r} ({type(module).__name__}) has no parameter {edit.name!r}")
+    return found
 
 
 def _check_new_methods(module: nn.Module, path: str, edit: ClassEdit) -> None:

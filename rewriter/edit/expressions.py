@@ -144,6 +144,12 @@ class Expressions:
             if position.direct or (called_there and callee is not None and callee.outputs == [node]):
                 yield position
 
+    def is_of_torch(self, position: Position) -> bool:
+        """Whether the code at ``position`` is a method of a module of torch."""
+        module = self._model.get_submodule(position.call.path)
+        own = method_source(type(module), position.frame.code) if type(module).__module__.startswith("torch.") else None
+        return own is not None
+
     def users_own(self, where: Position, node: fx.Node) -> Expression:
         """The expression at ``where``, which leads to ``node``.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Hashable
 
 from torch import nn
 
@@ -17,6 +18,7 @@ class FreeNames:
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self._given: set[tuple[str, str]] = set()
+        self._remembered: dict[tuple[str, Hashable], str] = {}
 
     def module(self, path: str) -> nn.Module:
         """The module at ``path``, in which names are taken."""
@@ -29,3 +31,9 @@ class FreeNames:
         free = next(c for c in candidates if not hasattr(module, c) and (path, c) not in self._given)
         self._given.add((path, free))
         return free
+
+    def take_once(self, path: str, name: str, what: Hashable) -> str:
+        """The name that was taken at ``path`` for ``what``; at first one like :meth:`take` gives."""
+        if (path, what) not in self._remembered:
+            self._remembered[path, what] = self.take(path, name)
+        return self._remembered[path, what]

@@ -10,15 +10,14 @@ from __future__ import annotations
 import ast
 import re
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from rewriter.edit.class_calls import class_call
-from rewriter.edit.control_flow import branches, end, exits_between
+from rewriter.edit.control_flow import branches
 from rewriter.edit.names import called_function, local_names, receiver_parameter
 from rewriter.edit.source import FunctionSource, Span, Splice, describe, offsets, splice
-from rewriter.edit.tidying import tidied
 from rewriter.errors import PlanError, SourceError
 
 RECEIVER = -1
@@ -67,6 +66,10 @@ class Operation:
         """The text changes that carry out this operation."""
         raise SourceError(f"{type(self).__name__} does not say what it changes")
 
+    def splices_for(self, source: FunctionSource, receiver: str) -> Iterator[Splice]:
+        """The text changes, if ``receiver`` names the module that has the submodules."""
+        yield from self.splices(source)
+
 
 @dataclass(frozen=True)
 class Remove(Operation):
@@ -75,7 +78,7 @@ class Remove(Operation):
     kind: ClassVar[str] = "remove"
 
     def splices(self, source: FunctionSource) -> Iterator[Splice]:
-        node, operand = _call_and_operand(source, self.call, self.operand)
+        node, operand = call_and_operand(source, self.call, self.operand)
         (start, stop), (inner_start, inner_stop) = offsets(source, node), offsets(source, operand)
         bare = _is_bare(operand)
         yield Splice(start, inner_start, "" if bare else "(")
@@ -96,7 +99,7 @@ class Move(Operation):
     target_operand: int
 
     def splices(self, source: FunctionSource) -> Iterator[Splice]:
-        node, operand = _call_and_operand(source, self.call, self.operand)
+        node, operand = call_and_operand(source, self.call, self.operand)
         data = source.text.encode()
         (start, stop), (inner_start, inner_stop) = offsets(source, node), offsets(source, operand)
         before, after = data[start:inner_start].decode(), data[inner_stop:stop].decode()
@@ -123,7 +126,10 @@ class Wrap(Operation):
     module: str
 
     def splices(self, source: FunctionSource) -> Iterator[Splice]:
-        yield from _around(source, self.call, self.operand, f"{_submodule(_receiver_name(source), self.module)}(", ")")
+        yield from self.splices_for(source, _receiver_name(source))
+
+    def splices_for(self, source: FunctionSource, receiver: str) -> Iterator[Splice]:
+        yield from _around(source, self.call, self.operand, f"{_submodule(receiver, self.module)}(", ")")
 
 
 @dataclass(frozen=True)
@@ -167,9 +173,37 @@ class RemoveBinary(Operation):
             return
         if not isinstance(node, ast.BinOp) or self.operand not in (0, 1):
             raise SourceError(f"`{source.segment(self.call)}` is no binary operation")
-        inner_start, inner_stop = offsets(source, node.right if self.operand else node.left)
-        yield Splice(start, inner_start, "(")
-        yield Splice(inner_stop, stop, ")")
+        operand = node.right if self.operand else node.left
+        inner_start, inner_stop = offsets(source, operand)
+        bare = isinstance(operand, ast.Name)
+        yield Splice(start, inner_start, "" if bare else "(")
+        yield Splice(inner_stop, stop, "" if bare else ")")
+
+
+@dataclass(frozen=True)
+class Replace(Operation):
+    """Let a submodule stand for ``x / t``: ``self.module(x)``; ``x /= t`` (operand 0) is ``x = self.module(x)``."""
+
+    kind: ClassVar[str] = "replace"
+    module: str
+
+    def splices(self, source: FunctionSource) -> Iterator[Splice]:
+        yield from self.splices_for(source, _receiver_name(source))
+
+    def splices_for(self, source: FunctionSource, receiver: str) -> Iterator[Splice]:
+        node, called = source.find(self.call), _submodule(receiver, self.module)
+        start, stop = offsets(source, node)
+        if isinstance(node, ast.AugAssign):
+            if self.operand != 0 or not isinstance(node.target, ast.Name):
+                raise SourceError(f"`{source.segment(self.call)}` does not assign to a plain name")
+            yield Splice(offsets(source, node.target)[1], stop, f" = {called}({node.target.id})")
+            return
+        operand = operands(node).get(self.operand)
+        if operand is None or self.operand == RESULT:
+            raise SourceError(f"`{source.segment(self.call)}` has no plain operand {self.operand}")
+        inner_start, inner_stop = offsets(source, operand)
+        yield Splice(start, inner_start, f"{called}(", order=-1)
+        yield Splice(inner_stop, stop, ")", order=1)
 
 
 @dataclass(frozen=True)
@@ -184,7 +218,7 @@ class Redirect(Operation):
 
     def splices_for(self, source: FunctionSource, receiver: str) -> Iterator[Splice]:
         """The text changes, if ``receiver`` names the module that has the submodule."""
-        node, operand = _call_and_operand(source, self.call, self.operand)
+        node, operand = call_and_operand(source, self.call, self.operand)
         (start, _), (inner_start, inner_stop) = offsets(source, node), offsets(source, operand)
         (func_start, func_stop), data = offsets(source, node.func), source.text.encode()
         opened = data.index(b"(", func_stop)
@@ -246,13 +280,13 @@ class Adopt(Operation):
     Attributes:
         method: name of the new method.
         digest: digest of the function's source that the change was planned for.
-        change: the change to the function.
+        change: the change to the function; where one call is adopted several times, the method has all changes.
     """
 
     kind: ClassVar[str] = "adopt"
     method: str
     digest: str
-    change: Redirect
+    change: Operation
 
     def splices(self, source: FunctionSource) -> Iterator[Splice]:
         yield Splice(*offsets(source, self._called(source).func), _submodule(_receiver_name(source), self.method))
@@ -268,16 +302,18 @@ class Adopt(Operation):
             raise SourceError(f"{describe(source.function)}: `{source.segment(self.call)}` calls no Python function")
         return found
 
-    def text_of_method(self, helper: FunctionSource) -> str:
-        """The text of the new method."""
+    def text_of_method(self, helper: FunctionSource, changes: Sequence[Operation] = ()) -> str:
+        """The text of the new method, with all of ``changes``; by default with its own."""
         names = {node.id for node in ast.walk(helper.tree) if isinstance(node, ast.Name)}
         receiver = "self" if "self" not in names | local_names(helper) else "the_module"
         first = receiver_parameter(helper)
         if first is None:
             raise SourceError(f"{describe(helper.function)} has no positional parameter")
         start = offsets(helper, first)[0]
-        changes = [Splice(start, start, f"{receiver}, "), *self.change.splices_for(helper, receiver)]
-        return splice(helper.text, changes)
+        splices = [Splice(start, start, f"{receiver}, ")]
+        for change in dict.fromkeys(changes or (self.change,)):
+            splices += change.splices_for(helper, receiver)
+        return splice(helper.text, splices)
 
     def _called(self, source: FunctionSource) -> ast.Call:
         node = source.find(self.call)
@@ -336,44 +372,7 @@ def keyword_number(node: ast.AST, name: str) -> int | None:
     return next((FIRST_KEYWORD - index for index, keyword in enumerate(keywords) if keyword.arg == name), None)
 
 
-def why_not_movable(source: FunctionSource, call: Span, operand: int, target: Span) -> str | None:
-    """Why the call cannot be evaluated at ``target`` with the same meaning; None if it can.
-
-    Its other arguments may read attributes and globals, which are constant during a call of the method, but not local
-    variables; and the conditions around it may only test the rate and the mode that the call itself reads.
-    """
-    try:
-        node, data = _call_and_operand(source, call, operand)
-    except SourceError as error:
-        return str(error)
-    goal = source.find(target)
-    inputs = set(ast.walk(data))
-    own = [inner for inner in ast.walk(node) if inner not in inputs]
-    names = {inner.id for inner in own if isinstance(inner, ast.Name)} & local_names(source)
-    if names:
-        return f"its arguments read local variables ({', '.join(sorted(names))})"
-    reads = {ast.unparse(inner) for inner in own if isinstance(inner, ast.Attribute)}
-    enclosing = branches(source.tree, goal)
-    for branch in branches(source.tree, node):
-        if branch not in enclosing and not branch.only_asks_for(reads):
-            return branch.reason
-    first, second = sorted((node, goal), key=end)
-    leaving = next(exits_between(source.tree, first, second), None)
-    if leaving is not None:
-        return f"`{ast.unparse(leaving)}` lies between the two, so not both need be reached"
-    return None
-
-
-def edited_text(source: FunctionSource, operations: tuple[Operation, ...]) -> str:
-    """The text of ``source`` after all ``operations``."""
-    if not operations:
-        return source.text
-    moved = (Remove(op.call, op.operand) for op in operations if isinstance(op, Move))
-    splices = [item for operation in (*dict.fromkeys(moved), *operations) for item in operation.splices(source)]
-    return tidied(splice(source.text, splices), source.header)
-
-
-def _call_and_operand(source: FunctionSource, call: Span, operand: int) -> tuple[ast.Call, ast.expr]:
+def call_and_operand(source: FunctionSource, call: Span, operand: int) -> tuple[ast.Call, ast.expr]:
     node = source.find(call)
     found = operands(node).get(operand)
     if not isinstance(node, ast.Call) or found is None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import types
 from collections import Counter, defaultdict
+from collections.abc import Collection
 from functools import cached_property
 from typing import Any
 
@@ -41,12 +43,17 @@ class RepeatedCalls:
         if self.of(path) > 1:
             raise Refused(Reason.SHARED_MODULE, self._told(path))
 
-    def refuse(self, position: Position, node: fx.Node) -> None:
+    def refuse(self, position: Position, node: fx.Node, among: Collection[fx.Node] = ()) -> None:
         """Refuse to edit the expression at ``position``, which leads to ``node``, if it runs for something else too.
+
+        Args:
+            among: operations that the edit is meant for; if the expression issues no others, it may run several times.
 
         Raises:
             Refused: the module, the function or the expression ran several times; names the module and its calls.
         """
+        if among and position.direct and self._issued[self._place(position)] <= set(among):
+            return
         path, frame = self.receivers.path(position), position.frame
         self.refuse_module(path)
         if len(self._invocations[path, frame.code]) > 1:
@@ -62,6 +69,21 @@ class RepeatedCalls:
                 line = f"line {frame.line} in {frame.code.co_qualname}()"
                 detail = f"{line}, which issues {name_of(node)}, runs {times} times in one call; an edit acts on all"
             raise Refused(Reason.IN_A_LOOP, detail)
+
+    def _place(self, position: Position) -> tuple[int, types.CodeType, int]:
+        """The module, the code and the instruction of an expression."""
+        module = self._model.get_submodule(self.receivers.path(position))
+        return id(module), position.frame.code, position.frame.instruction
+
+    @cached_property
+    def _issued(self) -> dict[tuple[int, types.CodeType, int], set[fx.Node]]:
+        """The operations that each expression issues itself."""
+        found: dict[tuple[int, types.CodeType, int], set[fx.Node]] = defaultdict(set)
+        for node in self._recording.graph.nodes:
+            for position in itertools.islice(positions(node), 1):
+                if position.direct:
+                    found[self._place(position)].add(node)
+        return found
 
     def _told(self, path: str) -> str:
         """Describe a module that is called several times: under which names, and on which lines."""

@@ -29,10 +29,12 @@ class Contract:
             of a rewritten model has an extra key, ``rewriter_plan``, which :func:`rewriter.original_state_dict` leaves
             out.
         state_dict: whether keys, shapes and values of everything else in the state dict stay equal.
-        gradients: whether every parameter that received a gradient still does.
+        gradients: whether every parameter that received a gradient still does; those that the plan freezes do not.
         adds_buffers: whether the added modules have buffers. Checkpoints of the original then still load with
             ``strict=True``, and :func:`rewriter.original_state_dict` leaves the buffers out.
         adds_parameters: the same for parameters.
+        freezes_parameters: whether parameters are kept from training that were trained; the plan names them. A loss
+            that is given such a number may ignore it.
     """
 
     eval_output: bool = True
@@ -40,12 +42,13 @@ class Contract:
     gradients: bool = True
     adds_buffers: bool = False
     adds_parameters: bool = False
+    freezes_parameters: bool = False
 
     def __str__(self) -> str:
         promises = {
             "eval output bit for bit": self.eval_output,
             f"state dict{self._added}": self.state_dict,
-            "a gradient for every parameter": self.gradients,
+            f"a gradient for every parameter{' that is not frozen' * self.freezes_parameters}": self.gradients,
         }
         return ", ".join(promise for promise, holds in promises.items() if holds)
 

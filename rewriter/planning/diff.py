@@ -7,8 +7,8 @@ import difflib
 from torch import nn
 
 from rewriter.edit.classes import MethodEdit, adopted_source, source_of
+from rewriter.edit.edited_text import adoptions, edited_text
 from rewriter.edit.edits import class_edits, find_module
-from rewriter.edit.operations import Adopt, edited_text
 from rewriter.edit.source import text_in_file
 from rewriter.planning.data import PlanData
 from rewriter.text import joined_groups
@@ -30,11 +30,10 @@ def _method_diff(module: nn.Module, edit: MethodEdit) -> str:
     if old != source.text:  # a function, of which the edit makes a method
         name = f"{source.function.__module__}.{source.function.__qualname__}"
     text = _diff(name, old, edited_text(source, edit.operations))
-    for operation in edit.operations:
-        if isinstance(operation, Adopt):
-            helper = adopted_source(source, operation)
-            function = f"{helper.function.__module__}.{helper.function.__qualname__}"
-            text += _diff(function, helper.text, operation.text_of_method(helper))
+    for adopt, changes in adoptions(edit.operations):
+        helper = adopted_source(source, adopt)
+        function = f"{helper.function.__module__}.{helper.function.__qualname__}"
+        text += _diff(function, helper.text, adopt.text_of_method(helper, changes))
     return text
 
 

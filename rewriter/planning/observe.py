@@ -23,6 +23,8 @@ from rewriter.tracing.containers import tensors_in
 from rewriter.tracing.inputs import Inputs
 from rewriter.tracing.written import written_parameters
 
+NOTHING_TO_TRAIN = "no output requires a gradient"
+
 
 @dataclass(frozen=True)
 class Observation:
@@ -87,7 +89,7 @@ def _train(model: nn.Module, inputs: Inputs) -> tuple[frozenset[str], str]:
             result = model(*inputs.args, **inputs.kwargs)
             scalars = [dense(t).abs().float().mean() for t in tensors_held(result) if t.requires_grad]
             if not scalars:
-                return frozenset(), "no output requires a gradient"
+                return frozenset(), NOTHING_TO_TRAIN
             torch.stack(scalars).sum().backward()  # type: ignore[no-untyped-call]
     except Exception as error:
         return frozenset(), f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from torch import nn
 
-from rewriter.edit.edits import apply_edits, take_back
+from rewriter.edit.edits import Freeze, apply_edits, take_back
 from rewriter.errors import ContractError, InputError
 from rewriter.guideline.base import Contract
 from rewriter.model.differences import other_structure
 from rewriter.model.random_state import random_state_kept
 from rewriter.planning.checks import Check, Checked, Verification
 from rewriter.planning.data import PlanData
-from rewriter.planning.observe import Observation, drift_between, judge_outputs, observe
+from rewriter.planning.observe import NOTHING_TO_TRAIN, Observation, drift_between, judge_outputs, observe
 from rewriter.planning.zero_gains import filled, zero_gains
 from rewriter.renamed import forward_names
+from rewriter.tracing.containers import tensors_in
 from rewriter.tracing.inputs import Inputs
 
 _MOST_RUNS = 3
@@ -87,16 +88,16 @@ class Verifier:
 
     def _judge(self, passes: Sequence[str], *, training: bool = True) -> Verification:
         """Check whether the model as it is keeps the contracts of ``passes``; one that does not run keeps none."""
-        before, contracts = self._before, self._contracts(passes)
+        before, contracts, frozen = self._before, self._contracts(passes), self._frozen(passes)
         try:
             after = self._observe(training=training)
         except Exception as error:
             return Verification((Check(Checked.EVAL_MODE, False, f"{type(error).__name__}: {error}"),))
-        found = check_contracts(before, after, contracts)
+        found = check_contracts(before, after, contracts, frozen)
         if any(check.what is Checked.EVAL_OUTPUT for check in found.failed):
             # it may count its calls where that cannot be undone
             drift = drift_between(after, self._observe(training=False))
-            found = check_contracts(replace(before, spread=max(before.spread, drift)), after, contracts)
+            found = check_contracts(replace(before, spread=max(before.spread, drift)), after, contracts, frozen)
         return found
 
     def _judge_alone(self, passes: Sequence[str], *, training: bool = True) -> Verification:
@@ -156,12 +157,23 @@ class Verifier:
             "The model is as it was; leave the pass out with passes=, or the place with skip=."
         )
 
+    def _frozen(self, passes: Sequence[str]) -> frozenset[str]:
+        """The parameters that ``passes`` freeze, and say so; of a loss that is given them, the inputs of one number."""
+        told = {name for name in passes if self._plan.contracts.get(name, Contract()).freezes_parameters}
+        edits = (edit for site in self._plan.sites if site.pass_name in told for edit in site.edits)
+        given = tensors_in((self._inputs.args, self._inputs.kwargs)) if told else ()
+        numbers = [f"input {index}" for index, tensor in enumerate(given) if tensor.numel() == 1]
+        frozen = (f"{edit.path}.{edit.name}".lstrip(".") for edit in edits if isinstance(edit, Freeze))
+        return frozenset((*frozen, *numbers))
+
     def _contracts(self, passes: Sequence[str]) -> list[Contract]:
         return [self._plan.contracts.get(name, Contract()) for name in passes]
 
 
-def check_contracts(before: Observation, after: Observation, contracts: Sequence[Contract]) -> Verification:
-    """Check whether ``after`` keeps ``contracts``."""
+def check_contracts(
+    before: Observation, after: Observation, contracts: Sequence[Contract], frozen: Collection[str] = ()
+) -> Verification:
+    """Check whether ``after`` keeps ``contracts``; the parameters called ``frozen`` need no gradient."""
     checks: list[Check] = []
     changed = other_structure(before.outputs, after.outputs)
     checks.append(Check(Checked.OUTPUT_STRUCTURE, not changed, changed))
@@ -179,10 +191,12 @@ def check_contracts(before: Observation, after: Observation, contracts: Sequence
     if before.train_error:
         why = f"the original does not train on this input: {before.train_error}"
         checks.append(Check(Checked.TRAINING, None, why))
+    elif after.train_error == NOTHING_TO_TRAIN and before.with_gradient <= set(frozen):
+        checks.append(Check(Checked.TRAINING, None, "what this module trained by itself is frozen"))
     elif after.train_error:
         checks.append(Check(Checked.TRAINING, False, after.train_error))
     elif all(contract.gradients for contract in contracts):
-        lost_gradients = sorted(before.with_gradient - after.with_gradient)
+        lost_gradients = sorted(before.with_gradient - after.with_gradient - set(frozen))
         kind = "inputs" if before.of_inputs else "parameters"
         none_for = f"none for {', '.join(lost_gradients[:5])}"
         detail = none_for if lost_gradients else f"{len(after.with_gradient)} {kind} still get one"

@@ -7,7 +7,9 @@ import textwrap
 import pytest
 from written_methods import Load, made_method, span_of
 
-from rewriter.edit.operations import Move, Operation, Remove, Wrap, edited_text, why_not_movable
+from rewriter.edit.edited_text import edited_text
+from rewriter.edit.moving import why_not_movable
+from rewriter.edit.operations import Move, Operation, Remove, Wrap
 from rewriter.edit.source import Span, read_source
 from rewriter.errors import PlanError, RewriterError, SourceError
 

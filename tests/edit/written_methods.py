@@ -8,7 +8,8 @@ import textwrap
 from collections.abc import Callable
 from types import ModuleType
 
-from rewriter.edit.operations import Move, Operation, Remove, Wrap, why_not_movable
+from rewriter.edit.moving import why_not_movable
+from rewriter.edit.operations import Move, Operation, Remove, Wrap
 from rewriter.edit.source import FunctionSource, Span, read_source
 
 Load = Callable[[str], ModuleType]

@@ -1,0 +1,247 @@
+"""Where cosine similarities become logits by a temperature, and what belongs together: all logits of one loss."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import networkx as nx
+from torch import fx, nn
+
+from rewriter.passes.temperature_free.cosines import Cosine, find_cosines, parameters_behind
+from rewriter.passes.temperature_free.layers import LogOdds
+from rewriter.passes.temperature_free.vectors import function_of, normalised_length, scaled, size
+from rewriter.tracing.dataflow import WEIGHT_KINDS, Dataflow
+from rewriter.tracing.facts import facts
+from rewriter.tracing.kinds import Kind, is_in_place
+from rewriter.tracing.trace import Trace
+
+_FILLS = frozenset({"masked_fill", "where", "tril", "triu", "setitem", "fill_diagonal", "index_fill", "index_put"})
+_MOVES = frozenset({"masked_select", "stack", "diagonal", "diag", "gather", "repeat", "repeat_interleave", "getattr"})
+_SOFTMAX = frozenset({"cross_entropy", "softmax", "log_softmax", "logsumexp", "nll_loss", "kl_div", "log"})
+_SIGMOID = frozenset({"sigmoid", "logsigmoid", "softplus", "binary_cross_entropy", "binary_cross_entropy_with_logits"})
+
+
+@dataclass(eq=False)
+class Scale:
+    """A multiplication of similarities by a temperature, or by its inverse.
+
+    Attributes:
+        node: the multiplication, or division; ``kept`` is its operand that stays.
+        cosines: the similarities that it scales.
+        inside: whether it scales an operand of the product, before that is made.
+        filled: whether masked values are filled in between the product and it.
+        others: what it scales that is no similarity.
+    """
+
+    node: fx.Node
+    kept: fx.Node
+    cosines: list[Cosine]
+    inside: bool = False
+    filled: bool = False
+    others: list[fx.Node] = field(default_factory=list)
+
+
+@dataclass(eq=False)
+class Contrast:
+    """All scales of one loss, or of one learned temperature.
+
+    Attributes:
+        scales: the scales, in execution order.
+        parameters: the learned temperatures.
+        normalised: whether a softmax follows; otherwise they are logits that the model returns.
+        bias: what makes it a loss of sigmoids, which is no contrast of many; empty if nothing does.
+        mixed: whether several temperatures, learned or given, meet in it or are applied by one line.
+    """
+
+    scales: list[Scale]
+    parameters: list[str]
+    normalised: bool
+    bias: str = ""
+    mixed: bool = False
+
+    @property
+    def cosines(self) -> dict[fx.Node, Cosine]:
+        """Its similarities, each once."""
+        return {cosine.node: cosine for scale in self.scales for cosine in scale.cosines}
+
+
+def find_contrasts(trace: Trace) -> list[Contrast]:
+    """The contrastive losses and logits of the training run whose similarities a temperature scales."""
+    scales = [scale for scale in _scales(trace) if not _is_attention(scale, trace)]
+    reached = {scale: _reached(scale, trace.flow) for scale in scales}
+    numbers = {scale: _numbers_behind(scale) for scale in scales}
+    alike = nx.Graph()
+    alike.add_nodes_from(scales)
+    for index, scale in enumerate(scales):
+        for other in scales[:index]:
+            meet = (reached[scale] & reached[other]) - {trace.flow.output}
+            if meet or numbers[scale] & numbers[other] or _line(scale) == _line(other):
+                alike.add_edge(scale, other)
+    groups = (sorted(group, key=lambda s: trace.flow.position(s.node)) for group in nx.connected_components(alike))
+    found = [_contrast(group, numbers, trace) for group in groups]
+    return sorted((one for one in found if one is not None), key=lambda one: trace.flow.position(one.scales[0].node))
+
+
+def find_done(trace: Trace) -> Iterator[tuple[fx.Node, LogOdds]]:
+    """Similarities that a layer of the pass turns into logits, and the layer."""
+    seen: set[nn.Module] = set()
+    for node in trace.flow.nodes():
+        owner = trace.owner_of(node) if node.op == "call_function" else None
+        if isinstance(owner, LogOdds) and owner not in seen:
+            seen.add(owner)
+            yield node, owner
+
+
+def find_returned(trace: Trace) -> Iterator[list[str]]:
+    """The learned numbers, read by nothing else, that a model returns beside normalised vectors: CLIP, for a loss."""
+    returned = trace.flow.output.all_input_nodes
+    vectors = [node for node in returned if node in trace.flow and _is_normalised(node)]
+    if len(vectors) < 2:
+        return
+    names = [name for node in returned if node not in trace.flow and size(node) == 1 for name in _sorted(node, trace)]
+    found = [name for name in dict.fromkeys(names) if not other_uses(name, trace, set())]
+    if found:
+        yield found
+
+
+def other_uses(name: str, trace: Trace, gone: set[fx.Node]) -> list[fx.Node]:
+    """The operations on data that read a parameter, apart from those that are ``gone`` and from the output."""
+    pending = [node for node in trace.train.graph.nodes if node.op == "get_attr" and str(node.target) == name]
+    seen: set[fx.Node] = set()
+    found: list[fx.Node] = []
+    while pending:
+        for user in pending.pop().users:
+            if user in trace.flow and user not in gone and user is not trace.flow.output:
+                found.append(user)
+            elif user not in trace.flow and user not in seen:
+                seen.add(user)
+                pending.append(user)
+    return found
+
+
+def _scales(trace: Trace) -> Iterator[Scale]:
+    cosines = find_cosines(trace)
+    for cosine in cosines.values():
+        for node, kept in cosine.scales.items():
+            yield Scale(node, kept, [cosine], inside=True)
+    for node in trace.flow.nodes(Kind.MULTIPLY):
+        operand = scaled(node)
+        if operand is None:
+            continue
+        scale = Scale(node, operand, [])
+        for leaf in _back(scale, trace.flow):
+            if leaf in cosines:
+                scale.cosines.append(cosines[leaf])
+            else:
+                scale.others.append(leaf)
+        if scale.cosines:
+            yield scale
+
+
+def _back(scale: Scale, flow: Dataflow) -> Iterator[fx.Node]:
+    """What ``scale`` scales, through operations that only place values; notes whether values are filled in."""
+    pending, seen = [scale.kept], {scale.kept}
+    scale.filled = any(function_of(writer) in _FILLS for writer in facts(scale.node)["after"])
+    while pending:
+        node = pending.pop()
+        scale.filled |= function_of(node) in _FILLS
+        scale.filled |= any(function_of(writer) in _FILLS for writer in facts(node)["after"])
+        if not places(node):
+            yield node
+            continue
+        for source in flow.sources(node):
+            if source not in seen and facts(source)["dtype"].is_floating_point:
+                seen.add(source)
+                pending.append(source)
+
+
+def places(node: fx.Node) -> bool:
+    """Whether an operation moves, selects or masks values, and changes none of those that stay."""
+    kinds = (Kind.VIEW, Kind.IDENTITY, Kind.SELECT, Kind.CONCAT)
+    return facts(node)["kind"] in kinds or function_of(node) in _FILLS | _MOVES
+
+
+def _is_attention(scale: Scale, trace: Trace) -> bool:
+    """Whether a weight or another product reads the scaled similarities: scores of attention, say."""
+    own = {cosine.node for cosine in scale.cosines}
+    after = (
+        set().union(*(trace.flow.reachable(node) for node in own)) if scale.inside else trace.flow.reachable(scale.node)
+    )
+    kinds = WEIGHT_KINDS | {Kind.MATMUL, Kind.EMBEDDING}
+    return any(facts(node)["kind"] in kinds for node in after - own)
+
+
+def _reached(scale: Scale, flow: Dataflow) -> set[fx.Node]:
+    """What depends on the logits, up to the first softmax, and that."""
+    return flow.reachable(scale.node, stop=lambda node: function_of(node) in _SOFTMAX)
+
+
+def _numbers_behind(scale: Scale) -> set[fx.Node]:
+    """The parameters and inputs that the temperature is computed from."""
+    found: set[fx.Node] = set()
+    pending = [node for node in scale.node.all_input_nodes if node is not scale.kept]
+    while pending:
+        node = pending.pop()
+        if node not in found:
+            found.add(node)
+            pending += node.all_input_nodes
+    return {node for node in found if node.op in ("get_attr", "placeholder")}
+
+
+def _line(scale: Scale) -> tuple[object, ...]:
+    """The expression that issues a scale: an edit of it acts on all that it issues."""
+    frame = facts(scale.node)["frames"][0]
+    return facts(scale.node)["owner"].path, frame.code, frame.instruction
+
+
+def _contrast(scales: list[Scale], numbers: Mapping[Scale, set[fx.Node]], trace: Trace) -> Contrast | None:
+    parameters = dict.fromkeys(name for scale in scales for name in _temperatures(scale, trace))
+    behind = set().union(*(trace.flow.reachable(scale.node) for scale in scales))
+    names = {function_of(node) for node in behind}
+    normalised, bias = bool(names & _SOFTMAX), _bias(behind, trace)
+    if not normalised and not bias and not any(_is_returned(scale.node, trace.flow) for scale in scales):
+        return None
+    given = [numbers[scale] for scale in scales if numbers[scale]]
+    mixed = any(one.isdisjoint(other) for one, other in itertools.combinations(given, 2))
+    return Contrast(scales, list(parameters), normalised, bias, mixed)
+
+
+def _temperatures(scale: Scale, trace: Trace) -> list[str]:
+    numbers = [node for node in scale.node.all_input_nodes if node is not scale.kept]
+    return sorted(set().union(*(parameters_behind(node, trace) for node in numbers)))
+
+
+def _is_returned(node: fx.Node, flow: Dataflow) -> bool:
+    """Whether logits are returned as they are, or after a product that makes them and masks."""
+    passes = flow.reachable(node, stop=lambda other: not places(other) and facts(other)["kind"] is not Kind.MATMUL)
+    return flow.output in passes
+
+
+def _bias(behind: set[fx.Node], trace: Trace) -> str:
+    """What shows that each logit goes into a sigmoid of its own; empty if nothing does."""
+    for node in trace.flow.in_order(behind):
+        module = trace.module_of(node)
+        if function_of(node) in _SIGMOID or isinstance(module, (nn.Sigmoid, nn.LogSigmoid, nn.Softplus)):
+            return "a sigmoid reads the logits one by one"
+        added = [one for one in node.all_input_nodes if one not in behind and size(one) == 1]
+        learned = [one for one in added if one.op == "placeholder" or parameters_behind(one, trace)]
+        if facts(node)["kind"] is Kind.ADD and learned and size(node) > 1:
+            return "a bias is added to the logits, which a softmax would not see"
+    return ""
+
+
+def _is_normalised(node: fx.Node) -> bool:
+    while facts(node)["kind"] in (Kind.VIEW, Kind.IDENTITY) and node.all_input_nodes:
+        node = node.all_input_nodes[0]
+    return normalised_length(node) is not None
+
+
+def _sorted(node: fx.Node, trace: Trace) -> list[str]:
+    return sorted(parameters_behind(node, trace))
+
+
+def works_in_place(scale: Scale) -> bool:
+    """Whether a scale writes its result to its operand: ``x /= t``, ``x.div_(t)``."""
+    return callable(scale.node.target) and is_in_place(scale.node.target)
