@@ -2,6 +2,7 @@ from .atrous_rates import AtrousRates as AtrousRates
 from .dropout import Dropout as Dropout
 from .gaussian_attention_bias import GaussianAttentionBias as GaussianAttentionBias
 from .group_count import GroupCount as GroupCount
+from .kernel_padding import KernelPadding as KernelPadding
 from .patch_norm import PatchNorm as PatchNorm
 from .position_variance import PositionVariance as PositionVariance
 from .scale_equalizer import ScaleEqualizer as ScaleEqualizer
@@ -15,6 +16,7 @@ __all__ = [
     "Dropout",
     "GaussianAttentionBias",
     "GroupCount",
+    "KernelPadding",
     "PatchNorm",
     "PositionVariance",
     "ScaleEqualizer",

@@ -14,6 +14,7 @@ from .errors import (
     FoldError,
     InputError,
     InstallationError,
+    MeasurementError,
     ModelError,
     OptimizerError,
     PassError,
@@ -33,6 +34,8 @@ from .errors import (
 from .guideline.base import Advice, Contract, Pass, Site, Skipped
 from .lint.check import check
 from .lint.findings import Finding, Findings
+from .measurement.measure import measure
+from .measurement.result import Measurement
 from .optimizer.check import check_optimizer
 from .optimizer.grouped_parameters import ParamGroups
 from .optimizer.groups import param_groups
@@ -56,6 +59,8 @@ __all__ = [
     "FoldError",
     "InputError",
     "InstallationError",
+    "Measurement",
+    "MeasurementError",
     "ModelError",
     "OptimizerError",
     "ParamGroups",
@@ -87,6 +92,7 @@ __all__ = [
     "fold",
     "from_pretrained",
     "load",
+    "measure",
     "original_state_dict",
     "param_groups",
     "plan",

@@ -36,6 +36,7 @@ from rewriter.planning.record import is_folded, records_of, rewritten_parts, set
 from rewriter.planning.remembered_inputs import inputs_to_run_on
 from rewriter.planning.report import Report, make_report
 from rewriter.planning.selection import Preserve, Selectors
+from rewriter.planning.tensors_of_original import warn_of_lost_entries, with_tensors_of_original
 from rewriter.subjects.function_module import FunctionModule, Subject, as_module
 from rewriter.subjects.held_function import is_function, name_of
 from rewriter.tracing.input_types import ExampleInputs, InputSize
@@ -168,10 +169,10 @@ def undo(model: Subject, inplace: bool = False) -> Subject:
 
     For a rewritten function this is the function that was given, the same object.
 
-    If edits changed the output, a :class:`rewriter.RewriterWarning` names them: with the current weights, the original
-    computes something else. If the model is wrapped (DDP, ``torch.compile``, activation checkpointing), or contains
-    rewritten models as parts, those inside are restored and the outer model is returned. Compiled models have to be
-    compiled again.
+    If edits changed the output, or trained entries of tensors are lost, a :class:`rewriter.RewriterWarning` names them:
+    with the current weights, the original computes something else. If the model is wrapped (DDP, ``torch.compile``,
+    activation checkpointing), or contains rewritten models as parts, those inside are restored and the outer model is
+    returned. Compiled models have to be compiled again.
 
     Raises:
         UndoError: the model was not rewritten, or other code has since changed the class of an edited module.
@@ -198,6 +199,7 @@ def undo(model: Subject, inplace: bool = False) -> Subject:
     _refuse_wrapped_forward(parts)
     for _, part in parts:
         warn_of_changed_output(part, "rewriter.undo")
+        warn_of_lost_entries(part, "rewriter.undo")
     if isinstance(subject, FunctionModule) and not inplace:
         original: Subject = subject.__wrapped__
         return original
@@ -319,12 +321,13 @@ def to_graph_module(
 def original_state_dict(model: nn.Module) -> dict[str, Any]:
     """Return a state dict that the model as it was before the rewrite loads with ``strict=True``.
 
-    It leaves out what the rewrite added (buffers of scale equalizers, the mark of its plan); all other values are
-    current. If edits change the output, a :class:`rewriter.RewriterWarning` names them: with these weights, the
-    original computes something else. For a wrapped model the result is that of the model inside; if parts were
-    rewritten, it is as if they had not been. What was added to modules since stays, as do its names in the keys:
-    compiled submodules, parametrizations, peft adapters. Under FSDP every process gets the full state dict, and all
-    must make this call; values that accelerate has offloaded are included.
+    It leaves out what the rewrite added (buffers of scale equalizers, the mark of its plan, entries of padded kernels);
+    all other values are current. If trained entries are left out, or edits change the output, a
+    :class:`rewriter.RewriterWarning` names them: with these weights, the original computes something else. For a
+    wrapped model the result is that of the model inside; if parts were rewritten, it is as if they had not been. What
+    was added to modules since stays, as do its names in the keys: compiled submodules, parametrizations, peft adapters.
+    Under FSDP every process gets the full state dict, and all must make this call; values that accelerate has offloaded
+    are included.
 
     Raises:
         ModelError: the model was folded, so its weights are no longer those of the original; or it is only a part of a
@@ -362,4 +365,4 @@ def original_state_dict(model: nn.Module) -> dict[str, Any]:
     prefixes = tuple(f"{path_of_key(path)}." for path in paths)
     marks = {f"{path_of_key(path)}.{MARK}".lstrip(".") for path, part in parts if has_mark(part)}
     kept = {key: value for key, value in state.items() if not key.startswith(prefixes) and key not in marks}
-    return type(state)(kept)
+    return type(state)(with_tensors_of_original(model, kept, "rewriter.original_state_dict"))

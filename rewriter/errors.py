@@ -68,6 +68,10 @@ class FoldError(RewriterError, RuntimeError):
     """There is nothing to fold, or the model cannot be folded in its present state; it is unchanged."""
 
 
+class MeasurementError(RewriterError, ValueError):
+    """A model cannot be measured: no such measurement, unusable images, or what is measured cannot be found in it."""
+
+
 class InstallationError(RewriterError, ImportError):
     """An installed package cannot be used: its pass or layer is broken, or a folder of the same name shadows ours."""
 

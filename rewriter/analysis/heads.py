@@ -70,6 +70,15 @@ def missing_heads(flow: Dataflow) -> Iterator[tuple[list[fx.Node], Reason, str]]
             yield passed, Reason.CLASS_TOKEN, "the head reads a class token; there is no pooling"
 
 
+def selected_tokens(flow: Dataflow) -> list[fx.Node]:
+    """The operations that select one token of a sequence ``(N, L, C)``, in execution order."""
+    return [
+        node
+        for node in flow.nodes(Kind.SELECT)
+        if flow.sources(node) and len(facts(flow.sources(node)[0])["shape"] or ()) == 3 and _takes_one_token(node, flow)
+    ]
+
+
 def _is_pooled_token(flow: Dataflow, join: fx.Node) -> bool:
     """Whether tokens are concatenated with their mean, as before CLIP's attention pooling."""
     sources = flow.sources(join)

@@ -1,5 +1,5 @@
 """The command line: ``rewriter passes``, ``plan NAME``, ``rewrite NAME``, ``compare NAME``,
-``sweep PATTERN`` and ``new-pass NAME``.
+``sweep PATTERN``, ``measure NAME WHAT`` and ``new-pass NAME``.
 
 Exit codes: 0 done; 1 refused, with one line ``error: …`` on stderr, or output that cannot be written, or a sweep with
 rows that are not ok; 2 wrong usage; 130 interrupted.
@@ -60,6 +60,7 @@ def _in_one_line(default: Callable[..., str]) -> Callable[..., str]:
 def application() -> typer.Typer:
     """Return the commands as a typer application."""
     from rewriter.cli.compare import compare_command
+    from rewriter.cli.measure import measure_command
     from rewriter.cli.new_pass import new_pass_command
     from rewriter.cli.passes import passes_command
     from rewriter.cli.plan import plan_command
@@ -80,6 +81,7 @@ def application() -> typer.Typer:
     app.command("rewrite")(rewrite_command)
     app.command("compare")(compare_command)
     app.command("sweep")(sweep_command)
+    app.command("measure")(measure_command)
     app.command("new-pass")(new_pass_command)
     return app
 

@@ -139,7 +139,7 @@ def compare(
             source = open_source(data, root=root, download=download) if isinstance(data, str) else data
             if isinstance(source, Source):
                 trains = source.train is not None if levels is None else TRAINING in levels
-                found = data_of_source(source, _preprocessing(*first, source, input_size), recipe, training=trains)
+                found = data_of_source(source, preprocessing_of(*first, source, input_size), recipe, training=trains)
             else:
                 found = data_of_user(source, task, num_classes, recipe)
             if after is rewrite:
@@ -251,7 +251,8 @@ def _inputs_of_rewrite(data: Data) -> dict[str, Any]:
     return {"input_size": tuple(images.shape[1:])} if images.dim() == 4 else {"example_inputs": (images[:2],)}
 
 
-def _preprocessing(before: nn.Module, after: nn.Module, source: Source, input_size: Any) -> Preprocessing:
+def preprocessing_of(before: nn.Module, after: nn.Module, source: Source, input_size: Any) -> Preprocessing:
+    """Return how ``before`` and ``after`` expect the images of ``source``, from the configuration of ``before``."""
     configuration = getattr(before, "pretrained_cfg", None) or {}
     channels, height, width = _image_size(before, after, source, input_size)
     mean, std = (tuple(configuration.get(name, ())) for name in ("mean", "std"))

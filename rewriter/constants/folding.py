@@ -26,7 +26,7 @@ from rewriter.layers.registry import CalibratedLayer, calibrated_layers
 from rewriter.model.adapters import refuse_adapters
 from rewriter.model.contents import tensors_held
 from rewriter.model.copying import Model, copy_model
-from rewriter.model.differences import difference
+from rewriter.model.differences import ROUNDING, ROUNDING_OF_16_BITS, difference
 from rewriter.model.random_state import random_state_kept
 from rewriter.model.refusal import check_model
 from rewriter.model.state import state_kept
@@ -42,10 +42,10 @@ from rewriter.tracing.trace import trace_model
 
 LOG = logging.getLogger("rewriter")
 
-TOLERANCE = 1e-5
+TOLERANCE = ROUNDING
 """Largest difference of an output, as a share of its largest value, in single and double precision."""
 
-HALF_TOLERANCE = 0.05
+HALF_TOLERANCE = ROUNDING_OF_16_BITS
 """The same for 16-bit types, whose significands have 8 or 11 bits."""
 
 

@@ -134,7 +134,8 @@ _OPERATIONS: dict[str, type[Operation]] = {
 CODEC = Codec(
     {Edit: _EDITS, Operation: _OPERATIONS}, lists=(Span,), names={"Edit": Edit},
     added_since=frozenset({
-        "condition", "rates", "parameters", "adds_parameters", "freezes_parameters", "inactive", "code", "location",
+        "condition", "rates", "parameters", "adds_parameters", "freezes_parameters", "rounding", "inactive",
+        "code", "location",
     }),
 )  # fmt: skip
 """Converts edits, and what holds them, to plain data and back."""

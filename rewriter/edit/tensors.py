@@ -41,7 +41,18 @@ class Changed:
     def take_back(self, module: nn.Module) -> None:
         """Undo the change; values trained since are kept, and all others are restored exactly."""
         tensor = _tensor(module, self.path, self.name)
-        _set(tensor, _BACK[self.change](tensor.detach(), self.lost.to(tensor.device, tensor.dtype), **self.options))
+        _set(tensor, self.original_of(tensor.detach()))
+
+    def original_of(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return what ``tensor`` is without the change; what was added to it is lost."""
+        return _BACK[self.change](tensor, self.lost.to(tensor.device, tensor.dtype), **self.options)
+
+    def is_lossy(self, tensor: torch.Tensor) -> bool:
+        """Whether entries that were added to ``tensor`` have been trained since, and are lost without the change."""
+        if self.change != "pad" or tensor.is_meta:
+            return False
+        as_padded, _ = _pad(self.original_of(tensor), **self.options)
+        return not torch.equal(as_padded, tensor)
 
 
 def change_tensor(module: nn.Module, path: str, name: str, change: str, options: Mapping[str, Any]) -> Changed:

@@ -35,6 +35,8 @@ class Contract:
         adds_parameters: the same for parameters.
         freezes_parameters: whether parameters are kept from training that were trained; the plan names them. A loss
             that is given such a number may ignore it.
+        rounding: whether sums may be taken in another order: with ``eval_output``, the output then stays equal up to
+            rounding (:func:`rewriter.model.differences.rounding_of`), not bit for bit.
     """
 
     eval_output: bool = True
@@ -43,10 +45,11 @@ class Contract:
     adds_buffers: bool = False
     adds_parameters: bool = False
     freezes_parameters: bool = False
+    rounding: bool = False
 
     def __str__(self) -> str:
         promises = {
-            "eval output bit for bit": self.eval_output,
+            f"eval output {'up to rounding' if self.rounding else 'bit for bit'}": self.eval_output,
             f"state dict{self._added}": self.state_dict,
             f"a gradient for every parameter{' that is not frozen' * self.freezes_parameters}": self.gradients,
         }

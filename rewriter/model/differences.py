@@ -52,6 +52,19 @@ def difference(first: Any, second: Any) -> float:
     return float((a - b).abs().nan_to_num(nan=math.inf, posinf=math.inf).masked_fill(same, 0.0).max())
 
 
+ROUNDING, ROUNDING_OF_16_BITS = 1e-5, 0.05
+"""How much of its largest value an output may change by another order of sums; also by TF32, in the second case."""
+
+
+def rounding_of(tensor: torch.Tensor) -> float:
+    """How far a tensor may be from another one that differs in rounding only."""
+    if not tensor.is_floating_point() or not tensor.numel() or tensor.is_meta:
+        return 0.0
+    short = tensor.is_cuda and (torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32)
+    share = ROUNDING_OF_16_BITS if short or torch.finfo(tensor.dtype).bits < 32 else ROUNDING
+    return share * float(tensor.double().abs().max())
+
+
 def dense(tensor: torch.Tensor) -> torch.Tensor:
     """The numbers of a sparse, quantized or nested tensor."""
     if tensor.is_nested:

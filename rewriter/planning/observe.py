@@ -16,7 +16,7 @@ from torch import nn
 
 from rewriter.errors import listed
 from rewriter.model.contents import Content, Unseen, contents, is_unseen, tensors_held
-from rewriter.model.differences import dense, largest_difference, other_structure
+from rewriter.model.differences import dense, difference, largest_difference, other_structure, rounding_of
 from rewriter.model.random_state import random_state_kept, seed_all
 from rewriter.model.state import saved_tensors, state_kept
 from rewriter.tracing.containers import tensors_in
@@ -131,19 +131,29 @@ def _kept(content: Content) -> Content:
     return replace(content, value=value.detach().clone()) if isinstance(value, torch.Tensor) else content
 
 
-def judge_outputs(before: Observation, after: Observation) -> tuple[bool | None, str]:
-    """Whether the outputs are equal bit for bit, and what was observed; None if that cannot be decided."""
+def judge_outputs(before: Observation, after: Observation, *, rounding: bool = False) -> tuple[bool | None, str]:
+    """Whether the outputs are equal bit for bit, and what was observed; None if that cannot be decided.
+
+    With ``rounding`` they need only be equal up to that.
+    """
     if not any(content.comparable for content in before.outputs):
         on_meta = any(isinstance(content.value, torch.Tensor) for content in before.outputs)
         why = "tensors on meta have no values" if on_meta else "the output holds no tensor and no number"
         return None, f"nothing to compare: {why}"
-    difference, where = largest_difference(before.outputs, after.outputs)
-    if difference == 0:
+    largest, where = largest_difference(before.outputs, after.outputs)
+    if largest == 0:
         unseen = [f"output{c.path} ({c.kind})" for c in before.outputs if is_unseen(c.value)]
         cut_off = any(isinstance(content.value, Unseen) for content in before.outputs)
         remark = "; not everything was compared" if cut_off else ""
         return True, f"bit-identical{remark}; not looked into: {listed(unseen)}" if unseen else "bit-identical"
+    if rounding and _differ_in_rounding(before.outputs, after.outputs):
+        return True, f"equal up to rounding, max |difference| {largest:.3g}"
     if before.spread != 0:
-        detail = f"the model itself varies by {before.spread:.3g} from run to run, the change is {difference:.3g}"
+        detail = f"the model itself varies by {before.spread:.3g} from run to run, the change is {largest:.3g}"
         return None, detail
-    return False, f"max |difference| {difference:.3g} at output{where}"
+    return False, f"max |difference| {largest:.3g} at output{where}"
+
+
+def _differ_in_rounding(before: list[Content], after: list[Content]) -> bool:
+    pairs = [(a.value, b.value) for a, b in zip(before, after, strict=True)]
+    return all(difference(a, b) <= (rounding_of(dense(a)) if isinstance(a, torch.Tensor) else 0.0) for a, b in pairs)

@@ -102,5 +102,6 @@ def _without(record: Record, stale: set[str]) -> Record:
         tuple(edit for site in sites for edit in site.edits),
         tuple(item for item in record.applied.previous if item[0] in paths),
         tuple(path for path in record.applied.edited_classes if path in paths),
+        tuple(changed for changed in record.applied.tensors if changed.path in paths),
     )
     return replace(record, plan=replace(record.plan, sites=sites), applied=applied)

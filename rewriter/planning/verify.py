@@ -178,7 +178,8 @@ def check_contracts(
     changed = other_structure(before.outputs, after.outputs)
     checks.append(Check(Checked.OUTPUT_STRUCTURE, not changed, changed))
     if all(contract.eval_output for contract in contracts) and not changed:
-        checks.append(Check(Checked.EVAL_OUTPUT, *judge_outputs(before, after)))
+        rounding = any(contract.rounding for contract in contracts)
+        checks.append(Check(Checked.EVAL_OUTPUT, *judge_outputs(before, after, rounding=rounding)))
     if all(contract.state_dict for contract in contracts):
         lost = [key for key, shape in before.state.items() if key not in after.state or after.state[key] != shape]
         adds = any(contract.adds_buffers or contract.adds_parameters for contract in contracts)

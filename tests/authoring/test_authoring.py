@@ -334,6 +334,13 @@ class TestTensors:
         restored = rewriter.undo(pickle.loads(pickle.dumps(result)))
         assert all(_same(value, model.state_dict()[name]) for name, value in restored.state_dict().items())
 
+    @pytest.mark.parametrize("verb", VERBS.values(), ids=list(VERBS))
+    def test_the_state_dict_of_the_original_is_exact(self, verb: Callable[[Any], Any]) -> None:
+        model, result = self.rewrite(verb)
+        state = rewriter.original_state_dict(nn.ModuleDict({"net": result}))
+        assert all(_same(state[f"net.{name}"], value) for name, value in model.state_dict().items())
+        model.load_state_dict(rewriter.original_state_dict(result))
+
     def test_what_was_trained_stays_and_the_optimizer_goes_on(self) -> None:
         model, result = self.rewrite(self.VERBS["scaled"])
         held = dict(result.named_parameters())["conv1.0.weight"]

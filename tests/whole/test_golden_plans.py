@@ -20,6 +20,7 @@ from rewriter.passes import (
     Dropout,
     GaussianAttentionBias,
     GroupCount,
+    KernelPadding,
     PatchNorm,
     PositionVariance,
     ScaleEqualizer,
@@ -111,6 +112,9 @@ CASES = {
     "gaussian-attention-bias/vit_tiny-plain": Case(
         "vit_tiny_patch16_224", {"depth": 2}, (GaussianAttentionBias(plain=True),)
     ),
+    "kernel-padding/resnet50": Case("resnet50", {}, (KernelPadding(),)),
+    "kernel-padding/torchvision-resnet18-pools": Case("torchvision:resnet18", {}, (KernelPadding(pools=True),)),
+    "kernel-padding/tf_efficientnet_lite0": Case("tf_efficientnet_lite0", {}, (KernelPadding(),)),
     "weight-decay/resnet50": Case("resnet50", {}, DECAYED),
     "weight-decay/resnetv2_50": Case("resnetv2_50", {}, DECAYED),
     "weight-decay/densenet121": Case("densenet121", {}, DECAYED),
