@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import types
+import weakref
 from collections.abc import Iterable, Iterator
 
 import torch
@@ -58,7 +59,7 @@ def held(model: nn.Module, functions: Iterable[types.FunctionType]) -> Iterator[
     pending, seen = [*functions, *kept], own
     while pending:
         value = pending.pop()
-        if id(value) in seen:
+        if id(value) in seen or type(value) in weakref.ProxyTypes:  # one that is dead answers no question
             continue
         seen.add(id(value))
         if isinstance(value, (nn.Module, torch.Tensor)):

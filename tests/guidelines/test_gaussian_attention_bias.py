@@ -106,7 +106,8 @@ def test_planned_with_either_branch_is_the_same() -> None:
     assert plans[0].sites == plans[1].sites
 
 
-@pytest.mark.parametrize("name", slow_but({"swin"}, ["relpos, mlp", "swin", "vit"]))
+# with a class token alone in the head, the last layer's bias would get no gradient
+@pytest.mark.parametrize("name", slow_but({"swin"}, ["relpos, mlp", "swin", "vit, average pooling"]))
 def test_both_numbers_are_trained_and_do_not_decay(name: str) -> None:
     known = ALL[name]
     _, edited = rewritten(name, known)
