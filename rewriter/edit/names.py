@@ -5,10 +5,14 @@ from __future__ import annotations
 import ast
 import builtins
 import inspect
+import re
 import types
 from typing import Any
 
-from rewriter.edit.source import FunctionSource
+from rewriter.edit.source import FunctionSource, describe
+from rewriter.errors import PlanError, SourceError
+
+_ATTRIBUTE_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 
 
 def called_function(source: FunctionSource, call: ast.AST) -> Any:
@@ -107,3 +111,18 @@ def _bound_name(node: ast.AST) -> str | None:
         case ast.MatchMapping(rest=name):
             return name
     return None
+
+
+def submodule(receiver: str, path: str) -> str:
+    """The expression for the submodule at ``path`` of the module called ``receiver``."""
+    if not _ATTRIBUTE_PATH.fullmatch(path):
+        raise PlanError(f"{path!r} is not a path of attributes")
+    return f"{receiver}.{path}"
+
+
+def receiver_name(source: FunctionSource) -> str:
+    """The method's name for the module that it belongs to."""
+    receiver = receiver_parameter(source)
+    if receiver is None:
+        raise SourceError(f"{describe(source.function)}: it has no parameter for the module that it belongs to")
+    return receiver.arg

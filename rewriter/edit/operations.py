@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 from rewriter.edit.class_calls import class_call
 from rewriter.edit.control_flow import branches
-from rewriter.edit.names import called_function, local_names, receiver_parameter
+from rewriter.edit.names import called_function, local_names, receiver_name, receiver_parameter, submodule
 from rewriter.edit.source import FunctionSource, Span, Splice, describe, offsets, splice
 from rewriter.errors import PlanError, SourceError
 
@@ -28,8 +28,6 @@ RESULT = -2
 
 FIRST_KEYWORD = -3
 """Operand number of ``a`` in ``f(x, name=a)``; further keywords have the numbers below."""
-
-_ATTRIBUTE_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 
 
 @dataclass(frozen=True)
@@ -126,10 +124,10 @@ class Wrap(Operation):
     module: str
 
     def splices(self, source: FunctionSource) -> Iterator[Splice]:
-        yield from self.splices_for(source, _receiver_name(source))
+        yield from self.splices_for(source, receiver_name(source))
 
     def splices_for(self, source: FunctionSource, receiver: str) -> Iterator[Splice]:
-        yield from _around(source, self.call, self.operand, f"{_submodule(receiver, self.module)}(", ")")
+        yield from _around(source, self.call, self.operand, f"{submodule(receiver, self.module)}(", ")")
 
 
 @dataclass(frozen=True)
@@ -151,7 +149,7 @@ class WrapTogether(Operation):
         if self.operand < 0 or first is None or last is None:
             raise SourceError(f"`{source.segment(self.call)}` has no {self.count} plain arguments side by side")
         start, stop = offsets(source, first)[0], offsets(source, last)[1]
-        yield Splice(start, start, f"*{_submodule(_receiver_name(source), self.module)}(")
+        yield Splice(start, start, f"*{submodule(receiver_name(source), self.module)}(")
         yield Splice(stop, stop, ")")
 
 
@@ -188,10 +186,10 @@ class Replace(Operation):
     module: str
 
     def splices(self, source: FunctionSource) -> Iterator[Splice]:
-        yield from self.splices_for(source, _receiver_name(source))
+        yield from self.splices_for(source, receiver_name(source))
 
     def splices_for(self, source: FunctionSource, receiver: str) -> Iterator[Splice]:
-        node, called = source.find(self.call), _submodule(receiver, self.module)
+        node, called = source.find(self.call), submodule(receiver, self.module)
         start, stop = offsets(source, node)
         if isinstance(node, ast.AugAssign):
             if self.operand != 0 or not isinstance(node.target, ast.Name):
@@ -214,7 +212,7 @@ class Redirect(Operation):
     module: str
 
     def splices(self, source: FunctionSource) -> Iterator[Splice]:
-        yield from self.splices_for(source, _receiver_name(source))
+        yield from self.splices_for(source, receiver_name(source))
 
     def splices_for(self, source: FunctionSource, receiver: str) -> Iterator[Splice]:
         """The text changes, if ``receiver`` names the module that has the submodule."""
@@ -224,7 +222,7 @@ class Redirect(Operation):
         opened = data.index(b"(", func_stop)
         if func_start != start or data[func_stop:opened].strip():
             raise SourceError(f"`{source.segment(self.call)}`: the function is in parentheses")
-        called = _submodule(receiver, self.module)
+        called = submodule(receiver, self.module)
         if self.operand != RECEIVER:
             yield Splice(start, func_stop, called)
             return
@@ -246,7 +244,7 @@ class RedirectBinary(Operation):
     module: str
 
     def splices(self, source: FunctionSource) -> Iterator[Splice]:
-        node, called = source.find(self.call), _submodule(_receiver_name(source), self.module)
+        node, called = source.find(self.call), submodule(receiver_name(source), self.module)
         stop = offsets(source, node)[1]
         if isinstance(node, ast.AugAssign):
             start, end = self._operator(source, node.target, node.value, "=")
@@ -289,7 +287,7 @@ class Adopt(Operation):
     change: Operation
 
     def splices(self, source: FunctionSource) -> Iterator[Splice]:
-        yield Splice(*offsets(source, self._called(source).func), _submodule(_receiver_name(source), self.method))
+        yield Splice(*offsets(source, self._called(source).func), submodule(receiver_name(source), self.method))
 
     def helper(self, source: FunctionSource) -> types.FunctionType:
         """The function that the method ``source`` calls.
@@ -388,21 +386,6 @@ def _around(source: FunctionSource, target: Span, operand: int, before: str, aft
     outermost = 2 if operand == RESULT else 0
     yield Splice(start, start, before, order=-outermost)
     yield Splice(stop, stop, after, order=outermost)
-
-
-def _submodule(receiver: str, path: str) -> str:
-    """The expression for the submodule at ``path`` of the module called ``receiver``."""
-    if not _ATTRIBUTE_PATH.fullmatch(path):
-        raise PlanError(f"{path!r} is not a path of attributes")
-    return f"{receiver}.{path}"
-
-
-def _receiver_name(source: FunctionSource) -> str:
-    """The method's name for the module that it belongs to."""
-    receiver = receiver_parameter(source)
-    if receiver is None:
-        raise SourceError(f"{describe(source.function)}: it has no parameter for the module that it belongs to")
-    return receiver.arg
 
 
 def _is_bare(operand: ast.expr) -> bool:
