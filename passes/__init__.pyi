@@ -3,6 +3,7 @@ from .dropout import Dropout as Dropout
 from .gaussian_attention_bias import GaussianAttentionBias as GaussianAttentionBias
 from .group_count import GroupCount as GroupCount
 from .kernel_padding import KernelPadding as KernelPadding
+from .numeric_safety import NumericSafety as NumericSafety
 from .patch_norm import PatchNorm as PatchNorm
 from .position_variance import PositionVariance as PositionVariance
 from .scale_equalizer import ScaleEqualizer as ScaleEqualizer
@@ -17,6 +18,7 @@ __all__ = [
     "GaussianAttentionBias",
     "GroupCount",
     "KernelPadding",
+    "NumericSafety",
     "PatchNorm",
     "PositionVariance",
     "ScaleEqualizer",

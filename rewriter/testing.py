@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -52,12 +53,30 @@ def null_rewrite(model: nn.Module, inplace: bool = False) -> nn.Module:
 def behaviour(model: nn.Module, inputs: Inputs, *, training: bool, seed: int = 0) -> dict[str, Any]:
     """Collect everything that can be compared about one run: outputs, gradients, buffers and the random state.
 
-    The model's state is restored afterwards. Without parameters, as in a loss, the gradients are those of the inputs.
+    The model's state is restored afterwards. Without parameters, as in a loss, the gradients are those of the inputs;
+    of the first one only where the others are labels or weights that torch has no gradient for.
     """
     asked = list[tuple[str, torch.Tensor]](model.named_parameters())
-    if not asked:
-        inputs = inputs.map(lambda t: t.detach().clone().requires_grad_(training and t.is_floating_point()))
-        asked = [(f"input {number}", t) for number, t in enumerate(tensors_in((inputs.args, inputs.kwargs)))]
+    if asked:
+        return _behaviour(model, inputs, asked, training, seed)
+    inputs = inputs.map(lambda t: t.detach().clone())
+    asked = [(f"input {number}", t) for number, t in enumerate(tensors_in((inputs.args, inputs.kwargs)))]
+    floating = [tensor for _, tensor in asked if tensor.is_floating_point()]
+    for tensor in floating:
+        tensor.requires_grad_(training)
+    try:
+        return _behaviour(model, inputs, asked, training, seed)
+    except RuntimeError as error:
+        if "not differentiable" not in str(error):
+            raise
+    for number, tensor in enumerate(floating):
+        tensor.requires_grad_(number == 0).grad = None
+    return _behaviour(model, inputs, asked, training, seed)
+
+
+def _behaviour(
+    model: nn.Module, inputs: Inputs, asked: Sequence[tuple[str, torch.Tensor]], training: bool, seed: int
+) -> dict[str, Any]:
     with state_kept(model, written_parameters(model, inputs)), random_state_kept():
         torch.manual_seed(seed)
         model.train(training)

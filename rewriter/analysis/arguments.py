@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import types
 from typing import Any
 
@@ -27,3 +28,9 @@ def is_tensor_method(node: fx.Node) -> bool:
     if isinstance(target, (types.MethodDescriptorType, types.WrapperDescriptorType)):
         return True
     return isinstance(target, types.FunctionType) and getattr(torch.Tensor, target.__name__, None) is target
+
+
+def is_reflected(node: fx.Node) -> bool:
+    """Whether an operator is called by its right operand: ``1 - x`` is ``x.__rsub__(1)``."""
+    name = getattr(node.target, "__name__", "")
+    return name.startswith("__r") and name.endswith("__") and hasattr(operator, name.replace("__r", "__", 1))

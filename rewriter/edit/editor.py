@@ -14,6 +14,7 @@ from typing import Any
 from torch import fx
 
 from rewriter.analysis.arguments import argument_index
+from rewriter.edit.computing import Computing
 from rewriter.edit.data_edits import making
 from rewriter.edit.edits import Edit
 from rewriter.edit.expression import Expression, outside_the_class
@@ -36,7 +37,7 @@ from rewriter.tracing.facts import facts
 from rewriter.tracing.kinds import is_in_place
 
 
-class Editor(Replacements):
+class Editor(Replacements, Computing):
     """Makes the edits of one place.
 
     Each method records its edits in :attr:`edits`, or refuses and makes none. A layer is given by its class or its

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from rewriter.edit.classes import ClassEdit, MethodEdit, derive, is_generated
+from rewriter.edit.computations import Compute, Given, Keep
 from rewriter.edit.held_methods import rebind, replaced_by_class, restored_with_class
 from rewriter.edit.operations import (
     Adopt,
@@ -128,11 +129,24 @@ _EDITS: dict[str, type[Edit]] = {
 }
 _OPERATIONS: dict[str, type[Operation]] = {
     cls.kind: cls
-    for cls in (Move, Remove, RemoveBinary, Wrap, WrapTogether, Redirect, RedirectBinary, Replace, Adopt, CallMethod)
+    for cls in (
+        Move,
+        Remove,
+        RemoveBinary,
+        Wrap,
+        WrapTogether,
+        Redirect,
+        RedirectBinary,
+        Replace,
+        Keep,
+        Compute,
+        Adopt,
+        CallMethod,
+    )
 }
 
 CODEC = Codec(
-    {Edit: _EDITS, Operation: _OPERATIONS}, lists=(Span,), names={"Edit": Edit},
+    {Edit: _EDITS, Operation: _OPERATIONS}, lists=(Span, Given), names={"Edit": Edit},
     added_since=frozenset({
         "condition", "rates", "parameters", "adds_parameters", "freezes_parameters", "rounding", "inactive",
         "code", "location",

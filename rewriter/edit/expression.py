@@ -10,7 +10,7 @@ from typing import Any
 from rewriter.edit.classes import class_name
 from rewriter.edit.edits import EditMethod
 from rewriter.edit.names import receiver_parameter
-from rewriter.edit.operations import Adopt, Redirect, RedirectBinary, Replace, Wrap, WrapTogether
+from rewriter.edit.operations import Adopt, LayerOperation
 from rewriter.edit.source import FunctionSource, Span, code_span
 from rewriter.reasons import Reason, Refused
 from rewriter.tracing.frames import Frame
@@ -70,7 +70,7 @@ class Expression:
         Raises:
             Refused: it adds a submodule to a module that the function does not get, or that iterates over its children.
         """
-        if isinstance(operation, (Wrap, WrapTogether, Redirect, RedirectBinary, Replace, Adopt)):
+        if isinstance(operation, (LayerOperation, Adopt)):
             if not self.in_method:
                 raise outside_the_class(self.source.function.__code__)
             if _runs_over_children(self.source):

@@ -11,14 +11,14 @@ from functools import cached_property
 
 from torch import fx, nn
 
-from rewriter.analysis.arguments import argument_index, is_tensor_method
+from rewriter.analysis.arguments import argument_index, is_reflected, is_tensor_method
 from rewriter.analysis.interference import Interference, interference
 from rewriter.analysis.weights import PASS_THROUGH
 from rewriter.edit.classes import method_source
 from rewriter.edit.explicit_calls import ExplicitCalls, attribute_path, follow, is_explicit
 from rewriter.edit.expression import Expression, expression_at, outside_the_class
 from rewriter.edit.held_methods import FunctionOfReceiver, follows_its_module
-from rewriter.edit.names import receiver_parameter
+from rewriter.edit.names import called_function, receiver_parameter
 from rewriter.edit.operations import RECEIVER, keyword_number, operands
 from rewriter.edit.positions import Position, positions
 from rewriter.edit.repeated_calls import RepeatedCalls
@@ -74,10 +74,12 @@ class Expressions:
         """Which operand of the expression passes ``operand`` to ``consumer``."""
         if position.direct:
             index = argument_index(consumer, operand)
-            if index == 0 and is_tensor_method(consumer) and isinstance(expression.node, ast.Call):
-                index = RECEIVER
-            elif index is not None and is_tensor_method(consumer) and isinstance(expression.node, ast.Call):
-                index -= 1
+            by_name = called_function(expression.source, expression.node) is not None  # F.sigmoid(x) is x.sigmoid()
+            calls = isinstance(expression.node, ast.Call) and not by_name
+            if index is not None and calls and is_tensor_method(consumer):
+                index = RECEIVER if index == 0 else index - 1
+            elif index in (0, 1) and is_reflected(consumer) and isinstance(expression.node, ast.BinOp):
+                index = 1 - index  # 1 - x is x.__rsub__(1)
             if index is None:
                 index = _keyword_given(expression, consumer, operand)
         else:
@@ -108,16 +110,32 @@ class Expressions:
 
     def calls_module(self, expression: Expression, call: fx.Node) -> bool:
         """Whether the expression calls, through a path of attributes, the module of ``call``."""
+        return call.op == "call_module" and self.calls_module_at(expression, str(call.target))
+
+    def calls_module_at(self, expression: Expression, called: str) -> bool:
+        """Whether the expression calls, through a path of attributes, the module at the path ``called``."""
         own = receiver_parameter(expression.source)
-        if call.op != "call_module" or not isinstance(expression.node, ast.Call) or own is None:
+        if not isinstance(expression.node, ast.Call) or own is None:
             return False
         path = attribute_path(expression.node.func, own.arg) if expression.in_method else None
         module = self._model.get_submodule(expression.path)
-        return path is not None and follow(module, path) is self._model.get_submodule(str(call.target))
+        return path is not None and follow(module, path) is self._model.get_submodule(called)
 
     def readers(self, node: fx.Node) -> list[fx.Node]:
         """The operations that read ``node``."""
         return self._flow.users(node)
+
+    def between(self, value: fx.Node, goal: fx.Node) -> list[fx.Node]:
+        """The operations on any way from ``value`` to ``goal``, which is included."""
+        return self._flow.in_order(self._flow.region(value, goal) - {value})
+
+    def sources(self, node: fx.Node) -> list[fx.Node]:
+        """The operations that ``node`` reads."""
+        return self._flow.sources(node)
+
+    def module_called(self, node: fx.Node) -> nn.Module | None:
+        """The module that an operation calls; None for a function."""
+        return self._model.get_submodule(str(node.target)) if node.op == "call_module" else None
 
     def _is_module(self, expression: Expression, given: ast.expr) -> bool:
         """Whether an argument is a module, given by a path of attributes, and so not a tensor."""

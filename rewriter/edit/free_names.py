@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Hashable
+from collections.abc import Collection, Hashable
 
 from torch import nn
 
@@ -19,6 +19,7 @@ class FreeNames:
         self._model = model
         self._given: set[tuple[str, str]] = set()
         self._remembered: dict[tuple[str, Hashable], str] = {}
+        self._variables: dict[Hashable, dict[Hashable, str]] = {}
 
     def module(self, path: str) -> nn.Module:
         """The module at ``path``, in which names are taken."""
@@ -37,3 +38,11 @@ class FreeNames:
         if (path, what) not in self._remembered:
             self._remembered[path, what] = self.take(path, name)
         return self._remembered[path, what]
+
+    def variable(self, taken: Collection[str], name: str, function: Hashable, what: Hashable) -> str:
+        """A name for a variable of ``function`` that is not ``taken``; the same again for the same ``what``."""
+        given = self._variables.setdefault(function, {})
+        if what not in given:
+            candidates = itertools.chain([name], (f"{name}_{index}" for index in itertools.count(1)))
+            given[what] = next(c for c in candidates if c not in taken and c not in given.values())
+        return given[what]

@@ -70,6 +70,17 @@ class Operation:
 
 
 @dataclass(frozen=True)
+class LayerOperation(Operation):
+    """An operation by which the function calls a submodule of the module that it belongs to."""
+
+    def splices(self, source: FunctionSource) -> Iterator[Splice]:
+        yield from self.splices_for(source, receiver_name(source))
+
+    def splices_for(self, source: FunctionSource, receiver: str) -> Iterator[Splice]:
+        raise SourceError(f"{type(self).__name__} does not say what it changes")
+
+
+@dataclass(frozen=True)
 class Remove(Operation):
     """Replace a call by its operand: ``self.drop(x)`` becomes ``x``."""
 
@@ -78,7 +89,7 @@ class Remove(Operation):
     def splices(self, source: FunctionSource) -> Iterator[Splice]:
         node, operand = call_and_operand(source, self.call, self.operand)
         (start, stop), (inner_start, inner_stop) = offsets(source, node), offsets(source, operand)
-        bare = _is_bare(operand)
+        bare = is_bare(operand)
         yield Splice(start, inner_start, "" if bare else "(")
         yield Splice(inner_stop, stop, "" if bare else ")")
 
@@ -104,7 +115,7 @@ class Move(Operation):
         function, test = ast.unparse(node.func), self._presence(source, node)
         if test and before.startswith(function):
             before = f"({function} if {test} else lambda x: x)" + before.removeprefix(function)
-        yield from _around(source, self.target, self.target_operand, before, after)
+        yield from around(source, self.target, self.target_operand, before, after)
 
     def _presence(self, source: FunctionSource, node: ast.Call) -> str:
         """The condition that the called layer is there, under which the call is made and the target is not."""
@@ -114,7 +125,7 @@ class Move(Operation):
 
 
 @dataclass(frozen=True)
-class Wrap(Operation):
+class Wrap(LayerOperation):
     """Pass an operand of an expression through a submodule: ``f(x)`` becomes ``f(self.module(x))``.
 
     :data:`RESULT` stands for the value of the expression: ``self.module(f(x))``.
@@ -123,15 +134,12 @@ class Wrap(Operation):
     kind: ClassVar[str] = "wrap"
     module: str
 
-    def splices(self, source: FunctionSource) -> Iterator[Splice]:
-        yield from self.splices_for(source, receiver_name(source))
-
     def splices_for(self, source: FunctionSource, receiver: str) -> Iterator[Splice]:
-        yield from _around(source, self.call, self.operand, f"{submodule(receiver, self.module)}(", ")")
+        yield from around(source, self.call, self.operand, f"{submodule(receiver, self.module)}(", ")")
 
 
 @dataclass(frozen=True)
-class WrapTogether(Operation):
+class WrapTogether(LayerOperation):
     """Pass several adjacent arguments of a call through one submodule: ``f(a, b)`` → ``f(*self.module(a, b))``.
 
     Attributes:
@@ -143,13 +151,13 @@ class WrapTogether(Operation):
     count: int
     module: str
 
-    def splices(self, source: FunctionSource) -> Iterator[Splice]:
+    def splices_for(self, source: FunctionSource, receiver: str) -> Iterator[Splice]:
         found = operands(source.find(self.call))
         first, last = found.get(self.operand), found.get(self.operand + self.count - 1)
         if self.operand < 0 or first is None or last is None:
             raise SourceError(f"`{source.segment(self.call)}` has no {self.count} plain arguments side by side")
         start, stop = offsets(source, first)[0], offsets(source, last)[1]
-        yield Splice(start, start, f"*{submodule(receiver_name(source), self.module)}(")
+        yield Splice(start, start, f"*{submodule(receiver, self.module)}(")
         yield Splice(stop, stop, ")")
 
 
@@ -174,19 +182,16 @@ class RemoveBinary(Operation):
         operand = node.right if self.operand else node.left
         inner_start, inner_stop = offsets(source, operand)
         bare = isinstance(operand, ast.Name)
-        yield Splice(start, inner_start, "" if bare else "(")
+        yield Splice(start, inner_start, "" if bare else "(", order=-3)  # what is added to the operand is within
         yield Splice(inner_stop, stop, "" if bare else ")")
 
 
 @dataclass(frozen=True)
-class Replace(Operation):
+class Replace(LayerOperation):
     """Let a submodule stand for ``x / t``: ``self.module(x)``; ``x /= t`` (operand 0) is ``x = self.module(x)``."""
 
     kind: ClassVar[str] = "replace"
     module: str
-
-    def splices(self, source: FunctionSource) -> Iterator[Splice]:
-        yield from self.splices_for(source, receiver_name(source))
 
     def splices_for(self, source: FunctionSource, receiver: str) -> Iterator[Splice]:
         node, called = source.find(self.call), submodule(receiver, self.module)
@@ -205,17 +210,13 @@ class Replace(Operation):
 
 
 @dataclass(frozen=True)
-class Redirect(Operation):
+class Redirect(LayerOperation):
     """Replace the function of a call by a submodule, keeping the arguments: ``x.mean(1)`` → ``self.module(x, 1)``."""
 
     kind: ClassVar[str] = "redirect"
     module: str
 
-    def splices(self, source: FunctionSource) -> Iterator[Splice]:
-        yield from self.splices_for(source, receiver_name(source))
-
     def splices_for(self, source: FunctionSource, receiver: str) -> Iterator[Splice]:
-        """The text changes, if ``receiver`` names the module that has the submodule."""
         node, operand = call_and_operand(source, self.call, self.operand)
         (start, _), (inner_start, inner_stop) = offsets(source, node), offsets(source, operand)
         (func_start, func_stop), data = offsets(source, node.func), source.text.encode()
@@ -226,7 +227,7 @@ class Redirect(Operation):
         if self.operand != RECEIVER:
             yield Splice(start, func_stop, called)
             return
-        bare = _is_bare(operand)
+        bare = is_bare(operand)
         # what other operations add around the operand belongs inside the call
         yield Splice(start, inner_start, f"{called}(" if bare else f"{called}((", order=-1)
         separator = ", " if node.args or node.keywords else ""
@@ -234,7 +235,7 @@ class Redirect(Operation):
 
 
 @dataclass(frozen=True)
-class RedirectBinary(Operation):
+class RedirectBinary(LayerOperation):
     """Let a submodule stand for an operator: ``x + y`` → ``self.module(x, y)``, ``x += y`` → ``x = self.module(x, y)``.
 
     ``operand`` is always 0, the left one.
@@ -243,8 +244,8 @@ class RedirectBinary(Operation):
     kind: ClassVar[str] = "redirect-binary"
     module: str
 
-    def splices(self, source: FunctionSource) -> Iterator[Splice]:
-        node, called = source.find(self.call), submodule(receiver_name(source), self.module)
+    def splices_for(self, source: FunctionSource, receiver: str) -> Iterator[Splice]:
+        node, called = source.find(self.call), submodule(receiver, self.module)
         stop = offsets(source, node)[1]
         if isinstance(node, ast.AugAssign):
             start, end = self._operator(source, node.target, node.value, "=")
@@ -315,7 +316,7 @@ class Adopt(Operation):
 
     def _called(self, source: FunctionSource) -> ast.Call:
         node = source.find(self.call)
-        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
+        if not isinstance(node, ast.Call) or not isinstance(node.func, (ast.Name, ast.Attribute)):
             raise SourceError(f"`{source.segment(self.call)}` is not a call of a function by its name")
         return node
 
@@ -355,6 +356,8 @@ def operands(node: ast.AST) -> dict[int, ast.expr]:
     found: dict[int, ast.expr] = {RESULT: node} if isinstance(node, ast.expr) else {}
     if isinstance(node, ast.BinOp):
         return {0: node.left, 1: node.right, **found}
+    if isinstance(node, ast.UnaryOp):
+        return {0: node.operand, **found}
     if not isinstance(node, ast.Call) or any(isinstance(a, ast.Starred) for a in node.args):
         return found
     found |= dict(enumerate(node.args))
@@ -378,7 +381,7 @@ def call_and_operand(source: FunctionSource, call: Span, operand: int) -> tuple[
     return node, found
 
 
-def _around(source: FunctionSource, target: Span, operand: int, before: str, after: str) -> Iterator[Splice]:
+def around(source: FunctionSource, target: Span, operand: int, before: str, after: str) -> Iterator[Splice]:
     found = operands(source.find(target)).get(operand)
     if found is None:
         raise SourceError(f"`{source.segment(target)}` has no plain operand {operand}")
@@ -388,7 +391,7 @@ def _around(source: FunctionSource, target: Span, operand: int, before: str, aft
     yield Splice(stop, stop, after, order=outermost)
 
 
-def _is_bare(operand: ast.expr) -> bool:
+def is_bare(operand: ast.expr) -> bool:
     """Whether the expression keeps its meaning without parentheses around it."""
     one_line = operand.lineno == operand.end_lineno
     return one_line and isinstance(operand, (ast.Name, ast.Attribute, ast.Call, ast.Subscript))

@@ -3,29 +3,49 @@
 from __future__ import annotations
 
 import ast
-from dataclasses import replace
-from typing import Any
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 from torch import fx
 
 from rewriter.edit.data_edits import DataEdits, making
-from rewriter.edit.edits import AddBehaviour, Edit
-from rewriter.edit.expression import Expression, expression_at
+from rewriter.edit.edits import AddBehaviour, Edit, EditMethod
+from rewriter.edit.expression import Expression, expression_at, outside_the_class
 from rewriter.edit.expressions import direct
 from rewriter.edit.names import called_function
 from rewriter.edit.new_layer import LayerName, NewLayer
-from rewriter.edit.operations import RECEIVER, Adopt, Operation, Redirect, RedirectBinary
+from rewriter.edit.operations import RECEIVER, Adopt, LayerOperation, Operation, Redirect, RedirectBinary, Remove
 from rewriter.edit.positions import Position, positions
 from rewriter.edit.source import read_source
 from rewriter.errors import SourceError
 from rewriter.reasons import Reason, Refused
+
+_Operation = TypeVar("_Operation", bound=LayerOperation)
+
+
+@dataclass(frozen=True)
+class Function:
+    """A function that is edited: a method, or a helper that becomes one.
+
+    Attributes:
+        expression: one of its expressions.
+        path: the module that has the method, and to which layers are added.
+        edit: makes the edit of an operation in it.
+    """
+
+    expression: Expression
+    path: str
+    edit: Callable[[Operation], EditMethod]
 
 
 class Redirects(DataEdits):
     """Makes edits of calls; see :class:`~rewriter.edit.editor.Editor`."""
 
     @making
-    def redirect(self, call: fx.Node, layer: LayerName, *, name: str = "", **options: Any) -> list[Edit]:
+    def redirect(
+        self, call: fx.Node, layer: LayerName, *, name: str = "", all_calls: bool = False, **options: Any
+    ) -> list[Edit]:
         """Let a new layer stand for the function or the module of the call ``call``; it gets the arguments as written.
 
         For an operator it gets the two operands: ``x + y`` → ``self.layer(x, y)``. Where the operation works in place
@@ -34,76 +54,93 @@ class Redirects(DataEdits):
         Where a helper function makes the call, the method that calls the helper gets a copy of it as a method. A module
         that is called once, by no method that can be edited (in an ``nn.Sequential``), gets a behaviour that runs it.
 
+        Args:
+            call, layer, name, options: the operation, the layer, and the name and options of that.
+            all_calls: whether it may act on several runs of the expression: in a loop, or a method called twice.
+
         Raises:
-            Refused: the call is made in a loop, by nested helper functions, or in code without source.
+            Refused: the call is made in a loop, and ``all_calls`` is not set; by nested helper functions, or in code
+                without source.
         """
         new = NewLayer(layer, name, options)
         try:
-            return self._redirect(call, new)
+            return self._redirect(call, new, all_calls)
         except Refused:
             if not self._may_behave(call):
                 raise
             return self._behave(str(call.target), new, "", "instead")
 
-    def _redirect(self, call: fx.Node, new: NewLayer) -> list[Edit]:
+    def _redirect(self, call: fx.Node, new: NewLayer, all_calls: bool) -> list[Edit]:
         where = direct(call)
-        outer = next((position for position in positions(call) if not position.direct), None)
-        self._at.repeated.refuse(where, call)
+        function = self._function(where, call, all_calls=all_calls)
+        child = self._names.take(function.path, new.name)
+        operation = self._redirection(where, function.expression, call, child)
+        return [new.child(function.path, child), function.edit(operation)]
+
+    def _redirection(self, where: Position, expression: Expression, call: fx.Node, child: str) -> Operation:
+        if isinstance(expression.node, (ast.BinOp, ast.AugAssign)):
+            return checked(RedirectBinary(expression.span, 0, child), expression)
+        number = self._at.operand_number(where, expression, call, call.all_input_nodes[0])
+        self._refuse_unknown_function(expression, call, number)
+        return checked(Redirect(expression.span, number, child), expression)
+
+    def _refuse_unknown_function(self, expression: Expression, call: fx.Node, operand: int) -> None:
+        """Refuse to replace what is called if the text does not tell what that is."""
+        module = self._at.calls_module(expression, call)
+        if operand != RECEIVER and not module and called_function(expression.source, expression.node) != call.target:
+            raise Refused(Reason.NOT_MOVABLE, "which function is called is decided at run time")
+
+    def _function(
+        self, where: Position, node: fx.Node, *, all_calls: bool = False, among: Collection[fx.Node] = ()
+    ) -> Function:
+        """The function that evaluates the expression at ``where``, which leads to ``node``, and how it is edited.
+
+        Args:
+            all_calls, among: what it may run for besides: for anything, or for these operations.
+
+        Raises:
+            Refused: it runs several times, has no source, or is a helper that no method calls directly by its name.
+        """
+        if not all_calls:
+            self._at.repeated.refuse(where, node, among)
         try:
             expression = self._at.expression(where)
-            child = self._names.take(expression.path, new.name)
-            operation: Operation = self._redirection(where, expression, call, child)
-            expression.edit(operation)
+            if not expression.in_method:
+                raise outside_the_class(expression.source.function.__code__)
+            return Function(expression, expression.path, expression.edit)
         except Refused as refused:
+            around = list(positions(node))
+            outer = next(iter(around[around.index(where) + 1 :]), None)
             if refused.reason is not Reason.HELPER_FUNCTION or outer is None or outer.call is not where.call:
                 raise
-            self._at.repeated.refuse(outer, call)
-            expression = self._at.expression(outer)
-            child = self._names.take(expression.path, new.name)
-            operation = self._adoption(where, expression, call, child)
-        return [new.child(expression.path, child), expression.edit(operation)]
+            if not all_calls:
+                self._at.repeated.refuse(outer, node, among)
+            return self._helper(where, self._at.expression(outer))
 
-    def _redirection(
-        self, where: Position, expression: Expression, call: fx.Node, child: str
-    ) -> Redirect | RedirectBinary:
-        if isinstance(expression.node, (ast.BinOp, ast.AugAssign)):
-            binary = RedirectBinary(expression.span, 0, child)
-            try:
-                tuple(binary.splices(expression.source))
-            except SourceError as error:
-                raise Refused(Reason.NOT_MOVABLE, str(error)) from error
-            return binary
-        number = self._at.operand_number(where, expression, call, call.all_input_nodes[0])
-        redirect = Redirect(expression.span, number, child)
-        module = self._at.calls_module(expression, call)
-        if number != RECEIVER and not module and called_function(expression.source, expression.node) != call.target:
-            raise Refused(Reason.NOT_MOVABLE, "which function is called is decided at run time")
-        try:
-            tuple(redirect.splices_for(expression.source, "self"))
-        except SourceError as error:
-            raise Refused(Reason.NOT_MOVABLE, str(error)) from error
-        return redirect
-
-    def _adoption(self, where: Position, expression: Expression, call: fx.Node, child: str) -> Adopt:
-        """Redirect the call inside the helper function that ``expression`` calls."""
+    def _helper(self, where: Position, called: Expression) -> Function:
+        """The helper function that evaluates the expression at ``where``, and that ``called`` calls."""
         code = where.frame.code
-        method = self._names.take(expression.path, code.co_name.strip("_") or "helper")
         try:
-            adopt = Adopt(expression.span, 0, method, "", Redirect(expression.span, 0, child))
-            helper = adopt.helper(expression.source)
+            adopt = Adopt(called.span, 0, "", "", Remove(called.span, 0))
+            helper = adopt.helper(called.source)
             if helper.__code__ is not code:
                 raise SourceError(f"the operation is issued by the function {code.co_qualname}, which is decorated")
             source = read_source(helper)
-            inside = expression_at(expression.path, type(None), code.co_name, source, where.frame)
-            inside = replace(inside, in_method=False)
-            change = self._redirection(where, inside, call, child)
-            if isinstance(change, RedirectBinary):
-                raise SourceError(f"the operator is written in the function {code.co_qualname}")
-            adopt = replace(adopt, digest=source.digest, change=change)
-            adopt.text_of_method(source)
-            return adopt
+            inside = expression_at(called.path, type(None), code.co_name, source, where.frame)
         except SourceError as error:
             raise Refused(Reason.HELPER_FUNCTION, str(error)) from error
+
+        def edit(operation: Operation) -> EditMethod:
+            what = called.source.digest, called.method, called.span, source.digest
+            method = self._names.take_once(called.path, code.co_name.strip("_") or "helper", what)
+            adopted = replace(adopt, method=method, digest=source.digest, change=operation)
+            try:
+                adopted.text_of_method(source)
+            except SourceError as error:
+                raise Refused(Reason.HELPER_FUNCTION, str(error)) from error
+            return called.edit(adopted)
+
+        return Function(replace(inside, in_method=False), called.path, edit)
 
     def _may_behave(self, node: fx.Node) -> bool:
         """Whether ``node`` is a module that is called once, so that a behaviour acts nowhere else."""
@@ -114,3 +151,16 @@ class Redirects(DataEdits):
         child = self._names.take(path, new.name)
         own = AddBehaviour(path, f"rewriter/layer-{where}", {f"layer_{where}": child})
         return [new.child(path, child), AddBehaviour(path, behaviour) if behaviour else own]
+
+
+def checked(operation: _Operation, expression: Expression) -> _Operation:
+    """``operation``, if it can be carried out.
+
+    Raises:
+        Refused: the text does not allow it.
+    """
+    try:
+        tuple(operation.splices_for(expression.source, "self"))
+    except SourceError as error:
+        raise Refused(Reason.NOT_MOVABLE, str(error)) from error
+    return operation

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -13,15 +13,14 @@ from torch import fx
 from rewriter.analysis.arguments import argument_index
 from rewriter.edit.data_edits import making
 from rewriter.edit.edits import Edit
-from rewriter.edit.expression import Expression, expression_at
+from rewriter.edit.expression import Expression
 from rewriter.edit.expressions import direct, issued_by_no_code
 from rewriter.edit.new_layer import LayerName, NewLayer
-from rewriter.edit.operations import RESULT, Adopt, Operation, Remove, RemoveBinary, Replace, Wrap, operands
+from rewriter.edit.operations import RESULT, Operation, Remove, RemoveBinary, Replace, Wrap, operands
 from rewriter.edit.positions import Position, positions
-from rewriter.edit.redirects import Redirects
-from rewriter.edit.source import Span, code_span, read_source
-from rewriter.errors import SourceError
-from rewriter.reasons import Reason, Refused
+from rewriter.edit.redirects import Redirects, checked
+from rewriter.edit.source import Span, code_span
+from rewriter.reasons import Refused
 
 
 @dataclass(frozen=True)
@@ -104,47 +103,10 @@ class Replacements(Redirects):
     def _carried_out(
         self, request: _Request, new: NewLayer, children: dict[str, str], among: Collection[fx.Node]
     ) -> Edit:
-        self._at.repeated.refuse(request.where, request.node, among)
-        try:
-            expression = self._at.expression(request.where)
-        except Refused as refused:
-            outer = self._calling(request)
-            if refused.reason is not Reason.HELPER_FUNCTION or outer is None:
-                raise
-            expression = self._at.expression(outer)
-            return expression.edit(self._adopted(request, expression, self._child(expression, new, children)))
-        return expression.edit(request.make(expression, self._child(expression, new, children)))
-
-    def _child(self, expression: Expression, new: NewLayer, children: dict[str, str]) -> str:
-        if expression.path not in children:
-            children[expression.path] = self._names.take(expression.path, new.name)
-        return children[expression.path]
-
-    def _calling(self, request: _Request) -> Position | None:
-        """The expression that calls the function which issues an operation, in the same call of a module."""
-        outer = next((position for position in positions(request.node) if not position.direct), None)
-        return outer if outer is not None and request.where.direct and outer.call is request.where.call else None
-
-    def _adopted(self, request: _Request, expression: Expression, child: str) -> Adopt:
-        """The change of ``request`` in the helper function that ``expression`` calls."""
-        frame = request.where.frame
-        try:
-            adopt = Adopt(expression.span, 0, "", "", Remove(expression.span, 0))
-            helper = adopt.helper(expression.source)
-            if helper.__code__ is not frame.code:
-                raise SourceError(
-                    f"the operation is issued by the function {frame.code.co_qualname}, which is decorated"
-                )
-            source = read_source(helper)
-            inside = expression_at(expression.path, type(None), frame.code.co_name, source, frame)
-            change = request.make(replace(inside, in_method=False), child)
-            key = (expression.source.digest, expression.method, expression.span, source.digest)
-            method = self._names.take_once(expression.path, frame.code.co_name.lstrip("_"), key)
-            adopt = replace(adopt, method=method, digest=source.digest, change=change)
-            adopt.text_of_method(source)
-            return adopt
-        except SourceError as error:
-            raise Refused(Reason.HELPER_FUNCTION, str(error)) from error
+        function = self._function(request.where, request.node, among=among)
+        if function.path not in children:
+            children[function.path] = self._names.take(function.path, new.name)
+        return function.edit(request.make(function.expression, children[function.path]))
 
     def _giving(self, node: fx.Node) -> Position:
         """The innermost expression outside torch's own modules whose value is what ``node`` gives."""
@@ -154,12 +116,7 @@ class Replacements(Redirects):
         raise issued_by_no_code(node)
 
     def _replacing(self, where: Position, call: fx.Node, kept: fx.Node, expression: Expression, child: str) -> Replace:
-        made = Replace(expression.span, self._number(where, expression, call, kept), child)
-        try:
-            tuple(made.splices_for(expression.source, "self"))
-        except SourceError as error:
-            raise Refused(Reason.NOT_MOVABLE, str(error)) from error
-        return made
+        return checked(Replace(expression.span, self._number(where, expression, call, kept), child), expression)
 
     def _removing(self, where: Position, call: fx.Node, kept: fx.Node, expression: Expression, _: str) -> Operation:
         number = self._number(where, expression, call, kept)

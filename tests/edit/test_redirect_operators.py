@@ -151,13 +151,17 @@ def test_a_sum_in_a_loop_stays() -> None:
     assert not plan.sites and {skip.reason for skip in plan.skipped} == {Reason.IN_A_LOOP}
 
 
-def test_a_sum_in_a_helper_function_stays() -> None:
+def test_a_sum_in_a_helper_function_makes_a_method_of_it() -> None:
     class Helped(Net):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return _sum(self.one(x), self.two(x))
 
-    plan = rewriter.plan(Helped(), Redirected(), example_inputs=image(8))
-    assert not plan.sites and {skip.reason for skip in plan.skipped} == {Reason.HELPER_FUNCTION}
+    model = Helped()
+    plan = rewriter.plan(model, Redirected(), example_inputs=image(8))
+    diff = plan.diff(model)
+    assert "return self.sum(self.one(x), self.two(x))" in diff and "return self.operator(x, y)" in diff
+    x = image(8)
+    torch.testing.assert_close(rewriter.rewrite(model, Redirected(), example_inputs=x)(x), model(x), rtol=0, atol=0)
 
 
 def _sum(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

@@ -8,6 +8,8 @@ import textwrap
 from collections.abc import Callable
 from types import ModuleType
 
+from torch import nn
+
 from rewriter.edit.moving import why_not_movable
 from rewriter.edit.operations import Move, Operation, Remove, Wrap
 from rewriter.edit.source import FunctionSource, Span, read_source
@@ -79,3 +81,15 @@ def remove(*calls: str, operand: int = 0) -> Callable[[FunctionSource], list[Ope
 
 def wrap(call: str, operand: int, module: str = "new") -> Callable[[FunctionSource], list[Operation]]:
     return lambda source: [Wrap(span_of(source, call), operand, module)]
+
+
+def loss_module(load: Load, body: str, helpers: str = "") -> nn.Module:
+    """A module of a file of its own with the methods ``body``, and functions ``helpers`` that they call."""
+    text = f"import torch\nimport torch.nn.functional as F\nfrom torch import nn\n\n{textwrap.dedent(helpers)}\n\n"
+    text += (
+        "class Loss(nn.Module):\n    flag, fine = True, False\n\n    def __init__(self):\n        super().__init__()\n"
+    )
+    text += "        self.act, self.layers = nn.Sigmoid(), nn.ModuleList([nn.Sigmoid()])\n\n"
+    text += textwrap.indent(textwrap.dedent(body).strip("\n"), "    ") + "\n"
+    found: nn.Module = load(text).Loss()
+    return found
