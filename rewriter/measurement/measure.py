@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from rewriter.errors import MeasurementError
+from rewriter.measurement.catalogue import CATALOGUE
 from rewriter.measurement.class_activation import extended_cam
 from rewriter.measurement.dead_pixels import dead_pixels
 from rewriter.measurement.images import Images, first_image, single_images
@@ -17,12 +18,12 @@ from rewriter.measurement.result import Measurement
 from rewriter.measurement.running import in_evaluation
 from rewriter.model.refusal import check_model
 
-MEASUREMENTS: dict[str, tuple[Callable[..., Measurement], tuple[str, ...]]] = {
-    "effective-receptive-field": (effective_receptive_field, ("layer",)),
-    "dead-pixels": (dead_pixels, ("output",)),
-    "extended-cam": (extended_cam, ("layer", "output", "sigma")),
+MEASUREMENTS: dict[str, Callable[..., Measurement]] = {
+    "effective-receptive-field": effective_receptive_field,
+    "dead-pixels": dead_pixels,
+    "extended-cam": extended_cam,
 }
-"""By name: the function, and the options that it takes beside ``max_images``."""
+"""The functions by name; what they take is in the catalogue."""
 
 
 def measure(
@@ -55,7 +56,7 @@ def measure(
         (['height', 'images', 'l1', 'l2', 'width'], (64, 64))
     """
     check_request(what, options)
-    function, _ = MEASUREMENTS[what]
+    function = MEASUREMENTS[what]
     if max_images is not None and (type(max_images) is not int or max_images < 1):
         raise MeasurementError(f"max_images: expected a positive int or None, found {max_images!r}")
     check_model(model)
@@ -72,7 +73,7 @@ def check_request(what: str, options: Mapping[str, Any]) -> None:
     """
     if not isinstance(what, str) or what not in MEASUREMENTS:
         raise MeasurementError(f"unknown measurement {what!r}; there are {', '.join(MEASUREMENTS)}")
-    _, known = MEASUREMENTS[what]
+    known = CATALOGUE[what].options
     unknown = next((name for name in options if name not in known), None)
     if unknown is not None:
         raise MeasurementError(f"{what} has no option {unknown!r}; it takes {', '.join((*known, 'max_images'))}")

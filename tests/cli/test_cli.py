@@ -21,6 +21,8 @@ from typer.testing import CliRunner, Result
 
 import rewriter
 from rewriter.cli import commands as cli
+from rewriter.measurement.catalogue import CATALOGUE
+from rewriter.measurement.measure import MEASUREMENTS
 
 SMALL = ("test_vit", "-k", "proj_drop_rate=0.1,img_size=(64,64)")
 
@@ -50,6 +52,17 @@ class TestPasses:
         (found,) = [item for item in json.loads(run("passes", "--json").stdout) if item["name"] == "dropout"]
         assert found["options"][0] == {"name": "p", "type": "float | None", "default": None}
         assert found["contract"]["eval_output"] is True and found["paper"] and found["summary"]
+        assert found["default"] is True and "RW0201" in found["codes"]
+
+    def test_says_what_runs_by_default_and_how_the_others_are_run(self) -> None:
+        found = json.loads(run("passes", "--json").stdout)
+        by_default = [item["name"] for item in found if item.get("default")]
+        assert by_default == sorted(by_default) and len(by_default) == 6 and found[0]["default"]
+        measured = [item["name"] for item in found if item["kind"] == "measurement"]
+        assert measured == list(MEASUREMENTS) == list(CATALOGUE)
+        text = flat(run("passes").stdout)
+        for words in ("runs by default", "when named: --pass numeric-safety", "rewriter measure NAME dead-pixels"):
+            assert words in text
 
 
 class TestPlan:
