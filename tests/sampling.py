@@ -5,7 +5,8 @@ part of today is run, in every test of the sweep the same one; ``--sample-seed``
 that are marked ``slow`` and are no sweep (processes, trainings) every third one is run, the others on the next days.
 Without either option, all are run.
 
-``--quick`` is for while one works: neither sweeps nor slow tests, and of a test with many parameters the first.
+``--quick`` is for while one works: neither sweeps nor tests marked ``slow`` or ``thorough``, and of a test with many
+parameters the first.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ def is_of_today(test: str, seed: int) -> bool:
 
 
 def is_quick(item: pytest.Item) -> bool:
-    """Whether a test is neither a sweep nor slow, nor trains."""
-    return not any(item.get_closest_marker(name) for name in ("sweep", "slow", "trainers"))
+    """Whether a test is no sweep, takes less than about a second, and does not train."""
+    return not any(item.get_closest_marker(name) for name in ("sweep", "slow", "thorough", "trainers"))
 
 
 def first_of_each(items: Iterable[pytest.Item]) -> list[pytest.Item]:

@@ -255,6 +255,7 @@ class Summed(nn.Module):
         return self.head(x.amax((2, 3)))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("how", slow_but(["sum"], ["sum", "difference", "lerp", "addcmul", "stack", "to"]))
 def test_a_block_is_found_however_its_sum_is_written(how: str) -> None:
     assert sites(Summed(how)) == [("residual branch", "move drop before second")]

@@ -139,6 +139,7 @@ class TestGainsOfZero:
         assert rewriter.report(rewritten).verified and not dict(model.named_parameters())["layer1.0.bn2.weight"].any()
         assert [parameter._version for parameter in model.parameters()] == versions
 
+    @pytest.mark.thorough
     def test_a_layer_that_is_added_keeps_its_own(self) -> None:
         model = check_contract(timm.create_model("test_resnet"), Gated(), must_find=True)
         assert not any(parameter.any() for name, parameter in model.named_parameters() if name.endswith("gate.gain"))

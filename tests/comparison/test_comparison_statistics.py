@@ -214,6 +214,7 @@ class TestVerdicts:
         assert judge(rarely).outcome is Outcome.UNDECIDED
         assert "it takes more seeds that differ to call that better" in judge(rarely).sentence
 
+    @pytest.mark.thorough
     def test_chance_is_rarely_called_a_difference(self) -> None:
         correct = np.random.Generator(np.random.PCG64(0)).binomial(100, 0.9, (400, 2, 3)) / 100
         outcomes = [judge(trained(before, after)).outcome for before, after in correct.tolist()]

@@ -107,6 +107,7 @@ def test_a_generated_class_looks_like_its_original(name: str) -> None:
     assert_really_edited(model, rewritten, x)
 
 
+@pytest.mark.thorough
 def test_the_same_edit_of_the_same_class_is_the_same_class() -> None:
     _, first, _ = rewritten_model("test_vit")
     _, second, _ = rewritten_model("test_vit")
@@ -272,6 +273,7 @@ def test_a_pickle_holds_no_code() -> None:
     assert b"F.dropout(x" not in data and b"<rewriter" not in data
 
 
+@pytest.mark.thorough
 def test_a_pickle_of_an_edit_for_another_source_is_refused() -> None:
     _, rewritten, _ = rewritten_model("test_resnet")
     digest = rewriter.report(rewritten).applied[0].edits[0].digest
@@ -410,6 +412,7 @@ def test_two_layers_of_edits_hold_both_and_are_pickled_and_undone(import_text: L
         assert module.__class__._rewriter_base is type(once)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", slow_but(QUICK, MODELS))
 def test_a_second_rewrite_and_its_undo_restore_exact_classes(name: str) -> None:
     make, size, _ = MODELS[name]

@@ -472,6 +472,7 @@ def _assert_re_emitted(function: types.FunctionType) -> None:
     assert_same_code(re_emit(source, source.text).__code__, innermost.__code__)
 
 
+@pytest.mark.thorough
 def test_every_method_of_every_timm_layer_is_re_emitted_with_equal_code() -> None:
     methods = timm_methods("timm.layers")
     assert len(methods) > 250
@@ -479,6 +480,7 @@ def test_every_method_of_every_timm_layer_is_re_emitted_with_equal_code() -> Non
         _assert_re_emitted(function)
 
 
+@pytest.mark.thorough
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(st.data())
 def test_any_method_of_any_timm_model_is_re_emitted_with_equal_code(data: st.DataObject) -> None:

@@ -71,6 +71,7 @@ def test_quantization_aware_training_leaves_no_layer_out() -> None:
     assert quantized[0] == quantized[1] and len(quantized[0]) == 7
 
 
+@pytest.mark.thorough
 def test_the_inserted_dropout_acts_and_the_layer_s_hooks_see_its_result() -> None:
     model = network()
     seen: list[torch.Tensor] = []

@@ -46,6 +46,7 @@ def zeros(tensor: torch.Tensor) -> float:
 # ---------------------------------------------------------------------------------------------------------------- heads
 
 
+@pytest.mark.thorough
 def test_classifier_reads_no_zeroed_features_once_head_dropout_is_moved(full_size: torch.Tensor) -> None:
     model = timm.create_model("resnet18", drop_rate=0.5)
     rewritten = rewriter.rewrite(model)
@@ -146,6 +147,7 @@ def test_channel_dropout_becomes_element_wise_before_the_pooling() -> None:
 # ------------------------------------------------------------------------------------------------------------- branches
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("name", "last_weight"),
     [("resnetv2_18", "stages.0.blocks.0.conv2"), ("test_convnext", "stages.0.blocks.0.mlp.fc2")],
@@ -179,6 +181,7 @@ def test_dense_layers_drop_before_their_last_convolution(images: torch.Tensor) -
     assert "new_features = F.dropout" not in rewriter.plan(model, input_size=64).diff(model).split("+")[-1]
 
 
+@pytest.mark.thorough
 def test_drop_path_is_kept() -> None:
     torch.manual_seed(0)
     model = timm.create_model("test_vit", drop_path_rate=0.5, proj_drop_rate=0.2)
@@ -243,6 +246,7 @@ def noise(model: nn.Module, images: torch.Tensor) -> float:
         return float(torch.stack([model.train()(images) for _ in range(8)]).var(0).mean())
 
 
+@pytest.mark.thorough
 def test_a_functional_rate_is_still_read_from_the_model(images: torch.Tensor) -> None:
     rewritten = rewriter.rewrite(timm.create_model("resnet18", drop_rate=0.2))
     for module in rewritten.modules():
@@ -255,6 +259,7 @@ def test_a_functional_rate_is_still_read_from_the_model(images: torch.Tensor) ->
     assert noise(rewritten, images) == 0
 
 
+@pytest.mark.thorough
 def test_a_moved_modules_rate_is_changed_where_it_was(images: torch.Tensor) -> None:
     rewritten = rewriter.rewrite(torchvision.models.mobilenet_v2(), input_size=64)
     rewritten.classifier[0].p = 0.0
@@ -266,6 +271,7 @@ def test_a_moved_modules_rate_is_changed_where_it_was(images: torch.Tensor) -> N
     assert noise(rewritten, images) > 0
 
 
+@pytest.mark.thorough
 def test_the_rate_follows_a_copy_not_the_original() -> None:
     rewritten = rewriter.rewrite(torchvision.models.mobilenet_v2(), input_size=64)
     twin = copy.deepcopy(rewritten)
@@ -275,6 +281,7 @@ def test_the_rate_follows_a_copy_not_the_original() -> None:
     assert rewritten.classifier[0].p == 0.2
 
 
+@pytest.mark.thorough
 def test_a_rate_of_zero_is_switched_on_when_asked_and_undo_restores_it() -> None:
     model = timm.create_model("test_vit")
     rewritten = rewriter.rewrite(model, [Dropout(p=0.3)])
@@ -318,6 +325,7 @@ def test_report_notices_an_added_layer_that_was_exchanged() -> None:
     assert rewriter.report(model).stale == (path,)
 
 
+@pytest.mark.thorough
 def test_report_notices_what_later_surgery_made_stale_and_rewriting_mends_it() -> None:
     model = timm.create_model("test_vit", drop_rate=0.1, proj_drop_rate=0.2)
     rewritten = rewriter.rewrite(model)

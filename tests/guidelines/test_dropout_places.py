@@ -131,6 +131,7 @@ _FAMILIES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", slow_but(["resnet18"], _FAMILIES))
 def test_a_branch_that_ends_with_a_norm_is_dropped_behind_it(name: str) -> None:
     torch.manual_seed(0)
@@ -157,6 +158,7 @@ def test_a_branch_that_ends_with_a_norm_is_dropped_behind_it(name: str) -> None:
     assert [type(module) for module in restored.modules()] == [type(module) for module in model.modules()]
 
 
+@pytest.mark.thorough
 def test_it_is_the_output_of_the_norm_that_is_dropped() -> None:
     torch.manual_seed(0)
     model: Any = rewriter.rewrite(torchvision.models.resnet18(), Dropout(p=0.5, head_p=0), input_size=64).train()

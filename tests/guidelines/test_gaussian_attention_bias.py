@@ -44,6 +44,7 @@ def rewritten(name: str, known: Known, amplitude: float = 2.0, width: float = 5.
     )
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", slow_but(QUICK | {"vit"}, ALL))
 def test_each_attention_gets_the_closed_form_once(name: str) -> None:
     known = ALL[name]
@@ -62,6 +63,7 @@ def test_each_attention_gets_the_closed_form_once(name: str) -> None:
     assert (got - output_of(model, images)).abs().max() > 1e-4 * expected.abs().max()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", slow_but(QUICK | {"vit"}, ALL))
 def test_amplitude_zero_leaves_the_output_equal(name: str) -> None:
     known = ALL[name]
@@ -76,6 +78,7 @@ def test_contract(name: str) -> None:
     check_contract(known.make(), pass_for(name), example_inputs=images_for(known), must_find=True)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", slow_but({"swin", "relpos, class token"}, RELATIVE))
 def test_the_plan_of_a_model_without_values_is_the_same(name: str) -> None:
     known = RELATIVE[name]
@@ -92,6 +95,7 @@ def switched(model: nn.Module, fused: bool) -> nn.Module:
     return model
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", slow_but({"relpos"}, [n for n in ALL if "hf" not in n and "torchvision" not in n]))
 def test_one_layer_serves_both_branches(name: str) -> None:
     known = ALL[name]
@@ -124,6 +128,7 @@ def test_both_numbers_are_trained_and_do_not_decay(name: str) -> None:
     assert all(abs(abs(p.item() - before[n]) - 0.01) < 1e-3 for n, p in numbers.items())  # decay would add to it
 
 
+@pytest.mark.thorough
 def test_a_checkpoint_of_the_original_loads_and_its_own_comes_back(tmp_path: Path) -> None:
     known = RELATIVE["relpos"]
     model, edited = rewritten("relpos", known)

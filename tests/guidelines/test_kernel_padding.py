@@ -361,6 +361,7 @@ def test_lints(net: nn.Module, code: str, fixable: bool) -> None:
     assert [(f.code, f.severity, f.path, f.fixable) for f in found] == ([(code, "note", "0", fixable)] if code else [])
 
 
+@pytest.mark.thorough
 def test_rounding_in_a_contract_allows_no_more_than_that() -> None:
     model = randomised(torchvision.models.resnet18(num_classes=3))
     made = rewriter.plan(model, "kernel-padding", input_size=64)

@@ -134,6 +134,7 @@ def test_a_guarded_root_is_the_same_bit_for_bit(name: str) -> None:
             assert torch.equal(before, after)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", CASES)
 def test_the_contract_holds(name: str) -> None:
     case = CASES[name]
@@ -203,6 +204,7 @@ def test_a_variance_in_a_loss() -> None:
     assert [(finding.code, finding.fixable) for finding in found] == [("RW0705", True)]
 
 
+@pytest.mark.thorough
 def test_bessels_correction_is_only_told_of_by_default() -> None:
     made = rewriter.plan(losses.Spread(), "numeric-safety", example_inputs=_one_valid())
     assert not made.sites

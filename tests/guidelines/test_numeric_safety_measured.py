@@ -125,6 +125,7 @@ class OfAPair(nn.Module):
         return torch.sqrt((pair[0] - pair[1]).pow(2).sum()) + torch.sqrt(target["depth"].sum())
 
 
+@pytest.mark.thorough
 def test_inputs_in_containers() -> None:
     x, target = _inputs()
     (found,) = _found(OfAPair(), ((x, target), {"depth": target}))

@@ -329,6 +329,7 @@ class TestLeftAlone:
         assert skip.reason is Reason.OTHER_READERS
 
 
+@pytest.mark.thorough
 def test_the_finding_is_a_note_at_the_line_of_the_projection() -> None:
     (finding,) = rewriter.check(timm_model("test_vit"), select="RW09")
     assert (finding.code, finding.severity, finding.path) == ("RW0901", "note", "patch_embed.proj")

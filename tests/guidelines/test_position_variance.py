@@ -106,6 +106,7 @@ def small_dinov2() -> nn.Module:
 
 
 class TestInForward:
+    @pytest.mark.thorough
     def test_what_is_added_has_the_variance_of_the_table(self) -> None:
         model = dynamic_vit().eval()
         before = snapshot(model)
@@ -255,6 +256,7 @@ class TestResizedOnLoading:
         (skip,) = rewriter.plan(rewritten, PositionVariance(original=small.state_dict())).skipped
         assert skip.reason is Reason.ALREADY_DONE and "1.000 of that of the original" in skip.detail
 
+    @pytest.mark.thorough
     def test_the_plan_of_one_process_serves_another(self) -> None:
         small, large = loaded_larger()
         made = rewriter.plan(large, PositionVariance(original=small.state_dict()))

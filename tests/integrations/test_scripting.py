@@ -52,6 +52,7 @@ IN_SOURCE: dict[str, tuple[Callable[[], nn.Module], str]] = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("case", IN_SOURCE)
 def test_edits_of_source_are_in_force_in_the_script(case: str) -> None:
     make, name = IN_SOURCE[case]

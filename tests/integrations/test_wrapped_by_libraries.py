@@ -172,6 +172,7 @@ class TestPeft:
         expected.load_state_dict(inside(undone).state_dict())
         assert torch.equal(in_training(undone), in_training(expected))
 
+    @pytest.mark.thorough
     def test_what_was_merged_is_as_before(self, plain: nn.Module, tmp_path: Path) -> None:
         merged = self.with_adapters(copy.deepcopy(plain), True, ["qkv", "fc1"]).merge_and_unload()
         assert_reported_on(merged, plain)
@@ -258,6 +259,7 @@ class TestAccelerate:
         with pytest.raises(rewriter.ModelError, match="offloaded by accelerate"):
             rewriter.param_groups(placed)
 
+    @pytest.mark.thorough
     def test_hooks_that_offload_nothing_are_no_matter(self, tmp_path: Path) -> None:
         model = aligned(vit(), tmp_path)
         rewritten = rewriter.rewrite(model, ["dropout", "weight-decay"])

@@ -326,6 +326,7 @@ def test_batches_and_their_targets_are_the_images() -> None:
     assert rewriter.measure(model, DEAD, loader, max_images=2).summary["images"] == 2
 
 
+@pytest.mark.thorough
 def test_a_rewritten_model_is_measured_like_any_other() -> None:
     model = timm_model("test_resnet", drop_rate=0.2)
     rewritten = rewriter.rewrite(model, ["dropout", "stochastic-pooling"], input_size=64)

@@ -108,6 +108,7 @@ def test_its_files(what: str, results: dict[str, rewriter.Measurement], tmp_path
     assert lines[0] == f"{what} of ResNet" and all(len(line) < 80 for line in lines)
 
 
+@pytest.mark.thorough
 def test_a_picture_shows_each_image_once_more_with_either_map(tmp_path: Path) -> None:
     from PIL import Image
 

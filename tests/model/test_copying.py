@@ -221,6 +221,7 @@ def test_undo_gives_back_a_copy_that_stands_alone(way: str) -> None:
         assert torch.equal(undone(x), expected)
 
 
+@pytest.mark.thorough
 def test_what_only_a_weak_reference_leads_to_is_shared_by_a_copy_and_doubled_for_a_trace() -> None:
     teacher = NeedsValues()
 

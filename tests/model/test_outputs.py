@@ -162,6 +162,7 @@ def test_a_change_of_one_number_is_seen_and_its_place_is_named(wrap: Callable[[t
 
 
 class TestNothingToCompare:
+    @pytest.mark.thorough
     def test_on_meta(self) -> None:
         with torch.device("meta"):
             model = Net(lambda t: t)
@@ -220,6 +221,7 @@ ARRAYS: dict[str, Callable[[Any], Any]] = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", slow_but(["big-endian"], ARRAYS))
 def test_an_array_of_any_kind_is_compared(kind: str) -> None:
     def wrap(tensor: torch.Tensor) -> Any:

@@ -39,6 +39,7 @@ def untraced(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class TestRecorded:
+    @pytest.mark.thorough
     @pytest.mark.parametrize(
         "name", slow_but(["test_vit"], ["test_vit", "test_resnet", "test_efficientnet_gn", "test_byobnet"])
     )

@@ -69,6 +69,7 @@ def test_everything_that_is_no_weight_is_found_by_what_it_does(vit: nn.Module) -
     assert undecided == {"cls_token", "pos_embed"}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("name", "kept_from_decay"),
     [

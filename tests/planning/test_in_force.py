@@ -309,6 +309,7 @@ class TestInputsAreRemembered:
         with pytest.raises(rewriter.InputError):
             rewriter.trace(undone)
 
+    @pytest.mark.thorough
     def test_a_plan_from_json_is_verified_on_inputs_of_its_shapes(self) -> None:
         plan = rewriter.plan(self.model(), "dropout", example_inputs=self.inputs())
         result = rewriter.Plan.from_json(plan.to_json()).apply(self.model())

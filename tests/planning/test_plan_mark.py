@@ -48,6 +48,7 @@ def mark(model: nn.Module) -> list[int]:
 
 
 class TestTheMark:
+    @pytest.mark.thorough
     def test_it_is_there_for_edits_that_change_the_output_and_only_for_these(self) -> None:
         model = rewritten()
         buffer = model.get_buffer(MARK)
@@ -114,6 +115,7 @@ class TestTheMark:
         with pytest.raises(RewriterWarning, match=r"scale_equalizer: calibrated"):
             rewriter.original_state_dict(model)
 
+    @pytest.mark.thorough
     def test_to_empty_and_averages_leave_the_digest(self, quiet: None) -> None:
         model = rewritten()
         with torch.device("meta"):

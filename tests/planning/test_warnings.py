@@ -33,6 +33,7 @@ def test_nothing_warns_where_everything_was_done(recwarn: pytest.WarningsRecorde
     assert not [warning for warning in recwarn if issubclass(warning.category, rewriter.PlaceLeftAlone)]
 
 
+@pytest.mark.thorough
 def test_a_bypassed_dropout_says_so_when_the_model_is_printed() -> None:
     rewritten = rewriter.rewrite(torchvision.models.mobilenet_v2(), input_size=64)
     assert "bypassed by rewriter" in repr(rewritten.classifier[0])

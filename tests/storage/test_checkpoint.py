@@ -163,6 +163,7 @@ class TestRefusals:
             read_checkpoint(tmp_path)
 
 
+@pytest.mark.thorough
 def test_weights_of_a_rewritten_model_are_told_from_the_originals() -> None:
     original = timm.create_model("test_efficientnet_gn", num_classes=4)
     rewritten = rewriter.rewrite(original, "group-count", input_size=64)

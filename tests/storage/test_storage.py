@@ -116,6 +116,7 @@ class TestRoundTrip:
         assert done.returncode == 0, done.stderr
         assert done.stdout.split() == [str(len(rewriter.report(model).applied)), "VisionTransformer"]
 
+    @pytest.mark.thorough
     def test_rewritten_twice(self, tmp_path: Path) -> None:
         model = rewritten(only="blocks.0")
         model = rewriter.rewrite(model, {"dropout": {"p": 0.2}}, input_size=64, verify=False)
@@ -128,6 +129,7 @@ class TestRoundTrip:
             rewriter.Plan.from_json(r.plan.to_json()) for r in records_of(model)
         ]
 
+    @pytest.mark.thorough
     def test_inserted_layers(self, tmp_path: Path) -> None:
         model = rewriter.rewrite(timm.create_model("test_mambaout"), {"dropout": {"p": 0.1}}, input_size=64)
         rewriter.save(model, tmp_path / "saved", recipe={"model": "test_mambaout"})
@@ -171,6 +173,7 @@ class TestState:
         assert [p.requires_grad for p in loaded.parameters()] == [p.requires_grad for p in model.parameters()]
         assert_same(model, loaded)
 
+    @pytest.mark.thorough
     def test_drop_rate(self, tmp_path: Path) -> None:
         model = rewriter.rewrite(timm.create_model("test_byobnet", drop_rate=0.2), "dropout", input_size=64)
         model.drop_rate = 0.7
@@ -180,6 +183,7 @@ class TestState:
         assert recipe["kwargs"] == {"drop_rate": 0.2}
         assert_same(model, rewriter.load(tmp_path / "saved"))
 
+    @pytest.mark.thorough
     def test_selection_is_recorded(self, tmp_path: Path) -> None:
         model = rewritten(only="blocks.*", skip=["blocks.0", "re:blocks.1.*"])
         rewriter.save(model, tmp_path / "saved", recipe=RECIPE)

@@ -144,6 +144,7 @@ class CallsAnObject(nn.Module):
         return self.likelihood.method(x, target)
 
 
+@pytest.mark.thorough
 def test_the_argument_of_a_method_of_an_object_is_the_one_that_is_meant() -> None:
     loss, model = Regularized(), CallsAnObject()
     plan = rewriter.plan(loss, TemperaturePass(), example_inputs=batch())

@@ -113,6 +113,7 @@ def test_a_trace_is_that_of_a_model() -> None:
     assert torch.equal(graph(prediction, target), plain(prediction, target))
 
 
+@pytest.mark.thorough
 def test_a_branch_on_values_is_run_on_the_values_given() -> None:
     prediction, target = batch()
     plan = rewriter.plan(branches_on_values, LogPass(), example_inputs=(prediction, target))

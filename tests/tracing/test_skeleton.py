@@ -176,6 +176,7 @@ def test_models_that_deepcopy_refuses_have_a_skeleton_and_a_plan() -> None:
     assert_unchanged(model, before)
 
 
+@pytest.mark.thorough
 def test_planning_takes_no_memory_for_weights_or_activations() -> None:
     model = timm_model("vit_small_patch16_224")
     weights = sum(p.nbytes for p in model.parameters())
@@ -190,6 +191,7 @@ def test_planning_takes_no_memory_for_weights_or_activations() -> None:
     assert allocations.bytes > weights / 20
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["vit_huge_patch14_224", "resnet50", "test_vit"])
 def test_a_model_on_the_meta_device_is_planned_like_the_real_one(name: str) -> None:
     options = {"drop_rate": 0.1} | ({"proj_drop_rate": 0.1} if "vit" in name else {})

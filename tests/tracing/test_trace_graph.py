@@ -255,6 +255,7 @@ def _assert_equal(a: Any, b: Any) -> None:
             _assert_equal(x, y)
 
 
+@pytest.mark.thorough
 def test_an_input_that_the_model_overwrites_is_not_overwritten_by_the_trace() -> None:
     class Overwrites(nn.Module):
         def __init__(self) -> None:
@@ -386,6 +387,7 @@ def test_what_torch_does_not_see_belongs_to_the_call_that_made_it(keyword: bool)
     assert {str(n.target) for n in opaque.all_input_nodes} == {"input_0", "0.left", "0.right"}
 
 
+@pytest.mark.thorough
 def test_the_dataflow_is_acyclic_and_ends_in_one_output() -> None:
     for make, size in NETWORKS.values():
         trace = rewriter.trace(make(), input_size=size)

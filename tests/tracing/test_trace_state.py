@@ -87,6 +87,7 @@ def test_hooks_are_not_called_and_stay(verb: str) -> None:
     assert seen <= allowed
 
 
+@pytest.mark.thorough
 def test_what_was_cached_while_tracing_is_forgotten() -> None:
     @functools.cache
     def unbounded(size: int) -> torch.Tensor:
@@ -310,6 +311,7 @@ class Failing(nn.Module):
         raise ValueError(f"no way on from {y.shape}")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("make", [lambda: timm_model("test_resnet"), Failing, lambda: nn.Conv2d(3, 4, 99), Captured])
 def test_a_trace_keeps_nothing_of_the_model_alive(make: Callable[[], nn.Module]) -> None:
     model = make()
@@ -411,6 +413,7 @@ def test_threads_that_trace_disturb_neither_each_other_nor_a_model_that_runs() -
         assert_unchanged(model, before)
 
 
+@pytest.mark.thorough
 def test_many_threads_trace_one_model() -> None:
     model = timm_model("test_vit")
     expected, before = _graph_text(rewriter.trace(model)), snapshot(model)

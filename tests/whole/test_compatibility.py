@@ -324,6 +324,7 @@ class TestRunDirectory:
         assert result.training is not None and len(result.training.runs) == 4
         assert "verdict: undecided" in str(result)
 
+    @pytest.mark.thorough
     def test_runs_of_other_libraries_or_plans_are_refused_and_kept(self, tmp_path: Path) -> None:
         place = tmp_path / "runs"
         shutil.copytree(FIXTURES / "run_directory", place)
