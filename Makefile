@@ -1,5 +1,5 @@
 # `make demo` rewrites a real model and shows the result; `make test` runs every check, and of slow ones and sweeps over many
-# models the part of today (`make test-all` runs all); `make quick` what tells most in two and a half minutes on two slow cores.
+# models the part of today (`make test-all` runs all); `make quick` what tells most in two minutes on two slow cores.
 # `make test-trainers` runs what trains with Lightning and others for minutes, broken off and resumed.
 # All set up a virtual environment first and need only Python >= 3.11, pip and make.
 

@@ -159,6 +159,7 @@ DUPLICATORS: dict[str, Callable[[nn.Module], nn.Module]] = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("duplicate", DUPLICATORS.values(), ids=DUPLICATORS)
 @pytest.mark.parametrize("name", slow_but(QUICK, MODELS))
 def test_a_duplicate_computes_the_same_and_can_be_undone(name: str, duplicate: Any) -> None:

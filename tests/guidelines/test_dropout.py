@@ -290,6 +290,7 @@ def test_a_rate_of_zero_is_switched_on_when_asked_and_undo_restores_it() -> None
     assert model.blocks[0].mlp.drop1.p == 0.0
 
 
+@pytest.mark.thorough
 def test_rewriting_twice_finds_nothing_more_to_do() -> None:
     once = rewriter.rewrite(timm.create_model("test_vit", drop_rate=0.1, proj_drop_rate=0.1), [Dropout(p=0.1)])
     assert not rewriter.plan(once, [Dropout(p=0.1)]).sites

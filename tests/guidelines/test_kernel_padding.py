@@ -219,6 +219,7 @@ class Tied(nn.Module):
 
 
 class TestPools:
+    @pytest.mark.thorough
     def test_they_are_widened_only_by_name_and_the_contract_says_so(self) -> None:
         model = randomised(torchvision.models.resnet18())
         (left,) = rewriter.plan(model, "kernel-padding", input_size=64).skipped

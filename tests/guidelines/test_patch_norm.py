@@ -259,6 +259,7 @@ class TestCheckpoints:
         x = torch.randn(2, 3, 160, 160)
         assert torch.equal(restored(x), model(x)) and list(restored.state_dict()) == list(model.state_dict())
 
+    @pytest.mark.thorough
     def test_a_model_made_without_memory_begins_with_the_norm_of_before_training(self) -> None:
         with torch.device("meta"):
             model = timm.create_model("test_vit")

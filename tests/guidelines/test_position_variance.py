@@ -153,6 +153,7 @@ class TestInForward:
             assert torch.allclose(torch.compile(rewritten, backend="eager", fullgraph=True)(x), expected, atol=1e-5)
             assert torch.allclose(torch.export.export(rewritten, (x,)).module()(x), expected, atol=1e-5)
 
+    @pytest.mark.thorough
     def test_a_second_rewrite_finds_it_done(self) -> None:
         rewritten = rewriter.rewrite(dynamic_vit(), PositionVariance(), input_size=192, verify=False)
         plan = rewriter.plan(rewritten, PositionVariance(), input_size=192)

@@ -350,6 +350,7 @@ class TestParametrizations:
         rewriter.save(model, tmp_path / "saved")
         assert torch.equal(in_training(rewriter.load(tmp_path / "saved", vit())), in_training(model))
 
+    @pytest.mark.thorough
     def test_put_on_before_it(self, tmp_path: Path) -> None:
         model = rewriter.rewrite(self.parametrized(vit()), "dropout", verify=False)
         assert len(rewriter.report(model).applied) == 12

@@ -317,6 +317,7 @@ def test_under_no_grad_with_frozen_weights_and_in_double_precision(what: str) ->
     assert np.allclose(result.data["map"], again.data["map"], atol=1e-4)
 
 
+@pytest.mark.thorough
 def test_batches_and_their_targets_are_the_images() -> None:
     model, images = timm_model("test_resnet"), image(64, batch=4)
     whole = rewriter.measure(model, DEAD, images)

@@ -367,6 +367,7 @@ def test_fused_and_plain_attention(planned_with: bool, checkpointing: bool) -> N
         assert called(lambda: result(x), result[0].attn, "proj", "drop")[:2] == ["drop", "proj"]
 
 
+@pytest.mark.thorough
 def test_flags_of_timm_models_are_still_flags() -> None:
     """Both attention paths drop before the projection, with and without activation checkpointing."""
     torch.manual_seed(0)

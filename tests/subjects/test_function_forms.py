@@ -169,6 +169,7 @@ def test_it_compiles_without_a_break(form: str) -> None:
     torch.compiler.reset()
 
 
+@pytest.mark.thorough
 def test_focal_and_box_losses_of_torchvision() -> None:
     prediction, target = batch()
     focal: Any = check_contract(sigmoid_focal_loss, TemperaturePass(), example_inputs=(prediction, target))

@@ -123,6 +123,7 @@ def test_a_branch_on_values_is_run_on_the_values_given() -> None:
     assert rewritten(prediction, target * 0) == 0
 
 
+@pytest.mark.thorough
 def test_the_inputs_of_the_caller_are_not_written_to() -> None:
     prediction, target = batch()
     before = target.clone()
