@@ -39,9 +39,10 @@ class Forcing:
         self._classes: list[tuple[nn.Module, type[nn.Module]]] = []
         self._steps_back: list[Callable[[], None]] = []
         self._plain: dict[CodeType, tuple[CodeType, FunctionSource]] = {}
+        self._paths: set[str | None] = {None}
 
-    def force(self, model: nn.Module, module: nn.Module, method: Method) -> None:
-        """Make ``module``, a part of ``model``, take the other path through ``method``.
+    def force(self, model: nn.Module, path: str, method: Method) -> None:
+        """Make the module of ``model`` at ``path`` take the other path through ``method``.
 
         Raises:
             NotForcedError: a condition is of a kind that cannot be forced.
@@ -50,6 +51,7 @@ class Forcing:
         for test in self._tests:
             if not test.forceable:
                 raise NotForcedError("its other cases may do the same work, and are not looked into")
+        module = model.get_submodule(path)
         cls = type(module)
         name = class_name(method.owner), method.name
         code = edited_code(cls, *name, method.source.digest) or method.source.function.__code__
@@ -60,6 +62,7 @@ class Forcing:
         edit = MethodEdit(class_name(owner), own_name, source.digest, forced=self._tests)
         module.__class__ = derive(cls, ClassEdit((), (edit,)))
         self._classes.append((module, cls))
+        self._paths.add(path)
         self._steps_back += rebind(model, {module: replaced_by_class(module)})
         forced = edited_code(type(module), edit.owner, edit.method, edit.digest)
         assert forced is not None
@@ -69,7 +72,7 @@ class Forcing:
         """Restore the modules' classes, and make the frames of ``recordings`` refer to the original methods.
 
         Raises:
-            NotForcedError: the original method ran, not the forced one.
+            NotForcedError: the original method ran, not the forced one. Of a path without operations neither is seen.
         """
         for step in reversed(self._steps_back):
             step()
@@ -78,8 +81,11 @@ class Forcing:
         known: dict[tuple[CodeType, int], tuple[CodeType, int]] = {}
         nodes = (facts(node)["frames"] for recording in recordings for node in recording.graph.nodes)
         calls = (call.frames for recording in recordings for call in recording.calls)
-        if not any(frame.code in self._plain for frames in (*nodes, *calls) for frame in frames):
-            plain = ", ".join(dict.fromkeys(code.co_qualname for code, _ in self._plain.values()))
+        frames = {frame for chain in (*nodes, *calls) for frame in chain}
+        originals = {code for code, _ in self._plain.values()}
+        ran = any(frame.code in originals and frame.path in self._paths for frame in frames)
+        if ran and not any(frame.code in self._plain for frame in frames):
+            plain = ", ".join(dict.fromkeys(code.co_qualname for code in originals))
             raise NotForcedError(f"what {plain}() does cannot be seen: it is called by the name of its class")
 
         def of(frame: Frame) -> Frame:

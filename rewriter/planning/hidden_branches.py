@@ -230,7 +230,7 @@ def _record(way: _Way, traced: Trace, edits: Sequence[Edit]) -> Trace | None:
         with random_state_kept():
             apply_edits(copy, edits)
         for path in sorted(way.paths):
-            forcing.force(copy, copy.get_submodule(path), way.method)
+            forcing.force(copy, path, way.method)
         variant = trace_model(copy, traced.inputs, (traced.backend,))
         forcing.take_back(variant.train, variant.eval)
     except NotForcedError:
