@@ -26,6 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rewriter.authoring import Change, Contract, Lint, Pass, Place, Recommendation
@@ -44,7 +45,8 @@ class PositionVariance(Pass):
     loaded, its values are scaled once, for which the original is needed.
 
     Attributes:
-        original: the table as it was before it was resized, or the state dict that holds it; None without.
+        original: the table as it was before it was resized, the state dict that holds it, or the path of a file with
+            that (safetensors, or of ``torch.save``); None without.
     """
 
     name = "position-variance"
@@ -63,13 +65,13 @@ class PositionVariance(Pass):
         Lint("RW1105", "images that are not normalised to mean 0 and standard deviation 1", "note"),
     )
 
-    original: torch.Tensor | Mapping[str, Any] | None = field(default=None, compare=False)
+    original: torch.Tensor | Mapping[str, Any] | str | Path | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if self.original is not None:
-            from rewriter.passes.position_variance.originals import check_original
+            from rewriter.passes.position_variance.originals import read_original
 
-            check_original(self.original)
+            object.__setattr__(self, "original", read_original(self.original))
             object.__setattr__(self, "contract", Contract(eval_output=False, state_dict=False))  # a table is scaled
 
     @property
@@ -86,6 +88,7 @@ class PositionVariance(Pass):
             return {"original": None}
         from rewriter.passes.position_variance.originals import described
 
+        assert not isinstance(self.original, (str, Path))
         return {"original": described(self.original)}
 
     def candidates(self, trace: Trace) -> Iterator[Place[Any]]:
@@ -96,6 +99,7 @@ class PositionVariance(Pass):
     def decide(self, place: Place[Any]) -> Change | Recommendation | None:
         from rewriter.passes.position_variance.tables import rescale
 
+        assert not isinstance(self.original, (str, Path))
         return rescale(place, self.original)
 
     def check_training(self, trace: Trace, training: Mapping[str, Any]) -> Iterator[Recommendation]:

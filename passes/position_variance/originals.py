@@ -4,35 +4,37 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from rewriter.errors import InputError, listed
+from rewriter.storage.checkpoint import read_checkpoint
 
-_EXPECTED = "original: expected the tensor of positions before it was resized, or the state dict that holds it"
+_EXPECTED = "original: expected the tensor of positions before it was resized, a state dict that holds it, or its file"
 
 
-def check_original(original: object) -> None:
-    """Refuse what holds no tensor.
+def read_original(original: object) -> torch.Tensor | Mapping[str, Any]:
+    """The original, read from a file if that is given.
 
     Raises:
-        ValueError: it is neither a tensor nor a state dict.
+        ValueError: it is neither a tensor nor a state dict with tensors.
+        StorageError: there is no such file, or it holds no state dict.
     """
+    if isinstance(original, (str, Path)):
+        return read_checkpoint(original)
     if isinstance(original, torch.Tensor):
         if original.dim() < 2 or not original.is_floating_point():
             raise ValueError(f"{_EXPECTED}, found a tensor of {original.dtype} and shape {tuple(original.shape)}")
-        return
+        return original
     if not isinstance(original, Mapping):
-        path = isinstance(original, str)
-        found = (
-            f"{original!r}; read the file first, with torch.load or safetensors" if path else type(original).__name__
-        )
-        raise ValueError(f"{_EXPECTED}, found {found}")
+        raise ValueError(f"{_EXPECTED}, found {type(original).__name__}")
     if not any(isinstance(value, torch.Tensor) for value in original.values()):
         inside = [str(key) for key, value in original.items() if isinstance(value, Mapping)]
         hint = f"; give what is in it under {listed(inside)}" if inside else ""
         raise ValueError(f"{_EXPECTED}, found a mapping without tensors{hint}")
+    return original
 
 
 def described(original: torch.Tensor | Mapping[str, Any]) -> str:

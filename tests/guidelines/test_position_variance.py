@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -220,12 +221,13 @@ def loaded_larger(size: int = 256) -> tuple[nn.Module, nn.Module]:
 
 
 class TestResizedOnLoading:
-    @pytest.mark.parametrize("form", ["tensor", "state dict", "wrapped"])
-    def test_it_is_scaled_to_the_variance_of_the_original(self, form: str) -> None:
+    @pytest.mark.parametrize("form", ["tensor", "state dict", "wrapped", "file"])
+    def test_it_is_scaled_to_the_variance_of_the_original(self, form: str, tmp_path: Path) -> None:
         small, large = loaded_larger()
         state = small.state_dict()
+        torch.save(state, tmp_path / "vit.pt")
         original = {
-            "tensor": state["pos_embed"], "state dict": state,
+            "tensor": state["pos_embed"], "state dict": state, "file": str(tmp_path / "vit.pt"),
             "wrapped": {f"module.{key}": value for key, value in state.items()},
         }[form]  # fmt: skip
         before = snapshot(large)
@@ -369,8 +371,7 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("original", "message"),
         [
-            ("vit.pth", r"found 'vit.pth'; read the file first, with torch.load or safetensors"),
-            (3, r"original: expected the tensor of positions before it was resized, or the state dict .*, found int"),
+            (3, r"original: expected the tensor of positions before it was resized, a state dict .*, found int"),
             ({}, r"found a mapping without tensors$"),
             ({"model": {"pos_embed": 1}}, r"found a mapping without tensors; give what is in it under model"),
             (torch.zeros(3), r"found a tensor of torch.float32 and shape \(3,\)"),
@@ -380,6 +381,10 @@ class TestBadInput:
     def test_what_holds_no_positions_is_refused(self, original: Any, message: str) -> None:
         with pytest.raises(ValueError, match=message):
             PositionVariance(original=original)
+
+    def test_a_file_that_is_not_there_is_refused(self) -> None:
+        with pytest.raises(rewriter.StorageError, match=r"vit\.pth: no such file"):
+            PositionVariance(original="vit.pth")
 
     def test_an_original_of_another_model_is_refused(self) -> None:
         model = timm_model("test_vit", img_size=256)
