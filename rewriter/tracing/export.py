@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import types
+
+import torch
 from torch import fx, nn
 
 from rewriter.errors import TraceError
@@ -17,9 +20,18 @@ def graph_module(trace: Trace) -> fx.GraphModule:
         TraceError: part of the model ran where torch could not observe it.
     """
     refuse_unseen(trace.graph, trace.model)
-    result = fx.GraphModule(trace.model, trace.graph, type(trace.model).__name__)
+    graph = fx.Graph()
+    graph.output(graph.graph_copy(trace.graph, {}))
+    for node in graph.nodes:
+        if isinstance(node.target, types.FunctionType) and node.target in _METHODS:
+            node.op, node.target = "call_method", _METHODS[node.target]
+    result = fx.GraphModule(trace.model, graph, type(trace.model).__name__)
     result.training = trace.model.training  # train() would set the mode of the model's own modules
     return result
+
+
+_METHODS = {method: name for name, method in vars(torch.Tensor).items() if isinstance(method, types.FunctionType)}
+"""Names of methods written in Python: ``x ** 2`` calls one that torch.fx would look up as ``torch._tensor.pow``."""
 
 
 def refuse_unseen(graph: fx.Graph, model: nn.Module) -> None:

@@ -144,6 +144,20 @@ def test_a_graph_module_of_training_mode_trains_alike(name: str) -> None:
         assert not torch.equal(model(x), first), "dropout is active"
 
 
+class Operators(nn.Module):
+    """Operators that torch writes in Python, under other names than those that they are called by."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = x.abs() + 1
+        return (x**2 + 2**y + (3 - x) / (1 / y) + 3 // y + x % 2 - (-x)).split(2)[0]
+
+
+def test_operators_are_called_as_methods_in_a_graph_module() -> None:
+    x = image(8, batch=4)
+    flat = rewriter.to_graph_module(Operators(), example_inputs=x)
+    assert torch.equal(output(flat, x + 1), output(Operators(), x + 1))
+
+
 # Writing in place
 
 
