@@ -1,3 +1,5 @@
+from .analysis.dropouts import drop_rate as drop_rate
+from .analysis.dropouts import is_stochastic_depth as is_stochastic_depth
 from .analysis.heads import find_heads as find_heads
 from .analysis.interference import Interference as Interference
 from .analysis.layout import channel_dimension as channel_dimension
@@ -42,9 +44,11 @@ __all__ = [
     "Refused",
     "Trace",
     "channel_dimension",
+    "drop_rate",
     "find_branches",
     "find_heads",
     "has_weight",
+    "is_stochastic_depth",
     "name_of",
     "path_of",
     "register_layer",
