@@ -54,7 +54,10 @@ class GaussianAttentionBias(Pass):
         "Receptive Fields, arXiv:2305.04722"
     )
     contract = Contract(eval_output=False, adds_parameters=True)
-    layers = ("rewriter.passes.gaussian_attention_bias.layers",)
+    layers = (
+        "rewriter.passes.gaussian_attention_bias.layers",
+        "rewriter.passes.gaussian_attention_bias.attention_layers",
+    )
     codes = (
         Lint("RW1001", "a relative position bias without a Gaussian", "note"),
         Lint("RW1002", "an attention without a bias of position", "note"),

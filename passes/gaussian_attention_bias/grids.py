@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import fx
@@ -14,11 +14,16 @@ from rewriter.tracing.facts import facts
 
 @dataclass(frozen=True)
 class Grid:
-    """Rows and columns of positions, behind ``prefix`` tokens that have none."""
+    """Rows and columns of positions, behind ``prefix`` tokens that have none.
+
+    ``map`` is the map that was flattened to the tokens, with the dimensions that count rows and columns; None where the
+    values of a bias told.
+    """
 
     rows: int
     columns: int
     prefix: int = 0
+    map: tuple[fx.Node, tuple[int, int]] | None = field(default=None, compare=False)
 
     def __str__(self) -> str:
         tokens = f" behind {self.prefix} prefix token{'s' if self.prefix > 1 else ''}" if self.prefix else ""

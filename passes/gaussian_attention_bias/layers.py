@@ -1,10 +1,9 @@
-"""The layers that the pass puts into models: one Gaussian a layer of attention, added to its bias or to its scores."""
+"""The layer that the pass puts behind a relative position bias."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +11,7 @@ from torch import nn
 
 from rewriter.authoring import AddedLayer, register_layer
 from rewriter.layers.scripting import NotScripted
+from rewriter.passes.gaussian_attention_bias.fitting import fits, fitting_sizes, has_values
 from rewriter.text import counted
 
 _NARROWEST = 1e-3
@@ -25,15 +25,18 @@ class GaussianBias(NotScripted, AddedLayer):
     ``dy`` and ``dx`` are the offsets of a query and a key on the grid. All heads, windows and images get the same
     table; prefix tokens (class tokens, registers) get none.
 
+    The grid is compared with the values of the bias, which depend on the offset on its own grid alone: at each call on
+    the CPU, elsewhere at the first one with a number of positions and after each change of mode, since a comparison
+    waits for the device. If they fit another grid, that one is used.
+
     Args:
-        grid: rows and columns of positions. With another number of positions than these have, the grid is the one of
-            the same aspect.
+        grid: rows and columns of positions.
         prefix_tokens: number of tokens before the positions.
         amplitude, width: the values before training.
 
     Attributes:
         amplitude, width: learned, of shape ``(1,)``. The sign of neither matters; widths below 0.001 count as 0.001.
-        grid: rows and columns. Set it for positions of another aspect.
+        grid: rows and columns. Set it where a bias does not tell.
     """
 
     def __init__(self, grid: Sequence[int], prefix_tokens: int = 0, amplitude: float = 2.0, width: float = 5.0) -> None:
@@ -42,6 +45,8 @@ class GaussianBias(NotScripted, AddedLayer):
         self.prefix_tokens = prefix_tokens
         self.initial = {"amplitude": float(amplitude), "width": float(width)}
         self.amplitude, self.width = nn.Parameter(torch.empty(1)), nn.Parameter(torch.empty(1))
+        self._grids_seen: dict[int, tuple[int, int]] = {}
+        self._just_seen: set[int] = set()
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -49,18 +54,23 @@ class GaussianBias(NotScripted, AddedLayer):
             self.amplitude.fill_(self.initial["amplitude"])
             self.width.fill_(self.initial["width"])
 
-    def table(self, tokens: int) -> torch.Tensor:
+    def train(self, mode: bool = True) -> GaussianBias:
+        self._just_seen.clear()
+        super().train(mode)
+        return self
+
+    def table(self, size: Sequence[int] | None = None) -> torch.Tensor:
         """The bias of every query (row) towards every key (column), shape ``(tokens, tokens)``.
 
         It is computed in single precision at least.
 
-        Raises:
-            ValueError: no grid of the aspect of :attr:`grid` has so many positions.
+        Args:
+            size: rows and columns of positions; by default :attr:`grid`.
         """
-        rows, columns = self._grid_of(tokens)
+        rows, columns = self.grid if size is None else size
         precision = torch.promote_types(self.amplitude.dtype, torch.float32)
         exponent = -0.5 / self.width.to(precision).abs().clamp(min=_NARROWEST).square()
-        along = [torch.exp(exponent * _squared_offsets(size, exponent)) for size in (rows, columns)]
+        along = [torch.exp(exponent * _squared_offsets(length, exponent)) for length in (rows, columns)]
         height = self.amplitude.to(precision).square()
         table = (height * along[0])[:, None, :, None] * along[1][None, :, None, :]
         table = table.reshape(rows * columns, rows * columns)
@@ -70,35 +80,60 @@ class GaussianBias(NotScripted, AddedLayer):
         """Add the table to ``bias``, whose last two dimensions are queries and keys; None, for no bias, stays None.
 
         Raises:
-            ValueError: the queries and keys lie on no such grid.
+            ValueError: the queries and keys are not on one grid, or it is not certain on which.
         """
         if bias is None:
             return None
-        queries, keys = bias.shape[-2:]
+        self._refuse_two_grids(*bias.shape[-2:])
+        return bias + self.table(self._size_of(bias)).to(bias.dtype)
+
+    def _size_of(self, bias: torch.Tensor) -> tuple[int, int]:
+        """Rows and columns of the grid that ``bias`` is for."""
+        positions = bias.shape[-1] - self.prefix_tokens
+        planned = math.prod(self.grid) == positions
+        if not has_values(bias):
+            if not planned and positions not in self._grids_seen and bias.is_meta:  # nothing is computed from it
+                return self._same_aspect(positions)
+            return self._certain(positions, self.grid if planned else self._grids_seen.get(positions), [])
+        if bias.device.type != "cpu" and positions in self._just_seen and positions in self._grids_seen:
+            return self._grids_seen[positions]
+        if planned and fits(bias, self.prefix_tokens, self.grid):
+            found = self.grid
+        else:
+            sizes = fitting_sizes(bias, self.prefix_tokens)
+            none = planned and not sizes  # it is not of offsets alone now: a dropout acts on it
+            found = self._certain(positions, self.grid if none else sizes[0] if len(sizes) == 1 else None, sizes)
+        self._grids_seen[positions] = found
+        self._just_seen.add(positions)
+        return found
+
+    def _certain(
+        self, positions: int, size: tuple[int, int] | None, possible: Sequence[tuple[int, int]]
+    ) -> tuple[int, int]:
+        """``size``, which is None if it is not certain."""
+        if size is not None:
+            return size
+        prefix = f" behind {counted(self.prefix_tokens, 'prefix token')}" if self.prefix_tokens else ""
+        shown = ", ".join(f"{rows}x{columns}" for rows, columns in possible)
+        fitting = f" (it could be {shown})" if shown else ""
+        raise ValueError(
+            f"the Gaussian is made for a grid of {self._shown} positions, found {positions} positions{prefix}, and "
+            f"nothing tells their rows and columns{fitting}; set the attribute `grid` of this layer to (rows, "
+            "columns), or rewrite the original model with its input size set"
+        )
+
+    def _same_aspect(self, positions: int) -> tuple[int, int]:
+        """A grid of about the aspect of :attr:`grid` with as many positions."""
+        rows, columns = self.grid
+        sizes = [(size, positions // size) for size in range(1, positions + 1) if positions % size == 0]
+        return min(sizes, key=lambda size: abs(math.log(size[0] * columns / (size[1] * rows))))
+
+    def _refuse_two_grids(self, queries: int, keys: int) -> None:
         if queries != keys:
             raise ValueError(
                 f"the Gaussian is made for queries and keys on one grid of {self._shown}, found {queries} queries and "
                 f"{keys} keys; rewriter.undo(model) takes it out"
             )
-        return bias + self.table(keys).to(bias.dtype)
-
-    def _grid_of(self, tokens: int) -> tuple[int, int]:
-        """Rows and columns of ``tokens`` tokens."""
-        rows, columns = self.grid
-        positions = tokens - self.prefix_tokens
-        if positions != rows * columns:
-            step = math.gcd(rows, columns)
-            high, wide = rows // step, columns // step
-            times = math.isqrt(max(positions, 0) // (high * wide))
-            rows, columns = high * times, wide * times
-            if not times or positions != rows * columns:
-                prefix = f" behind {counted(self.prefix_tokens, 'prefix token')}" if self.prefix_tokens else ""
-                raise ValueError(
-                    f"the Gaussian is made for positions of the aspect {high}:{wide} ({self._shown}), found "
-                    f"{positions} positions{prefix}, which no such grid has; set the attribute `grid` of this layer to "
-                    "their (rows, columns)"
-                )
-        return rows, columns
 
     @property
     def _shown(self) -> str:
@@ -106,41 +141,6 @@ class GaussianBias(NotScripted, AddedLayer):
 
     def extra_repr(self) -> str:
         return f"grid={self._shown}, prefix_tokens={self.prefix_tokens}"
-
-
-@register_layer("gaussian-attention-bias/attention")
-class GaussianAttention(GaussianBias):
-    """Adds the same table to the scores of an attention that has no bias of its own.
-
-    It stands for ``torch.nn.functional.scaled_dot_product_attention``, whose arguments it takes; called with one
-    tensor, the scores before the softmax, it adds the table to those. So one layer serves both ways to compute an
-    attention.
-    """
-
-    def forward(  # type: ignore[override]
-        self,
-        query: torch.Tensor,
-        key: torch.Tensor | None = None,
-        value: torch.Tensor | None = None,
-        *args: Any,
-        **kwargs: Any,
-    ) -> torch.Tensor | None:
-        if key is None or value is None:
-            return super().forward(query)
-        names = ("attn_mask", "dropout_p", "is_causal")
-        given = {**dict(zip(names, args, strict=False)), **kwargs}
-        table = self.table(key.shape[-2]).to(query.dtype)
-        if given.pop("is_causal", False):  # which takes no mask beside it
-            table = table.masked_fill(torch.ones_like(table, dtype=torch.bool).triu(1), -math.inf)
-        given["attn_mask"] = _joined(table, given.get("attn_mask"))
-        return F.scaled_dot_product_attention(query, key, value, **given)
-
-
-def _joined(table: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    """The sum of the table and an attention mask, of numbers or, True where a query may look, of truth values."""
-    if mask is None:
-        return table
-    return table.masked_fill(~mask, -math.inf) if mask.dtype is torch.bool else mask + table
 
 
 def _squared_offsets(size: int, like: torch.Tensor) -> torch.Tensor:

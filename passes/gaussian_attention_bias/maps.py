@@ -45,8 +45,9 @@ def grid_of_tokens(node: fx.Node, dimension: int, trace: Trace) -> Grid | None:
         if facts(tokens.node)["kind"] in (Kind.VIEW, Kind.SELECT) and len(sources) == 1:
             dimensions = _viewed(tokens.node, sources[0], tokens.dimension, trace)
             if len(dimensions) == 2:
+                outer, inner = dimensions
                 rows, columns = (facts(sources[0])["shape"][each] for each in dimensions)
-                return Grid(rows, columns, tokens.prefix)
+                return Grid(rows, columns, tokens.prefix, (sources[0], (outer, inner)))
             found = [_selected(tokens, sources[0], each) for each in dimensions]
         elif facts(tokens.node)["kind"] is Kind.CONCAT:
             found = _parts(tokens, sources)
@@ -56,6 +57,26 @@ def grid_of_tokens(node: fx.Node, dimension: int, trace: Trace) -> Grid | None:
         seen.update(new)
         pending += new
     return None
+
+
+def module_of_map(grid: Grid, trace: Trace) -> tuple[str, tuple[int, int]] | None:
+    """The module whose output is the map of a grid, or has its rows and columns, and the dimensions of these there."""
+    if grid.map is None:
+        return None
+    node, dimensions = grid.map
+    while node.op != "call_module":
+        sources = [source for source in trace.train.dataflow.sources(node) if facts(source)["shape"]]
+        if len(sources) != 1:
+            return None
+        if facts(node)["kind"] in (Kind.VIEW, Kind.SELECT):
+            found = [_viewed(node, sources[0], each, trace) for each in dimensions]
+            if any(len(each) != 1 for each in found):
+                return None
+            dimensions = found[0][0], found[1][0]
+        elif facts(node)["shape"] != facts(sources[0])["shape"]:
+            return None
+        node = sources[0]
+    return str(node.target), dimensions
 
 
 def _viewed(view: fx.Node, source: fx.Node, dimension: int, trace: Trace) -> tuple[int, ...]:

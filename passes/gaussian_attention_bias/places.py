@@ -10,10 +10,19 @@ from torch import fx
 
 from rewriter.authoring import Change, Kind, Place, Reason, Refused, Trace, name_of
 from rewriter.edit.edits import AddModule
+from rewriter.passes.gaussian_attention_bias.attention_layers import GaussianAttention
 from rewriter.passes.gaussian_attention_bias.attentions import Attention, find_attentions
 from rewriter.passes.gaussian_attention_bias.grids import Grid, grids_of_bias
-from rewriter.passes.gaussian_attention_bias.layers import GaussianAttention, GaussianBias
-from rewriter.passes.gaussian_attention_bias.maps import grid_of_tokens
+from rewriter.passes.gaussian_attention_bias.layers import GaussianBias
+from rewriter.passes.gaussian_attention_bias.plain import (
+    edit_plain,
+    grid_of_map,
+    query_of_multihead,
+    refuse_inside_torch,
+    tokens_of_multihead,
+    told_by_map,
+)
+from rewriter.passes.gaussian_attention_bias.readers import has_other_readers
 from rewriter.tracing.facts import facts
 
 _NAME = "gaussian_bias"
@@ -21,7 +30,7 @@ _NAME = "gaussian_bias"
 
 @dataclass(frozen=True)
 class Subject:
-    """An attention, None if torch computes it whole; and how many attentions read its bias."""
+    """An attention, None if a layer of torch computes it whole; and how many attentions read its bias."""
 
     attention: Attention | None
     readers: int = 1
@@ -56,21 +65,30 @@ def add_gaussian(place: Place[Subject], amplitude: float, width: float) -> Chang
     """
     attention, biased = place.subject.attention, place.pattern == _BIASED
     if attention is None:
-        detail = "torch.nn.MultiheadAttention computes its scores inside torch, where nothing can be added"
-        raise Refused("gaussian-attention-bias/inside-torch", detail)
-    if attention.edited is not None:
+        refuse_inside_torch(place)
+        assert place.node is not None
+        tokens = tokens_of_multihead(place.node, place.module)
+    elif attention.edited is not None:
         raise Refused(Reason.ALREADY_DONE, "a Gaussian is added to it")
-    queries, keys = attention.tokens
-    if queries != keys:
-        raise Refused("gaussian-attention-bias/two-grids", f"{queries} queries look at {keys} keys")
-    grid = (_grid_of_bias if biased else _grid_of_map)(attention, place.trace)
+    else:
+        tokens = attention.tokens
+    if tokens[0] != tokens[1]:
+        raise Refused("gaussian-attention-bias/two-grids", f"{tokens[0]} queries look at {tokens[1]} keys")
+    if attention is None:
+        assert place.node is not None
+        grid = grid_of_map(*query_of_multihead(place.node, place.module), tokens[1], place.trace)
+    else:
+        grid = (_grid_of_bias if biased else _grid_of_map)(attention, place.trace)
     options = {
         "grid": [grid.rows, grid.columns],
         "prefix_tokens": grid.prefix,
         "amplitude": float(amplitude),
         "width": float(width),
     }
-    (_edit_bias if biased else _edit_scores)(place, attention, options)
+    if attention is not None and biased:
+        _edit_bias(place, attention, options)
+    else:
+        edit_plain(place, attention, {**options, **told_by_map(place, grid)})
     added = next(edit for edit in place.edits if isinstance(edit, AddModule))
     layer = f"{added.path}.{added.name}".lstrip(".")
     return Change(
@@ -82,9 +100,13 @@ def add_gaussian(place: Place[Subject], amplitude: float, width: float) -> Chang
 
 
 def _edit_bias(place: Place[Subject], attention: Attention, options: dict[str, Any]) -> None:
-    """Add the layer behind the bias, so that it serves all that reads it in this attention, fused or not."""
+    """Add the layer behind the bias, so that it serves all that reads it in this attention, fused or not.
+
+    A bias that others read too goes on to them as it was: the layer stands where this attention reads it.
+    """
     bias, reader = attention.biases[0]
-    alone = place.subject.readers == 1 and _made_in_both_modes(bias, place.trace)
+    shared = place.subject.readers > 1 or has_other_readers(bias, reader, place.trace)
+    alone = not shared and _made_in_both_modes(bias, place.trace)
     try:
         if alone:
             place.edit.insert_after(bias, GaussianBias, name=_NAME, **options)
@@ -108,15 +130,6 @@ def _made_in_both_modes(bias: fx.Node, trace: Trace) -> bool:
     return any(facts(node)["owner"] == made for node in trace.eval.graph.nodes)
 
 
-def _edit_scores(place: Place[Subject], attention: Attention, options: dict[str, Any]) -> None:
-    """Add the layer to the scores of an attention without a bias."""
-    if attention.fused:
-        place.edit.redirect(attention.node, GaussianAttention, name=_NAME, **options)
-    else:
-        (scores,) = place.flow.sources(attention.node)
-        place.edit.insert_before(attention.node, scores, GaussianAttention, name=_NAME, **options)
-
-
 def _grid_of_bias(attention: Attention, trace: Trace) -> Grid:
     """The grid of the relative position bias; by its values, or without those by the map that was flattened."""
     bias = attention.biases[0][0]
@@ -132,8 +145,5 @@ def _grid_of_bias(attention: Attention, trace: Trace) -> Grid:
 
 
 def _grid_of_map(attention: Attention, trace: Trace) -> Grid:
-    """The grid of the map that the tokens were before they were flattened."""
-    grid = grid_of_tokens(attention.query, attention.token_dimension, trace)
-    if grid is None:
-        raise Refused("gaussian-attention-bias/no-grid", f"its {attention.tokens[1]} tokens come from no map")
-    return grid
+    """The grid of the map that the tokens of an attention were before they were flattened."""
+    return grid_of_map(attention.query, attention.token_dimension, attention.tokens[1], trace)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
 from torch import nn
@@ -11,9 +11,11 @@ from torch import nn
 from rewriter.edit.edits import AddBehaviour, ChangeTensor, Edit, Freeze, SetAttribute, parameter_of, value_now
 from rewriter.edit.expressions import Expressions
 from rewriter.edit.free_names import FreeNames
+from rewriter.edit.new_layer import LayerName, NewLayer
 from rewriter.errors import PlanError
 from rewriter.layers.registry import layer_name
 from rewriter.plain_data import json_value
+from rewriter.reasons import Reason, Refused
 
 _Editing = TypeVar("_Editing", bound=Callable[..., list[Edit]])
 
@@ -73,6 +75,35 @@ class DataEdits:
         self._refuse_several_calls(path, all_calls)
         name = behaviour if isinstance(behaviour, str) else layer_name(behaviour)
         return [AddBehaviour(path, name, json_value(options, "options"))]
+
+    @making
+    def behave_with(
+        self,
+        path: str,
+        behaviour: str | type[nn.Module],
+        layer: LayerName,
+        *,
+        name: str,
+        references: Mapping[str, str] | None = None,
+        **options: Any,
+    ) -> list[Edit]:
+        """Give the module at ``path`` a new layer as its child ``name``, and a registered behaviour that uses it.
+
+        Args:
+            path, behaviour: as for :meth:`behave`.
+            layer, name, references, options: the layer; see :meth:`~rewriter.edit.editor.Editor.insert_before`.
+
+        Raises:
+            Refused: the module is called more than once in one forward, or has an attribute of that name.
+        """
+        self._refuse_several_calls(path, False)
+        new = NewLayer(layer, name, options, references)
+        if self._names.take(path, name) != name:
+            raise Refused(Reason.NOT_MOVABLE, f"{path or 'the model'} has an attribute {name!r} already")
+        return [
+            new.child(path, name),
+            AddBehaviour(path, behaviour if isinstance(behaviour, str) else layer_name(behaviour)),
+        ]
 
     def _refuse_several_calls(self, path: str, allowed: bool) -> None:
         if not allowed:

@@ -331,6 +331,51 @@ class Editor(Replacements, Computing):
         wrap = expression.edit(WrapTogether(expression.span, numbers[0], len(numbers), child))
         return [new.child(expression.path, child), wrap]
 
+    @making
+    def wrap_with_next(
+        self,
+        consumer: fx.Node,
+        arguments: Sequence[fx.Node],
+        following: str,
+        layer: LayerName,
+        *,
+        name: str = "",
+        references: Mapping[str, str] | None = None,
+        **options: Any,
+    ) -> list[Edit]:
+        """Pass arguments of the call that leads to ``consumer``, and the next one, through one new layer.
+
+        The next one need not be a tensor: ``f(self, q, k, v, mask)`` → ``f(self, *self.layer(q, k, v, mask))``.
+
+        Args:
+            consumer: an operation in a helper function.
+            arguments: values that ``consumer`` reads, in the order in which the text passes them on.
+            following: the name of the function's parameter behind those.
+            layer, name, references, options: as for :meth:`insert_before`; it returns as many values as it takes.
+
+        Raises:
+            Refused: no method passes them on side by side, with ``following`` behind.
+        """
+        frames = facts(consumer)["frames"]
+        found = ((p, frames[index - 1]) for index, p in enumerate(positions(consumer)) if 0 < index < len(frames))
+        where, helper = next(((p, inner) for p, inner in found if p.frame.path is not None), (None, None))
+        if where is None or helper is None:
+            raise outside_the_class(direct(consumer).frame.code)
+        expression = self._at.users_own(where, consumer)
+        numbers = [self._at.operand_number(where, expression, consumer, argument) for argument in arguments]
+        names = helper.code.co_varnames[where.receives : helper.code.co_argcount]
+        given = next(value for value in self._at.same_values(arguments[-1]) if value in where.arguments)
+        behind = where.arguments.index(given) + 1
+        side_by_side = numbers == list(range(numbers[0], numbers[0] + len(numbers)))
+        follows = side_by_side and names[behind : behind + 1] == (following,)
+        if not follows or numbers[-1] + 1 not in operands(expression.node):
+            text = expression.source.segment(expression.span)
+            raise Refused(Reason.NOT_MOVABLE, f"`{text}` does not pass on {following!r} behind what it is for")
+        new = NewLayer(layer, name, options, references)
+        child = self._names.take(expression.path, new.name)
+        wrap = expression.edit(WrapTogether(expression.span, numbers[0], len(numbers) + 1, child))
+        return [new.child(expression.path, child), wrap]
+
 
 def _result_of(expression: Expression) -> int:
     """The operand number of the expression's own value.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from types import CodeType
@@ -11,7 +12,7 @@ from torch import nn
 from rewriter.edit.alternatives import Alternative
 from rewriter.edit.classes import ClassEdit, MethodEdit, class_name, derive, edited_code, method_source
 from rewriter.edit.held_methods import rebind, replaced_by_class
-from rewriter.edit.source import FunctionSource, Span, code_span
+from rewriter.edit.source import FunctionSource, Span, code_spans
 from rewriter.errors import SourceError
 from rewriter.tracing.facts import facts
 from rewriter.tracing.frames import Frame
@@ -79,6 +80,7 @@ class Forcing:
         for module, cls in reversed(self._classes):
             module.__class__ = cls
         known: dict[tuple[CodeType, int], tuple[CodeType, int]] = {}
+        named = functools.cache(_named)
         nodes = (facts(node)["frames"] for recording in recordings for node in recording.graph.nodes)
         calls = (call.frames for recording in recordings for call in recording.calls)
         frames = {frame for chain in (*nodes, *calls) for frame in chain}
@@ -94,7 +96,7 @@ class Forcing:
             key = frame.code, frame.instruction
             if key not in known:
                 plain, source = self._plain[frame.code]
-                known[key] = plain, _same_instruction(plain, frame.code, frame.instruction, source)
+                known[key] = plain, _same_instruction(plain, frame.code, frame.instruction, source, named)
             code, instruction = known[key]
             return replace(frame, code=code, instruction=instruction)
 
@@ -113,16 +115,26 @@ def _pairs(plain: CodeType, forced: CodeType) -> Iterator[tuple[CodeType, CodeTy
         yield from _pairs(one, other)
 
 
-def _same_instruction(plain: CodeType, forced: CodeType, instruction: int, source: FunctionSource) -> int:
+_Named = tuple[int, Span | None]
+"""An instruction of byte code, and its place in the text."""
+
+
+def _same_instruction(
+    plain: CodeType, forced: CodeType, instruction: int, source: FunctionSource, named: _Names
+) -> int:
     """The index in ``plain`` of an ``instruction`` of ``forced``: the same one at the same place of the text."""
-    first_lines = {plain: source.first_line, forced: source.header_lines + 1}
-
-    def name_of(code: CodeType, index: int) -> tuple[int, Span | None]:
-        return code.co_code[index], code_span(code, index, first_lines[code])
-
-    wanted = name_of(forced, instruction)
-    before = sum(name_of(forced, index) == wanted for index in range(0, instruction, 2))
-    same = [index for index in range(0, len(plain.co_code), 2) if name_of(plain, index) == wanted]
+    there, here = named(forced, source.header_lines + 1), named(plain, source.first_line)
+    wanted = there[instruction // 2]
+    before = there[: instruction // 2].count(wanted)
+    same = [2 * index for index, name in enumerate(here) if name == wanted]
     if before >= len(same):
         raise SourceError(f"{plain.co_qualname}: what a forced condition led to is not where it was")
     return same[before]
+
+
+def _named(code: CodeType, first_line: int) -> list[_Named]:
+    """All instructions of ``code``, and their places in lines from ``first_line``."""
+    return list(zip(code.co_code[::2], code_spans(code, first_line), strict=True))
+
+
+_Names = Callable[[CodeType, int], list[_Named]]

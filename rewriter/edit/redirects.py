@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -44,7 +44,14 @@ class Redirects(DataEdits):
 
     @making
     def redirect(
-        self, call: fx.Node, layer: LayerName, *, name: str = "", all_calls: bool = False, **options: Any
+        self,
+        call: fx.Node,
+        layer: LayerName,
+        *,
+        name: str = "",
+        all_calls: bool = False,
+        references: Mapping[str, str] | None = None,
+        **options: Any,
     ) -> list[Edit]:
         """Let a new layer stand for the function or the module of the call ``call``; it gets the arguments as written.
 
@@ -56,13 +63,14 @@ class Redirects(DataEdits):
 
         Args:
             call, layer, name, options: the operation, the layer, and the name and options of that.
+            references: paths of modules that the layer's constructor takes besides its options.
             all_calls: whether it may act on several runs of the expression: in a loop, or a method called twice.
 
         Raises:
             Refused: the call is made in a loop, and ``all_calls`` is not set; by nested helper functions, or in code
                 without source.
         """
-        new = NewLayer(layer, name, options)
+        new = NewLayer(layer, name, options, references)
         try:
             return self._redirect(call, new, all_calls)
         except Refused:

@@ -122,7 +122,17 @@ def describe(function: types.FunctionType) -> str:
 
 def code_span(code: types.CodeType, instruction: int, first_line: int) -> Span | None:
     """The position of byte-code ``instruction`` (``f_lasti``), in lines from ``first_line``; None if unknown."""
-    line, end_line, column, end_column = next(itertools.islice(code.co_positions(), instruction // 2, None))
+    position = next(itertools.islice(code.co_positions(), instruction // 2, None))
+    return _span(position, first_line)
+
+
+def code_spans(code: types.CodeType, first_line: int) -> list[Span | None]:
+    """The positions of all instructions of ``code``, see :func:`code_span`."""
+    return [_span(position, first_line) for position in code.co_positions()]
+
+
+def _span(position: tuple[int | None, int | None, int | None, int | None], first_line: int) -> Span | None:
+    line, end_line, column, end_column = position
     if line is None or end_line is None or column is None or end_column is None:
         return None
     return Span(line - first_line, column, end_line - first_line, end_column)

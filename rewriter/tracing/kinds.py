@@ -133,7 +133,8 @@ def module_kind(module: nn.Module) -> Kind | None:
     declared = getattr(module, "operation_kind", None)
     if isinstance(declared, Kind):
         return declared
-    if any(name != "parametrizations" for name in module._modules) and not isinstance(module, nn.MultiheadAttention):
+    own = ("parametrizations", *(("out_proj",) if isinstance(module, nn.MultiheadAttention) else ()))
+    if any(name not in own for name in module._modules):
         return None
     for classes, kind in _MODULE_KINDS:
         if isinstance(module, classes):

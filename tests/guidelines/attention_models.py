@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 import transformers
 from timm.models.beit import Beit
+from timm.models.eva import Eva
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.swin_transformer_v2 import SwinTransformerV2
 from timm.models.vision_transformer import VisionTransformer
@@ -19,6 +20,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torchvision.models.maxvit import MaxVit
 from torchvision.models.swin_transformer import SwinTransformer as TorchvisionSwin
+from torchvision.models.vision_transformer import VisionTransformer as TorchvisionVit
 
 
 class Known(NamedTuple):
@@ -79,6 +81,22 @@ def hf_beit(**options: Any) -> nn.Module:
     return transformers.BeitForImageClassification(config)
 
 
+def hf_vit(**options: Any) -> nn.Module:
+    given = {"image_size": 64, "patch_size": 16, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = transformers.ViTConfig(**{**given, "intermediate_size": 64, "num_labels": 5, **options})
+    return transformers.ViTForImageClassification(config)
+
+
+def torchvision_vit() -> nn.Module:
+    model = TorchvisionVit(64, 16, 2, 2, 32, 64, num_classes=5)
+    nn.init.normal_(model.heads[-1].weight)  # it begins at zero
+    return model
+
+
+def eva() -> nn.Module:
+    return Eva(img_size=64, patch_size=16, embed_dim=32, depth=2, num_heads=2, num_classes=5, use_rot_pos_emb=True)
+
+
 RELATIVE = {
     "relpos": Known(relpos, 64, {(4, 4): 2}),
     "relpos, class token": Known(lambda: relpos(class_token=True), 64, {(4, 4): 2}, 1),
@@ -103,6 +121,11 @@ RELATIVE = {
 PLAIN = {
     "vit": Known(vit, 64, {(4, 4): 2}, 1),
     "vit, registers": Known(lambda: vit(reg_tokens=4), 64, {(4, 4): 2}, 5),
+    "vit, not square": Known(lambda: vit(img_size=(64, 96)), 64, {(4, 6): 2}, 1),
+    "eva": Known(eva, 64, {(4, 4): 2}, 1),
+    "torchvision vit": Known(torchvision_vit, 64, {(4, 4): 2}, 1),
+    "hf vit": Known(hf_vit, 64, {(4, 4): 2}, 1),
+    "hf vit, eager": Known(lambda: hf_vit(attn_implementation="eager"), 64, {(4, 4): 2}, 1),
     "vit, average pooling": Known(lambda: vit(class_token=False, global_pool="avg"), 64, {(4, 4): 2}),
 }
 
@@ -152,6 +175,10 @@ class Biased(TorchFunctionMode):
             query, mask = args[0], kwargs.get("attn_mask")
             table = self._tables[query.shape[-2]].to(query.dtype)
             kwargs["attn_mask"] = table if mask is None else mask + table
+            self.added += 1
+        elif func is F.multi_head_attention_forward:  # tokens first
+            assert kwargs.get("attn_mask") is None
+            kwargs.update(attn_mask=self._tables[args[0].shape[0]].to(args[0].dtype), is_causal=False)
             self.added += 1
         elif getattr(func, "__name__", "") == "softmax" and args[0].shape[-1] in self._tables:
             scores = args[0]

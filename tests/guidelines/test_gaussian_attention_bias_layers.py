@@ -9,10 +9,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from attention_models import closed_form
+from torch import nn
 
 from rewriter.passes import GaussianAttentionBias
+from rewriter.passes.gaussian_attention_bias.attention_layers import GaussianAttention, GaussianHeads, WithGaussian
 from rewriter.passes.gaussian_attention_bias.grids import Grid, grids_of_values
-from rewriter.passes.gaussian_attention_bias.layers import GaussianAttention, GaussianBias
+from rewriter.passes.gaussian_attention_bias.layers import GaussianBias
 
 GRIDS = [(7, 7, 0), (4, 6, 0), (3, 5, 1), (1, 9, 2)]
 
@@ -46,7 +48,7 @@ def test_the_paper_s_initial_values() -> None:
     layer = GaussianBias([14, 14])
     assert (layer.amplitude.tolist(), layer.width.tolist()) == ([2.0], [5.0])
     assert sum(parameter.numel() for parameter in layer.parameters()) == 2
-    assert layer.table(196).diagonal().tolist() == [4.0] * 196  # the amplitude is squared
+    assert layer.table().diagonal().tolist() == [4.0] * 196  # the amplitude is squared
 
 
 def test_amplitude_zero_adds_nothing_bit_for_bit() -> None:
@@ -59,7 +61,7 @@ def test_no_sign_matters() -> None:
     mirrored = copy.deepcopy(layer)
     with torch.no_grad():
         mirrored.amplitude.neg_(), mirrored.width.neg_()
-    assert torch.equal(layer.table(16), mirrored.table(16))
+    assert torch.equal(layer.table(), mirrored.table())
 
 
 @pytest.mark.parametrize("width", [0.0, 1e-9, -1e-5, 1e30])
@@ -67,7 +69,7 @@ def test_value_and_gradient_stay_finite(width: float) -> None:
     layer = GaussianBias([4, 4])
     with torch.no_grad():
         layer.width.fill_(width)
-    table = layer.table(16)
+    table = layer.table()
     table.square().sum().backward()
     assert table.isfinite().all()
     assert all(parameter.grad.isfinite().all() for parameter in layer.parameters())
@@ -102,24 +104,78 @@ def test_values_of_before_training_after_the_meta_device() -> None:
 
 
 @pytest.mark.parametrize(
-    ("grid", "prefix", "tokens", "expected"),
-    [((7, 7), 0, 64, (8, 8)), ((14, 14), 1, 577, (24, 24)), ((4, 6), 0, 96, (8, 12)), ((4, 6), 0, 6, (2, 3))],
-)
-def test_other_resolutions_keep_the_aspect(
-    grid: tuple[int, int], prefix: int, tokens: int, expected: tuple[int, int]
+    ("planned", "size", "prefix"),
+    [((12, 12), (9, 16), 0), ((12, 12), (16, 9), 1), ((16, 16), (8, 32), 0), ((8, 32), (16, 16), 0),
+     ((7, 7), (8, 8), 0), ((14, 14), (24, 24), 1), ((4, 6), (8, 12), 0), ((7, 7), (5, 10), 1)],
+)  # fmt: skip
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_bias_tells_another_grid(
+    planned: tuple[int, int], size: tuple[int, int], prefix: int, dtype: torch.dtype
 ) -> None:
-    layer = GaussianBias(grid, prefix)
-    assert (layer.table(tokens) - closed_form(*expected, prefix, 2, 5)).abs().max() < 1e-6
+    layer = GaussianBias(planned, prefix)
+    bias = relative(*size, prefix)[None].to(dtype)
+    added = (layer(bias) - bias)[0, 0].float()
+    assert (added - closed_form(*size, prefix, 2, 5)).abs().max() < (1e-5 if dtype is torch.float32 else 0.05)
 
 
-def test_a_number_of_positions_that_fits_no_grid_is_refused() -> None:
+def test_a_bias_that_does_not_tell_its_grid_is_refused() -> None:
     layer = GaussianBias([7, 7], 1)
-    with pytest.raises(ValueError, match=r"aspect 1:1 \(7x7\), found 50 positions behind 1 prefix token.*`grid`"):
+    nothing_tells = r"grid of 7x7 positions, found 50 positions behind 1 prefix token.*could be 2x25, 5x10.*`grid`"
+    with pytest.raises(ValueError, match=nothing_tells):
         layer(torch.zeros(1, 1, 51, 51))
     layer.grid = (5, 10)
-    assert (layer.table(51) - closed_form(5, 10, 1, 2, 5)).abs().max() < 1e-6
+    assert (layer(torch.zeros(1, 1, 51, 51))[0, 0] - closed_form(5, 10, 1, 2, 5)).abs().max() < 1e-6
     with pytest.raises(ValueError, match="found 4 queries and 16 keys"):
         layer(torch.zeros(1, 1, 4, 16))
+    with pytest.raises(ValueError, match="found 36 positions, and nothing tells"):
+        GaussianBias([4, 4])(torch.randn(1, 1, 36, 36))  # of no offsets
+
+
+def test_while_a_graph_is_captured_a_new_size_is_refused_until_it_was_seen() -> None:
+    layer = GaussianBias([4, 4])
+    captured = torch.compile(layer, backend="eager", fullgraph=True)
+    bias = relative(4, 9)[None]
+    with pytest.raises(Exception, match="nothing tells their rows and columns"):
+        captured(bias)
+    expected = layer(bias)
+    torch.compiler.reset()
+    assert torch.equal(torch.compile(layer, backend="eager", fullgraph=True)(bias), expected)
+
+
+def test_without_a_map_another_number_of_positions_is_refused() -> None:
+    layer = GaussianAttention([4, 4], 1)
+    query, key, value = torch.randn(3, 1, 2, 37, 8).unbind()
+    with pytest.raises(ValueError, match="grid of 4x4 positions, found 36 positions behind 1 prefix token"):
+        layer(query, key, value)
+
+
+@pytest.mark.parametrize("kind", ["none", "float", "bool", "padding", "weights", "tokens first"])
+def test_multi_head_attention_of_torch_gets_the_gaussian(kind: str) -> None:
+    class Gaussian(WithGaussian, nn.MultiheadAttention):
+        pass
+
+    first = kind == "tokens first"
+    module = Gaussian(8, 2, batch_first=not first).eval()
+    plain = nn.MultiheadAttention(8, 2, batch_first=not first).eval()
+    plain.load_state_dict(module.state_dict())
+    module.gaussian_bias = GaussianHeads([3, 4], 1, amplitude=1.5, width=2)
+    table = closed_form(3, 4, 1, 1.5, 2).float()
+    tokens = torch.randn(13, 2, 8) if first else torch.randn(2, 13, 8)
+    hidden = torch.rand(13, 13) > 0.7
+    hidden.fill_diagonal_(False)
+    given = {"float": torch.randn(13, 13), "bool": hidden}.get(kind)
+    mask = table if given is None else table.masked_fill(given, -math.inf) if kind == "bool" else table + given
+    padding = torch.zeros(2, 13, dtype=torch.bool)
+    padding[1, 9:] = True
+    options = {"key_padding_mask": padding} if kind == "padding" else {}
+    by_hand = {"key_padding_mask": torch.zeros(2, 13).masked_fill(padding, -math.inf)} if options else {}
+    with torch.no_grad():
+        found, weights = module(tokens, tokens, tokens, need_weights=kind == "weights", attn_mask=given, **options)
+        expected, its = plain(tokens, tokens, tokens, need_weights=kind == "weights", attn_mask=mask, **by_hand)
+    assert (found - expected).abs().max() < 1e-5
+    assert (weights is None) == (its is None) and (its is None or (weights - its).abs().max() < 1e-6)
+    with pytest.raises(ValueError, match="is_causal=True: expected attn_mask"):
+        module(tokens, tokens, tokens, is_causal=True)
 
 
 def test_no_bias_stays_none() -> None:
