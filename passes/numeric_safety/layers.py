@@ -76,9 +76,8 @@ class SafePower(nn.Module):
     operation_kind = Kind.OTHER
 
     def forward(self, x: torch.Tensor, exponent: float) -> torch.Tensor:
-        if (
-            isinstance(exponent, torch.Tensor) or not 0 < exponent < 1
-        ):  # it is what the caller has now, not what it was when the plan was made
+        # the caller's exponent may be another one than when the plan was made
+        if isinstance(exponent, torch.Tensor) or not 0 < exponent < 1:
             return x**exponent
         zero = x == 0
         return torch.where(zero, torch.zeros_like(x), torch.where(zero, torch.ones_like(x), x) ** exponent)
