@@ -20,6 +20,14 @@ class RewriterError(Exception):
     """Base class of every error raised on purpose by this package."""
 
 
+class SubjectError(RewriterError, ValueError):
+    """What a name stands for cannot be made: no such file, module or factory, or it returns something else."""
+
+
+class ConfigurationError(RewriterError, ValueError):
+    """The settings in ``[tool.rewriter]`` cannot be read, or have an unknown key or value."""
+
+
 class ModelError(RewriterError, TypeError):
     """The object given is not a model that can be rewritten (not a module, wrapped, compiled, scripted, lazy)."""
 

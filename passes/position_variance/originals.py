@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from rewriter.errors import InputError, listed
-from rewriter.storage.checkpoint import read_checkpoint
+from rewriter.model.checkpoint_file import read_checkpoint
 
 _EXPECTED = "original: expected the tensor of positions before it was resized, a state dict that holds it, or its file"
 

@@ -1,8 +1,8 @@
-"""The command line: ``rewriter passes``, ``plan NAME``, ``rewrite NAME``, ``compare NAME``,
+"""The command line: ``rewriter passes``, ``check NAME``, ``plan NAME``, ``rewrite NAME``, ``compare NAME``,
 ``sweep PATTERN``, ``measure NAME WHAT`` and ``new-pass NAME``.
 
-Exit codes: 0 done; 1 refused, with one line ``error: …`` on stderr, or output that cannot be written, or a sweep with
-rows that are not ok; 2 wrong usage; 130 interrupted.
+Exit codes, but for ``check``: 0 done; 1 refused, with one line ``error: …`` on stderr, or output that cannot be
+written, or a sweep with rows that are not ok; 2 wrong usage; 130 interrupted.
 With ``--json`` stdout holds one JSON document and nothing else, for errors too.
 
 This module can be imported without typer and rich, so that :func:`main` can say what is missing.
@@ -59,6 +59,7 @@ def _in_one_line(default: Callable[..., str]) -> Callable[..., str]:
 
 def application() -> typer.Typer:
     """Return the commands as a typer application."""
+    from rewriter.cli.check import check_command
     from rewriter.cli.compare import compare_command
     from rewriter.cli.measure import measure_command
     from rewriter.cli.new_pass import new_pass_command
@@ -77,6 +78,7 @@ def application() -> typer.Typer:
     )
     app.callback()(_options_of_all)
     app.command("passes")(passes_command)
+    app.command("check")(check_command)
     app.command("plan")(plan_command)
     app.command("rewrite")(rewrite_command)
     app.command("compare")(compare_command)

@@ -15,14 +15,16 @@ from torch import nn
 
 from rewriter.cli.asked import Asked
 from rewriter.cli.output import described_inputs, show_model
+from rewriter.cli.subject import create_subject, is_own
 from rewriter.errors import listed
 from rewriter.guideline.base import Pass
 from rewriter.guideline.registry import resolve_passes
+from rewriter.model.checkpoint_file import read_checkpoint
 from rewriter.planning.data import PlanData
 from rewriter.planning.record import Record
 from rewriter.planning.structure import has_structure_of
 from rewriter.reporting.progress import progress_bar
-from rewriter.storage.checkpoint import check_weights, classes_and_channels, read_checkpoint
+from rewriter.storage.checkpoint import check_weights, classes_and_channels
 
 
 @dataclass
@@ -109,12 +111,13 @@ class Wanted:
     def _created(self, work: Work, meta: bool) -> Any:
         from rewriter import zoo
 
+        meta = meta and not is_own(self.name)  # code of the user's runs once, and as it would run in a training
         quick = zoo.quick_options(self.name) if meta else {}  # only a model that is kept needs its usual options
         options = quick | self.of_data | self.model_kwargs
         with work.step("create", f"creating {self.name}"):
             try:
                 with torch.device("meta") if meta else contextlib.nullcontext():
-                    entry = zoo.create(self.name, pretrained=self.pretrained and not meta, **options)
+                    entry = create_subject(self.name, pretrained=self.pretrained and not meta, **options)
             except zoo.CreationError as error:
                 if self.pretrained and not meta:
                     raise zoo.CreationError(
@@ -167,9 +170,11 @@ class Wanted:
         show_model(console, self.name, entry.model, options, weights, inputs, made)
 
     def recipe(self, entry: Any, record: Record) -> dict[str, Any] | None:
-        """Return how :func:`rewriter.load` makes the original; None if weights determine the structure."""
+        """Return how :func:`rewriter.load` makes the original; None if weights determine it, or code of the user's."""
         from rewriter import zoo
 
+        if is_own(self.name):
+            return None
         if self.pretrained:
             with torch.device("meta"):
                 again = zoo.create(self.name, **entry.options)

@@ -54,7 +54,10 @@ PRESERVE = Annotated[
 ]
 NAME = Annotated[
     str,
-    argument(help="A timm name, or torchvision:NAME, smp:NAME, zoo:NAME, hf:CLASS, hf:ORG/NAME, diffusers:CLASS."),
+    argument(
+        help="A timm name; torchvision:NAME, smp:NAME, zoo:NAME, hf:CLASS, hf:ORG/NAME, diffusers:CLASS; "
+        "file.py:factory or package.module:factory; a directory of rewriter.save."
+    ),
 ]
 INPUT_SIZE = Annotated[
     str | None, option("--input-size", metavar="SIZE", help="224, 224,320 (height, width) or 3,224,320; no batch.")
@@ -96,8 +99,8 @@ def parsed_pass(text: str) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def errors_reported(as_json: bool) -> Iterator[None]:
-    """Turn a refusal into one line on stderr and exit code 1; an interrupt into exit code 130."""
+def errors_reported(as_json: bool, exit_code: int = 1) -> Iterator[None]:
+    """Turn a refusal into one line on stderr and ``exit_code``; an interrupt into exit code 130."""
     try:
         yield
     except KeyboardInterrupt:
@@ -109,7 +112,7 @@ def errors_reported(as_json: bool) -> Iterator[None]:
         if as_json and int(os.environ.get("RANK", 0)) == 0:  # only one of several processes reports
             print_json({"error": {"type": type(error).__name__, "message": message}})
         print(f"error: {message}", file=sys.stderr)
-        raise typer.Exit(1) from None
+        raise typer.Exit(exit_code) from None
 
 
 def _is_refusal(error: Exception) -> bool:

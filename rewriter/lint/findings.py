@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, overload
+from urllib.parse import quote
 
 from rewriter.guideline.lint import Lint, Severity
 from rewriter.text import counted, group
@@ -85,6 +86,10 @@ class Findings(Sequence[Finding]):
         """Those that are more than notes, and have an effect."""
         return [finding for finding in self if finding.is_fault]
 
+    def where(self, wanted: Callable[[Finding], bool]) -> Findings:
+        """Return those for which ``wanted`` is true."""
+        return Findings(tuple(filter(wanted, self)), tuple(self._lints.values()))
+
     def to_data(self) -> list[dict[str, Any]]:
         """Return each finding as plain data."""
         return [asdict(finding) for finding in self]
@@ -93,19 +98,23 @@ class Findings(Sequence[Finding]):
         """Return a JSON list of the findings."""
         return json.dumps(self.to_data(), indent=2)
 
-    def to_github(self) -> str:
-        """Return workflow commands of GitHub Actions, which annotate the lines of a pull request."""
-        return "\n".join(map(_workflow_command, self))
+    def to_github(self, root: str | Path | None = None) -> str:
+        """Return workflow commands of GitHub Actions, which annotate the lines of a pull request.
 
-    def to_sarif(self) -> str:
-        """Return a SARIF 2.1.0 log, as code hosts read it."""
+        Args:
+            root: of the repository; files in it are named from there on, as GitHub wants them.
+        """
+        return "\n".join(_workflow_command(finding, root) for finding in self)
+
+    def to_sarif(self, root: str | Path | None = None) -> str:
+        """Return a SARIF 2.1.0 log, as code hosts read it; ``root`` as for :meth:`to_github`."""
         codes = sorted({finding.code for finding in self})
         driver = {
             "name": "rewriter",
             "version": __version__,
             "rules": [_sarif_rule(self._lints.get(code, Lint(code, code))) for code in codes],
         }
-        results = [_sarif_result(finding, codes.index(finding.code)) for finding in self]
+        results = [_sarif_result(finding, codes.index(finding.code), root) for finding in self]
         log = {
             "$schema": "https://json.schemastore.org/sarif-2.1.0.json",
             "version": "2.1.0",
@@ -145,9 +154,9 @@ def _shown(paths: str, fault: str, message: str) -> str:
     return f"{fault} {paths}: {message}"
 
 
-def _workflow_command(finding: Finding) -> str:
+def _workflow_command(finding: Finding, root: str | Path | None) -> str:
     kind = {Severity.NOTE: "notice"}.get(Severity(finding.severity), finding.severity) if finding.active else "notice"
-    place = {"file": finding.file, "line": finding.line} if finding.file else {}
+    place = {"file": _within(finding.file, root) or finding.file, "line": finding.line} if finding.file else {}
     properties = {**place, "title": f"{finding.code} {finding.path or '(root)'}"}
     text = ",".join(f"{name}={_escaped(str(value), ':,')}" for name, value in properties.items())
     return f"::{kind} {text}::{_escaped(finding.message)}"
@@ -168,7 +177,7 @@ def _sarif_rule(lint: Lint) -> dict[str, Any]:
     }
 
 
-def _sarif_result(finding: Finding, rule: int) -> dict[str, Any]:
+def _sarif_result(finding: Finding, rule: int, root: str | Path | None) -> dict[str, Any]:
     level = finding.severity if finding.active else "none"
     result: dict[str, Any] = {
         "ruleId": finding.code,
@@ -180,11 +189,19 @@ def _sarif_result(finding: Finding, rule: int) -> dict[str, Any]:
     }
     if finding.file:
         result["locations"][0]["physicalLocation"] = {
-            "artifactLocation": {"uri": _uri(finding.file)},
+            "artifactLocation": _artifact(finding.file, root),
             "region": {"startLine": finding.line},
         }
     return result
 
 
-def _uri(file: str) -> str:
-    return Path(file).as_uri()
+def _artifact(file: str, root: str | Path | None) -> dict[str, str]:
+    inside = _within(file, root)
+    return {"uri": quote(inside), "uriBaseId": "%SRCROOT%"} if inside else {"uri": Path(file).as_uri()}
+
+
+def _within(file: str, root: str | Path | None) -> str:
+    """The path of ``file`` from ``root`` on; empty if it is not in there."""
+    if root is None or not Path(file).is_relative_to(Path(root).resolve()):
+        return ""
+    return Path(file).relative_to(Path(root).resolve()).as_posix()

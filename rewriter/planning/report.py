@@ -82,6 +82,30 @@ class Report:
             for record in self.records
         ]
 
+    def summary(self) -> str:
+        """Return in one line which passes did how much, and whether their contracts held."""
+        if not self.records:
+            return "not rewritten"
+        applied = Counter(site.pass_name for site in self.applied)
+        parts = [f"{name} {count}" for name, count in sorted(applied.items())] or ["nothing applied"]
+        parts += [
+            f"{len(found)} {word}" for word, found in (("inactive", self.inactive), ("skipped", self.skipped)) if found
+        ]
+        return f"{', '.join(parts)}; {_VERIFIED[self.verified]}"
+
+    def flat(self) -> dict[str, int | float | str]:
+        """Return numbers by name, as experiment trackers log them: ``rewriter/dropout/applied`` and others."""
+        values: dict[str, int | float | str] = {"rewriter/verified": _VERIFIED[self.verified]}
+        for word, found in (("applied", self.applied), ("inactive", self.inactive), ("skipped", self.skipped)):
+            values[f"rewriter/{word}"] = len(found)
+            for name, count in Counter(item.pass_name for item in found).items():
+                values[f"rewriter/{name}/{word}"] = count
+        for record in self.records:
+            for step, seconds in record.seconds.items():
+                key = f"rewriter/seconds/{step.replace(' ', '_')}"
+                values[key] = round(float(values.get(key, 0.0)) + seconds, 4)
+        return values
+
     def to_json(self) -> str:
         """Return the report as JSON text."""
         return json.dumps(self.to_data(), indent=2)
@@ -133,6 +157,9 @@ class Report:
             )
         lines += [f"stale: {path} was replaced after the rewrite; rewrite again to mend it" for path in self.stale]
         return "\n".join(lines)
+
+
+_VERIFIED = {True: "verified", False: "a contract does not hold", None: "not verified"}
 
 
 def _waiting(site: Site) -> tuple[str]:

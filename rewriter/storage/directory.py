@@ -28,6 +28,7 @@ from rewriter import libraries
 from rewriter.argument_checks import checked_path
 from rewriter.edit.classes import class_name, is_called, original_class
 from rewriter.errors import PlanError, StorageError, listed
+from rewriter.model.checkpoint_file import read_safetensors
 from rewriter.model.copying import WITHOUT, copy_model
 from rewriter.model.differences import difference
 from rewriter.model.refusal import check_model
@@ -42,7 +43,7 @@ from rewriter.planning.plan import Plan
 from rewriter.planning.plan_file import plan_files_in
 from rewriter.planning.record import Record, records_in_force, records_of, rewritten_parts, set_records
 from rewriter.planning.report import make_report
-from rewriter.storage.checkpoint import check_weights, read_safetensors
+from rewriter.storage.checkpoint import check_weights
 from rewriter.storage.damage import damage_of, read_json
 from rewriter.storage.extra_state import extra_state_to_store, stored_extra_state
 from rewriter.storage.original_recipe import checked_recipe, original_of

@@ -17,13 +17,14 @@ from torch import nn
 from rewriter import libraries
 from rewriter.argument_checks import checked_path
 from rewriter.errors import PlanError, RewriterError, StorageError, listed
+from rewriter.model.checkpoint_file import read_checkpoint
 from rewriter.model.copying import WITHOUT, copy_model
 from rewriter.model.refusal import check_model
 from rewriter.model.wrappers import looked_through
 from rewriter.planning.codec import from_data, to_data
 from rewriter.planning.plan import Plan
 from rewriter.planning.record import is_folded, records_in_force, records_of
-from rewriter.storage.checkpoint import check_weights, read_checkpoint
+from rewriter.storage.checkpoint import check_weights
 from rewriter.storage.damage import damage_of, read_json
 
 PLAN, CONFIG = "rewriter-plan.json", "config.json"

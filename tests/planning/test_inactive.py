@@ -95,3 +95,14 @@ def test_the_rate_of_a_dropout_that_acts_elsewhere(origin: str) -> None:
         dropout.p = 0.0
     report = rewriter.report(model)
     assert applied and len(report.inactive) == applied and not report.applied
+
+
+def test_a_report_in_one_line_and_as_numbers() -> None:
+    model = timm.create_model("test_resnet", drop_rate=0.2)
+    report = rewriter.report(rewriter.rewrite(model, ["dropout", "stochastic-pooling"]))
+    assert report.summary() == f"dropout 1, {len(report.skipped)} skipped; verified"
+    numbers = report.flat()
+    assert numbers["rewriter/applied"] == 1 and numbers["rewriter/dropout/applied"] == 1
+    assert numbers["rewriter/verified"] == "verified" and numbers["rewriter/seconds/plan"] > 0  # type: ignore[operator]
+    assert numbers["rewriter/skipped"] == len(report.skipped)
+    assert rewriter.report(model).summary() == "not rewritten"

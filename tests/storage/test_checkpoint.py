@@ -17,7 +17,8 @@ import torch
 from torch import nn
 
 import rewriter
-from rewriter.storage.checkpoint import check_weights, classes_and_channels, read_checkpoint
+from rewriter.model.checkpoint_file import read_checkpoint
+from rewriter.storage.checkpoint import check_weights, classes_and_channels
 
 State = dict[str, torch.Tensor]
 

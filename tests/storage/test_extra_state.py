@@ -111,7 +111,8 @@ def test_extra_state_of_another_form_is_damage(found: Any, tmp_path: Path) -> No
 
 
 def test_a_checkpoint_with_extra_state_is_read(tmp_path: Path) -> None:
-    from rewriter.storage.checkpoint import check_weights, read_checkpoint
+    from rewriter.model.checkpoint_file import read_checkpoint
+    from rewriter.storage.checkpoint import check_weights
 
     model = Counting({"seen": 2})
     torch.save(model.state_dict(), tmp_path / "weights.pt")
