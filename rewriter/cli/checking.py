@@ -10,6 +10,7 @@ import rewriter
 from rewriter.cli.asked import Asked
 from rewriter.cli.model import Wanted, Work
 from rewriter.cli.options import output_console
+from rewriter.cli.output import show_diff
 from rewriter.guideline.registry import installed_passes
 from rewriter.lint.findings import Finding, Findings
 from rewriter.lint.selection import chosen_codes
@@ -56,7 +57,9 @@ class Checking:
         """Print how :meth:`fix` would change the source."""
         made = rewriter.plan(self._entry.model, **self._arguments(findings))
         with output_console() as console:
-            console.print(made.diff(self._entry.model) or "nothing to mend by a rewrite")
+            show_diff(console, made, self._entry.model)
+            if not made.sites:
+                console.print("nothing to mend by a rewrite")
 
     def fix(self, findings: Findings, output: Path) -> None:
         """Write the model to ``output``, rewritten where something that is mended by a rewrite was found."""

@@ -1,5 +1,5 @@
-"""The command line: ``rewriter passes``, ``check NAME``, ``plan NAME``, ``rewrite NAME``, ``compare NAME``,
-``sweep PATTERN``, ``measure NAME WHAT`` and ``new-pass NAME``.
+"""The command line: ``rewriter passes``, ``check NAME``, ``plan NAME``, ``rewrite NAME``,
+``show DIRECTORY``, ``compare NAME``, ``sweep PATTERN``, ``measure NAME WHAT`` and ``new-pass NAME``.
 
 Exit codes, but for ``check``: 0 done; 1 refused, with one line ``error: …`` on stderr, or output that cannot be
 written, or a sweep with rows that are not ok; 2 wrong usage; 130 interrupted.
@@ -66,6 +66,7 @@ def application() -> typer.Typer:
     from rewriter.cli.passes import passes_command
     from rewriter.cli.plan import plan_command
     from rewriter.cli.rewrite import rewrite_command
+    from rewriter.cli.show import show_command
     from rewriter.cli.sweep import sweep_command
 
     app = typer.Typer(
@@ -81,6 +82,7 @@ def application() -> typer.Typer:
     app.command("check")(check_command)
     app.command("plan")(plan_command)
     app.command("rewrite")(rewrite_command)
+    app.command("show")(show_command)
     app.command("compare")(compare_command)
     app.command("sweep")(sweep_command)
     app.command("measure")(measure_command)

@@ -169,6 +169,11 @@ class Wanted:
         inputs = described_inputs(self.arguments(entry))
         show_model(console, self.name, entry.model, options, weights, inputs, made)
 
+    def described_original(self, entry: Any) -> str:
+        """What to give to :func:`rewriter.load` where there is no recipe, and why."""
+        why = "its code is yours" if is_own(self.name) else "its weights decided its structure"
+        return f"a fresh {type(entry.model).__name__}: {why}"
+
     def recipe(self, entry: Any, record: Record) -> dict[str, Any] | None:
         """Return how :func:`rewriter.load` makes the original; None if weights determine it, or code of the user's."""
         from rewriter import zoo

@@ -129,14 +129,14 @@ def show_seconds(console: Console, seconds: dict[str, float]) -> None:
     console.print(Text(f"time: {in_milliseconds(seconds)}", "dim"))
 
 
-def show_saved(console: Console, output: Path, *, rebuilds: bool, name: str) -> None:
-    """Print where the model was written, and how to load it."""
+def show_saved(console: Console, output: Path, *, rebuilds: bool, original: str) -> None:
+    """Print where the model was written, and how to load it; ``original`` says what has to be given for that."""
     console.print()
     console.print(Text(f"written to {output}; to load it:", "bold"))
     if rebuilds:
         call = f'rewriter.load("{output.as_posix()}")'
     else:
-        call = f'rewriter.load("{output.as_posix()}", original)  # a fresh {name}: its weights decided its structure'
+        call = f'rewriter.load("{output.as_posix()}", original)  # {original}'
     console.print(Text(f"\n    import rewriter\n    model = {call}"), soft_wrap=True)
 
 

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
+
 from rewriter.cli.asked import Asked
 from rewriter.cli.options import (
     CHECKPOINT,
@@ -32,6 +34,9 @@ if TYPE_CHECKING:
     from rewriter.cli.model import Wanted
 
 _OUTPUT = Annotated[Path | None, option("--output", "-o", metavar="DIRECTORY", help="Write the rewritten model here.")]
+_PLAN = Annotated[
+    Path | None, option("--plan", metavar="FILE", help="Apply this plan (of rewriter plan --json) and nothing else.")
+]
 _NO_VERIFY = Annotated[bool, option("--no-verify", help="Do not run the model to check the passes' contracts.")]
 
 
@@ -46,15 +51,19 @@ def rewrite_command(
     preserve: PRESERVE = Preserve.AUTO,
     pretrained: PRETRAINED = False,
     checkpoint: CHECKPOINT = None,
+    plan: _PLAN = None,
     no_verify: _NO_VERIFY = False,
     as_json: JSON = False,
 ) -> None:
     """Rewrite a model, check what it must preserve, and report; with -o, write it to a directory."""
+    if plan is not None and (passes or only or skip or input_size or preserve is not Preserve.AUTO):
+        raise typer.BadParameter("--plan says what is done: leave out --pass, --only, --skip, --preserve, --input-size")
     asked = Asked(name, model_kwargs, input_size, passes, only, skip, preserve, pretrained, checkpoint)
     with errors_reported(as_json):
         import rewriter
         from rewriter.cli.model import Wanted, Work
         from rewriter.cli.output import show_diff, show_saved, show_seconds, show_sites, show_skipped, show_verdict
+        from rewriter.planning.plan_file import read_plan
         from rewriter.planning.record import records_of
         from rewriter.storage.directory import check_target
 
@@ -65,8 +74,10 @@ def rewrite_command(
             entry = wanted.create(work)
             steps = "tracing, planning and rewriting" if no_verify else "tracing, planning, rewriting and verifying"
             with work.step("rewrite", f"{steps} {name}"):
-                arguments = wanted.arguments(entry)
-                model = rewriter.rewrite(entry.model, **arguments, verify=not no_verify)
+                if plan is not None:
+                    model = read_plan(plan).apply(entry.model, verify=not no_verify)
+                else:
+                    model = rewriter.rewrite(entry.model, **wanted.arguments(entry), verify=not no_verify)
             record = records_of(model)[-1]
             del work.seconds["rewrite"]  # the record lists its parts
             work.seconds |= record.seconds
@@ -85,7 +96,7 @@ def rewrite_command(
             show_verdict(console, record)
             show_seconds(console, work.seconds)
             if output is not None:
-                show_saved(console, output, rebuilds=recipe is not None, name=type(entry.model).__name__)
+                show_saved(console, output, rebuilds=recipe is not None, original=wanted.described_original(entry))
 
 
 def _rewrite_as_data(

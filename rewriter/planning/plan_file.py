@@ -44,7 +44,7 @@ def plan_of_file(file: Any, make: Callable[[], Plan], passes: Any, *, all_ranks:
             made = make().to_json()
             if _written(path, made):
                 return made
-        return _read(path).to_json()
+        return read_plan(path).to_json()
 
     found = from_first_rank("rewriter.rewrite(plan_file=)", text) if all_ranks and several_ranks() else text()
     plan = Plan.from_json(found)
@@ -92,12 +92,17 @@ def plan_files_in(folder: Path, besides: Collection[str]) -> list[Path]:
     for path in folder.glob("*.json") if folder.is_dir() else ():
         with contextlib.suppress(PlanError):
             if path.name not in besides:
-                _read(path)
+                read_plan(path)
                 found.append(path)
     return found
 
 
-def _read(path: Path) -> Plan:
+def read_plan(path: Path) -> Plan:
+    """Return the plan in a file.
+
+    Raises:
+        PlanError: there is no such file, or it holds no plan.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

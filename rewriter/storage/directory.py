@@ -147,8 +147,8 @@ def load(directory: str | Path, model: nn.Module | None = None) -> nn.Module:
         >>> model = rewriter.load("rewritten", timm.create_model("test_resnet", drop_rate=0.2))
     """
     source = checked_path("directory", directory)
-    recipe = _read_recipe(source)
-    plans = _read_plans(source)
+    recipe = read_recipe(source)
+    plans = read_plans(source)
     state = _read_weights(source / WEIGHTS)
     if model is None:
         target = original_of(recipe, source)
@@ -278,7 +278,12 @@ def _check_loaded(model: nn.Module, state: Mapping[str, torch.Tensor], source: P
         )
 
 
-def _read_recipe(source: Path) -> dict[str, Any]:
+def read_recipe(source: Path) -> dict[str, Any]:
+    """Return how the model in a directory was made; its files are checked.
+
+    Raises:
+        StorageError: a file is missing, damaged, or of another version.
+    """
     if not source.is_dir():
         raise StorageError(f"{source}: no such directory")
     missing = [file for file in _FILES if not (source / file).is_file()]
@@ -299,7 +304,8 @@ def _read_recipe(source: Path) -> dict[str, Any]:
     return recipe
 
 
-def _read_plans(source: Path) -> list[Plan]:
+def read_plans(source: Path) -> list[Plan]:
+    """Return the plans of a directory, oldest first."""
     with damage_of(source / PLAN):
         return [from_data(Plan, item) for item in list(read_json(source / PLAN))]
 

@@ -245,3 +245,40 @@ class TestConfiguration:
         done = run("check", "--config", "lint.toml", "--json")
         assert done.exit_code == 0 and json.loads(done.stdout) == []
         assert "no such file" in flat(run("check", "--config", "none.toml").stderr).lower()
+
+
+class TestPlansAndDirectories:
+    def test_a_reviewed_plan_is_applied_as_it_is(self, folder: Path) -> None:
+        made = run("plan", "nets.py:with_inputs", "--pass", "dropout", "--json").stdout
+        (folder / "plan.json").write_text(made)
+        done = run("rewrite", "nets.py:with_inputs", "--plan", "plan.json", "-o", "out")
+        assert done.exit_code == 0, done.stderr
+        assert "a fresh Net: its code is yours" in flat(done.stdout)
+        (plan,) = json.loads((folder / "out" / "plan.json").read_text())
+        assert plan["sites"] == json.loads(made)["sites"]
+
+    @pytest.mark.parametrize(
+        ("arguments", "code", "message"),
+        [
+            ("--plan none.json", 1, "none.json cannot be read"),
+            ("--plan nets.py", 1, "nets.py"),
+            ("--plan plan.json --pass dropout", 2, "--plan says what is done"),
+        ],
+    )
+    def test_a_plan_that_is_none_is_refused(self, folder: Path, arguments: str, code: int, message: str) -> None:
+        done = run("rewrite", "nets.py:with_inputs", *arguments.split(), "-o", "out")
+        assert done.exit_code == code and message in flat(done.stderr) and not (folder / "out").exists()
+
+    def test_a_directory_is_shown_without_making_the_model(self, folder: Path) -> None:
+        assert run("rewrite", "nets.py:with_inputs", "--pass", "dropout", "-o", "out").exit_code == 0
+        (folder / "nets.py").unlink()
+        done = run("show", "out")
+        assert done.exit_code == 0, done.stderr
+        for words in ("nets.Net", "an original that is given", "move drop before conv2", "eval output holds"):
+            assert words in flat(done.stdout)
+        shown = json.loads(run("show", "out", "--json").stdout)
+        assert shown["class"] == "nets.Net" and len(shown["plans"]) == len(shown["report"]) == 1
+
+    def test_another_directory_is_refused(self, folder: Path) -> None:
+        done = run("show", str(folder))
+        assert done.exit_code == 1 and "is incomplete" in flat(done.stderr)
