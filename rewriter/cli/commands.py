@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from rewriter import libraries
 from rewriter.cli.encoding import write_what_can_be_encoded
-from rewriter.cli.options import option
+from rewriter.cli.options import option, print_json
 from rewriter.cli.stdout import output_written
 from rewriter.errors import RewriterWarning
 from rewriter.version import __version__
@@ -41,9 +41,24 @@ def main() -> None:
         sys.exit(1)
     try:
         with output_written():
+            if "--json" in sys.argv:
+                sys.exit(_run_for_machines())
             application()()
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _run_for_machines() -> int:
+    """Run a command with ``--json``, wrong usage of which is one JSON document too; return the exit code."""
+    usage_error: type[Any] = typer.BadParameter.__mro__[1]  # typer has no public name for it
+    try:
+        code = application()(standalone_mode=False)
+    except usage_error as error:
+        message = " ".join(error.format_message().split())
+        print_json({"error": {"type": "UsageError", "message": message}})
+        print(f"error: {message}", file=sys.stderr)
+        return 2
+    return code if isinstance(code, int) else 0
 
 
 def _in_one_line(default: Callable[..., str]) -> Callable[..., str]:

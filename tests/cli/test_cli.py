@@ -65,6 +65,26 @@ class TestPasses:
             assert words in text
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("plan resnet18 --nope --json", "No such option"),
+        ("plan --json", "Missing argument"),
+        ("plan resnet18 --input-size x --json", "expected 224"),
+        ("nosuchcommand --json", "No such command"),
+    ],
+)
+def test_wrong_usage_is_one_json_document_for_machines(
+    arguments: str, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["rewriter", *arguments.split()])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    out, err = capsys.readouterr()
+    assert ended.value.code == 2 and message in err
+    assert json.loads(out)["error"]["type"] == "UsageError" and message in json.loads(out)["error"]["message"]
+
+
 class TestPlan:
     def test_first_sight(self) -> None:
         done = run("plan", "resnet18", "--model-kwargs", "drop_rate=0.2", "--diff")
