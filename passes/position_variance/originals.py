@@ -11,6 +11,7 @@ import torch
 
 from rewriter.errors import InputError, listed
 from rewriter.model.checkpoint_file import read_checkpoint
+from rewriter.passes.position_variance.resized import as_map, resemblance
 
 _EXPECTED = "original: expected the tensor of positions before it was resized, a state dict that holds it, or its file"
 
@@ -99,6 +100,37 @@ def grid_of(table: torch.Tensor, channels: int, tokens: int, extra: int) -> torc
     if extra and not _is_square(count - extra) and _is_square(count):
         extra = 0
     return table.narrow(tokens, extra, count - extra) if 0 <= extra < count else table
+
+
+def check_fits(grid: torch.Tensor, present: torch.Tensor, channels: int, name: str) -> None:
+    """Refuse an original that the table ``name`` cannot have been resized from.
+
+    Raises:
+        InputError: its positions are no square, or the table is nothing like an interpolation of it.
+    """
+    shapes = f"{name} has {_places(present, channels)} positions and the original {_places(grid, channels)}"
+    old, new = (as_map(tensor.detach().double().cpu(), channels) for tensor in (grid, present))
+    if old is None:
+        raise InputError(
+            f"original: expected a square of positions, perhaps with those of class tokens before it; {shapes}. Give "
+            f"the table that {name} was resized from"
+        )
+    if new is None:
+        return
+    found = resemblance(old, new)
+    if not found > _ALIKE:
+        raise InputError(
+            f"original: expected the table that {name} was resized from, found one that it is no interpolation of "
+            f"(correlation {found:.2f}); {shapes}"
+        )
+
+
+_ALIKE = 0.5
+"""Training changes a table; one of another model has a correlation near 0."""
+
+
+def _places(table: torch.Tensor, channels: int) -> int:
+    return table.numel() // table.shape[channels]
 
 
 def _is_square(number: int) -> bool:

@@ -50,7 +50,7 @@ def resized_from(grid: torch.Tensor, channels: int) -> Resized | None:
             W, C)``, with values.
         channels: the dimension of the channels.
     """
-    table = _as_map(grid.detach().double().cpu(), channels)
+    table = as_map(grid.detach().double().cpu(), channels)
     if table is None or not torch.isfinite(table).all() or not table.any():
         return None
     size = (_independent(table.movedim(1, 0)), _independent(table.movedim(2, 0)))
@@ -64,7 +64,17 @@ def resized_from(grid: torch.Tensor, channels: int) -> Resized | None:
     return None
 
 
-def _as_map(grid: torch.Tensor, channels: int) -> torch.Tensor | None:
+def resemblance(original: torch.Tensor, present: torch.Tensor) -> float:
+    """How much a table is like what interpolation makes of an original: the correlation, 1 for a table as it was made.
+
+    Args:
+        original, present: ``(C, H, W)``, with values.
+    """
+    made = F.interpolate(original[None], present.shape[1:], mode="bicubic", antialias=True)[0]
+    return float(torch.corrcoef(torch.stack([made.flatten(), present.flatten()]))[0, 1])
+
+
+def as_map(grid: torch.Tensor, channels: int) -> torch.Tensor | None:
     """The table as ``(C, H, W)``; None if its grid is not square and not told."""
     if grid.dim() == 4:
         return grid.movedim(channels, 1)[0]

@@ -15,7 +15,7 @@ from rewriter.authoring import Change, Place, Reason, Recommendation, Refused, T
 from rewriter.errors import InputError, listed
 from rewriter.model.whole_state import is_sharded
 from rewriter.passes.position_variance.layers import VarianceKeepingResampling
-from rewriter.passes.position_variance.originals import grid_of, original_of
+from rewriter.passes.position_variance.originals import check_fits, grid_of, original_of
 from rewriter.passes.position_variance.resized import resized_from
 from rewriter.tracing.facts import facts
 from rewriter.tracing.kinds import Kind, function_name
@@ -142,6 +142,7 @@ def _once(place: Place[Any], table: Table, values: torch.Tensor, original: Any) 
     variances = [float(tensor.double().cpu().var(correction=0)) for tensor in (present, grid)]
     if not all(0 < variance < float("inf") for variance in variances):
         raise Refused("position-variance/no-variance", f"{table.name} or its original has the variance 0, or none")
+    check_fits(grid, present, table.channels, table.name)
     ratio = variances[0] / variances[1]
     if abs(ratio - 1) < _TOLERANCE:
         raise Refused(Reason.ALREADY_DONE, f"the variance of {table.name} is {ratio:.3f} of that of the original")

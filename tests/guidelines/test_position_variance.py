@@ -397,6 +397,21 @@ class TestBadInput:
         (skip,) = rewriter.plan(model, PositionVariance(original=zeros)).skipped
         assert skip.reason == "position-variance/no-variance"
 
+    @pytest.mark.parametrize(
+        ("tokens", "message"),
+        [
+            (198, r"expected a square of positions, .*pos_embed has 256 positions and the original 197"),
+            (
+                101,
+                r"found one that it is no interpolation of \(correlation -?0.0\d\); pos_embed has 256 .* original 100",
+            ),
+        ],
+    )
+    def test_a_table_of_another_grid_or_model_is_refused(self, tokens: int, message: str) -> None:
+        _, model = loaded_larger()
+        with pytest.raises(rewriter.InputError, match=message):
+            rewriter.plan(model, PositionVariance(original=torch.randn(1, tokens, 64)))
+
     def test_of_several_tables_the_tensor_could_be_either(self) -> None:
         model = timm_model("nest_tiny", img_size=112)
         state = {name: value.repeat(1, 1, 2, 1) for name, value in model.state_dict().items() if "pos_embed" in name}
