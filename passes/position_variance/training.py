@@ -113,7 +113,9 @@ def _number(value: Any, default: float = 0.0) -> float:
 
 
 def _channels(value: Any) -> tuple[float, ...]:
-    """One number or one for each channel; none for anything else."""
+    """One number or one for each channel, also as text (``"0.5 0.5 0.5"``); none for anything else."""
+    if isinstance(value, str):
+        value = value.replace(",", " ").split()
     if isinstance(value, Sequence) and not isinstance(value, str):
         numbers = [_number(one, math.nan) for one in value]
         return () if any(map(math.isnan, numbers)) else tuple(numbers)

@@ -12,7 +12,6 @@ from rewriter.cli.options import (
     JSON,
     MODEL_KWARGS,
     NAME,
-    PASS,
     PRETRAINED,
     Preserve,
     argument,
@@ -31,6 +30,7 @@ _LAYER = Annotated[
 _CLASS = Annotated[
     int | None, option("--class", metavar="NUMBER", min=0, help="Of the score; the largest one if not given.")
 ]
+_PASS = Annotated[list[str] | None, option("--pass", metavar="PASS", help="Rewrite with this pass before; repeatable.")]
 _OUTPUT = Annotated[Path | None, option("--output", "-o", metavar="FILE", help="Write a .png or .json here.")]
 _ROOT = Annotated[Path | None, option("--root", metavar="FOLDER", help="Where the files of the data are.")]
 _DOWNLOAD = Annotated[bool, option("--download", help="Download the data if they are not there.")]
@@ -46,7 +46,7 @@ def measure_command(
     output: _OUTPUT = None,
     input_size: INPUT_SIZE = None,
     model_kwargs: MODEL_KWARGS = None,
-    passes: PASS = None,
+    passes: _PASS = None,
     pretrained: PRETRAINED = False,
     checkpoint: CHECKPOINT = None,
     root: _ROOT = None,
@@ -83,7 +83,8 @@ def measure_command(
                 result.save(output)
         if as_json:
             file = None if output is None else str(output)
-            print_json({"name": name, "data": data, **result.head(), "file": file})
+            rewritten = [next(iter(item)) for item in wanted.passes or ()]
+            print_json({"name": name, "passes": rewritten, "data": data, **result.head(), "file": file})
             return
         print(result)
         if output is not None:

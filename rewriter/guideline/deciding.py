@@ -128,9 +128,11 @@ def checked_code(item: Pass, code: str) -> str:
 
 
 def _location_of(node: fx.Node | None) -> Location | None:
-    """The innermost line of a file that led to ``node``; None for code that is in no file."""
-    frames = (position.frame for position in positions(node)) if node is not None else ()
-    found = next((frame for frame in frames if os.path.isfile(frame.code.co_filename)), None)
+    """The innermost line outside torch's own code that led to ``node``; None for code that is in no file."""
+    frames = [position.frame for position in positions(node)] if node is not None else []
+    in_files = [frame for frame in frames if os.path.isfile(frame.code.co_filename)]
+    own = (frame for frame in in_files if not Path(frame.code.co_filename).is_relative_to(_TORCH))
+    found = next(own, in_files[0] if in_files else None)
     return Location(os.path.abspath(found.code.co_filename), found.line) if found is not None else None
 
 

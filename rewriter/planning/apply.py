@@ -173,8 +173,9 @@ def _warn_of_places_left_alone(made: PlanData) -> None:
     if refused:
         first = refused[0]
         others = f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""
+        where = first.path or "the model itself"
         warnings.warn(
-            f"{first.pass_name} left {first.path or 'the model'} alone{others}: {first.reason}: {first.detail}",
+            f"{first.pass_name} left a place in {where} alone{others}: {first.reason}: {first.detail}",
             PlaceLeftAlone,
             stacklevel=4,
         )

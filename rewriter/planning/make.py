@@ -74,6 +74,7 @@ def make_plan(
     notes = _notes_on_preserving(findings, changing if trained else set(), preserve, told=not trained or is_told(model))
     if traced is not None and traced.backend != "meta":
         why = traced.notes[-1].split(": ", 1)[-1].split(" mode: ", 1)[-1].partition(" The input came from")[0]
+        why = f"{why.partition('. ')[0].rstrip('.')}."  # torch goes on for paragraphs
         notes.append(f"traced on {traced.backend} tensors, for on tensors without values the model does not run: {why}")
     request = {
         "input": str(traced.inputs.origin) if traced else "none",

@@ -170,3 +170,18 @@ def test_the_page_lists_every_code() -> None:
     for cls in installed_passes().values():
         for lint in cls.codes if cls.__module__.startswith("rewriter.") else ():
             assert f"| {lint.code} | {lint.severity} | {lint.title} |" in page
+
+
+def test_what_torch_runs_is_at_the_line_of_the_code_that_calls_it() -> None:
+    class Sequence(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.ReLU(), nn.Conv2d(4, 4, 3, 2))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            result: torch.Tensor = self.layers(x)
+            return result
+
+    found = rewriter.check(Sequence(), select="RW13", input_size=65)
+    assert len(found) == 2 and {finding.file for finding in found} == {__file__}
+    assert len({finding.line for finding in found}) == 1
