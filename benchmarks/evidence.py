@@ -131,7 +131,8 @@ _HEADER = (
 INTRODUCTION = """# Evidence
 
 What each guideline did to accuracy, before against after, on data that fit a CPU; and, in
-[mechanisms.md](mechanisms.md), whether the mechanism that it is meant to work by is there.
+[mechanisms.md](mechanisms.md), whether the mechanism that it is meant to work by is there. On CIFAR-10 every place of a
+dropout was trained, and what a rewrite wins back: [dropout-places.md](dropout-places.md).
 
 These are small experiments: a few thousand images of digits, the slices of one head, small models. They can show a
 large effect or a harm; the effects that the papers report (often below one point, on large data) they cannot show or
