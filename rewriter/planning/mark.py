@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import sys
 import warnings
@@ -92,7 +93,8 @@ def warn_of_changed_output(model: nn.Module, what: str) -> None:
 
     A function has none, nor has a loss.
     """
-    if isinstance(model, FunctionModule) or not any(key.rpartition(".")[2] != MARK for key in model.state_dict()):
+    tensors = (name for name, _ in itertools.chain(model.named_parameters(), model.named_buffers()))
+    if isinstance(model, FunctionModule) or all(name.rpartition(".")[2] == MARK for name in tensors):
         return
     told = _told(changing_sites(records_of(model)))
     layers = calibrated_layers(model).items()
