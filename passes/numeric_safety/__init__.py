@@ -90,8 +90,7 @@ class NumericSafety(Pass):
 
 def _expression_of(place: Place[Any]) -> tuple[Any, ...]:
     """What tells apart the expressions that issue the operations of places."""
-    from rewriter.edit.positions import positions
+    from rewriter.passes.numeric_safety.replay import expression_of
 
-    where = next(iter(positions(place.node)), None) if place.node is not None else None
-    own = (place.node,) if where is None else (where.frame.code, where.frame.instruction)
+    own = (place.node,) if place.node is None else expression_of(place.node)
     return place.pattern, place.path, *own

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -17,20 +18,24 @@ from rewriter.tracing.kinds import Kind
 class LogSigmoid(nn.Module):
     """``log(sigmoid(x))``, or with ``complement`` ``log(1 - sigmoid(x))``, of a tensor of any shape.
 
-    Finite for every finite ``x``, in value and gradient.
+    Finite for every finite ``x``, in value and gradient. The logarithm is natural, or to ``base``.
     """
 
     operation_kind = Kind.ACTIVATION
+    divisor: float = 1.0  # of the class: objects that were pickled before there was one have none
 
-    def __init__(self, complement: bool = False) -> None:
+    def __init__(self, complement: bool = False, base: int | None = None) -> None:
         super().__init__()
         self.complement = complement
+        self.divisor = 1.0 if base is None else math.log(base)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.logsigmoid(-x if self.complement else x)
+        value = F.logsigmoid(-x if self.complement else x)
+        return value if self.divisor == 1.0 else value / self.divisor
 
     def extra_repr(self) -> str:
-        return f"complement={self.complement}"
+        base = "" if self.divisor == 1.0 else f", base={math.exp(self.divisor):.0f}"
+        return f"complement={self.complement}{base}"
 
 
 @register_layer("numeric-safety/bce-with-logits")
@@ -60,27 +65,49 @@ class BinaryCrossEntropy(NotScripted):
 
 @register_layer("numeric-safety/safe-sqrt")
 class SafeSqrt(nn.Module):
-    """``sqrt(x)`` with the gradient 0 where ``x`` is 0, as ``torch.norm`` has it; bit for bit the same elsewhere."""
+    """``sqrt(x)`` with the gradient 0 where ``x`` is 0, as ``torch.norm`` has it; bit for bit the same elsewhere.
+
+    With ``clamp``, value and gradient are 0 where ``x`` is negative, too: of an ``x`` that is negative by rounding.
+    """
 
     operation_kind = Kind.ACTIVATION
+    clamp: bool = False  # of the class: objects that were pickled before there was one have none
+
+    def __init__(self, clamp: bool = False) -> None:
+        super().__init__()
+        self.clamp = clamp
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        zero = x == 0
+        zero = x <= 0 if self.clamp else x == 0
         return torch.where(zero, torch.zeros_like(x), torch.where(zero, torch.ones_like(x), x).sqrt())
+
+    def extra_repr(self) -> str:
+        return "clamp=True" if self.clamp else ""
 
 
 @register_layer("numeric-safety/safe-power")
 class SafePower(nn.Module):
-    """``x ** exponent`` for an exponent between 0 and 1, with the gradient 0 where ``x`` is 0; otherwise the same."""
+    """``x ** exponent`` for an exponent between 0 and 1, with the gradient 0 where ``x`` is 0; otherwise the same.
+
+    With ``clamp``, value and gradient are 0 where ``x`` is negative, too: of an ``x`` that is negative by rounding.
+    """
 
     operation_kind = Kind.OTHER
+    clamp: bool = False
+
+    def __init__(self, clamp: bool = False) -> None:
+        super().__init__()
+        self.clamp = clamp
 
     def forward(self, x: torch.Tensor, exponent: float) -> torch.Tensor:
         # the caller's exponent may be another one than when the plan was made
         if isinstance(exponent, torch.Tensor) or not 0 < exponent < 1:
             return x**exponent
-        zero = x == 0
+        zero = x <= 0 if self.clamp else x == 0
         return torch.where(zero, torch.zeros_like(x), torch.where(zero, torch.ones_like(x), x) ** exponent)
+
+    def extra_repr(self) -> str:
+        return "clamp=True" if self.clamp else ""
 
 
 @register_layer("numeric-safety/population-variance")

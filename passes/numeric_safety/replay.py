@@ -98,6 +98,35 @@ def replay(
     return known
 
 
+_CASTS = frozenset({"float", "half", "bfloat16", "double", "to", "type", "type_as"})
+
+
+def replay_exactly(nodes: Sequence[fx.Node], values: Tensors, trace: Trace) -> dict[fx.Node, Any]:
+    """As :func:`replay`, in double precision throughout: what makes another floating-point type makes double."""
+    given = dict(values)
+    casts: dict[fx.Node, Callable[..., Any]] = {}
+    for node in nodes:
+        if node.op == "get_attr":
+            given[node] = _run(node, {}, trace, None)
+        elif name_of_function(node) in _CASTS and getattr(facts(node)["dtype"], "is_floating_point", False):
+            casts[node] = _to_double
+    doubles = {
+        node: value.detach().double() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+        for node, value in given.items()
+    }
+    return replay(nodes, doubles, trace, casts)
+
+
+def _to_double(x: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+    return x.double()
+
+
+def expression_of(node: fx.Node) -> tuple[Any, ...]:
+    """What tells apart the expressions that issue operations: a method that is called twice is one."""
+    where = next(iter(positions(node)), None)
+    return (node,) if where is None else (where.frame.code, where.frame.instruction)
+
+
 def _run(node: fx.Node, known: Mapping[fx.Node, Any], trace: Trace, instead: Callable[..., Any] | None) -> Any:
     if node.op == "get_attr":
         found: Any = trace.model

@@ -7,6 +7,7 @@ Dataflow::
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,22 +17,24 @@ from torch import fx
 
 from rewriter.analysis.arguments import argument
 from rewriter.authoring import Change, Place, Refused
+from rewriter.passes.numeric_safety.edges import SUMS, filled, has_difference, roundings, rounds_below_zero, zeros
 from rewriter.passes.numeric_safety.layers import SafePower, SafeSqrt
+from rewriter.passes.numeric_safety.refusals import coded
 from rewriter.passes.numeric_safety.replay import (
     NotReplayable,
     differentiable,
+    expression_of,
     name_of_function,
     operations_behind,
     replay,
     without_gradient,
 )
-from rewriter.passes.numeric_safety.sigmoids import coded
+from rewriter.passes.numeric_safety.variances import squared
 from rewriter.tracing.facts import facts
 from rewriter.tracing.kinds import Kind
 from rewriter.tracing.trace import Trace
 
 _REDUCTIONS = frozenset({"mean", "nanmean", "sum", "nansum", "var", "var_mean", "std_mean", "average", "trace", "dist"})
-_SUMS = frozenset({"add", "radd", "iadd", "sub", "isub", "rsub"})
 _DIVISIONS = frozenset({"div", "divide", "truediv", "true_divide", "itruediv"})
 
 
@@ -45,6 +48,7 @@ class Root:
         nodes: the operations that lead to it, in order.
         edge: values of what they begin with, at which the operand is zero.
         how: what these values are, in words.
+        clamp: whether rounding makes the operand negative somewhere, and nothing else does.
     """
 
     operand: fx.Node
@@ -52,23 +56,47 @@ class Root:
     nodes: tuple[fx.Node, ...]
     edge: dict[fx.Node, torch.Tensor]
     how: str
+    clamp: bool
 
 
 def find_roots(trace: Trace) -> Iterator[Place[Root]]:
-    """Every root that is not finite, in value or gradient, where what it is taken of is zero."""
+    """Every root that is not finite, in value or gradient, where what it is taken of is zero, perhaps by rounding."""
+    by_expression: dict[tuple[Any, ...], list[tuple[fx.Node, fx.Node]]] = {}
     for node in trace.operations():
-        kind = _kind_of_root(node)
-        operand = node.args[0] if kind and node.args else None
-        if not isinstance(operand, fx.Node) or operand not in trace.flow:
-            continue
-        nodes, leaves = operations_behind(node, trace)
-        needed = differentiable(leaves, trace)
-        if not needed or without_gradient(node) or not any(_is_sum(each, trace) for each in nodes if each is not node):
-            continue
-        for how, edge in _edges(leaves, needed):
-            if _fails(node, operand, nodes, edge, trace):
-                yield Place(trace, node, f"{kind} of what can be zero", Root(operand, kind, tuple(nodes), edge, how))
-                break
+        operand = argument(node, "input", 0) if _kind_of_root(node) else None
+        if isinstance(operand, fx.Node) and operand in trace.flow:
+            by_expression.setdefault(expression_of(node), []).append((node, operand))
+    for roots in by_expression.values():
+        clamp: bool | None = None
+        for node, operand in roots:
+            nodes, leaves = operations_behind(node, trace)
+            needed = differentiable(leaves, trace)
+            sums = any(_is_sum(each, trace) for each in nodes if each is not node)
+            if not needed or not sums or without_gradient(node) or _normalises(node, operand, trace):
+                continue
+            if clamp is None:
+                clamp = _may_clamp(roots, trace)
+            settings = itertools.chain(zeros(leaves, needed), roundings(leaves, needed) if clamp else ())
+            for how, edge in settings:
+                if _fails(node, operand, nodes, edge, clamp, trace):
+                    kind = _kind_of_root(node)
+                    found = Root(operand, kind, tuple(nodes), edge, how, clamp)
+                    yield Place(trace, node, f"{kind} of what can be zero", found)
+                    break
+
+
+def _may_clamp(roots: Sequence[tuple[fx.Node, fx.Node]], trace: Trace) -> bool:
+    """Whether the operand of one of the runs of a root is negative by rounding, and none is negative as such."""
+    behind = [(operand, *operations_behind(node, trace)) for node, operand in roots]
+    if any(_kind_of_root(node) == "inverse root" for node, _ in roots):
+        return False
+    if not any(has_difference(nodes, trace) for _, nodes, _ in behind):
+        return False
+    found = [
+        rounds_below_zero(operand, nodes, leaves, differentiable(leaves, trace), trace)
+        for operand, nodes, leaves in behind
+    ]
+    return None not in found and any(found)
 
 
 def mend_root(place: Place[Root]) -> Change:
@@ -85,10 +113,14 @@ def mend_root(place: Place[Root]) -> Change:
         )
         raise Refused("numeric-safety/divisor", detail, code="RW0703")
     with coded("RW0703", "add a small positive constant to the operand"):
-        place.edit.redirect(node, SafeSqrt if root.kind == "square root" else SafePower, all_calls=True)
+        options: dict[str, Any] = {"clamp": True} if root.clamp else {}
+        layer = SafeSqrt if root.kind == "square root" else SafePower
+        place.edit.redirect(node, layer, all_calls=True, **options)
+    what = "value and gradient are 0 at zero and below" if root.clamp else "gradient is 0 at zero"
+    below = ", and its value where rounding makes that a little less" if root.clamp else ""
     return Change(
-        f"a {root.kind} whose gradient is 0 at zero",
-        f"its gradient is not finite where its operand is zero: {root.how}",
+        f"a {root.kind} whose {what}",
+        f"its gradient is not finite where its operand is zero{below}: {root.how}",
         code="RW0703",
     )
 
@@ -107,59 +139,61 @@ def _is_sum(node: fx.Node, trace: Trace) -> bool:
     name = name_of_function(node)
     if name.endswith("_loss"):
         return True
-    two = name in _SUMS and len(trace.flow.sources(node)) > 1
+    two = name in SUMS and len(trace.flow.sources(node)) > 1
     return name in _REDUCTIONS or two or facts(node)["kind"] in (Kind.MATMUL, Kind.MEAN)
 
 
-def _edges(leaves: Sequence[fx.Node], needed: set[fx.Node]) -> Iterator[tuple[str, dict[fx.Node, torch.Tensor]]]:
-    """Values for the leaves at which sums, means and variances vanish; those that take a gradient require one."""
-    generator = torch.Generator().manual_seed(0)
-    noise = {leaf: _noise(leaf, generator) for leaf in leaves}
-    shapes = {leaf: facts(leaf)["shape"] for leaf in leaves}
-    equal = {leaf: noise[next(o for o in leaves if shapes[o] == shapes[leaf])].to(noise[leaf].dtype) for leaf in leaves}
-    settings: list[tuple[str, dict[fx.Node, torch.Tensor]]] = [
-        ("all inputs are zero", {leaf: _filled(leaf, 0.0) for leaf in leaves}),
-        ("the inputs are equal", equal),
-        ("the inputs are equal, and 0 or 1", {leaf: (value > 0.5).to(value.dtype) for leaf, value in equal.items()}),
-        ("the inputs are constant", {leaf: _filled(leaf, 0.5) for leaf in leaves}),
-    ]
-    settings += [("one input is zero", {**noise, leaf: _filled(leaf, 0.0)}) for leaf in leaves if leaf in needed]
-    for how, values in settings:
-        yield how, {n: v.clone().requires_grad_(n in needed and v.is_floating_point()) for n, v in values.items()}
+def _normalises(node: fx.Node, operand: fx.Node, trace: Trace) -> bool:
+    """Whether the root only divides the very tensor whose squares it sums, as ``x / x.norm()`` does."""
+    total = _without_views(operand)
+    square = argument(total, "input", 0) if name_of_function(total) == "sum" else None
+    x = squared(square) if isinstance(square, fx.Node) else None
+    pending = list(trace.flow.users(node))
+    if x is None or not pending:
+        return False
+    while pending:
+        user = pending.pop()
+        name = name_of_function(user)
+        given = [_without_views(each) for each in user.args if isinstance(each, fx.Node)]
+        inverse = _kind_of_root(node) == "inverse root" and name in ("mul", "multiply") and set(given) == {node, x}
+        if facts(user)["kind"] in (Kind.VIEW, Kind.IDENTITY) and given == [node]:
+            pending += trace.flow.users(user)
+        elif not inverse and not (name in _DIVISIONS and given == [x, node]):
+            return False
+    return True
 
 
-def _noise(leaf: fx.Node, generator: torch.Generator) -> torch.Tensor:
-    dtype = facts(leaf)["dtype"]
-    value = torch.rand(facts(leaf)["shape"], generator=generator) * 0.8 + 0.1
-    return value.to(dtype) if dtype.is_floating_point else (value > 0.5).to(dtype)
-
-
-def _filled(leaf: fx.Node, number: float) -> torch.Tensor:
-    shape, dtype = facts(leaf)["shape"], facts(leaf)["dtype"]
-    if dtype is torch.bool:
-        return torch.ones(shape, dtype=dtype)
-    return torch.full(shape, number if dtype.is_floating_point else 0, dtype=dtype)
+def _without_views(node: fx.Node) -> fx.Node:
+    while facts(node)["kind"] in (Kind.VIEW, Kind.IDENTITY) and node.args and isinstance(node.args[0], fx.Node):
+        node = node.args[0]
+    return node
 
 
 def _fails(
-    node: fx.Node, operand: fx.Node, nodes: Sequence[fx.Node], edge: dict[fx.Node, torch.Tensor], trace: Trace
+    node: fx.Node,
+    operand: fx.Node,
+    nodes: Sequence[fx.Node],
+    edge: dict[fx.Node, torch.Tensor],
+    clamp: bool,
+    trace: Trace,
 ) -> bool:
     """Whether the root is not finite at ``edge``, in value or gradient, because its operand is zero there."""
     try:
         plain = replay(nodes, edge, trace)
-        zero = plain[operand].detach() == 0
+        value = plain[operand].detach()
+        zero = value <= 0 if clamp else value == 0
         if not zero.any() or _finite(plain[node], edge):
             return False
         if _kind_of_root(node) == "inverse root":
             return True
-        return _finite(replay(nodes, edge, trace, {node: guard_of(node)})[node], edge)
+        return _finite(replay(nodes, edge, trace, {node: guard_of(node, clamp)})[node], edge)
     except NotReplayable:
         return False
 
 
-def guard_of(node: fx.Node) -> Callable[..., Any]:
+def guard_of(node: fx.Node, clamp: bool) -> Callable[..., Any]:
     """What is put in the place of a root."""
-    return SafeSqrt() if name_of_function(node) == "sqrt" else SafePower()
+    return SafeSqrt(clamp) if name_of_function(node) == "sqrt" else SafePower(clamp)
 
 
 def _finite(value: torch.Tensor, edge: dict[fx.Node, torch.Tensor]) -> bool:
@@ -188,9 +222,9 @@ def _divided_by(node: fx.Node, root: Root, trace: Trace) -> fx.Node | None:
 
 def _is_nan_there(user: fx.Node, node: fx.Node, root: Root, trace: Trace) -> bool:
     nodes, leaves = operations_behind(user, trace)
-    given = {leaf: root.edge[leaf] if leaf in root.edge else _filled(leaf, 0.5) for leaf in leaves}
+    given = {leaf: root.edge[leaf] if leaf in root.edge else filled(leaf, 0.5) for leaf in leaves}
     try:
-        found = replay(nodes, given, trace, {node: guard_of(node)})[user]
+        found = replay(nodes, given, trace, {node: guard_of(node, root.clamp)})[user]
     except NotReplayable:
         return False
     return not bool(found.isfinite().all())

@@ -7,19 +7,20 @@ Dataflow::
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
 from rewriter.analysis.arguments import argument
-from rewriter.authoring import Change, Place, Reason, Refused
+from rewriter.authoring import Change, Place, Refused
 from rewriter.passes.numeric_safety.layers import BinaryCrossEntropy, LogSigmoid
-from rewriter.passes.numeric_safety.replay import NotReplayable, name_of_function, replay
+from rewriter.passes.numeric_safety.refusals import ARITHMETIC, coded, refuse_steps, refuse_what_guards_nothing
+from rewriter.passes.numeric_safety.replay import NotReplayable, name_of_function, replay, replay_exactly
 from rewriter.tracing.facts import facts
 from rewriter.tracing.kinds import Kind
 from rewriter.tracing.trace import Trace
@@ -27,11 +28,12 @@ from rewriter.tracing.trace import Trace
 EDGES = (-200.0, -20.0, 20.0, 200.0)
 """Logits at which a sigmoid is 0 or 1, in single or in half precision."""
 
-_LOGARITHMS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"log": lambda p: p, "log1p": lambda p: 1 + p}
-_ARITHMETIC = frozenset(
-    {"rsub", "sub", "subtract", "add", "radd", "neg", "negative", "mul", "rmul", "contiguous", "clone"}
-)
-_STEPS = _ARITHMETIC | {"clamp", "clamp_min", "clamp_max", "clip", "nan_to_num", "div", "truediv"}
+_LOGARITHMS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "log": lambda p: p, "log2": lambda p: p, "log10": lambda p: p, "log1p": lambda p: 1 + p,
+}  # fmt: skip
+_BASES = {"log2": 2, "log10": 10}
+_CONSTANTS = frozenset({"ones_like", "zeros_like", "full_like", "new_ones", "new_zeros", "new_full"})
+_STEPS = ARITHMETIC | {"clamp", "clamp_min", "clamp_max", "clip", "nan_to_num", "div", "truediv"}
 
 
 @dataclass(frozen=True)
@@ -42,20 +44,23 @@ class OfSigmoid:
         sigmoid: the sigmoid; ``logits`` is its input.
         steps: the operations in between, in order.
         complement: whether it is on ``1 - sigmoid``; None if it is on something else, such as a value that is clamped.
+        constants: the operations that make tensors of one number, which the steps use: ``torch.ones_like(p) - p``.
     """
 
     sigmoid: fx.Node
     logits: fx.Node
     steps: tuple[fx.Node, ...]
     complement: bool | None
+    constants: tuple[fx.Node, ...] = ()
 
 
 def find_logarithms(trace: Trace) -> Iterator[Place[OfSigmoid]]:
     """Every logarithm of a sigmoid that overflows."""
     for node in trace.operations():
         name = name_of_function(node)
-        if name in _LOGARITHMS and len(node.args) == 1 and isinstance(node.args[0], fx.Node):
-            found = _of_sigmoid(node.args[0], trace, _LOGARITHMS[name])
+        operand = argument(node, "input", 0) if name in _LOGARITHMS else None
+        if isinstance(operand, fx.Node) and len(node.args) + len(node.kwargs) == 1:
+            found = _of_sigmoid(operand, trace, _LOGARITHMS[name])
             if found is not None and not _is_finite(node, found, trace):
                 yield Place(trace, node, "logarithm of a sigmoid", found)
 
@@ -74,16 +79,22 @@ def mend_logarithm(place: Place[OfSigmoid]) -> Change:
     found, node = place.subject, place.node
     assert node is not None
     if found.complement is None:
+        refuse_what_guards_nothing(found.steps)
         detail = (
             "what is added, or the bound, does not change 0 or 1 in this precision: give a larger one, or clamp to it"
         )
         raise Refused("numeric-safety/guard-too-small", detail, code="RW0701")
-    _refuse_steps(found, "RW0701")
+    refuse_steps(found.steps, "RW0701")
     sign = "-" if found.complement else ""
+    base = _BASES.get(name_of_function(node))
+    options: dict[str, Any] = {} if base is None else {"base": base}
     with coded("RW0701", "torch.nn.functional.logsigmoid of the logits"):
-        place.edit.compute_instead(node, LogSigmoid, found.logits, all_calls=True, complement=found.complement)
+        place.edit.compute_instead(
+            node, LogSigmoid, found.logits, all_calls=True, complement=found.complement, **options
+        )
+    per = "" if base is None else f" / ln {base}"
     return Change(
-        f"logsigmoid({sign}x) instead of the logarithm of {'1 - ' if sign else ''}sigmoid(x)",
+        f"logsigmoid({sign}x){per} instead of the logarithm of {'1 - ' if sign else ''}sigmoid(x)",
         f"it is -inf, and its gradient nan, where sigmoid(x) is {int(found.complement)} in this precision",
         code="RW0701",
     )
@@ -93,7 +104,7 @@ def mend_cross_entropy(place: Place[OfSigmoid]) -> Change:
     """Compute it with logits, from the input of the sigmoid."""
     found, node = place.subject, place.node
     assert node is not None and found.complement is not None
-    _refuse_steps(found, "RW0702")
+    refuse_steps(found.steps, "RW0702")
     operand = argument(node, "input", 0)
     around = facts(node)["call"].path
     loss = place.model.get_submodule(around)
@@ -118,14 +129,18 @@ def mend_cross_entropy(place: Place[OfSigmoid]) -> Change:
 def _of_sigmoid(node: fx.Node, trace: Trace, then: Callable[[torch.Tensor], torch.Tensor]) -> OfSigmoid | None:
     """The sigmoid that ``node`` is computed from by itself, element by element; None if there is none."""
     steps: list[fx.Node] = []
+    constants: list[fx.Node] = []
     while not _is_sigmoid(node, trace):
-        sources = trace.flow.sources(node)
+        made = [given for given in node.all_input_nodes if name_of_function(given) in _CONSTANTS]
+        sources = [source for source in trace.flow.sources(node) if source not in made]
         plain = name_of_function(node) in _STEPS or facts(node)["kind"] in (Kind.VIEW, Kind.IDENTITY, Kind.SELECT)
         if not plain or len(sources) != 1 or facts(node)["after"]:
             return None
+        constants += made
         steps.insert(0, node)
         node = sources[0]
-    return OfSigmoid(node, trace.flow.sources(node)[0], tuple(steps), _complement(node, steps, trace, then))
+    complement = _complement(node, [*constants, *steps], trace, then)
+    return OfSigmoid(node, trace.flow.sources(node)[0], tuple(steps), complement, tuple(constants))
 
 
 def _is_sigmoid(node: fx.Node, trace: Trace) -> bool:
@@ -140,7 +155,8 @@ def _complement(
     shape = facts(sigmoid)["shape"]
     p = torch.linspace(0.0, 1.0, max(1, _numel(shape)), dtype=torch.float64).reshape(shape)
     try:
-        result = then(replay(steps, _with_masks(steps, {sigmoid: p}), trace)[steps[-1]] if steps else p)
+        # in double precision, so that a change of the type is no other value
+        result = then(replay_exactly(steps, _with_masks(steps, {sigmoid: p}), trace)[steps[-1]] if steps else p)
     except NotReplayable:
         return None
     if result.shape != p.shape or result.dtype != p.dtype:
@@ -155,10 +171,16 @@ def _complement(
 
 
 def _with_masks(nodes: Sequence[fx.Node], values: dict[fx.Node, torch.Tensor]) -> dict[fx.Node, torch.Tensor]:
-    """``values``, with masks and indices that ``nodes`` select by: of everything, or of what comes first."""
+    """``values``, with masks and indices that ``nodes`` select by, of everything, or of what comes first.
+
+    What a constant only has the shape of gets a value, too.
+    """
     inside = {*nodes, *values}
     others = {source for node in nodes for source in node.all_input_nodes if source not in inside}
     masks = {each: facts(each) for each in others if each.op != "get_attr" and facts(each)["dtype"] is not None}
+    shapes = {source for node in nodes if name_of_function(node) in _CONSTANTS for source in node.all_input_nodes}
+    likes = {each: torch.zeros(fact["shape"], dtype=fact["dtype"]) for each, fact in masks.items() if each in shapes}
+    values = likes | values
     return values | {
         each: torch.full(fact["shape"], fact["dtype"] is torch.bool, dtype=fact["dtype"])
         for each, fact in masks.items()
@@ -172,7 +194,7 @@ def _numel(shape: tuple[int, ...]) -> int:
 
 def _is_finite(node: fx.Node, found: OfSigmoid, trace: Trace) -> bool:
     """Whether the logarithm and its gradient are finite at the edges."""
-    nodes = [found.sigmoid, *found.steps, node]
+    nodes = [found.sigmoid, *found.constants, *found.steps, node]
     dtype = facts(found.logits)["dtype"]
     for edge in EDGES:
         x = torch.full(facts(found.logits)["shape"], edge, dtype=dtype, requires_grad=True)
@@ -197,23 +219,3 @@ def _is_blind(dtype: torch.dtype) -> bool:
         loss = F.binary_cross_entropy(torch.sigmoid(x), torch.tensor([1.0, 0.0], dtype=dtype), reduction="sum")
         (gradient,) = torch.autograd.grad(loss, x)
     return not bool((gradient.abs() > 0.5).all())  # with logits it is 1
-
-
-def _refuse_steps(found: OfSigmoid, code: str) -> None:
-    """Refuse where what lies between is not arithmetic: a new shape or type, a selection, a detached gradient."""
-    other = next((step for step in found.steps if name_of_function(step) not in _ARITHMETIC), None)
-    if other is not None:
-        what = name_of_function(other)
-        detail = (
-            f"{what}() lies between the sigmoid and this; move the sigmoid behind it, or compute it from the logits"
-        )
-        raise Refused(Reason.NOT_MOVABLE, detail, code=code)
-
-
-@contextlib.contextmanager
-def coded(code: str, by_hand: str) -> Iterator[None]:
-    """Give a refusal the code of the fault that stays, and say how to mend it by hand."""
-    try:
-        yield
-    except Refused as refused:
-        raise Refused(refused.reason, f"{refused.detail}. By hand: {by_hand}", code=code) from refused

@@ -18,8 +18,8 @@ from torch import fx
 from rewriter.analysis.arguments import argument
 from rewriter.authoring import Change, Kind, Place, Reason, Recommendation, Refused
 from rewriter.passes.numeric_safety.layers import VARIANCES, PopulationVariance, TwoPassVariance, variance_arguments
+from rewriter.passes.numeric_safety.refusals import coded
 from rewriter.passes.numeric_safety.replay import NotReplayable, name_of_function, replay
-from rewriter.passes.numeric_safety.sigmoids import coded
 from rewriter.tracing.facts import facts
 from rewriter.tracing.trace import Trace
 
@@ -132,8 +132,8 @@ def find_differences(trace: Trace) -> Iterator[Place[DifferenceOfMeans]]:
         mean, other = node.args
         if not isinstance(mean, fx.Node) or not isinstance(other, fx.Node) or name_of_function(mean) != "mean":
             continue
-        square, mean_of_x = _first(mean), _squared(other)
-        x = None if square is None else _squared(square)
+        square, mean_of_x = _first(mean), squared(other)
+        x = None if square is None else squared(square)
         over = x is not None and mean_of_x is not None and _is_mean_of(mean_of_x, x, mean)
         if x is not None and square is not None and over and _cancels(node, x, trace):
             yield Place(trace, node, "variance as a difference of means", DifferenceOfMeans(x, mean, square))
@@ -159,7 +159,7 @@ def _first(node: fx.Node) -> fx.Node | None:
     return node.args[0] if node.args and isinstance(node.args[0], fx.Node) else None
 
 
-def _squared(node: fx.Node) -> fx.Node | None:
+def squared(node: fx.Node) -> fx.Node | None:
     """What ``node`` is the square of."""
     name = name_of_function(node)
     if name == "square" or (name == "pow" and argument(node, "exponent", 1) in (2, 2.0)):

@@ -296,10 +296,20 @@ class Adopt(Operation):
         Raises:
             SourceError: the name does not refer to a Python function.
         """
-        found = called_function(source, self._called(source))
-        if not isinstance(found, types.FunctionType):
-            raise SourceError(f"{describe(source.function)}: `{source.segment(self.call)}` calls no Python function")
-        return found
+        call = self._called(source)
+        found = called_function(source, call)
+        if isinstance(found, types.FunctionType):
+            return found
+        written, root = source.segment(self.call), call.func
+        while isinstance(root, ast.Attribute):
+            root = root.value
+        if isinstance(root, ast.Name) and root.id in local_names(source):
+            why = f"{root.id!r} is defined inside the function"
+        elif found is None:
+            why = "what it calls cannot be looked up by its name"
+        else:
+            why = "what it calls is no Python function"
+        raise SourceError(f"{describe(source.function)}: `{written}`: {why}")
 
     def text_of_method(self, helper: FunctionSource, changes: Sequence[Operation] = ()) -> str:
         """The text of the new method, with all of ``changes``; by default with its own."""

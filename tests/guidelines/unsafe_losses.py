@@ -28,6 +28,29 @@ class ScaleInvariantLogBiased(ScaleInvariantLog):
         return torch.sqrt(squared + 1e-6)
 
 
+class ScaleInvariantLogByMeans(nn.Module):
+    """The same loss as its paper writes it: with ``weight`` 1 it is 0 for every multiple of the depth."""
+
+    def __init__(self, weight: float = 1.0) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, prediction: torch.Tensor, depth: torch.Tensor) -> torch.Tensor:
+        difference = torch.log(prediction) - torch.log(depth)
+        return torch.sqrt((difference**2).mean() - self.weight * difference.mean() ** 2)
+
+
+class ScaleInvariantLogOfAMask(nn.Module):
+    """The same where the depth is known, by a power."""
+
+    def forward(self, prediction: torch.Tensor, depth: torch.Tensor) -> torch.Tensor:
+        valid = depth > 0
+        number = valid.sum()
+        logs = torch.log(prediction) - torch.log(torch.where(valid, depth, 1))
+        difference = torch.where(valid, logs, 0)
+        return (difference.pow(2).sum() / number - (difference.sum() / number) ** 2) ** 0.5
+
+
 class CrossEntropy(nn.Module):
     """Binary cross entropy, written out."""
 
@@ -207,3 +230,68 @@ class Elsewhere(nn.Module):
         p = torch.sigmoid(x)
         terms = (torch.log(self.head(x)) * target, torch.log(p.view(-1)), torch.log(p[target > 0.5]), p.double().log())
         return -sum(term.float().mean() for term in terms)
+
+
+def unit_length(x: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Rows of length one, by a root."""
+    return (x / x.pow(2).sum(-1, keepdim=True).sqrt() * target).sum()
+
+
+def unit_length_by_power(x: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """The same by a power, step by step."""
+    squares = torch.pow(x, 2)
+    length = torch.pow(torch.sum(squares, dim=-1), 0.5)
+    return (x / length.unsqueeze(-1) * target).sum()
+
+
+def unit_length_by_inverse(x: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """The same by an inverse root."""
+    return (x * torch.rsqrt((x * x).sum(-1, keepdim=True)) * target).sum()
+
+
+def length_of_another(x: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """The length of one tensor divides another."""
+    return (target / x.pow(2).sum(-1, keepdim=True).sqrt()).sum()
+
+
+def length_read_twice(x: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """The length divides its tensor, and is a term of the loss."""
+    length = x.pow(2).sum(-1, keepdim=True).sqrt()
+    return (x / length * target).sum() + length.mean()
+
+
+def by_keyword(x: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """A logarithm whose argument is given by name."""
+    return (torch.log(input=torch.sigmoid(x)) * target).sum()
+
+
+def to_other_bases(x: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Logarithms to the bases 2 and 10."""
+    p = torch.sigmoid(x)
+    return (torch.log2(p) * target + torch.log10(1 - p) * (1 - target)).sum()
+
+
+def ones_less(x: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """The complement by a tensor of ones."""
+    p = torch.sigmoid(x)
+    return (torch.log(torch.ones_like(p) - p) * target).sum()
+
+
+def of_another_type(x: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """A change of the type that changes no value."""
+    return (torch.log(torch.sigmoid(x).float()) * target).sum()
+
+
+def divided(x: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """A sigmoid beside a prior."""
+    q = torch.sigmoid(x)
+    return (torch.log(q / 0.05) * target).sum()
+
+
+def by_an_inner_function(x: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """A logarithm in a function that is defined in the loss."""
+
+    def nll(p: torch.Tensor) -> torch.Tensor:
+        return -torch.log(p)
+
+    return (nll(torch.sigmoid(x)) * target).sum()
