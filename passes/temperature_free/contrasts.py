@@ -4,43 +4,22 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import networkx as nx
 from torch import fx, nn
 
-from rewriter.passes.temperature_free.cosines import Cosine, find_cosines, parameters_behind
+from rewriter.passes.temperature_free.cosines import Cosine, Scale, find_cosines, parameters_behind
 from rewriter.passes.temperature_free.layers import LogOdds
-from rewriter.passes.temperature_free.vectors import function_of, normalised_length, scaled, size
+from rewriter.passes.temperature_free.terms import NEGATIONS, Terms
+from rewriter.passes.temperature_free.vectors import FILLS, function_of, normalised_length, places, scaled, size
 from rewriter.tracing.dataflow import WEIGHT_KINDS, Dataflow
 from rewriter.tracing.facts import facts
 from rewriter.tracing.kinds import Kind, is_in_place
 from rewriter.tracing.trace import Trace
 
-_FILLS = frozenset({"masked_fill", "where", "tril", "triu", "setitem", "fill_diagonal", "index_fill", "index_put"})
-_MOVES = frozenset({"masked_select", "stack", "diagonal", "diag", "gather", "repeat", "repeat_interleave", "getattr"})
 _SOFTMAX = frozenset({"cross_entropy", "softmax", "log_softmax", "logsumexp", "nll_loss", "kl_div", "log"})
 _SIGMOID = frozenset({"sigmoid", "logsigmoid", "softplus", "binary_cross_entropy", "binary_cross_entropy_with_logits"})
-
-
-@dataclass(eq=False)
-class Scale:
-    """A multiplication of similarities by a temperature, or by its inverse.
-
-    Attributes:
-        node: the multiplication, or division; ``kept`` is its operand that stays.
-        cosines: the similarities that it scales.
-        inside: whether it scales an operand of the product, before that is made.
-        filled: whether masked values are filled in between the product and it.
-        others: what it scales that is no similarity.
-    """
-
-    node: fx.Node
-    kept: fx.Node
-    cosines: list[Cosine]
-    inside: bool = False
-    filled: bool = False
-    others: list[fx.Node] = field(default_factory=list)
 
 
 @dataclass(eq=False)
@@ -53,6 +32,7 @@ class Contrast:
         normalised: whether a softmax follows; otherwise they are logits that the model returns.
         bias: what makes it a loss of sigmoids, which is no contrast of many; empty if nothing does.
         mixed: whether several temperatures, learned or given, meet in it or are applied by one line.
+        term: what else is a term of the loss and cannot be edited, so that it is left alone; empty if nothing is.
     """
 
     scales: list[Scale]
@@ -60,6 +40,7 @@ class Contrast:
     normalised: bool
     bias: str = ""
     mixed: bool = False
+    term: str = ""
 
     @property
     def cosines(self) -> dict[fx.Node, Cosine]:
@@ -69,18 +50,19 @@ class Contrast:
 
 def find_contrasts(trace: Trace) -> list[Contrast]:
     """The contrastive losses and logits of the training run whose similarities a temperature scales."""
-    scales = [scale for scale in _scales(trace) if not _is_attention(scale, trace)]
+    cosines = find_cosines(trace)
+    scales = [scale for scale in _scales(trace, cosines) if not _is_attention(scale, trace)]
     reached = {scale: _reached(scale, trace.flow) for scale in scales}
-    numbers = {scale: _numbers_behind(scale) for scale in scales}
+    terms = Terms(scales, reached, trace.flow)
+    behind = {scale: terms.temperatures[scale].behind for scale in scales}
     alike = nx.Graph()
     alike.add_nodes_from(scales)
-    for index, scale in enumerate(scales):
-        for other in scales[:index]:
-            meet = (reached[scale] & reached[other]) - {trace.flow.output}
-            if meet or numbers[scale] & numbers[other] or _line(scale) == _line(other):
-                alike.add_edge(scale, other)
+    for one, other in itertools.combinations(scales, 2):
+        meet = (reached[one] & reached[other]) - {trace.flow.output} or terms.meet(one, other)
+        if meet or behind[one] & behind[other] or _line(one) == _line(other):
+            alike.add_edge(one, other)
     groups = (sorted(group, key=lambda s: trace.flow.position(s.node)) for group in nx.connected_components(alike))
-    found = [_contrast(group, numbers, trace) for group in groups]
+    found = [_contrast(group, terms, cosines, trace) for group in groups]
     return sorted((one for one in found if one is not None), key=lambda one: trace.flow.position(one.scales[0].node))
 
 
@@ -121,8 +103,7 @@ def other_uses(name: str, trace: Trace, gone: set[fx.Node]) -> list[fx.Node]:
     return found
 
 
-def _scales(trace: Trace) -> Iterator[Scale]:
-    cosines = find_cosines(trace)
+def _scales(trace: Trace, cosines: Mapping[fx.Node, Cosine]) -> Iterator[Scale]:
     for cosine in cosines.values():
         for node, kept in cosine.scales.items():
             yield Scale(node, kept, [cosine], inside=True)
@@ -143,24 +124,18 @@ def _scales(trace: Trace) -> Iterator[Scale]:
 def _back(scale: Scale, flow: Dataflow) -> Iterator[fx.Node]:
     """What ``scale`` scales, through operations that only place values; notes whether values are filled in."""
     pending, seen = [scale.kept], {scale.kept}
-    scale.filled = any(function_of(writer) in _FILLS for writer in facts(scale.node)["after"])
+    scale.filled = any(function_of(writer) in FILLS for writer in facts(scale.node)["after"])
     while pending:
         node = pending.pop()
-        scale.filled |= function_of(node) in _FILLS
-        scale.filled |= any(function_of(writer) in _FILLS for writer in facts(node)["after"])
-        if not places(node):
+        scale.filled |= function_of(node) in FILLS
+        scale.filled |= any(function_of(writer) in FILLS for writer in facts(node)["after"])
+        if not places(node) and function_of(node) not in NEGATIONS:  # atanh(-s) is -atanh(s)
             yield node
             continue
         for source in flow.sources(node):
             if source not in seen and facts(source)["dtype"].is_floating_point:
                 seen.add(source)
                 pending.append(source)
-
-
-def places(node: fx.Node) -> bool:
-    """Whether an operation moves, selects or masks values, and changes none of those that stay."""
-    kinds = (Kind.VIEW, Kind.IDENTITY, Kind.SELECT, Kind.CONCAT)
-    return facts(node)["kind"] in kinds or function_of(node) in _FILLS | _MOVES
 
 
 def _is_attention(scale: Scale, trace: Trace) -> bool:
@@ -178,34 +153,23 @@ def _reached(scale: Scale, flow: Dataflow) -> set[fx.Node]:
     return flow.reachable(scale.node, stop=lambda node: function_of(node) in _SOFTMAX)
 
 
-def _numbers_behind(scale: Scale) -> set[fx.Node]:
-    """The parameters and inputs that the temperature is computed from."""
-    found: set[fx.Node] = set()
-    pending = [node for node in scale.node.all_input_nodes if node is not scale.kept]
-    while pending:
-        node = pending.pop()
-        if node not in found:
-            found.add(node)
-            pending += node.all_input_nodes
-    return {node for node in found if node.op in ("get_attr", "placeholder")}
-
-
 def _line(scale: Scale) -> tuple[object, ...]:
     """The expression that issues a scale: an edit of it acts on all that it issues."""
     frame = facts(scale.node)["frames"][0]
     return facts(scale.node)["owner"].path, frame.code, frame.instruction
 
 
-def _contrast(scales: list[Scale], numbers: Mapping[Scale, set[fx.Node]], trace: Trace) -> Contrast | None:
+def _contrast(scales: list[Scale], terms: Terms, cosines: Mapping[fx.Node, Cosine], trace: Trace) -> Contrast | None:
     parameters = dict.fromkeys(name for scale in scales for name in _temperatures(scale, trace))
     behind = set().union(*(trace.flow.reachable(scale.node) for scale in scales))
     names = {function_of(node) for node in behind}
     normalised, bias = bool(names & _SOFTMAX), _bias(behind, trace)
     if not normalised and not bias and not any(_is_returned(scale.node, trace.flow) for scale in scales):
         return None
-    given = [numbers[scale] for scale in scales if numbers[scale]]
+    given = [behind_it for scale in scales if (behind_it := terms.temperatures[scale].behind)]
     mixed = any(one.isdisjoint(other) for one, other in itertools.combinations(given, 2))
-    return Contrast(scales, list(parameters), normalised, bias, mixed)
+    term = terms.why_not_whole(scales, cosines)
+    return Contrast(scales, list(parameters), normalised, bias, mixed, term)
 
 
 def _temperatures(scale: Scale, trace: Trace) -> list[str]:

@@ -71,6 +71,26 @@ class Cosine:
         return next((operand.why_not for operand in self.operands if operand.why_not), "")
 
 
+@dataclass(eq=False)
+class Scale:
+    """A multiplication of similarities by a temperature, or by its inverse.
+
+    Attributes:
+        node: the multiplication, or division; ``kept`` is its operand that stays.
+        cosines: the similarities that it scales.
+        inside: whether it scales an operand of the product, before that is made.
+        filled: whether masked values are filled in between the product and it.
+        others: what it scales that is no similarity.
+    """
+
+    node: fx.Node
+    kept: fx.Node
+    cosines: list[Cosine]
+    inside: bool = False
+    filled: bool = False
+    others: list[fx.Node] = field(default_factory=list)
+
+
 def find_cosines(trace: Trace) -> dict[fx.Node, Cosine]:
     """The products of the training run of which both sides are normalised, or may be, since they come from outside.
 

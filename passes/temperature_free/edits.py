@@ -76,6 +76,8 @@ def _refuse_others(contrast: Contrast) -> None:
     if others:
         detail = f"the same temperature also scales {listed(list(dict.fromkeys(others)))}, which is no cosine"
         raise Refused("temperature-free/not-all-cosines", detail, code="RW1201")
+    if contrast.term:
+        raise Refused("temperature-free/another-term", contrast.term, code="RW1201")
 
 
 def _is_a_call_in_place(place: Place[Contrast], one: object) -> bool:

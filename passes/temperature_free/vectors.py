@@ -14,6 +14,9 @@ from rewriter.tracing.kinds import Kind, function_name
 _NORMS = frozenset({"norm", "vector_norm", "linalg_norm", "linalg_vector_norm", "frobenius_norm"})
 _NO_CHANGE = frozenset({"clamp", "clamp_min", "clip", "maximum", "add"})
 _EXPANDS = frozenset({"expand", "expand_as", "broadcast_to"})
+FILLS = frozenset({"masked_fill", "where", "tril", "triu", "setitem", "fill_diagonal", "index_fill", "index_put"})
+_MOVES = frozenset({"masked_select", "stack", "diagonal", "diag", "gather", "repeat", "repeat_interleave", "getattr"})
+_PLACES = frozenset({Kind.VIEW, Kind.IDENTITY, Kind.SELECT, Kind.CONCAT})
 
 
 def function_of(node: fx.Node) -> str:
@@ -25,6 +28,11 @@ def size(node: fx.Node) -> int:
     """How many numbers the result of an operation holds."""
     shape = facts(node)["shape"]
     return -1 if shape is None else math.prod(shape)
+
+
+def places(node: fx.Node) -> bool:
+    """Whether an operation moves, selects or masks values, and changes none of those that stay."""
+    return facts(node)["kind"] in _PLACES or function_of(node) in FILLS | _MOVES
 
 
 def scaled(node: fx.Node) -> fx.Node | None:
