@@ -10,10 +10,11 @@ import networkx as nx
 from torch import fx, nn
 
 from rewriter.passes.temperature_free.cosines import Cosine, Scale, find_cosines, parameters_behind
+from rewriter.passes.temperature_free.gradients import is_attention, passed_by_gradients
 from rewriter.passes.temperature_free.layers import LogOdds
 from rewriter.passes.temperature_free.terms import NEGATIONS, Terms
 from rewriter.passes.temperature_free.vectors import FILLS, function_of, normalised_length, places, scaled, size
-from rewriter.tracing.dataflow import WEIGHT_KINDS, Dataflow
+from rewriter.tracing.dataflow import Dataflow
 from rewriter.tracing.facts import facts
 from rewriter.tracing.kinds import Kind, is_in_place
 from rewriter.tracing.trace import Trace
@@ -51,7 +52,8 @@ class Contrast:
 def find_contrasts(trace: Trace) -> list[Contrast]:
     """The contrastive losses and logits of the training run whose similarities a temperature scales."""
     cosines = find_cosines(trace)
-    scales = [scale for scale in _scales(trace, cosines) if not _is_attention(scale, trace)]
+    trained = passed_by_gradients(trace.flow)
+    scales = [one for one in _scales(trace, cosines) if one.node in trained and not is_attention(one, trace.flow)]
     reached = {scale: _reached(scale, trace.flow) for scale in scales}
     terms = Terms(scales, reached, trace.flow)
     behind = {scale: terms.temperatures[scale].behind for scale in scales}
@@ -62,7 +64,7 @@ def find_contrasts(trace: Trace) -> list[Contrast]:
         if meet or behind[one] & behind[other] or _line(one) == _line(other):
             alike.add_edge(one, other)
     groups = (sorted(group, key=lambda s: trace.flow.position(s.node)) for group in nx.connected_components(alike))
-    found = [_contrast(group, terms, cosines, trace) for group in groups]
+    found = [_contrast(group, terms, cosines, trained, trace) for group in groups]
     return sorted((one for one in found if one is not None), key=lambda one: trace.flow.position(one.scales[0].node))
 
 
@@ -112,7 +114,10 @@ def _scales(trace: Trace, cosines: Mapping[fx.Node, Cosine]) -> Iterator[Scale]:
         if operand is None:
             continue
         scale = Scale(node, operand, [])
-        for leaf in _back(scale, trace.flow):
+        leaves = _back(scale, trace.flow)
+        if all(detached for _, detached in leaves):
+            continue
+        for leaf, _ in leaves:
             if leaf in cosines:
                 scale.cosines.append(cosines[leaf])
             else:
@@ -121,31 +126,27 @@ def _scales(trace: Trace, cosines: Mapping[fx.Node, Cosine]) -> Iterator[Scale]:
             yield scale
 
 
-def _back(scale: Scale, flow: Dataflow) -> Iterator[fx.Node]:
-    """What ``scale`` scales, through operations that only place values; notes whether values are filled in."""
-    pending, seen = [scale.kept], {scale.kept}
+def _back(scale: Scale, flow: Dataflow) -> list[tuple[fx.Node, bool]]:
+    """What ``scale`` scales, through operations that only place values, and whether it is cut off from the gradient.
+
+    Notes whether values are filled in.
+    """
+    found = []
+    pending, seen = [(scale.kept, False)], {scale.kept}
     scale.filled = any(function_of(writer) in FILLS for writer in facts(scale.node)["after"])
     while pending:
-        node = pending.pop()
+        node, detached = pending.pop()
+        detached |= function_of(node) == "detach"
         scale.filled |= function_of(node) in FILLS
         scale.filled |= any(function_of(writer) in FILLS for writer in facts(node)["after"])
         if not places(node) and function_of(node) not in NEGATIONS:  # atanh(-s) is -atanh(s)
-            yield node
+            found.append((node, detached))
             continue
         for source in flow.sources(node):
             if source not in seen and facts(source)["dtype"].is_floating_point:
                 seen.add(source)
-                pending.append(source)
-
-
-def _is_attention(scale: Scale, trace: Trace) -> bool:
-    """Whether a weight or another product reads the scaled similarities: scores of attention, say."""
-    own = {cosine.node for cosine in scale.cosines}
-    after = (
-        set().union(*(trace.flow.reachable(node) for node in own)) if scale.inside else trace.flow.reachable(scale.node)
-    )
-    kinds = WEIGHT_KINDS | {Kind.MATMUL, Kind.EMBEDDING}
-    return any(facts(node)["kind"] in kinds for node in after - own)
+                pending.append((source, detached))
+    return found
 
 
 def _reached(scale: Scale, flow: Dataflow) -> set[fx.Node]:
@@ -159,9 +160,11 @@ def _line(scale: Scale) -> tuple[object, ...]:
     return facts(scale.node)["owner"].path, frame.code, frame.instruction
 
 
-def _contrast(scales: list[Scale], terms: Terms, cosines: Mapping[fx.Node, Cosine], trace: Trace) -> Contrast | None:
+def _contrast(
+    scales: list[Scale], terms: Terms, cosines: Mapping[fx.Node, Cosine], trained: set[fx.Node], trace: Trace
+) -> Contrast | None:
     parameters = dict.fromkeys(name for scale in scales for name in _temperatures(scale, trace))
-    behind = set().union(*(trace.flow.reachable(scale.node) for scale in scales))
+    behind = set().union(*(trace.flow.reachable(scale.node) & trained for scale in scales))
     names = {function_of(node) for node in behind}
     normalised, bias = bool(names & _SOFTMAX), _bias(behind, trace)
     if not normalised and not bias and not any(_is_returned(scale.node, trace.flow) for scale in scales):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from rewriter.authoring import Change, Place, Reason, Refused, name_of
 from rewriter.errors import listed
 from rewriter.passes.temperature_free.contrasts import Contrast, other_uses, works_in_place
+from rewriter.passes.temperature_free.cosines import parameters_behind
 from rewriter.passes.temperature_free.layers import LogOdds
 from rewriter.text import counted
 
@@ -54,8 +55,10 @@ def freeze_returned(place: Place[list[str]]) -> Change:
     if not place.model.get_parameter(name).requires_grad:
         raise Refused(Reason.ALREADY_DONE, f"{name} is frozen")
     place.edit.freeze(*_path_and_name(name))
+    returned = [node for node in place.flow.output.all_input_nodes if node.op == "call_function"]
+    at = next((node for node in returned if name in parameters_behind(node, place.trace)), None)
     reason = "it is returned beside normalised vectors, for a loss elsewhere: rewrite that too, it is of no use alone"
-    return Change(f"freeze {name}, which a loss without a temperature does not train", reason, code="RW1202")
+    return Change(f"freeze {name}, which a loss without a temperature does not train", reason, code="RW1202", at=at)
 
 
 def _refuse_others(contrast: Contrast) -> None:

@@ -337,6 +337,7 @@ def test_check_finds_temperatures_as_notes(name: str, codes: list[str]) -> None:
     findings = rewriter.check(made(name), PASS, example_inputs=FOUND[name][1])
     assert [finding.code for finding in findings] == codes
     assert all(finding.severity == "note" and finding.fixable for finding in findings)
+    assert all(finding.file.endswith("contrastive_losses.py") and finding.line for finding in findings)
     assert not findings.faults
 
 
