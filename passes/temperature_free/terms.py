@@ -14,7 +14,7 @@ from torch import fx
 
 from rewriter.authoring import name_of
 from rewriter.passes.temperature_free.cosines import Cosine, Scale, product
-from rewriter.passes.temperature_free.vectors import function_of, nodes_in, places, scaled, size
+from rewriter.passes.temperature_free.vectors import function_of, places, size
 from rewriter.tracing.dataflow import Dataflow
 from rewriter.tracing.facts import facts
 from rewriter.tracing.kinds import Kind
@@ -123,15 +123,13 @@ class Terms:
         """Why the loss is left alone for a term that is made of ``leaf``, and ``shared`` scales of the temperature."""
         name = name_of(leaf)
         if shared and (leaf in cosines or product(leaf) is not None):
-            return (
-                f"{name} is scaled by the same temperature at {shared[0]}, which cannot be edited, and is added to it"
-            )
+            return f"{name}, a term of the loss, is scaled at {shared[0]} by the same temperature, and cannot be edited"
         if apart or shared:
             return ""
         if leaf in cosines:
-            return f"{name} is added to it behind the logarithm, and another temperature or none scales it"
+            return f"{name} is added to the logarithm of the loss, and another temperature or none scales it"
         if any(leaf in reached and function_of(leaf) in _LOGARITHMS for reached in self._behind_logarithm.values()):
-            return f"{name} of similarities that another temperature scales is added to it"
+            return f"{name} of similarities that another temperature scales is added to the loss"
         return ""
 
     def _leaves(
@@ -148,10 +146,13 @@ class Terms:
             if current in cosines or product(current) is not None or not is_linear(current):
                 yield current, scales
                 continue
-            number = _by_one_number(current)
-            further = [*scales, (current, number)] if number is not None else scales
-            sources = [number] if number is not None else self._flow.sources(current)
-            pending += [(source, further) for source in sources if source in self._flow]
+            if facts(current)["kind"] is not Kind.MULTIPLY:
+                pending += [(source, scales) for source in self._flow.sources(current)]
+                continue
+            for kept, by in _factors(current):
+                by_number = not isinstance(by, fx.Node) or size(by) == 1
+                if isinstance(kept, fx.Node) and kept in self._flow:
+                    pending.append((kept, [*scales, (current, kept)] if by_number else scales))
 
     def _sums_of(self, nodes: Iterable[fx.Node]) -> set[fx.Node]:
         """``nodes`` and what is linear in them."""
@@ -174,13 +175,7 @@ def is_linear(node: fx.Node) -> bool:
     return places(node) or facts(node)["kind"] is Kind.MULTIPLY or function_of(node) in _LINEAR
 
 
-def _by_one_number(node: fx.Node) -> fx.Node | None:
-    """The operand that ``node`` multiplies, or divides, by one number; also where that operand is one number itself."""
-    found = scaled(node)
-    if found is not None or facts(node)["kind"] is not Kind.MULTIPLY or len(node.args) < 2:
-        return found
-    operands = nodes_in(node.args[:2])
-    numbers = [one for one in operands if not facts(one)["shape"]]
-    if len(operands) == 1 or "div" in function_of(node):
-        return operands[0]
-    return next((one for one in operands if one not in numbers), operands[0])
+def _factors(node: fx.Node) -> list[tuple[object, object]]:
+    """Each factor of a product with the other one; of a division, the numerator with the denominator."""
+    first, second = [*node.args, *node.kwargs.values()][:2]
+    return [(first, second)] if "div" in function_of(node) else [(first, second), (second, first)]

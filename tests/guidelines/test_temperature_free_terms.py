@@ -164,6 +164,13 @@ def scaled_mean(a: torch.Tensor, b: torch.Tensor, t: Any) -> torch.Tensor:
     return torch.logsumexp(a @ b.T / t, 1).mean() - (a * b).sum(1).mean() / t
 
 
+def weighted(a: torch.Tensor, b: torch.Tensor, t: Any) -> torch.Tensor:
+    a, b = unit(a, b)
+    pos = (a * b).sum(1)
+    weight = 2 - 4 * torch.softmax(pos / 0.5, 0).detach()
+    return (-weight * pos / t + torch.logsumexp(a @ b.T / t, 1)).mean()
+
+
 def scaled_logarithm(a: torch.Tensor, b: torch.Tensor, t: Any) -> torch.Tensor:
     a, b = unit(a, b)
     return (t * torch.logsumexp(a @ b.T / t, 1) - (a * b).sum(1)).mean()
@@ -196,7 +203,16 @@ def negative_scale(a: torch.Tensor, b: torch.Tensor, t: Any) -> torch.Tensor:
 
 @pytest.mark.parametrize(
     "loss",
-    [scaled_mean, scaled_logarithm, scaled_distance, other_temperature, raw_positive, negative_factor, negative_scale],
+    [
+        scaled_mean,
+        weighted,
+        scaled_logarithm,
+        scaled_distance,
+        other_temperature,
+        raw_positive,
+        negative_factor,
+        negative_scale,
+    ],
 )
 def test_a_loss_of_which_one_term_cannot_be_edited_is_left_whole(loss: Loss) -> None:
     temperature = torch.tensor(0.1) if loss is negative_scale else 0.1
@@ -211,6 +227,21 @@ def with_distance(a: torch.Tensor, b: torch.Tensor, t: Any) -> torch.Tensor:
     neg = torch.cat([a @ a.T, a @ b.T], 1) / t
     neg = neg.masked_fill(eye(len(a)).repeat(1, 2), -1e9)
     return (-pos / t + torch.logsumexp(neg, 1)).mean() + 0.5 * (1 - pos).mean()
+
+
+def weighted_behind(a: torch.Tensor, b: torch.Tensor, t: Any) -> torch.Tensor:
+    a, b = unit(a, b)
+    pos = (a * b).sum(1) / t
+    weight = 2 - 4 * torch.softmax((a * b).sum(1) / 0.5, 0).detach()
+    return (-weight * pos + torch.logsumexp(a @ b.T / t, 1)).mean()
+
+
+def test_a_positive_that_is_weighted_behind_its_temperature_is_edited() -> None:
+    rewritten = rewriter.rewrite(weighted_behind, "temperature-free", example_inputs=(A, B, 0.1))
+    a, b = unit(A, B)
+    weight = 2 - 4 * torch.softmax((a * b).sum(1) / 0.5, 0)
+    expected = (odds(a, b).logsumexp(1) - weight * odds(a, b).diagonal()).mean()
+    torch.testing.assert_close(rewritten(A, B, 0.3), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_a_further_term_of_its_own_stays() -> None:
