@@ -8,7 +8,7 @@ Dataflow::
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,14 +68,15 @@ def find_roots(trace: Trace) -> Iterator[Place[Root]]:
             by_expression.setdefault(expression_of(node), []).append((node, operand))
     for roots in by_expression.values():
         clamp: bool | None = None
+        behind = {node: operations_behind(node, trace) for node, _ in roots}
         for node, operand in roots:
-            nodes, leaves = operations_behind(node, trace)
+            nodes, leaves = behind[node]
             needed = differentiable(leaves, trace)
             sums = any(_is_sum(each, trace) for each in nodes if each is not node)
             if not needed or not sums or without_gradient(node) or _normalises(node, operand, trace):
                 continue
             if clamp is None:
-                clamp = _may_clamp(roots, trace)
+                clamp = _may_clamp(roots, behind, trace)
             settings = itertools.chain(zeros(leaves, needed), roundings(leaves, needed) if clamp else ())
             for how, edge in settings:
                 if _fails(node, operand, nodes, edge, clamp, trace):
@@ -85,16 +86,25 @@ def find_roots(trace: Trace) -> Iterator[Place[Root]]:
                     break
 
 
-def _may_clamp(roots: Sequence[tuple[fx.Node, fx.Node]], trace: Trace) -> bool:
-    """Whether the operand of one of the runs of a root is negative by rounding, and none is negative as such."""
-    behind = [(operand, *operations_behind(node, trace)) for node, operand in roots]
+def _may_clamp(
+    roots: Sequence[tuple[fx.Node, fx.Node]],
+    behind: Mapping[fx.Node, tuple[list[fx.Node], list[fx.Node]]],
+    trace: Trace,
+) -> bool:
+    """Whether the operand of one of the runs of a root is negative by rounding, and none is negative as such.
+
+    Args:
+        roots: the runs, with the operand of each.
+        behind: what leads to each run, and where that begins.
+        trace: the recording.
+    """
     if any(_kind_of_root(node) == "inverse root" for node, _ in roots):
         return False
-    if not any(has_difference(nodes, trace) for _, nodes, _ in behind):
+    if not any(has_difference(nodes, trace) for nodes, _ in behind.values()):
         return False
     found = [
-        rounds_below_zero(operand, nodes, leaves, differentiable(leaves, trace), trace)
-        for operand, nodes, leaves in behind
+        rounds_below_zero(operand, *behind[node], differentiable(behind[node][1], trace), trace)
+        for node, operand in roots
     ]
     return None not in found and any(found)
 

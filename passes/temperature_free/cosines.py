@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import fx
 
+from rewriter.analysis.ancestors import computed_from
 from rewriter.passes.temperature_free.vectors import (
     function_of,
     is_detached,
@@ -158,14 +159,7 @@ class _Finder:
 def parameters_behind(node: fx.Node, trace: Trace) -> set[str]:
     """The names of the parameters that ``node`` is computed from."""
     names = {name for name, _ in trace.model.named_parameters(remove_duplicate=False)}
-    found: set[fx.Node] = set()
-    pending = [node]
-    while pending:
-        current = pending.pop()
-        if current not in found:
-            found.add(current)
-            pending += current.all_input_nodes
-    return {str(one.target) for one in found if one.op == "get_attr"} & names
+    return {str(one.target) for one in computed_from([node]) if one.op == "get_attr"} & names
 
 
 def _merged(operands: Sequence[Operand]) -> Operand:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
+from rewriter.analysis.ancestors import computed_from
 from rewriter.authoring import name_of
 from rewriter.passes.temperature_free.cosines import Cosine, Scale, product
 from rewriter.passes.temperature_free.vectors import function_of, places, size
@@ -63,18 +64,12 @@ class Temperature:
 
 def temperature_of(node: fx.Node, kept: fx.Node) -> Temperature:
     """The number by which ``node`` multiplies, or divides, its operand ``kept``."""
-    pending = [operand for operand in node.all_input_nodes if operand is not kept]
-    number = pending[0] if pending else None
-    found: set[fx.Node] = set()
-    while pending:
-        operand = pending.pop()
-        if operand not in found:
-            found.add(operand)
-            pending += operand.all_input_nodes
+    operands = [operand for operand in node.all_input_nodes if operand is not kept]
+    number = operands[0] if operands else None
     values = [value for value in node.args[:2] if isinstance(value, (int, float)) and value]
     factor = float(values[0]) if values and number is None else None
     divides = factor is not None and "div" in function_of(node)
-    behind = frozenset(one for one in found if one.op in ("get_attr", "placeholder"))
+    behind = frozenset(one for one in computed_from(operands) if one.op in ("get_attr", "placeholder"))
     return Temperature(behind, 1 / factor if divides and factor else factor, number)
 
 

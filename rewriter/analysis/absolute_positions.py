@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 from torch import fx, nn
 
+from rewriter.analysis.ancestors import computed_from
 from rewriter.analysis.layout import channel_dimension
 from rewriter.analysis.norms import find_norms
 from rewriter.analysis.weights import has_weight
@@ -69,7 +70,8 @@ def find_absolute_positions(flow: Dataflow, model: nn.Module) -> list[AbsolutePo
         others = [operand for operand in node.all_input_nodes if operand not in flow]
         if len(sources) != 1 or len(others) != 1 or not _varies(others[0], node, flow, model) or _scores(node, flow):
             continue
-        constants = tuple(_ancestors(others[0], node.graph))
+        behind = computed_from(others)
+        constants = tuple(each for each in node.graph.nodes if each in behind)
         if not _is_table(constants):
             continue
         images, passed = _back_to_images(sources[0], flow, norms)
@@ -103,17 +105,6 @@ def _scores(total: fx.Node, flow: Dataflow) -> bool:
     products = facts(first)["kind"] is Kind.MATMUL and not has_weight(first, flow)  # of queries and keys
     around = (*way_back(flow.sources(total)[0], flow), *flow.reachable(total, ends))
     return products or any(facts(node)["kind"] is Kind.SOFTMAX for node in around)
-
-
-def _ancestors(constant: fx.Node, graph: fx.Graph) -> list[fx.Node]:
-    found: set[fx.Node] = set()
-    pending = [constant]
-    while pending:
-        current = pending.pop()
-        if current not in found:
-            found.add(current)
-            pending += current.all_input_nodes
-    return [node for node in graph.nodes if node in found]
 
 
 def _is_table(constants: tuple[fx.Node, ...]) -> bool:

@@ -11,7 +11,7 @@ from rewriter.cli.asked import Asked
 from rewriter.cli.model import Wanted, Work
 from rewriter.cli.options import output_console
 from rewriter.cli.output import show_diff
-from rewriter.guideline.registry import installed_passes
+from rewriter.guideline.registry import passes_by_code
 from rewriter.lint.findings import Finding, Findings
 from rewriter.lint.selection import chosen_codes
 from rewriter.planning.selection import select
@@ -42,16 +42,14 @@ class Checking:
             found = rewriter.check(
                 model, wanted.resolved, select=codes, ignore=left_out, training=training, **inputs
             )  # fmt: skip
-        chosen = select(model, wanted.only, wanted.skip)
-        return found.where(lambda finding: chosen.allows(finding.path) and not self._is_ignored(finding))
+        chosen, known = select(model, wanted.only, wanted.skip), list(passes_by_code())
+        ignored = [(select(model, path), chosen_codes(codes, None, known)) for path, codes in self._ignored.items()]
 
-    def _is_ignored(self, finding: Finding) -> bool:
-        known = [lint.code for cls in installed_passes().values() for lint in cls.codes]
-        return any(
-            chosen_codes(codes, None, known).allow(finding.code)
-            and select(self._entry.model, path).allows(finding.path)
-            for path, codes in self._ignored.items()
-        )
+        def is_wanted(finding: Finding) -> bool:
+            left_out = any(where.allows(finding.path) and codes.allow(finding.code) for where, codes in ignored)
+            return chosen.allows(finding.path) and not left_out
+
+        return found.where(is_wanted)
 
     def show_diff(self, findings: Findings) -> None:
         """Print how :meth:`fix` would change the source."""
@@ -67,15 +65,15 @@ class Checking:
         wanted = self._wanted
         entry = wanted.create(self._work)
         model = rewriter.rewrite(entry.model, **self._arguments(findings))
-        records = rewriter.report(model).records if model is not entry.model else ()
-        rewriter.save(model, output, recipe=wanted.recipe(entry, records[-1]) if records else None)
-        print(f"written to {output}: {rewriter.report(model).summary()}")
+        report = rewriter.report(model)
+        rewriter.save(model, output, recipe=wanted.recipe(entry, report.records[-1]) if report.records else None)
+        print(f"written to {output}: {report.summary()}")
 
     def _arguments(self, findings: Findings) -> dict[str, Any]:
         """Arguments of :func:`rewriter.plan` that mend the faults, and the notes if nothing else is found."""
         fixable = [finding for finding in findings if finding.fixable]
         wanted = [finding for finding in fixable if finding.is_fault] or fixable
-        named = {lint.code: name for name, cls in installed_passes().items() for lint in cls.codes}
+        named = passes_by_code()
         names = list(dict.fromkeys(named[finding.code] for finding in wanted))
         given = [item for item in self._wanted.resolved or () if item.name in names]
         paths = list(dict.fromkeys(finding.path for finding in wanted))

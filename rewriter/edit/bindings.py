@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rewriter.edit.control_flow import branches, end
+from rewriter.edit.names import bound_name
 from rewriter.edit.source import FunctionSource
 
 _TRIES = (ast.Try, ast.TryStar)
@@ -78,24 +79,11 @@ def _binds(node: ast.AST, name: str) -> bool:
         return isinstance(node.func.value, ast.Name) and node.func.value.id == name
     if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Store):
         return isinstance(node.value, ast.Name) and node.value.id == name
-    return _bound_name(node) == name
+    return bound_name(node) == name
 
 
 def _is_in_place(method: str) -> bool:
     return method.endswith("_") and not method.endswith("__")
-
-
-def _bound_name(node: ast.AST) -> str | None:
-    match node:
-        case ast.Name(id=name, ctx=ast.Store() | ast.Del()) | ast.arg(arg=name):
-            return name
-        case ast.ExceptHandler(name=name) | ast.MatchAs(name=name) | ast.MatchStar(name=name):
-            return name
-        case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
-            return name
-        case ast.alias(name=name, asname=alias):
-            return alias or name.partition(".")[0]
-    return None
 
 
 def _statement(tree: ast.AST, node: ast.AST) -> ast.AST:
@@ -103,12 +91,9 @@ def _statement(tree: ast.AST, node: ast.AST) -> ast.AST:
     found = node
     for inner in ast.walk(tree):
         walrus = isinstance(inner, ast.NamedExpr) and inner.target is node
-        simple = isinstance(inner, (ast.Assign, ast.AnnAssign, ast.AugAssign)) and any(
-            n is node for n in ast.walk(inner)
-        )
         if walrus:
             return inner
-        if simple:
+        if isinstance(inner, (ast.Assign, ast.AnnAssign, ast.AugAssign)) and _within(node, inner):
             found = inner
     return found
 
@@ -121,11 +106,11 @@ def _parameters(function: ast.FunctionDef) -> list[ast.arg]:
 def _scopes(tree: ast.AST, node: ast.AST) -> list[ast.AST]:
     """The functions and comprehensions around ``node``, outermost first."""
     around = [scope for scope in ast.walk(tree) if isinstance(scope, _SCOPES) and scope is not node]
-    return [scope for scope in around if any(inner is node for inner in ast.walk(scope))]
+    return [scope for scope in around if _within(node, scope)]
 
 
 def _holds(block: Sequence[ast.AST], node: ast.AST) -> bool:
-    return any(inner is node for statement in block for inner in ast.walk(statement))
+    return any(_within(node, statement) for statement in block)
 
 
 def _within(node: ast.AST, outer: ast.AST) -> bool:

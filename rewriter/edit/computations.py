@@ -13,8 +13,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from rewriter.edit.names import local_names, submodule
-from rewriter.edit.operations import RESULT, LayerOperation, Redirect, RedirectBinary, around, operands
+from rewriter.edit.names import submodule, used_names
+from rewriter.edit.operands import RESULT, operand_of
+from rewriter.edit.operations import LayerOperation, Redirect, RedirectBinary, around
 from rewriter.edit.source import FunctionSource, Span, Splice, describe, offsets
 from rewriter.errors import PlanError, SourceError
 
@@ -23,7 +24,7 @@ from rewriter.errors import PlanError, SourceError
 class Keep(LayerOperation):
     """Give a name to an operand of an expression: ``f(g(x))`` becomes ``f((name := g(x)))``.
 
-    :data:`~rewriter.edit.operations.RESULT` stands for the value of the expression: ``(name := f(x))``.
+    :data:`~rewriter.edit.operands.RESULT` stands for the value of the expression: ``(name := f(x))``.
 
     Attributes:
         name: a name that the function does not use.
@@ -33,8 +34,8 @@ class Keep(LayerOperation):
     name: str
 
     def splices_for(self, source: FunctionSource, receiver: str) -> Iterator[Splice]:
-        taken = {node.id for node in ast.walk(source.tree) if isinstance(node, ast.Name)} | local_names(source)
-        if not self.name.isidentifier() or keyword.iskeyword(self.name) or self.name in taken | {receiver}:
+        taken = used_names(source) | {receiver}
+        if not self.name.isidentifier() or keyword.iskeyword(self.name) or self.name in taken:
             raise PlanError(f"{describe(source.function)}: {self.name!r} is no free name of a variable")
         yield from around(source, self.call, self.operand, f"({self.name} := ", ")")
 
@@ -58,17 +59,14 @@ class Given:
         Raises:
             SourceError: there is none.
         """
-        found = operands(source.find(self.call)).get(self.operand)
-        if found is None:
-            raise SourceError(f"`{source.segment(self.call)}` has no plain operand {self.operand}")
-        return found
+        return operand_of(source, self.call, self.operand)
 
 
 @dataclass(frozen=True)
 class Compute(LayerOperation):
     """Let a submodule compute an expression from other values.
 
-    With the operand :data:`~rewriter.edit.operations.RESULT` the whole expression is replaced: ``f(g(x), y)`` becomes
+    With the operand :data:`~rewriter.edit.operands.RESULT` the whole expression is replaced: ``f(g(x), y)`` becomes
     ``self.module(x, z)``. With another operand the one value takes its place, and the other arguments stay as written:
     ``f(g(x), y)`` becomes ``self.module(x, y)``.
 
@@ -89,11 +87,8 @@ class Compute(LayerOperation):
             return
         if len(self.values) != 1:
             raise PlanError("a computation that keeps its other arguments has one value")
-        node = source.find(self.call)
-        replaced = operands(node).get(self.operand)
-        if replaced is None:
-            raise SourceError(f"`{source.segment(self.call)}` has no plain operand {self.operand}")
-        redirect = RedirectBinary if isinstance(node, ast.BinOp) else Redirect
+        replaced = operand_of(source, self.call, self.operand)
+        redirect = RedirectBinary if isinstance(source.find(self.call), ast.BinOp) else Redirect
         yield from redirect(self.call, self.operand, self.module).splices_for(source, receiver)
         yield from _replaced(source, offsets(source, replaced), self.values, "", "")
 

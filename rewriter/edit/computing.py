@@ -16,9 +16,9 @@ from rewriter.edit.data_edits import making
 from rewriter.edit.edits import Edit
 from rewriter.edit.expression import Expression
 from rewriter.edit.expressions import direct
-from rewriter.edit.names import local_names, receiver_parameter
+from rewriter.edit.names import local_names, receiver_parameter, used_names
 from rewriter.edit.new_layer import LayerName, NewLayer
-from rewriter.edit.operations import RESULT, operands
+from rewriter.edit.operands import RESULT, operands
 from rewriter.edit.positions import Position, positions
 from rewriter.edit.redirects import Function, Redirects, checked
 from rewriter.edit.source import code_span
@@ -200,8 +200,7 @@ class _Search:
         ):
             return Given(operand.id, first.span, number), None
         what = first.span, number
-        names = {node.id for node in ast.walk(self._source.tree) if isinstance(node, ast.Name)} | {"self"}
-        taken = names | local_names(self._source)
+        taken = used_names(self._source) | {"self"}
         free = self._names.variable(taken, f"{self._name}_input", self._source.function, what)
         return Given(free, *what), Keep(*what, free)
 

@@ -21,15 +21,8 @@ from rewriter.edit.expression import Expression, outside_the_class
 from rewriter.edit.expressions import direct, issued_by_no_code
 from rewriter.edit.moving import why_not_movable
 from rewriter.edit.new_layer import LayerName, NewLayer
-from rewriter.edit.operations import (
-    RESULT,
-    Move,
-    Remove,
-    RemoveBinary,
-    Wrap,
-    WrapTogether,
-    operands,
-)
+from rewriter.edit.operands import RESULT, operands
+from rewriter.edit.operations import Move, Remove, RemoveBinary, Wrap, WrapTogether
 from rewriter.edit.positions import Position, positions
 from rewriter.edit.replacements import Replacements
 from rewriter.reasons import Reason, Refused

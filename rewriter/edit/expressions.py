@@ -19,7 +19,7 @@ from rewriter.edit.explicit_calls import ExplicitCalls, attribute_path, follow, 
 from rewriter.edit.expression import Expression, expression_at, outside_the_class
 from rewriter.edit.held_methods import FunctionOfReceiver, follows_its_module
 from rewriter.edit.names import called_function, receiver_parameter
-from rewriter.edit.operations import RECEIVER, keyword_number, operands
+from rewriter.edit.operands import RECEIVER, keyword_number, operands
 from rewriter.edit.positions import Position, positions
 from rewriter.edit.repeated_calls import RepeatedCalls
 from rewriter.errors import SourceError

@@ -6,7 +6,7 @@ import ast
 
 from rewriter.edit.control_flow import branches, end, exits_between
 from rewriter.edit.names import local_names
-from rewriter.edit.operations import call_and_operand
+from rewriter.edit.operands import call_and_operand
 from rewriter.edit.source import FunctionSource, Span
 from rewriter.errors import SourceError
 

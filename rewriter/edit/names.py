@@ -76,7 +76,7 @@ def _named(source: FunctionSource, name: str) -> Any:
 
 
 def _binds(node: ast.AST, name: str) -> bool:
-    return _bound_name(node) == name
+    return bound_name(node) == name
 
 
 def _member(holder: Any, name: str) -> Any:
@@ -95,10 +95,16 @@ def local_names(source: FunctionSource) -> set[str]:
     """Names bound by the method, or by a function, lambda or comprehension in it, except that of the receiver."""
     own = receiver_parameter(source)
     inside = (node for node in ast.walk(source.tree) if node is not own and node is not source.tree)
-    return {name for name in map(_bound_name, inside) if name}
+    return {name for name in map(bound_name, inside) if name}
 
 
-def _bound_name(node: ast.AST) -> str | None:
+def used_names(source: FunctionSource) -> set[str]:
+    """Names that the text of the method binds or reads, except that of the receiver where it is not read."""
+    return {node.id for node in ast.walk(source.tree) if isinstance(node, ast.Name)} | local_names(source)
+
+
+def bound_name(node: ast.AST) -> str | None:
+    """The name that ``node`` itself binds; None if it binds none."""
     match node:
         case ast.Name(id=name, ctx=ast.Store() | ast.Del()) | ast.arg(arg=name):
             return name

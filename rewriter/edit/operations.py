@@ -16,18 +16,10 @@ from typing import Any, ClassVar
 
 from rewriter.edit.class_calls import class_call
 from rewriter.edit.control_flow import branches
-from rewriter.edit.names import called_function, local_names, receiver_name, receiver_parameter, submodule
+from rewriter.edit.names import called_function, local_names, receiver_name, receiver_parameter, submodule, used_names
+from rewriter.edit.operands import RECEIVER, RESULT, call_and_operand, is_bare, operand_of, operands
 from rewriter.edit.source import FunctionSource, Span, Splice, describe, offsets, splice
 from rewriter.errors import PlanError, SourceError
-
-RECEIVER = -1
-"""Operand number of ``x`` in ``x.mean(1)``."""
-
-RESULT = -2
-"""Operand number of an expression's own value."""
-
-FIRST_KEYWORD = -3
-"""Operand number of ``a`` in ``f(x, name=a)``; further keywords have the numbers below."""
 
 
 @dataclass(frozen=True)
@@ -201,10 +193,9 @@ class Replace(LayerOperation):
                 raise SourceError(f"`{source.segment(self.call)}` does not assign to a plain name")
             yield Splice(offsets(source, node.target)[1], stop, f" = {called}({node.target.id})")
             return
-        operand = operands(node).get(self.operand)
-        if operand is None or self.operand == RESULT:
+        if self.operand == RESULT:
             raise SourceError(f"`{source.segment(self.call)}` has no plain operand {self.operand}")
-        inner_start, inner_stop = offsets(source, operand)
+        inner_start, inner_stop = offsets(source, operand_of(source, self.call, self.operand))
         yield Splice(start, inner_start, f"{called}(", order=-1)
         yield Splice(inner_stop, stop, ")", order=1)
 
@@ -313,8 +304,7 @@ class Adopt(Operation):
 
     def text_of_method(self, helper: FunctionSource, changes: Sequence[Operation] = ()) -> str:
         """The text of the new method, with all of ``changes``; by default with its own."""
-        names = {node.id for node in ast.walk(helper.tree) if isinstance(node, ast.Name)}
-        receiver = "self" if "self" not in names | local_names(helper) else "the_module"
+        receiver = "self" if "self" not in used_names(helper) else "the_module"
         first = receiver_parameter(helper)
         if first is None:
             raise SourceError(f"{describe(helper.function)} has no positional parameter")
@@ -356,52 +346,9 @@ class CallMethod(Operation):
         yield from found.as_method(source, self.method)
 
 
-def operands(node: ast.AST) -> dict[int, ast.expr]:
-    """The operands of an expression by number, and its value; only the value if they are ambiguous (``f(*x)``).
-
-    Positional arguments have the numbers from 0 on; for others see :data:`RECEIVER` and :data:`FIRST_KEYWORD`.
-    """
-    if isinstance(node, ast.AugAssign):
-        return {1: node.value}
-    found: dict[int, ast.expr] = {RESULT: node} if isinstance(node, ast.expr) else {}
-    if isinstance(node, ast.BinOp):
-        return {0: node.left, 1: node.right, **found}
-    if isinstance(node, ast.UnaryOp):
-        return {0: node.operand, **found}
-    if not isinstance(node, ast.Call) or any(isinstance(a, ast.Starred) for a in node.args):
-        return found
-    found |= dict(enumerate(node.args))
-    found |= {FIRST_KEYWORD - i: keyword.value for i, keyword in enumerate(node.keywords) if keyword.arg is not None}
-    if isinstance(node.func, ast.Attribute):
-        found[RECEIVER] = node.func.value
-    return found
-
-
-def keyword_number(node: ast.AST, name: str) -> int | None:
-    """The operand number of the argument that a call gives as ``name=``; None if it gives none."""
-    keywords = node.keywords if isinstance(node, ast.Call) else []
-    return next((FIRST_KEYWORD - index for index, keyword in enumerate(keywords) if keyword.arg == name), None)
-
-
-def call_and_operand(source: FunctionSource, call: Span, operand: int) -> tuple[ast.Call, ast.expr]:
-    node = source.find(call)
-    found = operands(node).get(operand)
-    if not isinstance(node, ast.Call) or found is None:
-        raise SourceError(f"`{source.segment(call)}` is not a call with a plain operand {operand}")
-    return node, found
-
-
 def around(source: FunctionSource, target: Span, operand: int, before: str, after: str) -> Iterator[Splice]:
-    found = operands(source.find(target)).get(operand)
-    if found is None:
-        raise SourceError(f"`{source.segment(target)}` has no plain operand {operand}")
-    start, stop = offsets(source, found)
+    """Put text around an operand; around the value of an expression it stands outside of what others put there."""
+    start, stop = offsets(source, operand_of(source, target, operand))
     outermost = 2 if operand == RESULT else 0
     yield Splice(start, start, before, order=-outermost)
     yield Splice(stop, stop, after, order=outermost)
-
-
-def is_bare(operand: ast.expr) -> bool:
-    """Whether the expression keeps its meaning without parentheses around it."""
-    one_line = operand.lineno == operand.end_lineno
-    return one_line and isinstance(operand, (ast.Name, ast.Attribute, ast.Call, ast.Subscript))

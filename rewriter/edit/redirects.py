@@ -15,7 +15,8 @@ from rewriter.edit.expression import Expression, expression_at, outside_the_clas
 from rewriter.edit.expressions import direct
 from rewriter.edit.names import called_function
 from rewriter.edit.new_layer import LayerName, NewLayer
-from rewriter.edit.operations import RECEIVER, Adopt, LayerOperation, Operation, Redirect, RedirectBinary, Remove
+from rewriter.edit.operands import RECEIVER
+from rewriter.edit.operations import Adopt, LayerOperation, Operation, Redirect, RedirectBinary, Remove
 from rewriter.edit.positions import Position, positions
 from rewriter.edit.source import read_source
 from rewriter.errors import SourceError

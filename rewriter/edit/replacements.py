@@ -16,7 +16,8 @@ from rewriter.edit.edits import Edit
 from rewriter.edit.expression import Expression
 from rewriter.edit.expressions import direct, issued_by_no_code
 from rewriter.edit.new_layer import LayerName, NewLayer
-from rewriter.edit.operations import RESULT, Operation, Remove, RemoveBinary, Replace, Wrap, operands
+from rewriter.edit.operands import RESULT, operands
+from rewriter.edit.operations import Operation, Remove, RemoveBinary, Replace, Wrap
 from rewriter.edit.positions import Position, positions
 from rewriter.edit.redirects import Redirects, checked
 from rewriter.edit.source import Span, code_span

@@ -42,6 +42,11 @@ def installed_passes() -> dict[str, type[Pass]]:
     return dict(sorted(found.items()))
 
 
+def passes_by_code() -> dict[str, str]:
+    """The name of the installed pass that finds the fault of each code."""
+    return {lint.code: name for name, cls in installed_passes().items() for lint in cls.codes}
+
+
 def _checked(registered: Any, entry: EntryPoint, found: Mapping[str, type[Pass]]) -> type[Pass]:
     """The pass that an entry point loads, after checking that it is one and that its name is free."""
     problem = _problem(registered)

@@ -8,7 +8,7 @@ from typing import Any
 from rewriter.guideline.base import Advice, Pass, Passes, Recommendation, Site, Skipped
 from rewriter.guideline.deciding import checked_code, findings_of
 from rewriter.guideline.lint import Lint, Location
-from rewriter.guideline.registry import installed_passes, resolve_passes
+from rewriter.guideline.registry import installed_passes, passes_by_code, resolve_passes
 from rewriter.lint.findings import Finding, Findings
 from rewriter.lint.selection import Codes, chosen_codes
 from rewriter.lint.training import Training, options_of
@@ -55,7 +55,7 @@ def check(
     check_model(model)
     wanted = [item for item in resolve_passes(_with_codes() if passes is None else passes) if item.codes]
     lints = {lint.code: lint for item in wanted for lint in item.codes}
-    codes = chosen_codes(select, ignore, [lint.code for cls in installed_passes().values() for lint in cls.codes])
+    codes = chosen_codes(select, ignore, list(passes_by_code()))
     wanted = [item for item in wanted if any(codes.allow(lint.code) for lint in item.codes)]
     options = options_of(training) if training is not None else None
     traced = trace_candidates(model, inputs_to_run_on(model, example_inputs, input_size))

@@ -18,7 +18,7 @@ import rewriter
 from rewriter.authoring import Change, Contract, Pass, Place, register_layer
 from rewriter.edit.computations import Compute, Given, Keep
 from rewriter.edit.edited_text import edited_text
-from rewriter.edit.operations import RESULT
+from rewriter.edit.operands import RESULT
 from rewriter.edit.positions import positions
 from rewriter.edit.source import Span, read_source
 from rewriter.errors import PlanError, RewriterError, SourceError

@@ -9,7 +9,8 @@ import pytest
 from written_methods import Load, made_method, move, remove, span_of, wrap
 
 from rewriter.edit.edited_text import edited_text
-from rewriter.edit.operations import RECEIVER, Move, Remove, Wrap
+from rewriter.edit.operands import RECEIVER
+from rewriter.edit.operations import Move, Remove, Wrap
 from rewriter.edit.source import re_emit
 
 OPERATIONS: dict[str, tuple[str, Any, str | None, str | None]] = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -30,17 +30,25 @@ class Scaled(nn.Module):
 
 
 @dataclass(frozen=True)
-class BeforeDifference(Pass):
-    """A layer before what is subtracted from 1, and before a sigmoid that is called as a function."""
+class OfFunctions(Pass):
+    """A pass about the operations with certain names."""
 
     name = "for-test"
     summary = paper = "a test"
     contract = Contract(eval_output=False)
+    functions: ClassVar[tuple[str, ...]] = ()
 
     def candidates(self, trace: Any) -> Iterator[Place[Any]]:
         for node in trace.operations():
-            if node.op == "call_function" and function_name(node.target) in ("rsub", "sigmoid"):
+            if node.op == "call_function" and function_name(node.target) in self.functions:
                 yield Place(trace, node, "operation")
+
+
+@dataclass(frozen=True)
+class BeforeDifference(OfFunctions):
+    """A layer before what is subtracted from 1, and before a sigmoid that is called as a function."""
+
+    functions = ("rsub", "sigmoid")
 
     def decide(self, place: Place[Any]) -> Change:
         if isinstance(place.trace.owner_of(place.flow.sources(place.node)[0]), Scaled):
@@ -61,17 +69,10 @@ def test_the_operand_of_a_reflected_operator_and_of_a_function_that_calls_a_meth
 
 
 @dataclass(frozen=True)
-class Products(Pass):
+class Products(OfFunctions):
     """x * y by a layer that is given both."""
 
-    name = "for-test"
-    summary = paper = "a test"
-    contract = Contract(eval_output=False)
-
-    def candidates(self, trace: Any) -> Iterator[Place[Any]]:
-        for node in trace.operations():
-            if node.op == "call_function" and function_name(node.target) == "mul":
-                yield Place(trace, node, "product")
+    functions = ("mul",)
 
     def decide(self, place: Place[Any]) -> Change:
         place.edit.redirect(place.node, Scaled)
